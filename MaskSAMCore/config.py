@@ -1,0 +1,391 @@
+"""Configuration: frozen dataclasses, JSON in and out; an unknown or ill-typed key is an error.
+
+Every published network, each of its ablation rows and the product itself are values of `Config`
+(MODEL.md §15). Only this module and `presets` know which paper is configured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, Union
+
+from MaskSAMCore.errors import InputError
+
+T = TypeVar("T")
+
+AdapterKind = Literal["none", "plain", "depth_mlp", "depth_conv"]
+DepthPosition = Literal["before", "middle", "after"]
+TOKEN_STRIDE = 16
+MASK_STRIDE = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """The frozen SAM encoder (MODEL.md §3)."""
+
+    arch: Literal["vit_b", "vit_l", "vit_h", "mobile", "tiny"] = "vit_b"
+    pos_mode: Literal["crop", "interpolate"] = "crop"
+    rel_pos_resize: Literal["slice", "interpolate"] = "slice"
+    attention_kernel: Literal["fast", "reference"] = "fast"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StemConfig:
+    """From M modalities to SAM's three channels (MODEL.md §5.1).
+
+    `lean` convolves before it enlarges: at x4 the papers' stem costs as much as all the rest of a
+    MobileSAM, a sixteenth of that is enough for it.
+    """
+
+    kind: Literal["conv", "lean", "repeat"] = "conv"
+    upsample: Literal[1, 2, 4] = 4
+    residual: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthConfig:
+    """Learned positions of the slices in a patch (MODEL.md §5.2)."""
+
+    pe_encoder: bool = True
+    pe_decoder: Literal["full", "factorised", "none"] = "full"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderAdapterConfig:
+    """Adapters of the encoder blocks (MODEL.md §4.3)."""
+
+    kind: AdapterKind = "depth_conv"
+    slots: tuple[Literal["attn", "mlp"], ...] = ("attn", "mlp")
+    ratio: float = 0.25
+    depth_position: DepthPosition = "middle"
+    act: Literal["gelu", "relu"] = "gelu"
+    scale: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenAdapterConfig:
+    """Adapters of the decoder's prompt tokens (MODEL.md §4.3)."""
+
+    kind: AdapterKind = "depth_mlp"
+    slots: tuple[Literal["self", "t2i", "mlp", "final"], ...] = ("self", "t2i", "mlp", "final")
+    ratio: float = 0.25
+    depth_position: DepthPosition = "middle"
+    act: Literal["gelu", "relu"] = "gelu"
+    scale: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageAdapterConfig:
+    """Adapters of the decoder's image tokens (MODEL.md §4.3)."""
+
+    kind: AdapterKind = "depth_conv"
+    slot: Literal["i2t", "i2t_post"] = "i2t"
+    ratio: float = 0.25
+    depth_position: DepthPosition = "middle"
+    act: Literal["gelu", "relu"] = "gelu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """Where automatic prompts come from (MODEL.md §6).
+
+    `kind="query"` is the MaskSAM generator, `"gt"` takes the prompts from the ground truth.
+    `image_skip` gives the trunk the scan itself at its finest stage; not in the paper: a frozen
+    encoder's finest level has been seen to blur borders one voxel wide.
+    """
+
+    kind: Literal["query", "gt"] = "query"
+    trunk: Literal["pyramid", "stacked"] = "pyramid"
+    widths: tuple[int, ...] = (256, 128, 128)
+    queries: int = 8
+    mask: bool = True
+    box: bool = True
+    fusion: Literal["average", "learned", "mask", "none"] = "average"
+    box_grad: Literal["hard", "soft"] = "hard"
+    mask_prompt: Literal["logits", "binary", "none"] = "logits"
+    floor_boxes: bool = False
+    class_tokens: bool = True
+    image_skip: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """SAM's mask decoder and what is added to it (MODEL.md §7).
+
+    `mask_residual` adds the generator's mask to the decoded one, so the decoder learns a
+    correction; not in the paper: SAM's decoder sees the mask prompt at stride 16 only.
+    """
+
+    class_head: bool = True
+    upsampler: bool = False
+    mask_residual: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Terms of the set loss (MODEL.md §9); `kind="binary"` is BCE + Dice with given prompts."""
+
+    kind: Literal["set", "binary"] = "set"
+    classification: float = 0.2
+    bce: float = 1.5
+    dice: float = 1.5
+    aux: float = 0.5
+    box_l1: float = 0.5
+    box_giou: float = 0.2
+    no_object: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The whole network (MODEL.md §15.1).
+
+    Attributes:
+        channels: Modalities M of the scan.
+        classes: K semantic classes, background included.
+        patch: (D, H, W) voxels of one forward pass.
+    """
+
+    channels: int = 1
+    classes: int = 4
+    patch: tuple[int, int, int] = (4, 256, 256)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    stem: StemConfig = field(default_factory=StemConfig)
+    depth: DepthConfig = field(default_factory=DepthConfig)
+    enc_adapter: EncoderAdapterConfig = field(default_factory=EncoderAdapterConfig)
+    dec_tokens: TokenAdapterConfig = field(default_factory=TokenAdapterConfig)
+    dec_image: ImageAdapterConfig = field(default_factory=ImageAdapterConfig)
+    source: SourceConfig = field(default_factory=SourceConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    head: Literal["query", "argmax"] = "query"
+    loss: LossConfig = field(default_factory=LossConfig)
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) in pixels that the encoder is fed with."""
+        up = self.stem.upsample
+        return self.patch[1] * up, self.patch[2] * up
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(g_h, g_w) tokens of the image embedding."""
+        height, width = self.input_size
+        return height // TOKEN_STRIDE, width // TOKEN_STRIDE
+
+    @property
+    def mask_size(self) -> tuple[int, int]:
+        """(height, width) of the masks that SAM's decoder returns."""
+        height, width = self.input_size
+        return height // MASK_STRIDE, width // MASK_STRIDE
+
+    def check(self) -> None:
+        """Raise InputError for values that no network can be built from."""
+        height, width = self.input_size
+        if height % TOKEN_STRIDE or width % TOKEN_STRIDE or min(self.patch) < 1:
+            raise InputError(
+                "patch does not fit the encoder",
+                where="model.patch",
+                why=f"{self.patch[1:]} times stem.upsample={self.stem.upsample} must be a multiple of {TOKEN_STRIDE}",
+            )
+        if max(height, width) > 1024:
+            raise InputError(
+                "encoder input is too large",
+                where="model.patch",
+                why=f"{height}x{width} exceeds SAM's canvas of 1024x1024",
+                remedy="Choose a smaller patch or stem.upsample.",
+            )
+        if self.classes < 2:
+            raise InputError("a model needs the background and one structure", where="model.classes")
+        if self.source.kind == "query" and self.source.queries < self.classes:
+            raise InputError(
+                "fewer queries than classes",
+                where="model.source.queries",
+                why=f"{self.source.queries} < {self.classes}",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Probabilities and ranges of nnU-Net's augmentation (MODEL.md §12.3). Angles in degrees."""
+
+    rotation: float = 0.2
+    rotation_degrees: float = 30.0
+    scaling: float = 0.2
+    scaling_range: tuple[float, float] = (0.7, 1.4)
+    noise: float = 0.1
+    blur: float = 0.2
+    brightness: float = 0.15
+    contrast: float = 0.15
+    low_resolution: float = 0.25
+    gamma_inverted: float = 0.1
+    gamma: float = 0.3
+    mirror: float = 0.5
+    elastic: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Preprocessing and sampling (MODEL.md §12).
+
+    Attributes:
+        view: Plane of the slices; `auto` puts the coarsest axis along depth.
+        spacing: Target spacing (depth, height, width) in mm; None takes the data's median.
+        fit_patch: Fit the in-plane patch and `stem.upsample` to the data (MODEL.md §12.2); the
+            preset's patch then gives the depth only.
+        left_right: Mirroring along left-right. `declared` mirrors only where the data set declares
+            `left_right_pairs` (an empty list says that no label has a side); labels swap with it.
+        foreground: Share of patches that must hold a random structure.
+    """
+
+    view: Literal["auto", "axial", "coronal", "sagittal"] = "auto"
+    spacing: tuple[float, float, float] | None = None
+    normalisation: Literal["auto", "ct", "zscore"] = "auto"
+    fit_patch: bool = False
+    left_right: Literal["declared", "never", "always"] = "declared"
+    foreground: float = 0.33
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One run of training (MODEL.md §14).
+
+    Attributes:
+        frozen_epochs: Epochs of the first phase, on cached features of the frozen encoder (§14.4).
+        frozen_copies: Fixed augmented copies of every case in that cache; 1 is the case itself.
+        ema: Decay of the averaged weights that are validated and released; 0 turns it off.
+        validate_every: Epochs between two validations.
+        validate_cases: Most cases of a validation during training; 0 takes all.
+    """
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 1e-3
+    momentum: float = 0.99
+    weight_decay: float = 3e-5
+    eps: float = 1e-8
+    clip: float = 12.0
+    schedule: Literal["poly", "cosine"] = "poly"
+    warmup_steps: int = 0
+    epochs: int = 500
+    iterations: int = 250
+    batch: int = 2
+    accumulate: int = 1
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    checkpointing: bool = False
+    frozen_epochs: int = 0
+    frozen_copies: int = 1
+    ema: float = 0.0
+    validate_every: int = 10
+    validate_cases: int = 0
+    folds: int = 5
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that a run is determined by, besides its data and the base weights."""
+
+    preset: str = ""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A dataclass as plain JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(cls: type[T], data: Any, *, where: str = "") -> T:
+    """Build the dataclass `cls` from JSON values; missing keys keep their defaults.
+
+    Raises:
+        InputError: A key is unknown or its value has the wrong type; `where` names it.
+    """
+    if not isinstance(data, dict):
+        raise InputError("expected an object", where=where or cls.__name__, why=f"found {data!r}")
+    hints = typing.get_type_hints(cls)
+    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(set(data) - known)
+    if unknown:
+        raise InputError(
+            f"unknown key {unknown[0]!r}",
+            where=where or cls.__name__,
+            remedy="Known keys: " + ", ".join(sorted(known)) + ".",
+        )
+    values = {key: _convert(hints[key], value, f"{where}.{key}" if where else key) for key, value in data.items()}
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise InputError("a required key is missing", where=where or cls.__name__, why=str(error)) from error
+
+
+def override(config: T, assignments: list[str]) -> T:
+    """Apply `a.b=value` assignments (the `--set` option); values are JSON, or bare words for text.
+
+    Raises:
+        InputError: An assignment is malformed, its key unknown or its value ill-typed.
+    """
+    data = to_dict(config)
+    for text in assignments:
+        key, equals, raw = text.partition("=")
+        if not equals or not key:
+            raise InputError("expected KEY=VALUE", where=f"--set {text}")
+        try:
+            value = json.loads(raw)
+        except json.JSONDecodeError:
+            value = raw
+        node = data
+        *parents, last = key.strip().split(".")
+        for parent in parents:
+            node = node.get(parent) if isinstance(node, dict) else None
+            if node is None:
+                raise InputError(f"unknown key {parent!r}", where=f"--set {text}")
+        if not isinstance(node, dict) or last not in node:
+            raise InputError(f"unknown key {last!r}", where=f"--set {text}")
+        node[last] = value
+    return from_dict(type(config), data)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _convert(next(a for a in args if a is not type(None)), value, where)
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast(type, hint), value, where=where)
+    if origin is Literal:
+        if value in args and type(value) is type(args[args.index(value)]):
+            return value
+        raise InputError(
+            f"unknown value {value!r}", where=where, remedy="Choose one of " + ", ".join(map(str, args)) + "."
+        )
+    if origin is tuple:
+        return _convert_tuple(args, value, where)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise InputError("expected an object", where=where, why=f"found {value!r}")
+        return {_convert(args[0], k, where): _convert(args[1], v, f"{where}.{k}") for k, v in value.items()}
+    if hint is Any:
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not hint:
+        raise InputError(
+            f"expected {getattr(hint, '__name__', hint)}", where=where, why=f"found {value!r} ({type(value).__name__})"
+        )
+    return value
+
+
+def _convert_tuple(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise InputError("expected a list", where=where, why=f"found {value!r}")
+    if len(args) == 2 and args[1] is Ellipsis:
+        return tuple(_convert(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+    if len(value) != len(args):
+        raise InputError(f"expected {len(args)} values", where=where, why=f"found {len(value)}")
+    return tuple(_convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True)))

@@ -1,0 +1,1 @@
+"""Training data: verification, splits, the prepared cache, sampling and augmentation."""

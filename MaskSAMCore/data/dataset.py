@@ -1,0 +1,245 @@
+"""The prepared cache: preprocessed arrays that training maps into memory; needs numpy and torch only.
+
+manifest.json            format, plan, labels, cases with their hashes, splits; written last
+cases/ID.image.npy       (M, D, H, W) float16, normalised
+cases/ID.label.npy       (D, H, W) classes, uint8 or uint16
+cases/ID.points.npy      (n, 4) int32: class, d, h, w of some voxels of every class
+cases/ID.json            the record (the way back to the scan), patient, sources, hashes
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from MaskSAMCore.config import Config, from_dict
+from MaskSAMCore.data.splits import Split
+from MaskSAMCore.errors import DatasetError, InputError
+from MaskSAMCore.labels import LabelTable
+from MaskSAMCore.plan import Plan, normalisation_of
+from MaskSAMCore.preprocess import Record
+from MaskSAMCore.progress import Progress, no_progress
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+CASES = "cases"
+ARRAYS = ("image", "label", "points")
+_OPEN_CASES = 128
+_REMEDY = "Run prepare again on the data set; it rebuilds what is stale or damaged and keeps the rest."
+
+
+@dataclass(frozen=True)
+class PreparedCase:
+    """One case of the cache, mapped into memory.
+
+    Attributes:
+        id, patient: As in the data set.
+        image: (M, D, H, W) float16.
+        label: (D, H, W) classes.
+        points: (n, 4) class, d, h, w.
+        record: The way back to the scan's grid.
+    """
+
+    id: str
+    patient: str
+    image: np.ndarray
+    label: np.ndarray
+    points: np.ndarray
+    record: Record
+
+
+def is_prepared(folder: str | Path) -> bool:
+    """Whether a folder holds a finished cache, rather than a raw data set."""
+    return (Path(folder) / MANIFEST).is_file()
+
+
+def array_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+class PreparedDataset:
+    """A finished cache. Each case's hash is checked when it is first opened, and all of them by `verify`.
+
+    Args:
+        folder: With `manifest.json`.
+
+    Attributes:
+        manifest: The manifest as read.
+        name, licence, description, modality: Of the data set.
+        plan, labels, splits: Typed parts of the manifest.
+        ids: Cases, ordered.
+        patients: Case to patient.
+
+    Raises:
+        InputError: The folder does not exist.
+        DatasetError: It holds no finished cache, one of another format, or files are missing.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.manifest = _read_manifest(self.folder)
+        try:
+            self.name = str(self.manifest["name"])
+            self.licence = str(self.manifest["licence"])
+            self.description = str(self.manifest["description"])
+            self.plan = from_dict(Plan, self.manifest["plan"], where="plan")
+            self.labels = from_dict(LabelTable, self.manifest["labels"], where="labels")
+            self.splits = tuple(from_dict(Split, entry, where="splits") for entry in self.manifest["splits"])
+            self._entries: dict[str, dict[str, Any]] = {str(entry["id"]): entry for entry in self.manifest["cases"]}
+            self.patients = {case: str(entry["patient"]) for case, entry in self._entries.items()}
+        except (KeyError, TypeError, InputError) as error:
+            raise DatasetError(
+                "is damaged",
+                where=self.folder / MANIFEST,
+                problems=[f"{type(error).__name__}: {error}"],
+                remedy=_REMEDY,
+            ) from error
+        self.modality = self.plan.modality
+        self.ids = tuple(sorted(self._entries))
+        self._open: OrderedDict[str, PreparedCase] = OrderedDict()
+        self._checked: set[str] = set()
+        missing = [f"{CASES}/{path.name} is missing" for case in self.ids for path in self._files(case).values()
+                   if not path.is_file()]  # fmt: skip
+        if missing:
+            raise DatasetError("is damaged", where=self.folder, problems=missing, remedy=_REMEDY)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def fold(self, index: int) -> Split:
+        """The cases of one fold.
+
+        Raises:
+            InputError: There is no such fold.
+        """
+        if not 0 <= index < len(self.splits):
+            raise InputError(
+                "there is no such fold", where=f"--fold {index}", why=f"{self.name} has {len(self.splits)}"
+            )
+        return self.splits[index]
+
+    def case(self, case: str) -> PreparedCase:
+        """One case; its arrays are read-only.
+
+        Raises:
+            DatasetError: It is unknown, or a file is not what was prepared.
+        """
+        ready = self._open.get(case)
+        if ready is not None:
+            return ready
+        if case not in self._entries:
+            raise DatasetError("holds no such case", where=self.folder, problems=[case])
+        if case not in self._checked:
+            problems = self.problems(case)
+            if problems:
+                raise DatasetError("is stale or damaged", where=self.folder, problems=problems, remedy=_REMEDY)
+            self._checked.add(case)
+        files = self._files(case)
+        side = json.loads(files["record"].read_text(encoding="utf-8"))
+        ready = PreparedCase(
+            id=case,
+            patient=self.patients[case],
+            image=np.load(files["image"], mmap_mode="r"),
+            label=np.load(files["label"], mmap_mode="r"),
+            points=np.load(files["points"]),
+            record=from_dict(Record, side["record"], where=f"{case}.json"),
+        )
+        self._open[case] = ready
+        while len(self._open) > _OPEN_CASES:
+            self._open.popitem(last=False)
+        return ready
+
+    def hashes(self, cases: Sequence[str]) -> dict[str, dict[str, str]]:
+        """SHA-256 of the files of some cases, by case and kind, as the manifest has them."""
+        return {case: dict(self._entries[case]["files"]) for case in cases}
+
+    def hashes(self, cases: Sequence[str]) -> dict[str, dict[str, str]]:
+        """SHA-256 of the prepared files of some cases, for whatever is derived from them."""
+        return {case: dict(self._entries[case]["files"]) for case in cases}
+
+    def problems(self, case: str) -> list[str]:
+        """What differs between a case's files and the manifest; empty if all is well."""
+        found = []
+        for kind, path in self._files(case).items():
+            expected = self._entries[case]["files"][kind]
+            actual = array_hash(path) if path.is_file() else "missing"
+            if actual != expected:
+                found.append(f"{CASES}/{path.name}: sha256 {actual[:12]}, the manifest has {expected[:12]}")
+        return found
+
+    def verify(self, *, progress: Progress = no_progress) -> None:
+        """Check every hash (FAULTS row 43).
+
+        Raises:
+            DatasetError: With one line for every file that is not what was prepared.
+        """
+        problems = []
+        for index, case in enumerate(self.ids):
+            progress(index, len(self.ids), "checking the cache")
+            found = [] if case in self._checked else self.problems(case)
+            if not found:
+                self._checked.add(case)
+            problems += found
+        progress(len(self.ids), len(self.ids), "checking the cache")
+        if problems:
+            raise DatasetError("is stale or damaged", where=self.folder, problems=problems, remedy=_REMEDY)
+
+    def check_config(self, config: Config) -> None:
+        """Refuse a configuration that asks for other preprocessing than this cache holds.
+
+        The patch, sampling and augmentation are free: they are applied to the cached arrays.
+
+        Raises:
+            DatasetError: Names every setting that differs.
+        """
+        data, plan = config.data, self.plan
+        problems = []
+        if data.view not in ("auto", plan.view):
+            problems.append(f"data.view: asked for {data.view}, prepared as {plan.view}")
+        if data.spacing is not None and not np.allclose(data.spacing, plan.spacing, rtol=1e-4):
+            problems.append(f"data.spacing: asked for {data.spacing} mm, prepared at {plan.spacing} mm")
+        wanted = normalisation_of(plan.channels, data.normalisation)
+        if wanted != plan.normalisation:
+            problems.append(f"data.normalisation: asked for {wanted}, prepared with {plan.normalisation}")
+        if problems:
+            raise DatasetError("was prepared with other settings", where=self.folder, problems=problems, remedy=_REMEDY)
+
+    def _files(self, case: str) -> dict[str, Path]:
+        return case_files(self.folder, case)
+
+
+def case_files(folder: Path, case: str) -> dict[str, Path]:
+    """The files of a case by kind."""
+    files = {kind: folder / CASES / f"{case}.{kind}.npy" for kind in ARRAYS}
+    return files | {"record": folder / CASES / f"{case}.json"}
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise InputError("the cache does not exist", where=folder, remedy="Make it with prepare.")
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise DatasetError("holds no finished cache", where=folder, problems=[f"{MANIFEST} is missing"], remedy=_REMEDY)
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise DatasetError("is damaged", where=path, problems=[str(error)], remedy=_REMEDY) from error
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != FORMAT:
+        raise DatasetError(
+            "has another format", where=path, problems=[f"found {found}, this version reads {FORMAT}"], remedy=_REMEDY
+        )
+    return manifest

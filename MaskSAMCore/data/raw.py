@@ -1,0 +1,274 @@
+"""Training data as it lies on disk: nnU-Net's raw format, and the folders that the ACDC challenge hands out.
+
+`dataset.json` as nnU-Net version 2 defines it (`channel_names`, `labels`, `file_ending`), and, all optional:
+`name`, `description`, `licence` or `license`, `left_right_pairs` (pairs of label names; an empty list says that no
+label has a side), `patients` (case to patient, where a patient has several cases), `allow_empty` (cases without any
+structure are meant), `terminology` (label name to `category`, `type`, `modifier`: [scheme, value, meaning]).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from MaskSAMCore.errors import DatasetError, InputError
+from MaskSAMCore.io.images import read_labels, read_volume
+from MaskSAMCore.labels import PALETTE, Code, Label, LabelTable
+from MaskSAMCore.terminology import describe
+from MaskSAMCore.volume import LabelMap, Volume, match_grid
+
+_SAME_PATIENT = re.compile(r"[_-](?:frame|ed|es|ses|session|visit|time|tp|scan|phase)[_-]?\d*$", re.IGNORECASE)
+_CHANNEL = re.compile(r"_(\d{4})$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawCase:
+    """One scan: its `images` (one file per channel) and its label map; None where that file is missing."""
+
+    id: str
+    patient: str
+    images: tuple[Path, ...]
+    label: Path | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawDataset:
+    """A described data set, its files listed but not opened.
+
+    Attributes:
+        folder: Where it lies.
+        channels: Names of the channels.
+        labels: Structures ordered by id; class c of the network is `labels.labels[c - 1]`.
+        cases: Ordered by id.
+        allow_empty: Cases without any structure are meant.
+        problems: What was wrong with the list of files; `verify_dataset` reports it with the rest.
+    """
+
+    folder: Path
+    name: str
+    licence: str
+    description: str
+    channels: tuple[str, ...]
+    labels: LabelTable
+    cases: tuple[RawCase, ...]
+    allow_empty: bool = False
+    problems: tuple[str, ...] = ()
+
+
+def read_dataset(folder: str | Path) -> RawDataset:
+    """Read the description and list the cases; opens no image.
+
+    Raises:
+        InputError: The folder does not exist.
+        DatasetError: It is no data set, or its description cannot be used; every reason is listed.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError("the data set does not exist", where=folder)
+    if (folder / "dataset.json").is_file():
+        return _read_nnunet(folder)
+    if any(folder.glob("patient*/Info.cfg")):
+        return _read_acdc(folder)
+    raise DatasetError(
+        "is no data set",
+        where=folder,
+        problems=["dataset.json is missing"],
+        remedy="Give a folder in nnU-Net's raw format: dataset.json, imagesTr, labelsTr.",
+    )
+
+
+def read_case(dataset: RawDataset, case: RawCase) -> tuple[Volume, LabelMap]:
+    """Scan and labels on one grid; a label map off by less than the stated tolerance is snapped (FAULTS row 26).
+
+    Raises:
+        InputError: A file is missing or unreadable, or the grids differ.
+    """
+    if case.label is None or len(case.images) != len(dataset.channels):
+        raise InputError("the case is incomplete", where=case.id)
+    volume = read_volume(case.images[0] if len(case.images) == 1 else list(case.images))
+    labels = read_labels(case.label)
+    grid = match_grid(labels.grid, volume.grid, where=f"{case.label.name} and {case.images[0].name}")
+    return volume, LabelMap(array=labels.array, grid=grid, labels=dataset.labels, source=str(case.label))
+
+
+def patient_of(case: str, patients: Mapping[str, str] | None = None) -> str:
+    """The patient of a case: as declared, else its name without a trailing frame, phase or visit."""
+    return (patients or {}).get(case) or _SAME_PATIENT.sub("", case)
+
+
+def _read_nnunet(folder: Path) -> RawDataset:
+    path = folder / "dataset.json"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object)
+    except (ValueError, OSError) as error:
+        raise DatasetError("cannot be read", where=path, problems=[str(error)]) from error
+    if not isinstance(data, dict):
+        raise DatasetError("cannot be used", where=path, problems=["it holds no object"])
+    problems: list[str] = []
+    channels = _channels(data, problems)
+    labels = _labels(data, problems)
+    ending = data.get("file_ending", ".nii.gz")
+    patients = data.get("patients", {})
+    if not isinstance(ending, str) or not ending.startswith("."):
+        problems.append(f'file_ending must be text like ".nii.gz", found {ending!r}')
+    if not isinstance(patients, dict):
+        problems.append("patients must be an object of case and patient")
+    if problems or labels is None:
+        raise DatasetError("cannot be used", where=path, problems=problems)
+    cases, missing = _list_cases(folder, ending, len(channels), patients)
+    return RawDataset(
+        folder=folder,
+        name=str(data.get("name") or folder.resolve().name),
+        licence=str(data.get("licence") or data.get("license") or ""),
+        description=str(data.get("description") or ""),
+        channels=channels,
+        labels=labels,
+        cases=cases,
+        allow_empty=bool(data.get("allow_empty", False)),
+        problems=tuple(missing),
+    )
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys differ; JSON itself would silently keep the last of two."""
+    keys = [key for key, _ in pairs]
+    twice = sorted({key for key in keys if keys.count(key) > 1})
+    if twice:
+        raise ValueError(f"{', '.join(map(repr, twice))} is defined twice")
+    return dict(pairs)
+
+
+def _channels(data: dict[str, Any], problems: list[str]) -> tuple[str, ...]:
+    names = data.get("channel_names", data.get("modality"))
+    if not isinstance(names, dict) or not names:
+        problems.append('channel_names is missing; write for example {"0": "CT"}')
+        return ()
+    if sorted(names) != sorted(map(str, range(len(names)))):
+        problems.append(f"channel_names must be numbered 0 to {len(names) - 1}, found {', '.join(map(str, names))}")
+        return ()
+    return tuple(str(names[str(i)]) for i in range(len(names)))
+
+
+def _labels(data: dict[str, Any], problems: list[str]) -> LabelTable | None:
+    raw = data.get("labels")
+    if not isinstance(raw, dict) or not raw:
+        problems.append('labels is missing; write for example {"background": 0, "liver": 1}')
+        return None
+    if all(isinstance(v, str) for v in raw.values()) and all(str(k).isdigit() for k in raw):
+        raw = {name: int(number) for number, name in raw.items()}  # nnU-Net version 1
+    wrong = [name for name, i in raw.items() if not isinstance(i, int) or isinstance(i, bool)]
+    if wrong:
+        problems.append(f"labels: {', '.join(wrong)}: expected one integer (regions of several labels are not known)")
+        return None
+    ids = {name: i for name, i in raw.items() if i != 0}
+    if not ids:
+        problems.append("labels: there is no structure besides the background")
+        return None
+    pairs = _pairs(data.get("left_right_pairs"), set(ids), problems)
+    mirror = {a: b for pair in pairs or [] for a, b in (pair, pair[::-1])}
+    codes = data.get("terminology", {})
+    labels = tuple(
+        _label(name, number, position, mirror.get(name, ""), codes.get(name) if isinstance(codes, dict) else None)
+        for position, (name, number) in enumerate(sorted(ids.items(), key=lambda item: item[1]))
+    )
+    table = LabelTable(labels=labels, mirrored=pairs is not None)
+    try:
+        table.check()
+    except InputError as error:
+        problems.append(f"labels: {error}")
+    return describe(table)
+
+
+def _pairs(raw: Any, names: set[str], problems: list[str]) -> list[tuple[str, str]] | None:
+    if raw is None:
+        return None
+    if not isinstance(raw, list) or any(not isinstance(p, list) or len(p) != 2 for p in raw):
+        problems.append("left_right_pairs must be a list of pairs of label names")
+        return []
+    pairs = []
+    for first, second in raw:
+        unknown = [str(n) for n in (first, second) if n not in names]
+        if unknown:
+            problems.append(f"left_right_pairs: {', '.join(unknown)} is no label")
+        else:
+            pairs.append((first, second))
+    flat = [n for pair in pairs for n in pair]
+    twice = sorted({n for n in flat if flat.count(n) > 1})
+    if twice:
+        problems.append(f"left_right_pairs: {', '.join(twice)} is in more than one pair")
+    return pairs
+
+
+def _label(name: str, number: int, position: int, mirror: str, codes: Any) -> Label:
+    label = Label(id=number, name=name, color=PALETTE[position % len(PALETTE)], mirror=mirror)
+    if isinstance(codes, dict):
+        given = {
+            key: Code(scheme=str(v[0]), value=str(v[1]), meaning=str(v[2]))
+            for key, v in codes.items()
+            if key in ("category", "type", "modifier") and isinstance(v, list) and len(v) == 3
+        }
+        label = replace(label, **given)  # type: ignore[arg-type]
+    return label
+
+
+def _list_cases(
+    folder: Path, ending: str, channels: int, patients: dict[str, str]
+) -> tuple[tuple[RawCase, ...], list[str]]:
+    images, labels = folder / "imagesTr", folder / "labelsTr"
+    problems = [f"the folder {part.name} is missing" for part in (images, labels) if not part.is_dir()]
+    found: dict[str, dict[int, Path]] = {}
+    for path in sorted(images.glob(f"*{ending}")):
+        stem = path.name[: -len(ending)]
+        match = _CHANNEL.search(stem)
+        if path.name.startswith("."):
+            continue
+        if match is None:
+            problems.append(f"imagesTr/{path.name}: the name must end in a channel, such as _0000{ending}")
+            continue
+        found.setdefault(stem[: match.start()], {})[int(match.group(1))] = path
+    masks = {p.name[: -len(ending)]: p for p in sorted(labels.glob(f"*{ending}")) if not p.name.startswith(".")}
+    cases = []
+    for case in sorted(set(found) | set(masks)):
+        have = found.get(case, {})
+        for channel in range(channels):
+            if channel not in have:
+                problems.append(f"{case}: imagesTr/{case}_{channel:04d}{ending} is missing")
+        for channel in sorted(set(have) - set(range(channels))):
+            problems.append(f"{case}: {have[channel].name} is a channel that dataset.json does not name")
+        if case not in masks:
+            problems.append(f"{case}: labelsTr/{case}{ending} is missing")
+        paths = tuple(have[c] for c in range(channels) if c in have)
+        cases.append(RawCase(id=case, patient=patient_of(case, patients), images=paths, label=masks.get(case)))
+    if not cases:
+        problems.append(f"there is no case with the ending {ending}")
+    return tuple(cases), problems
+
+
+def _read_acdc(folder: Path) -> RawDataset:
+    """The ACDC challenge's own folders: patientXXX/patientXXX_frameYY.nii.gz and ..._gt.nii.gz (ED and ES)."""
+    names = ("right ventricle", "myocardium", "left ventricle")
+    labels = tuple(_label(name, i, i - 1, "", None) for i, name in enumerate(names, start=1))
+    cases, problems = [], []
+    for image in sorted(folder.glob("patient*/patient*_frame[0-9][0-9].nii.gz")):
+        case = image.name.removesuffix(".nii.gz")
+        label = image.with_name(f"{case}_gt.nii.gz")
+        if not label.is_file():
+            problems.append(f"{case}: {label.parent.name}/{label.name} is missing")
+        cases.append(
+            RawCase(id=case, patient=image.parent.name, images=(image,), label=label if label.is_file() else None)
+        )
+    return RawDataset(
+        folder=folder,
+        name="ACDC",
+        licence="CC BY-NC-SA 4.0",
+        description="Automated Cardiac Diagnosis Challenge; O. Bernard et al., IEEE TMI 37(11), 2018",
+        channels=("cine MRI",),
+        # the ventricles are told apart by their walls, not by the side they lie on; the papers mirror them too
+        labels=describe(LabelTable(labels=labels, mirrored=True)),
+        cases=tuple(cases),
+        problems=tuple(problems),
+    )

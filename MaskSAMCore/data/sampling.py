@@ -1,0 +1,142 @@
+"""Batches of patches as pure functions of (seed, step, rank), so that a resumed run sees what it would have seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from MaskSAMCore.config import AugmentConfig
+from MaskSAMCore.data.augment import draw_warp, extract, flip, generator, intensity
+from MaskSAMCore.data.dataset import PreparedDataset
+from MaskSAMCore.errors import DatasetError, InputError
+from MaskSAMCore.plan import MirrorRule, Shape
+
+
+@dataclass(frozen=True)
+class Patches:
+    """A batch.
+
+    Attributes:
+        image: (B, M, D, H, W) float32.
+        label: (B, D, H, W) int64.
+        valid: (B, D) bool; False for slices that only pad a short volume.
+        cases: Id of every sample's case.
+    """
+
+    image: Tensor
+    label: Tensor
+    valid: Tensor
+    cases: tuple[str, ...]
+
+
+@lru_cache(maxsize=8)
+def _order(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, 1, epoch]).permutation(count)
+
+
+class PatchSampler:
+    """Draws patches of prepared cases; every case once before any comes again.
+
+    The last `foreground` share of each batch is centred on a voxel of a random structure of its case (MODEL.md
+    §12.3); a batch of one is so with that probability.
+
+    Args:
+        dataset: The cache.
+        ids: Cases to draw from.
+        patch: (D, H, W).
+        batch: B, per process.
+        foreground: Share of structure patches.
+        seed: Of everything that is drawn.
+        augment: Augmentation, or None.
+        mirror: From `plan.mirror_rule`; needed for `augment`.
+
+    Raises:
+        InputError: There are no cases, or augmentation was asked for without its mirror rule.
+    """
+
+    def __init__(
+        self,
+        dataset: PreparedDataset,
+        ids: Sequence[str],
+        *,
+        patch: Shape,
+        batch: int,
+        foreground: float = 0.33,
+        seed: int = 0,
+        augment: AugmentConfig | None = None,
+        mirror: MirrorRule | None = None,
+    ) -> None:
+        if not ids:
+            raise InputError("there is no case to train on", where=dataset.folder)
+        if augment is not None and mirror is None:
+            raise InputError("augmentation needs to know which mirroring is allowed", where="PatchSampler")
+        self.dataset, self.ids, self.patch, self.size = dataset, tuple(ids), patch, batch
+        self.foreground, self.seed, self.augment, self.mirror = foreground, seed, augment, mirror
+
+    def batch(self, step: int, *, rank: int = 0, world: int = 1) -> Patches:
+        """The batch of micro-step `step` for process `rank` of `world`.
+
+        Raises:
+            DatasetError: A case cannot be read; it is named (FAULTS rows 43, 44).
+        """
+        samples, cases = [], []
+        first = (step * world + rank) * self.size
+        for index in range(self.size):
+            epoch, place = divmod(first + index, len(self.ids))
+            case = self.ids[_order(len(self.ids), self.seed, epoch)[place]]
+            try:
+                samples.append(self._sample(case, first + index, index))
+            except (OSError, ValueError, IndexError) as error:
+                problem = f"{type(error).__name__}: {error}"
+                raise DatasetError("a case cannot be used", where=case, problems=[problem]) from error
+            cases.append(case)
+        images, labels, valids = zip(*samples, strict=True)
+        return Patches(torch.stack(images), torch.stack(labels), torch.stack(valids), tuple(cases))
+
+    def _sample(self, case: str, number: int, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        ready = self.dataset.case(case)
+        rng = np.random.default_rng([self.seed, 2, number])
+        start = place_patch(ready.label.shape, self.patch, self._target(ready.points, index, rng), rng)
+        if self.augment is None or self.mirror is None:
+            return extract(ready.image, ready.label, start, self.patch)
+        drawn = generator(self.seed, 3, number)
+        plan = self.dataset.plan
+        warp = draw_warp(self.augment, plan, self.patch, drawn)
+        image, label, valid = extract(ready.image, ready.label, start, self.patch, warp)
+        image = intensity(image, self.augment, drawn, in_plane=plan.anisotropic)
+        return flip(image, label, valid, self.mirror, self.augment.mirror, drawn)
+
+    def _target(self, points: np.ndarray, index: int, rng: np.random.Generator) -> np.ndarray | None:
+        """A voxel that the patch must hold, or None."""
+        chance = rng.random()
+        if self.size == 1:
+            wanted = chance < self.foreground
+        else:
+            wanted = index >= round(self.size * (1 - self.foreground))
+        if not wanted or not len(points):
+            return None
+        value = rng.choice(np.unique(points[:, 0]))
+        rows = points[points[:, 0] == value]
+        return rows[rng.integers(len(rows)), 1:]
+
+
+def place_patch(
+    shape: Sequence[int], patch: Shape, target: np.ndarray | None, rng: np.random.Generator
+) -> tuple[int, int, int]:
+    """First voxel of a patch: around `target` if given, else anywhere; inside the case along every axis that is long
+    enough, and centred, as `resample.pad_to` does it, along the others.
+    """
+    start = []
+    for axis, (size, length) in enumerate(zip(shape, patch, strict=True)):
+        if size <= length:
+            start.append(-((length - size) // 2))
+        elif target is None:
+            start.append(int(rng.integers(size - length + 1)))
+        else:
+            start.append(int(np.clip(int(target[axis]) - length // 2, 0, size - length)))
+    return start[0], start[1], start[2]

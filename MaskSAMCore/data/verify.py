@@ -1,0 +1,106 @@
+"""Everything that is wrong with a data set, in one report, before the first step (FAULTS rows 26, 27, 33, 40, 41)."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from MaskSAMCore.data.raw import RawCase, RawDataset, patient_of, read_case, read_dataset
+from MaskSAMCore.data.splits import load_splits
+from MaskSAMCore.errors import DatasetError, MaskSAMError
+from MaskSAMCore.progress import CancelToken, Progress, no_progress
+
+_CHUNK = 1 << 20
+
+
+def verify_dataset(
+    folder: str | Path, *, progress: Progress = no_progress, cancel: CancelToken | None = None
+) -> RawDataset:
+    """Open every file of a data set and check it.
+
+    Refused are: missing files, unreadable files, image and label on different grids, NaN or Inf, constant images,
+    label values that were not declared, cases without any structure (unless `allow_empty`), one scan under two
+    names, structures that no case has, splits with one patient in both halves, fewer than two patients.
+
+    Raises:
+        InputError: The folder does not exist.
+        DatasetError: With one line per problem, each naming its case or file.
+    """
+    dataset = read_dataset(folder)
+    problems = list(dataset.problems)
+    complete = [c for c in dataset.cases if c.label is not None and len(c.images) == len(dataset.channels)]
+    seen: dict[str, str] = {}
+    present: set[int] = set()
+    read = 0
+    for index, case in enumerate(complete):
+        if cancel is not None:
+            cancel.check()
+        progress(index, len(complete), "checking the data set")
+        found, ids = _check_case(dataset, case)
+        problems += [f"{case.id}: {text}" for text in found]
+        present |= ids
+        read += not found
+        twin = seen.setdefault(file_hash(case.images[0]), case.id) if not found else case.id
+        if twin != case.id:
+            problems.append(f"{case.id}: {case.images[0].name} holds the same scan as case {twin}")
+    progress(len(complete), len(complete), "checking the data set")
+    if read and read == len(complete):
+        unused = [label.name for label in dataset.labels.labels if label.id not in present]
+        problems += [f"no case holds the structure {name!r}" for name in unused]
+    problems += _check_patients(dataset)
+    if problems:
+        raise DatasetError(
+            "cannot be trained on", where=dataset.folder, problems=problems, remedy="Mend the cases or remove them."
+        )
+    return dataset
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _check_case(dataset: RawDataset, case: RawCase) -> tuple[list[str], set[int]]:
+    """Problems of one case, and the label ids that it holds."""
+    try:
+        volume, labels = read_case(dataset, case)
+    except MaskSAMError as error:
+        return [str(error)], set()
+    problems = []
+    if volume.nonfinite:
+        problems.append(f"{volume.nonfinite} voxels are NaN or Inf, which training refuses")
+    for channel, name, path in zip(volume.as_channels(), dataset.channels, case.images, strict=True):
+        if channel.min() == channel.max():
+            problems.append(f"{path.name} ({name}) is constant: every voxel is {float(channel.flat[0]):g}")
+    values, counts = np.unique(labels.array, return_counts=True)
+    declared = {label.id for label in dataset.labels.labels}
+    for value, count in zip(values.tolist(), counts.tolist(), strict=True):
+        if value and value not in declared:
+            problems.append(f"label value {value} ({count} voxels) was not declared in dataset.json")
+    ids = {int(v) for v in values} & declared
+    if not ids and not dataset.allow_empty:
+        problems.append(
+            'the label map is empty; remove the case, or write "allow_empty": true in dataset.json if that is meant'
+        )
+    return problems, ids
+
+
+def _check_patients(dataset: RawDataset) -> list[str]:
+    problems = []
+    owner = {case.id: case.patient for case in dataset.cases}
+    if dataset.cases and len(set(owner.values())) < 2:
+        names = ", ".join(owner)
+        problems.append(
+            f"a single patient ({names}) cannot be split into training and validation; two are needed at least"
+        )
+    try:
+        load_splits(dataset.folder, list(owner), owner or patient_of)
+    except DatasetError as error:
+        problems += [f"{Path(error.where).name}: {line}" for line in error.problems]
+    return problems

@@ -1,0 +1,280 @@
+"""`python -m MaskSAMCore.evaluate`: how good segmentations are, per case and label."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import math
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from MaskSAMCore.commandline import add_device_option, cancel_on_signals, command_parser, run
+
+if TYPE_CHECKING:
+    from MaskSAMCore.data.raw import RawCase, RawDataset
+    from MaskSAMCore.labels import LabelTable
+    from MaskSAMCore.metrics import Scores
+    from MaskSAMCore.volume import LabelMap
+    from MaskSAMCore.zoo import ModelCard
+
+EPILOG = """examples:
+  python -m MaskSAMCore.evaluate PREDICTIONS REFERENCES -o table.csv        files of the same names in two folders
+  python -m MaskSAMCore.evaluate --model hippocampus-mr DATASET --fold 0    segment that fold's validation cases first
+
+Dice, IoU, and normalised surface Dice (NSD, share of the borders within the tolerance) are in 0 to 1, HD95 is in mm.
+A structure absent in both maps is left out; found in one only it has Dice, IoU and NSD 0 and no HD95, and is counted
+in the column "one-sided"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One structure of one case."""
+
+    case: str
+    label: int
+    name: str
+    scores: Scores
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of the command."""
+    p = command_parser("evaluate", "Compare segmentations with their references.", epilog=EPILOG)
+    p.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="PREDICTIONS REFERENCES, or DATASET")
+    p.add_argument("-o", "--output", type=Path, metavar="CSV", help="write the table here as well")
+    p.add_argument("--tolerance", type=float, default=1.0, metavar="MM", help="of the NSD (default: 1 mm)")
+    p.add_argument("--overwrite", action="store_true", help="replace an existing table")
+    p.add_argument("--model", metavar="MODEL", help="segment DATASET with this model first")
+    p.add_argument("--fold", type=int, metavar="N", help="with --model: judge this fold's validation cases only")
+    p.add_argument("--cases", nargs="+", metavar="CASE", help="with --model: judge these cases only")
+    p.add_argument("--tta", action="store_true", help="with --model: average over mirrored copies")
+    p.add_argument(
+        "--step", type=float, default=0.5, metavar="S", help="with --model: overlap of windows (default: 0.5)"
+    )
+    add_device_option(p)
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    p = parser()
+    options = p.parse_args(argv)
+    wanted = 1 if options.model else 2
+    if len(options.folders) != wanted:
+        p.error("DATASET is needed with --model" if options.model else "PREDICTIONS and REFERENCES are needed")
+    if not options.model and (options.fold is not None or options.cases or options.tta):
+        p.error("--fold, --cases and --tta need --model")
+    return run(lambda: _evaluate(options))
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from MaskSAMCore.io.atomic import check_target, write_text
+
+    if options.output is not None:
+        check_target(options.output, overwrite=options.overwrite)
+    rows = list(
+        _model_rows(options) if options.model else compare_folders(*options.folders, tolerance_mm=options.tolerance)
+    )
+    print("\n".join(report(rows, options.tolerance)))
+    if options.output is not None:
+        write_text(options.output, table(rows), overwrite=options.overwrite)
+        print(f"wrote {options.output}")
+    return 0
+
+
+def compare_folders(predictions: Path, references: Path, *, tolerance_mm: float = 1.0) -> Iterator[Row]:
+    """Rows of all references, each with the prediction of the same name.
+
+    A `dataset.json` beside the references, or a label table inside them, names the structures.
+
+    Raises:
+        InputError: A folder is missing or holds no label map, or a file cannot be read.
+        DatasetError: References without a prediction; all are listed before anything is measured.
+        GeometryError: The grids of a pair differ.
+    """
+    from MaskSAMCore.errors import DatasetError
+    from MaskSAMCore.io.images import read_labels
+
+    wanted, found = _label_files(references), _label_files(predictions)
+    missing = sorted(set(wanted) - set(found))
+    if missing:
+        raise DatasetError(
+            "references without a prediction",
+            where=predictions,
+            problems=[f"{name}: there is no file of this name" for name in missing],
+            remedy="Segment these cases too, or take their references away.",
+        )
+    names = _declared(references)
+    for case in sorted(wanted):
+        predicted, reference = read_labels(found[case]), read_labels(wanted[case])
+        yield from compare(case, predicted, reference, names or reference.labels or predicted.labels, tolerance_mm)
+
+
+def compare(
+    case: str, predicted: LabelMap, reference: LabelMap, labels: LabelTable | None, tolerance_mm: float
+) -> Iterator[Row]:
+    """One row per structure of `labels`; without a table, per id that occurs in either map."""
+    from MaskSAMCore.metrics import score_labels
+
+    names = {label.id: label.name for label in labels.labels} if labels else {}
+    scores = score_labels(predicted, reference, names or None, tolerance_mm=tolerance_mm)
+    for number, each in scores.items():
+        yield Row(case=case, label=number, name=names.get(number, f"label {number}"), scores=each)
+
+
+def _label_files(folder: Path) -> dict[str, Path]:
+    from MaskSAMCore.errors import InputError
+    from MaskSAMCore.outputs import case_name
+
+    if not folder.is_dir():
+        raise InputError("is no folder", where=folder, remedy="Give a folder of label maps.")
+    endings = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or not path.name.lower().endswith(endings):
+            continue
+        name = case_name(path)
+        # `segment` writes each case twice, as .nii.gz and as .seg.nrrd; one of them is enough
+        if name not in files or path.name.endswith(".nii.gz"):
+            files[name] = path
+    if not files:
+        raise InputError("holds no label maps", where=folder, why=f"no file ends in {', '.join(endings)}")
+    return files
+
+
+def _declared(references: Path) -> LabelTable | None:
+    from MaskSAMCore.data.raw import read_dataset
+
+    parent = references.resolve().parent
+    return read_dataset(parent).labels if (parent / "dataset.json").is_file() else None
+
+
+def _model_rows(options: argparse.Namespace) -> Iterator[Row]:
+    from MaskSAMCore import device
+    from MaskSAMCore.data.raw import read_case, read_dataset
+    from MaskSAMCore.inference.predictor import Predictor
+    from MaskSAMCore.progress import CancelToken, terminal_progress
+
+    dataset = read_dataset(options.folders[0])
+    predictor = Predictor(options.model, device=options.device)
+    _check_labels(predictor.card, dataset)
+    cases = choose_cases(dataset, predictor.card, fold=options.fold, names=options.cases)
+    print(f"Model:  {predictor.card.name}, {len(cases)} case(s) of {dataset.name}")
+    print(f"Device: {device.describe(predictor.device)}", flush=True)
+    with cancel_on_signals(CancelToken()) as cancel, terminal_progress() as progress:
+        for number, case in enumerate(cases):
+            progress(number, len(cases), "evaluating")
+            volume, reference = read_case(dataset, case)
+            result = predictor.segment(volume, tta=options.tta, step=options.step, cancel=cancel)
+            yield from compare(case.id, result.labels, reference, dataset.labels, options.tolerance)
+        progress(len(cases), len(cases), "evaluating")
+
+
+def _check_labels(card: ModelCard, dataset: RawDataset) -> None:
+    from MaskSAMCore.errors import InputError
+
+    trained, declared = ({label.id: label.name for label in table.labels} for table in (card.labels, dataset.labels))
+    if trained != declared:
+        raise InputError(
+            f"the labels of the model {card.name} and of the data set differ",
+            where=dataset.folder,
+            why=f"{trained} and {declared}",
+        )
+
+
+def choose_cases(
+    dataset: RawDataset, card: ModelCard, *, fold: int | None = None, names: Iterable[str] | None = None
+) -> list[RawCase]:
+    """Cases with a label map: all, a fold's validation cases, or those of `names`, in the order of their ids.
+
+    The folds are the data set's own, or those of the number and seed that the model was trained with.
+
+    Raises:
+        InputError: There is no such fold or case.
+    """
+    from MaskSAMCore.data.splits import folds, load_splits
+    from MaskSAMCore.errors import InputError
+
+    cases = {case.id: case for case in dataset.cases if case.label is not None}
+    chosen = list(cases)
+    if fold is not None:
+        patients = {case.id: case.patient for case in dataset.cases}
+        train, record = card.config.train, card.provenance
+        count, seed = int(record.get("folds", train.folds)), int(record.get("seed", train.seed))
+        splits = load_splits(dataset.folder, chosen, patients) or folds(chosen, count, seed, patient=patients)
+        if not 0 <= fold < len(splits):
+            raise InputError("there is no such fold", where=f"--fold {fold}", why=f"there are {len(splits)}, from 0")
+        chosen = list(splits[fold].val)
+    if names is not None:
+        wanted = list(dict.fromkeys(names))
+        unknown = [name for name in wanted if name not in chosen]
+        if unknown:
+            raise InputError(
+                "there is no such case", where=", ".join(unknown), why=f"{dataset.name}: {len(chosen)} cases"
+            )
+        chosen = wanted
+    return [cases[name] for name in sorted(chosen)]
+
+
+COLUMNS = ("dice", "iou", "nsd", "hd95", "predicted_ml", "reference_ml")
+
+
+def table(rows: list[Row]) -> str:
+    """CSV text: every case and label, then each label's mean and deviation; no value is an empty cell."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["case", "label", "structure", *COLUMNS, "cases", "one_sided"])
+    for row in rows:
+        writer.writerow([row.case, row.label, row.name, *(_cell(getattr(row.scores, c)) for c in COLUMNS), "", ""])
+    for number, name, summary in summaries(rows):
+        for kind, values in (("mean", summary.mean), ("std", summary.std)):
+            cells = [_cell(values[c]) for c in COLUMNS]
+            writer.writerow([kind, number, name, *cells, summary.cases, summary.one_sided])
+    return text.getvalue()
+
+
+def summaries(rows: list[Row]) -> list:
+    """(id, name, Summary) of every label in the order of its id, and last ("", "all", Summary) of all together."""
+    from MaskSAMCore.metrics import summarize
+
+    names = dict(sorted({row.label: row.name for row in rows}.items()))
+    found: list = [(n, name, summarize(r.scores for r in rows if r.label == n)) for n, name in names.items()]
+    return [*found, ("", "all", summarize(row.scores for row in rows))]
+
+
+def report(rows: list[Row], tolerance_mm: float) -> list[str]:
+    """Lines for the terminal: every case and label, then the summary."""
+    wide = max([len(row.case) for row in rows] + [4])
+    name = max([len(row.name) for row in rows] + [9])
+    head = f"{'Dice':>6} {'IoU':>6} {'NSD':>6} {'HD95':>7} {'mL':>9} {'ref mL':>9}"
+    lines = [f"{'case':{wide}}  {'structure':{name}} {head}"]
+    lines += [f"{row.case:{wide}}  {row.name:{name}} {_figures(vars(row.scores))}" for row in rows]
+    lines += ["", f"{'mean ± deviation':{name + wide + 2}} {'Dice':>13} {'NSD':>13} {'HD95 mm':>13}  cases one-sided"]
+    for _, label, s in summaries(rows):
+        cells = " ".join(
+            f"{_number(s.mean[c], digits):>6} ±{_number(s.std[c], digits):>5}"
+            for c, digits in (("dice", 3), ("nsd", 3), ("hd95", 2))
+        )
+        lines.append(f"{label:{name + wide + 2}} {cells}  {s.cases:5d} {s.one_sided:9d}")
+    return [*lines, f"NSD within {tolerance_mm:g} mm; values that do not exist are left out of the means"]
+
+
+def _figures(values: dict[str, float]) -> str:
+    ratios = " ".join(f"{_number(values[c], 3):>6}" for c in ("dice", "iou", "nsd"))
+    volumes = " ".join(f"{values[c]:9.3f}" for c in ("predicted_ml", "reference_ml"))
+    return f"{ratios} {_number(values['hd95'], 2):>7} {volumes}"
+
+
+def _number(value: float, digits: int) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _cell(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.6g}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Inference: sliding windows and the predictor."""

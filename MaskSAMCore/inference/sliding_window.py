@@ -1,0 +1,264 @@
+"""A volume in overlapping windows: run the network on each, fuse the scores (MODEL.md §13.1)."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from MaskSAMCore.device import autocast_dtype
+from MaskSAMCore.errors import InputError
+from MaskSAMCore.plan import MirrorRule, Shape
+from MaskSAMCore.progress import CancelToken, Progress, no_progress
+from MaskSAMCore.resample import pad_to
+from MaskSAMCore.windows import starts
+
+__all__ = [
+    "Memory",
+    "Network",
+    "Window",
+    "gaussian",
+    "mirrorings",
+    "patch_network",
+    "slide",
+    "slide_model",
+    "starts",
+    "window_count",
+    "windows",
+]
+
+Network = Callable[[Tensor], Tensor]
+"""Patches (B, M, D, H, W) to class scores (B, K, D, H, W), on the device of its input."""
+Window = tuple[slice, slice, slice]
+
+LOG = logging.getLogger(__name__)
+CPU = torch.device("cpu")
+
+
+def gaussian(patch: Shape) -> Tensor:
+    """Weight of a window's voxels (D, H, W), float32: sigma P/8 per axis, maximum 1, nowhere 0."""
+    weight = torch.ones(1, 1, 1)
+    for axis, size in enumerate(patch):
+        offset = (torch.arange(size, dtype=torch.float64) - (size - 1) / 2) / (size / 8)
+        profile = torch.exp(-0.5 * offset**2)
+        weight = weight * profile.reshape([-1 if a == axis else 1 for a in range(3)])
+    weight = (weight / weight.max()).float()
+    return weight.clamp_(min=float(weight[weight > 0].min()))
+
+
+def windows(shape: Shape, patch: Shape, *, step: float = 0.5) -> Iterator[Window]:
+    """The windows of a volume of at least one patch, depth slowest.
+
+    Raises:
+        InputError: `step` is not above 0 and at most 1.
+    """
+    if not 0 < step <= 1:
+        raise InputError("the step of the windows must be above 0 and at most 1", why=f"found {step}")
+    axes = [starts(size, length, step=step) for size, length in zip(shape, patch, strict=True)]
+    for corner in itertools.product(*axes):
+        yield tuple(slice(a, a + length) for a, length in zip(corner, patch, strict=True))  # type: ignore[misc]
+
+
+def window_count(shape: Shape, patch: Shape, *, step: float = 0.5) -> int:
+    """How many windows `slide` runs per mirroring; the volume may be smaller than a patch."""
+    padded = tuple(max(n, p) for n, p in zip(shape, patch, strict=True))
+    return len(list(windows(padded, patch, step=step)))  # type: ignore[arg-type]
+
+
+def mirrorings(rule: MirrorRule | None) -> list[tuple[int, ...]]:
+    """Every combination of the axes (0, 1, 2 for D, H, W) that may be mirrored, the identity first."""
+    axes = () if rule is None else rule.axes
+    return [flip for count in range(len(axes) + 1) for flip in itertools.combinations(axes, count)]
+
+
+@dataclass
+class Memory:
+    """Where the work happens, and how it retreats when the GPU's memory is full (FAULTS row 47).
+
+    Attributes:
+        device: Of the network.
+        batch: Patches of one forward pass.
+        sums: Device of the summed scores; None for `device`.
+        on_cpu: Gives the network on the CPU; None where there is no such retreat.
+        announced: What was given up so far, in words.
+    """
+
+    device: torch.device = CPU
+    batch: int = 1
+    sums: torch.device | None = None
+    on_cpu: Callable[[], Network] | None = None
+    announced: list[str] = field(default_factory=list)
+
+    def retreat(self, network: Network) -> Network | None:
+        """One step down: single windows, sums on the CPU, all on the CPU. None at the end of the ladder."""
+        if self.device.type == "cpu":
+            return None
+        if self.batch > 1:
+            self.batch = 1
+            self._say("one window at a time now")
+        elif (self.sums or self.device).type != "cpu":
+            self.sums = CPU
+            self._say("the scores are summed in the computer's memory now")
+        elif self.on_cpu is not None:
+            self.device, network = CPU, self.on_cpu()
+            self._say("the work goes on, slower, on the CPU")
+        else:
+            return None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return network
+
+    def _say(self, text: str) -> None:
+        message = f"the GPU's memory is full: {text}"
+        LOG.warning(message)
+        self.announced.append(message)
+
+
+def slide(
+    network: Network,
+    image: np.ndarray,
+    patch: Shape,
+    classes: int,
+    *,
+    step: float = 0.5,
+    mirror: MirrorRule | None = None,
+    memory: Memory | None = None,
+    progress: Progress = no_progress,
+    cancel: CancelToken | None = None,
+) -> Tensor:
+    """Scores of a whole volume.
+
+    Args:
+        network: See `Network`.
+        image: (M, D, H, W) float32; borders are repeated where it is smaller than a patch.
+        patch: (D, H, W) of a window.
+        classes: K.
+        step: Distance of two windows as a share of the patch.
+        mirror: Axes of test-time mirroring; None runs every window once.
+        memory: Device, batch and the retreat; by default the CPU, one window at a time.
+        progress: Told after every window and mirroring.
+        cancel: Asked before every forward pass.
+
+    Returns:
+        (K, D, H, W) float32 on the device of the sums.
+
+    Raises:
+        Cancelled: `cancel` was set.
+        torch.OutOfMemoryError: The ladder of `memory` is at its end.
+    """
+    padded, crop = pad_to(image, patch)
+    run = _Run(network, padded, patch, classes, memory or Memory())
+    jobs = list(itertools.product(windows(padded.shape[1:], patch, step=step), mirrorings(mirror)))  # type: ignore[arg-type]
+    swap = None if mirror is None or mirror.left_right < 0 else (mirror.left_right, list(mirror.swap))
+    done = 0
+    with torch.inference_mode():
+        while done < len(jobs):
+            if cancel is not None:
+                cancel.check()
+            full = None
+            try:
+                for _ in run.step(jobs[done : done + run.memory.batch], swap):
+                    done += 1
+            except torch.OutOfMemoryError as error:
+                full = str(error)
+            # outside of the handler, whose traceback keeps the failed pass's tensors alive
+            if full is not None:
+                run.retreat(full)
+            progress(done, len(jobs), "segmenting")
+        return run.result()[(slice(None), *crop)]
+
+
+def patch_network(model: nn.Module, device: torch.device, precision: str = "auto") -> Network:
+    """`model.segment_patch` under autocast; plain float32 on the CPU, whatever `precision` says."""
+    dtype = autocast_dtype(device, precision) if device.type == "cuda" else None
+
+    def network(patches: Tensor) -> Tensor:
+        with nullcontext() if dtype is None else torch.autocast(device.type, dtype):
+            return model.segment_patch(patches)  # type: ignore[operator]
+
+    return network
+
+
+def slide_model(
+    model: nn.Module,
+    image: np.ndarray | Tensor,
+    *,
+    step: float = 0.5,
+    mirror: MirrorRule | None = None,
+    batch: int = 1,
+    cancel: CancelToken | None = None,
+) -> Tensor:
+    """Scores (K, D, H, W) of a prepared image (M, D, H, W), where the model is and without a retreat from there.
+
+    Args:
+        model: A `MaskSAM`, in evaluation mode.
+        image: As `preprocess` gives it.
+        step, mirror, cancel: As for `slide`.
+        batch: Windows of one forward pass.
+    """
+    device = next(model.parameters()).device
+    array = image.detach().cpu().numpy() if isinstance(image, Tensor) else image
+    return slide(
+        patch_network(model, device),
+        np.ascontiguousarray(array, np.float32),
+        model.cfg.patch,  # type: ignore[union-attr]
+        model.cfg.classes,  # type: ignore[union-attr]
+        step=step,
+        mirror=mirror,
+        memory=Memory(device=device, batch=batch),
+        cancel=cancel,
+    )
+
+
+class _Run:
+    """The sums of one volume; `step` adds windows to them."""
+
+    def __init__(self, network: Network, image: np.ndarray, patch: Shape, classes: int, memory: Memory) -> None:
+        self.network, self.image, self.classes, self.memory = network, image, classes, memory
+        self.weight = gaussian(patch)
+        self.total: Tensor | None = None
+        self.norm: Tensor | None = None
+
+    def step(self, jobs: list[tuple[Window, tuple[int, ...]]], swap: tuple[int, list[int]] | None) -> Iterator[None]:
+        """Run one batch; yields after each window that is in the sums, so that none is ever added twice."""
+        total, norm = self._sums()
+        patches = [
+            torch.from_numpy(self.image[(slice(None), *window)]).to(self.memory.device).flip([a + 1 for a in flip])
+            for window, flip in jobs
+        ]
+        scores = self.network(torch.stack(patches))
+        for score, (window, flip) in zip(scores, jobs, strict=True):
+            score = score.flip([a + 1 for a in flip])
+            if swap is not None and swap[0] in flip:
+                score = score[swap[1]]
+            total[(slice(None), *window)].addcmul_(score.to(total.device, torch.float32), self.weight)
+            norm[window] += self.weight
+            yield
+
+    def _sums(self) -> tuple[Tensor, Tensor]:
+        device = self.memory.sums or self.memory.device
+        if self.total is None or self.norm is None:
+            shape = self.image.shape[1:]
+            total = torch.zeros((self.classes, *shape), device=device)
+            self.norm, self.total = torch.zeros(shape, device=device), total
+            self.weight = self.weight.to(device)
+        return self.total, self.norm
+
+    def retreat(self, why: str) -> None:
+        network = self.memory.retreat(self.network)
+        if network is None:
+            raise torch.OutOfMemoryError(why)
+        self.network = network
+        if self.total is not None and self.norm is not None and self.memory.sums is not None:
+            self.total, self.norm = self.total.to(self.memory.sums), self.norm.to(self.memory.sums)
+            self.weight = self.weight.to(self.memory.sums)
+
+    def result(self) -> Tensor:
+        total, norm = self._sums()
+        return total.div_(norm)

@@ -1,0 +1,84 @@
+"""The label table: what the integers of a label map mean, with DICOM codes and colours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from MaskSAMCore.errors import InputError
+
+PALETTE = (
+    (128, 174, 128), (241, 214, 145), (177, 122, 101), (111, 184, 210), (216, 101, 79),
+    (221, 130, 101), (144, 238, 144), (192, 104, 88), (220, 245, 20), (78, 63, 0),
+    (255, 250, 220), (230, 220, 70), (200, 200, 235), (250, 250, 210), (244, 214, 49), (0, 151, 206),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Code:
+    """One coded concept, as DICOM writes it."""
+
+    scheme: str
+    value: str
+    meaning: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label:
+    """One structure of a label map.
+
+    Attributes:
+        id: Its integer in the label map; 0 is the background and no label.
+        name: As shown to the user.
+        color: (r, g, b), 0 to 255.
+        category, type, modifier: DICOM SegmentedPropertyCategory, Type and laterality, where known.
+        mirror: Name of the structure that it becomes when left and right are swapped; "" for itself.
+    """
+
+    id: int
+    name: str
+    color: tuple[int, int, int]
+    category: Code | None = None
+    type: Code | None = None
+    modifier: Code | None = None
+    mirror: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelTable:
+    """All structures of a model or data set, in the order of the network's classes 1, 2, ...
+
+    Attributes:
+        labels: The structures; class c of the network is `labels[c - 1]`.
+        mirrored: Whether left-right mirroring is legal: the data set declared its pairs, or that
+            none of its labels has a side.
+    """
+
+    labels: tuple[Label, ...]
+    mirrored: bool = False
+
+    def check(self, *, where: object = "") -> None:
+        """Raise InputError for duplicate or empty names, duplicate ids, ids below 1, or half a pair."""
+        names = [label.name for label in self.labels]
+        ids = [label.id for label in self.labels]
+        if any(not name.strip() for name in names):
+            raise InputError("a label has an empty name", where=where)
+        for values, what in ((names, "name"), (ids, "id")):
+            twice = sorted({str(v) for v in values if values.count(v) > 1})
+            if twice:
+                raise InputError(f"label {what} used twice", where=where, why=", ".join(twice))
+        if any(i < 1 or i > 65535 for i in ids):
+            raise InputError("label ids must be 1 to 65535", where=where, why=f"found {ids}")
+        partner = {label.name: label.mirror for label in self.labels}
+        for name, other in partner.items():
+            if other and partner.get(other) != name:
+                raise InputError("left-right pair is not mutual", where=where, why=f"{name} mirrors to {other}")
+
+    @property
+    def classes(self) -> int:
+        """K, background included."""
+        return len(self.labels) + 1
+
+    def mirror_classes(self) -> list[int]:
+        """Class order after a left-right flip: entry c is the class that c becomes (0 stays 0)."""
+        index = {label.name: i for i, label in enumerate(self.labels, start=1)}
+        return [0] + [index[label.mirror or label.name] for label in self.labels]

@@ -1,0 +1,179 @@
+"""`python -m MaskSAMCore.models`: what models and base weights are here, and how to get more."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from MaskSAMCore.commandline import EXIT_FAILED, command_parser, run
+
+MIB = 1 << 20
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of the command."""
+    p = command_parser("models", "List, fetch, check and remove models and base weights.")
+    actions = p.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser("list", help="models and base weights, and whether they are on this computer")
+    show = actions.add_parser("show", help="a model's card, or where base weights come from")
+    show.add_argument("name", metavar="NAME", help="a model's name or folder, or base weights")
+    fetch = actions.add_parser("fetch", help="bring base weights to this computer (hash-checked)")
+    fetch.add_argument("name", metavar="NAME", help="mobile, vit_b, vit_l or vit_h")
+    load = actions.add_parser("import", help="take in base weights, a model folder or a .zip of one")
+    load.add_argument("file", metavar="FILE", type=Path)
+    load.add_argument("--overwrite", action="store_true", help="replace a model of the same name")
+    remove = actions.add_parser("remove", help="delete base weights or a model of yours")
+    remove.add_argument("name", metavar="NAME")
+    actions.add_parser("verify", help="check every file's hash and every card; exit 1 on damage")
+    presets = actions.add_parser("presets", help="named configurations")
+    presets.add_argument("name", metavar="NAME", nargs="?", help="print this one in full, as JSON")
+    actions.add_parser("audit", help="count parameters and compare them with the papers' numbers")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = parser().parse_args(argv)
+    return run(lambda: ACTIONS[options.action](options))
+
+
+def _list(options: argparse.Namespace) -> int:
+    from MaskSAMCore import zoo
+
+    print("Models")
+    models = zoo.installed_models()
+    width = max((len(m.name) for m in models), default=0)
+    for model in models:
+        if model.card is None:
+            print(f"  {model.name:{width}}  {model.origin:7}  DAMAGED: {model.problem}")
+            continue
+        card = model.card
+        names = ", ".join(label.name for label in card.labels.labels)
+        licence = card.licence or "no licence stated"
+        print(f"  {model.name:{width}}  {model.origin:7}  {card.modality or '?'}  {names}  ({licence})")
+    if not models:
+        print("  none; train one with `python -m MaskSAMCore.train`")
+    print("Base weights")
+    for base in zoo.BASES.values():
+        print(f"  {base.name:6}  {base.size / MIB:6.0f} MiB  {base.licence}  {_where(base.name)}")
+    return 0
+
+
+def _where(name: str) -> str:
+    from MaskSAMCore import zoo
+    from MaskSAMCore.errors import ModelError
+
+    try:
+        return str(zoo.find_base(name))
+    except ModelError:
+        return f"not here; `models fetch {name}`"
+
+
+def _show(options: argparse.Namespace) -> int:
+    from MaskSAMCore import zoo
+    from MaskSAMCore.config import to_dict
+
+    if options.name in zoo.BASES:
+        base = zoo.BASES[options.name]
+        print(f"{base.name}: {base.file}, {base.size} bytes, {base.licence}\nsha256 {base.sha256}")
+        for source in base.sources:
+            print(f"from {source}")
+        print(f"here: {_where(base.name)}")
+        return 0
+    folder = zoo.find_model(options.name)
+    card = to_dict(zoo.load_card(folder))
+    print(f"{folder}\n{json.dumps(card, indent=2, ensure_ascii=False)}")
+    return 0
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from MaskSAMCore import zoo
+    from MaskSAMCore.progress import terminal_progress
+
+    with terminal_progress() as progress:
+        path = zoo.fetch_base(options.name, progress=progress)
+    print(path)
+    return 0
+
+
+def _import(options: argparse.Namespace) -> int:
+    from MaskSAMCore import bases, zoo
+
+    file = options.file
+    is_base = file.is_file() and file.suffix.lower() in bases.SUFFIXES
+    name = zoo.import_base(file) if is_base else zoo.import_model(file, overwrite=options.overwrite)
+    print(f"imported {name}")
+    return 0
+
+
+def _remove(options: argparse.Namespace) -> int:
+    from MaskSAMCore import zoo
+
+    path = zoo.remove_base(options.name) if options.name in zoo.BASES else zoo.remove_model(options.name)
+    print(f"removed {path}")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from MaskSAMCore import zoo
+    from MaskSAMCore.errors import MaskSAMError
+
+    checks: list[tuple[str, Callable[[], object]]] = [
+        *((model.name, partial(zoo.verify_model, model.path)) for model in zoo.installed_models()),
+        *((name, partial(zoo.verify_base, name)) for name in zoo.BASES),
+    ]
+    damaged = 0
+    for name, check in checks:
+        try:
+            state = "ok" if check() else "absent"
+        except MaskSAMError as error:
+            damaged += 1
+            name, state = str(error), "DAMAGED"
+        print(f"{state:8} {name}")
+    return EXIT_FAILED if damaged else 0
+
+
+def _presets(options: argparse.Namespace) -> int:
+    from MaskSAMCore import presets
+    from MaskSAMCore.config import to_dict
+
+    if options.name:
+        print(json.dumps(to_dict(presets.get(options.name)), indent=2))
+        return 0
+    names = presets.names()
+    width = max(map(len, names))
+    for name in names:
+        preset = presets.describe(name)
+        score = f"  [ACDC Dice {preset.score:.2f} %, published]" if preset.score is not None else ""
+        print(f"{name:{width}}  {preset.about}{score}")
+    return 0
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from MaskSAMCore.audit import audit_table
+    from MaskSAMCore.errors import MaskSAMError, ModelError
+
+    try:
+        print(audit_table())
+    except ModelError as error:
+        raise MaskSAMError("the audit failed", why=str(error)) from error
+    return 0
+
+
+ACTIONS = {
+    "list": _list,
+    "show": _show,
+    "fetch": _fetch,
+    "import": _import,
+    "remove": _remove,
+    "verify": _verify,
+    "presets": _presets,
+    "audit": _audit,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The network: tensors and configuration only; no files, no images, no training."""

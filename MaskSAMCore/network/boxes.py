@@ -1,0 +1,126 @@
+"""Boxes: extents of masks, their fusion, and GIoU (MODEL.md §6.3).
+
+Boxes are (x0, y0, x1, y1), half-open fractions of the patch, x along columns. A mask over the
+columns a..b has x0 = a / W, x1 = (b + 1) / W.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+EPS = 1e-7
+
+
+def hard_box(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Extents of binary masks.
+
+    Args:
+        mask: (..., H, W) bool.
+
+    Returns:
+        Boxes (..., 4) float32, zero where the mask is empty, and (...) bool, which are empty.
+    """
+    x0, x1 = _hard_extent(mask.any(-2))
+    y0, y1 = _hard_extent(mask.any(-1))
+    empty = ~mask.flatten(-2).any(-1)
+    boxes = torch.stack([x0, y0, x1, y1], dim=-1)
+    return boxes.masked_fill(empty[..., None], 0.0), empty
+
+
+def soft_box(probability: Tensor) -> tuple[Tensor, Tensor]:
+    """Differentiable extents of soft masks; on binary masks equal to `hard_box`.
+
+    With r(x) the largest probability in column x, x0 is the mean of 1 minus the running maximum of r
+    from the left, x1 the mean of the running maximum from the right. Where the extents come out
+    inverted, nothing is there.
+
+    Args:
+        probability: (..., H, W) in [0, 1].
+
+    Returns:
+        Boxes (..., 4) float32, zero (without gradient) where empty, and (...) bool, which are empty.
+    """
+    probability = probability.float()
+    x0, x1 = _soft_extent(probability.amax(-2))
+    y0, y1 = _soft_extent(probability.amax(-1))
+    empty = (x0 >= x1) | (y0 >= y1)
+    boxes = torch.stack([x0, y0, x1, y1], dim=-1)
+    return boxes.masked_fill(empty[..., None], 0.0), empty
+
+
+def mask_to_box(logits: Tensor, *, grad: Literal["hard", "soft"] = "hard") -> tuple[Tensor, Tensor]:
+    """Boxes of mask logits: the extents of probability > 0.5, or differentiable ones.
+
+    Args:
+        logits: (..., H, W).
+        grad: `hard` has no gradient, `soft` has.
+
+    Returns:
+        Boxes (..., 4) and (...) bool, which masks are empty.
+    """
+    if grad == "soft":
+        return soft_box(logits.float().sigmoid())
+    return hard_box(logits.detach() > 0)
+
+
+def fuse_boxes(
+    kind: Literal["average", "learned", "mask", "none"],
+    *,
+    learned: Tensor | None,
+    extents: Tensor | None,
+    empty: Tensor | None,
+) -> Tensor | None:
+    """The box that prompts SAM (MODEL.md §6.3, the paper's Fig. 5 a-d).
+
+    `average` is the mean of both, and the learned box alone where the mask is empty. A fusion whose
+    parts do not all exist uses the one that does.
+
+    Args:
+        kind: How to fuse.
+        learned: (..., 4) or None.
+        extents: (..., 4) of the masks, or None.
+        empty: (...) bool, which masks are empty; with `extents`.
+
+    Returns:
+        (..., 4), or None for `none` and where there is nothing to fuse.
+    """
+    if kind == "none":
+        return None
+    if learned is None or extents is None or empty is None:
+        return extents if learned is None else learned
+    if kind == "learned":
+        return learned
+    if kind == "mask":
+        return extents
+    return torch.where(empty[..., None], learned, (learned + extents) / 2)
+
+
+def giou(a: Tensor, b: Tensor) -> Tensor:
+    """Generalised IoU of boxes (..., 4), which may broadcast; (...) in [-1, 1]."""
+    low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
+    inside = (high - low).clamp(min=0).prod(-1)
+    union = _area(a) + _area(b) - inside
+    hull_low, hull_high = torch.minimum(a[..., :2], b[..., :2]), torch.maximum(a[..., 2:], b[..., 2:])
+    hull = (hull_high - hull_low).clamp(min=0).prod(-1)
+    return inside / union.clamp(min=EPS) - (hull - union) / hull.clamp(min=EPS)
+
+
+def _area(box: Tensor) -> Tensor:
+    return (box[..., 2:] - box[..., :2]).clamp(min=0).prod(-1)
+
+
+def _hard_extent(line: Tensor) -> tuple[Tensor, Tensor]:
+    size = line.shape[-1]
+    # argmax of integers is the first of equals; the flipped line yields the distance from the end.
+    first = line.to(torch.uint8).argmax(-1)
+    last = size - line.flip(-1).to(torch.uint8).argmax(-1)
+    return first.float() / size, last.float() / size
+
+
+def _soft_extent(profile: Tensor) -> tuple[Tensor, Tensor]:
+    from_left = profile.cummax(-1).values
+    from_right = profile.flip(-1).cummax(-1).values
+    return (1 - from_left).mean(-1), from_right.mean(-1)

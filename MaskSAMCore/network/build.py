@@ -1,0 +1,33 @@
+"""The one constructor of the network, for training and inference alike."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from MaskSAMCore.config import ModelConfig
+from MaskSAMCore.network.masksam import MaskSAM
+
+FROZEN = {"encoder.sam.": "image_encoder.", "prompts.sam.": "prompt_encoder.", "decoder.sam.": "mask_decoder."}
+
+
+def build_model(cfg: ModelConfig) -> MaskSAM:
+    """Build the network with SAM frozen and everything of ours trainable.
+
+    Raises:
+        InputError: The configuration describes no network.
+    """
+    cfg.check()
+    model = MaskSAM(cfg)
+    freeze(model)
+    return model
+
+
+def is_frozen(name: str) -> bool:
+    """Whether a parameter or buffer of that name belongs to the pretrained SAM."""
+    return name.startswith(tuple(FROZEN))
+
+
+def freeze(model: nn.Module) -> None:
+    """Train exactly what does not belong to the pretrained SAM (MODEL.md §3)."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not is_frozen(name))

@@ -1,0 +1,344 @@
+"""SAM's frozen mask decoder with adapter slots, whole slabs at a time (MODEL.md §4.3, §7).
+
+Everything is kept channels last, and the sequences are (B * Q * D) with depth fastest. Image tokens
+stay (B, 1, D, n, 256) for as long as all prompts of a slice share them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from MaskSAMCore.config import ModelConfig
+from MaskSAMCore.errors import ModelError
+from MaskSAMCore.network.adapters import Adapter
+from MaskSAMCore.network.types import Decoded, Features, PromptTokens
+
+EMBED_DIM = 256
+LAYERS = 2
+MASK_TOKENS = 4
+
+
+class SamDecoder(nn.Module):
+    """Segment-anything's `MaskDecoder` (`.sam`, frozen) re-expressed with the slots of MODEL.md §4.3.
+
+    Tokens stand in the order [iou, mask0..mask3, sparse..., class] (§7.1). With fresh adapters, zero
+    depth positions and `class_head=False` it is SAM's decoder.
+
+    Two kernels give the same numbers up to rounding (`backbone.attention_kernel`): `reference` calls
+    SAM's attention and up-scaling modules as they are; `fast` projects the image tokens once for both
+    directions of a layer, keeps shared image tokens unrepeated, attends with
+    `scaled_dot_product_attention`, and runs the transposed convolutions as matrix products.
+
+    Args:
+        cfg: `patch[0]` is D; `grid` ties the full depth positions.
+
+    Attributes:
+        checkpointing: Recompute each chunk of queries in the backward pass instead of keeping it.
+    """
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        from segment_anything.modeling import MaskDecoder, TwoWayTransformer
+
+        transformer = TwoWayTransformer(depth=LAYERS, embedding_dim=EMBED_DIM, mlp_dim=2048, num_heads=8)
+        self.sam = MaskDecoder(transformer_dim=EMBED_DIM, transformer=transformer).requires_grad_(False)
+        self.depth = cfg.patch[0]
+        self.reference = cfg.backbone.attention_kernel == "reference"
+        self.token_scale = cfg.dec_tokens.scale
+        self.image_slot = cfg.dec_image.slot
+        self.checkpointing = False
+        self.token_adapters = nn.ModuleDict(_token_adapters(cfg))
+        self.image_adapters = nn.ModuleDict(_image_adapters(cfg))
+        self.depth_pe = _depth_positions(cfg)
+        self.tied = self.depth_pe is not None or "depth_mlp" in (cfg.dec_tokens.kind, cfg.dec_image.kind)
+        self.class_token = nn.Embedding(1, EMBED_DIM) if cfg.decoder.class_head else None
+        self.class_head = nn.Linear(EMBED_DIM, cfg.classes + 1) if cfg.decoder.class_head else None
+
+    def forward(
+        self,
+        f: Features,
+        t: PromptTokens,
+        dense_pe: Tensor,
+        *,
+        multimask: bool = False,
+        chunk: int | None = None,
+    ) -> Decoded:
+        """Decode every prompt of every slice.
+
+        Args:
+            f: Only `embed` (B, 256, D, g_h, g_w) is read.
+            t: Tokens of B * Q * D prompts. Auxiliary class tokens are added to the global one.
+            dense_pe: (1, 256, g_h, g_w) from `PromptTokenizer.dense_pe`.
+            multimask: Return SAM's three candidates instead of its single mask.
+            chunk: Prompts decoded at once, always with all their slices; None for all.
+
+        Raises:
+            ModelError: The slab's depth or grid is not the one that the weights are tied to.
+        """
+        batch, depth, grid = f.embed.shape[0], f.depth, f.grid
+        pe = self._positions(dense_pe, depth)
+        image = f.embed.transpose(1, 2).flatten(3).transpose(-1, -2).unsqueeze(1)
+        tokens = self._tokens(t).unflatten(0, (batch, t.queries, depth))
+        dense = None
+        if t.dense.shape[0] == 1:
+            image = image + t.dense.reshape(EMBED_DIM)
+        else:
+            dense = t.dense.flatten(2).transpose(1, 2).unflatten(0, (batch, t.queries, depth))
+        parts = []
+        for start in range(0, t.queries, chunk or t.queries):
+            some = slice(start, start + (chunk or t.queries))
+            inputs = (tokens[:, some], image, None if dense is None else dense[:, some], pe, grid, multimask)
+            if self.checkpointing and torch.is_grad_enabled():
+                parts.append(checkpoint(self._decode, *inputs, use_reentrant=False))
+            else:
+                parts.append(self._decode(*inputs))
+        if len(parts) == 1:
+            mask, quality, cls = parts[0]
+        else:
+            mask, quality = (torch.cat([part[i] for part in parts], dim=1) for i in (0, 1))
+            cls = None if self.class_head is None else torch.cat([part[2] for part in parts], dim=1)
+        return Decoded(mask=mask, quality=quality, cls=cls)
+
+    def _positions(self, dense_pe: Tensor, depth: int) -> Tensor:
+        """(1 or D, n, 256): SAM's encoding of the grid plus the learned encoding of the slices."""
+        if self.tied and depth != self.depth:
+            raise ModelError(
+                "slab has another depth than the model",
+                where="decoder",
+                why=f"{depth} slices instead of {self.depth}",
+                remedy="Pad or crop the slab to the model's depth.",
+            )
+        if self.depth_pe is None:
+            return dense_pe.flatten(2).transpose(1, 2)
+        if self.depth_pe.dim() == 2:
+            dense_pe = dense_pe + self.depth_pe[:, :, None, None]
+        elif self.depth_pe.shape[2:] != dense_pe.shape[2:]:
+            raise ModelError(
+                "image has another token grid than the model's full depth positions",
+                where="decoder.depth_pe",
+                why=f"{tuple(dense_pe.shape[2:])} instead of {tuple(self.depth_pe.shape[2:])}",
+                remedy="Use the model's own patch size, or depth.pe_decoder=factorised.",
+            )
+        else:
+            dense_pe = dense_pe + self.depth_pe
+        return dense_pe.flatten(2).transpose(1, 2)
+
+    def _tokens(self, t: PromptTokens) -> Tensor:
+        """(G, T, 256) in the order of MODEL.md §7.1."""
+        count = t.sparse.shape[0]
+        output = torch.cat([self.sam.iou_token.weight, self.sam.mask_tokens.weight])
+        parts = [output.expand(count, -1, -1), t.sparse]
+        if self.class_token is not None:
+            token = self.class_token.weight.expand(count, -1)
+            parts.append((token if t.cls is None else token + t.cls)[:, None])
+        return torch.cat(parts, dim=1)
+
+    def _decode(
+        self,
+        points: Tensor,
+        image: Tensor,
+        dense: Tensor | None,
+        pe: Tensor,
+        grid: tuple[int, int],
+        multimask: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """points (B, q, D, T, 256), image (B, 1, D, n, 256), dense (B, q, D, n, 256) or None."""
+        if self.reference:
+            # The order in memory decides how a product is summed: SAM's is channels first here.
+            image = image.transpose(-1, -2).expand(-1, points.shape[1], -1, -1, -1).contiguous().transpose(-1, -2)
+        else:
+            image = image.contiguous()
+        keys = image if dense is None else image + dense
+        x = points
+        for index in range(LAYERS):
+            x, keys = self._layer(index, x, points, keys, pe, grid)
+        wanted = slice(1, MASK_TOKENS) if multimask else slice(0, 1)
+        made = range(MASK_TOKENS) if self.reference else range(MASK_TOKENS)[wanted]
+        x = self._final(x, points, keys, pe, 1 + made.stop)
+        hyper = torch.stack([self.sam.output_hypernetworks_mlps[i](x[..., 1 + i, :]) for i in made], dim=-2)
+        masks = (
+            self._masks_as_sam(keys, hyper, grid)[:, :, :, wanted] if self.reference else self._masks(keys, hyper, grid)
+        )
+        quality = self.sam.iou_prediction_head(x[..., 0, :])[..., wanted]
+        cls = None if self.class_head is None else self.class_head(x[..., -1, :])
+        return masks, quality, cls
+
+    def _layer(
+        self, index: int, x: Tensor, points: Tensor, keys: Tensor, pe: Tensor, grid: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """One two-way block; x and points (B, q, D, T, 256), keys (B, 1 or q, D, n, 256)."""
+        layer = self.sam.transformer.layers[index]
+        first = layer.skip_first_layer_pe
+        placed = x if first else x + points
+        a = _call(layer.self_attn, placed, placed, x)
+        a = self._adapt(f"{index}_self", a)
+        x = layer.norm1(a if first else x + a)
+
+        to_image, to_tokens = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
+        if self.reference:
+            key = query = keys + pe
+            a = _call(to_image, x + points, key, keys)
+        else:
+            key, value, query = _project(keys, pe, to_image.k_proj, to_image.v_proj, to_tokens.q_proj)
+            a = _read_image(to_image, x + points, key, value)
+        x = layer.norm2(x + self._adapt(f"{index}_t2i", a))
+
+        m = layer.mlp(x)
+        if f"{index}_mlp" in self.token_adapters:
+            m = m + self.token_scale * self._correction(f"{index}_mlp", x)
+        x = layer.norm3(x + m)
+
+        a = _call(to_tokens, query, x + points, x) if self.reference else _write_image(to_tokens, query, x + points, x)
+        if self.image_slot == "i2t":
+            a = self._adapt_image(index, a, grid)
+        keys = keys + a
+        if self.image_slot == "i2t_post":
+            keys = self._adapt_image(index, keys, grid)
+        return x, layer.norm4(keys)
+
+    def _final(self, x: Tensor, points: Tensor, keys: Tensor, pe: Tensor, head: int) -> Tensor:
+        """The last token-to-image attention, for the tokens that are read: the first `head` and the class token."""
+        if self.class_head is None:
+            x, points = x[..., :head, :], points[..., :head, :]
+        else:
+            x, points = (torch.cat([t[..., :head, :], t[..., -1:, :]], dim=-2) for t in (x, points))
+        transformer = self.sam.transformer
+        attention = transformer.final_attn_token_to_image
+        if self.reference:
+            a = _call(attention, x + points, keys + pe, keys)
+        else:
+            a = _read_image(attention, x + points, *_project(keys, pe, attention.k_proj, attention.v_proj))
+        return transformer.norm_final_attn(x + self._adapt("final", a))
+
+    def _adapt(self, name: str, a: Tensor) -> Tensor:
+        return a + self._correction(name, a) if name in self.token_adapters else a
+
+    def _correction(self, name: str, x: Tensor) -> Tensor:
+        return self.token_adapters[name](x.flatten(0, 1)).view_as(x)
+
+    def _adapt_image(self, index: int, a: Tensor, grid: tuple[int, int]) -> Tensor:
+        """a (B, q, D, n, 256), seen by the adapter as (B * q, D, g_h, g_w, 256)."""
+        if str(index) not in self.image_adapters:
+            return a
+        return a + self.image_adapters[str(index)](a.flatten(0, 1).unflatten(2, grid)).reshape(a.shape)
+
+    def _masks(self, keys: Tensor, hyper: Tensor, grid: tuple[int, int]) -> Tensor:
+        """keys (B, q, D, n, 256), hyper (B, q, D, m, 32) to (B, q, D, m, 4g_h, 4g_w).
+
+        Both transposed convolutions have stride = kernel = 2, so each is one matrix product per
+        token; pixels are put in their places only after the channels are contracted away.
+        """
+        first, norm, act, second, last_act = self.sam.output_upscaling
+        y = _spread(first, keys)
+        y = act(F.layer_norm(y, y.shape[-1:], norm.weight, norm.bias, norm.eps))
+        y = last_act(_spread(second, y)).flatten(3, -2)
+        masks = (y @ hyper.to(y.dtype).transpose(-1, -2)).unflatten(3, (*grid, 2, 2, 2, 2))
+        # (B, q, D, h, w, row, column, fine row, fine column, m)
+        return masks.permute(0, 1, 2, 9, 3, 5, 7, 4, 6, 8).flatten(7, 9).flatten(4, 6)
+
+    def _masks_as_sam(self, keys: Tensor, hyper: Tensor, grid: tuple[int, int]) -> Tensor:
+        """`_masks` by SAM's own modules."""
+        y = self.sam.output_upscaling(keys.flatten(0, 2).transpose(1, 2).unflatten(2, grid))
+        masks = hyper.flatten(0, 2) @ y.flatten(2)
+        return masks.unflatten(2, y.shape[2:]).unflatten(0, keys.shape[:3])
+
+
+def _call(attention: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """SAM's attention module on (B, 1 or Q, D, tokens, 256) inputs."""
+    shape = torch.broadcast_shapes(q.shape[:3], k.shape[:3])
+    q, k, v = (t.expand(*shape, -1, -1).flatten(0, 2) for t in (q, k, v))
+    return attention(q=q, k=k, v=v).unflatten(0, shape)
+
+
+def _project(keys: Tensor, pe: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
+    """Project image tokens for several attentions at once: k of keys + pe, v of keys, q of keys + pe.
+
+    `layers` are the k, v and optionally q projections. The positions are projected apart, once for
+    all prompts: W(keys + pe) = W keys + W pe.
+    """
+    split = [layer.out_features for layer in layers]
+    weight = torch.cat([layer.weight for layer in layers])
+    offset = [layer.bias.expand(*pe.shape[:-1], -1) if i == 1 else layer(pe) for i, layer in enumerate(layers)]
+    y = F.linear(keys, weight)
+    return (y + torch.cat(offset, dim=-1).to(y.dtype)).split(split, dim=-1)
+
+
+def _read_image(attention: nn.Module, x: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Tokens x (B, q, D, T, 256) attend to projected image tokens (B, 1 or q, D, n, 128)."""
+    query = attention.q_proj(x)
+    shape = query.shape
+    if key.shape[1] == 1:
+        # All prompts of a slice look at the same tokens: they form one longer query.
+        query = query.transpose(1, 2).flatten(2, 3)
+        y = _attention(query.flatten(0, 1), key.flatten(0, 2), value.flatten(0, 2), attention.num_heads)
+        y = y.view(shape[0], shape[2], shape[1], *shape[3:]).transpose(1, 2)
+    else:
+        y = _attention(query.flatten(0, 2), key.flatten(0, 2), value.flatten(0, 2), attention.num_heads).view(shape)
+    return attention.out_proj(y)
+
+
+def _write_image(attention: nn.Module, query: Tensor, placed: Tensor, x: Tensor) -> Tensor:
+    """Projected image tokens (B, 1 or q, D, n, 128) attend to tokens (B, q, D, T, 256)."""
+    key, value = attention.k_proj(placed), attention.v_proj(x)
+    query = query.expand(*key.shape[:3], -1, -1)
+    y = _attention(query.flatten(0, 2), key.flatten(0, 2), value.flatten(0, 2), attention.num_heads)
+    return attention.out_proj(y).unflatten(0, key.shape[:3])
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """(G, L, E) and (G, S, E) twice to (G, L, E)."""
+    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def _spread(convolution: nn.Module, x: Tensor) -> Tensor:
+    """A 2x2 transposed convolution of stride 2 on (..., C): (..., 4, C') with row before column."""
+    weight = convolution.weight.permute(2, 3, 1, 0)
+    y = F.linear(x, weight.flatten(0, 2), convolution.bias.repeat(4))
+    return y.unflatten(-1, (4, -1))
+
+
+def _token_adapters(cfg: ModelConfig) -> dict[str, nn.Module]:
+    tokens = cfg.dec_tokens
+    if tokens.kind == "none":
+        return {}
+    names = [f"{index}_{slot}" for index in range(LAYERS) for slot in tokens.slots if slot != "final"]
+    names += ["final"] if "final" in tokens.slots else []
+    return {
+        name: Adapter(
+            EMBED_DIM,
+            kind=tokens.kind,
+            depth=cfg.patch[0],
+            ratio=tokens.ratio,
+            position=tokens.depth_position,
+            act=tokens.act,
+        )
+        for name in names
+    }
+
+
+def _image_adapters(cfg: ModelConfig) -> dict[str, nn.Module]:
+    image = cfg.dec_image
+    if image.kind == "none":
+        return {}
+    return {
+        str(index): Adapter(
+            EMBED_DIM,
+            kind=image.kind,
+            depth=cfg.patch[0],
+            ratio=image.ratio,
+            position=image.depth_position,
+            act=image.act,
+        )
+        for index in range(LAYERS)
+    }
+
+
+def _depth_positions(cfg: ModelConfig) -> nn.Parameter | None:
+    if cfg.depth.pe_decoder == "none":
+        return None
+    shape = (cfg.patch[0], EMBED_DIM)
+    return nn.Parameter(torch.zeros(*shape, *(cfg.grid if cfg.depth.pe_decoder == "full" else ())))

@@ -1,0 +1,138 @@
+"""MaskSAM's prompt generator: masks, boxes and class tokens for N queries per slice (MODEL.md §6.1-6.3)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from MaskSAMCore.config import ModelConfig
+from MaskSAMCore.network.boxes import fuse_boxes, mask_to_box
+from MaskSAMCore.network.trunk import Trunk
+from MaskSAMCore.network.types import Features, Level, PromptBatch
+
+BOX_CELLS = 2
+TOKEN_CELLS = 16
+
+
+class BoxHead(nn.Module):
+    """Boxes from 2x2 cells of all stages: always ordered, always inside the patch (MODEL.md §6.2).
+
+    The release normalises the numbers before the sigmoid, which takes out the mean of what is
+    regressed. Here its scale and shift per query stay, its normalisation does not.
+    """
+
+    def __init__(self, channels: int, queries: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(channels, queries, 1, bias=False)
+        self.scale = nn.Parameter(torch.ones(queries))
+        self.shift = nn.Parameter(torch.zeros(queries))
+
+    def forward(self, stages: list[Tensor]) -> Tensor:
+        """Stages (B, C_i, D, h_i, w_i) to boxes (B, N, D, 4), float32."""
+        z = self.conv(pool_stages(stages, BOX_CELLS)).float()
+        z = z * self.scale[:, None, None, None] + self.shift[:, None, None, None]
+        low, share = z.sigmoid().unbind(-2)
+        return torch.cat([low, low + (1 - low) * share], dim=-1)
+
+
+class TokenHead(nn.Module):
+    """Auxiliary class tokens from 16x16 cells of all stages; 16 * 16 is the decoder's width (MODEL.md §6.2)."""
+
+    def __init__(self, channels: int, queries: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(channels, queries, 3, padding=1)
+        self.norm = nn.InstanceNorm3d(queries, affine=True)
+
+    def forward(self, stages: list[Tensor]) -> Tensor:
+        """Stages (B, C_i, D, h_i, w_i) to tokens (B, N, D, 256)."""
+        return F.gelu(self.norm(self.conv(pool_stages(stages, TOKEN_CELLS)))).flatten(-2)
+
+
+class QueryGenerator(nn.Module):
+    """Trunk and heads; heads that the configuration leaves out yield None.
+
+    Args:
+        cfg: Of the whole model.
+        levels: The encoder's feature levels.
+    """
+
+    def __init__(self, cfg: ModelConfig, levels: tuple[Level, ...]) -> None:
+        super().__init__()
+        self.cfg = cfg.source
+        self.mask_size = cfg.mask_size
+        self.input_size = cfg.input_size
+        self.trunk = Trunk(cfg, levels)
+        queries, total = self.cfg.queries, sum(self.trunk.channels)
+        self.mask_head = nn.Conv3d(self.trunk.channels[-1], queries, 1) if self.cfg.mask else None
+        self.box_head = BoxHead(total, queries) if self.cfg.box else None
+        self.token_head = TokenHead(total, queries) if self.cfg.class_tokens else None
+
+    def forward(self, features: Features, image: Tensor) -> tuple[PromptBatch, dict[str, Tensor | None]]:
+        """Prompts of all queries in all slices.
+
+        Args:
+            features: Of the encoder.
+            image: (B, M, D, H, W), the scan; read with `image_skip` only.
+
+        Returns:
+            The prompts, and what the losses need: `masks` (B, N, D, H, W) logits, `boxes` and
+            `fused_boxes` (B, N, D, 4), each None where it does not exist.
+        """
+        stages = self.trunk(features, image)
+        masks = None if self.mask_head is None else self.mask_head(stages[-1])
+        learned = None if self.box_head is None else self.box_head(stages)
+        tokens = None if self.token_head is None else self.token_head(stages)
+        extents, empty = (None, None) if masks is None else mask_to_box(masks, grad=self.cfg.box_grad)
+        fused = fuse_boxes(self.cfg.fusion, learned=learned, extents=extents, empty=empty)
+        prompts = PromptBatch(boxes=self._floor(fused), masks=self._mask_prompt(masks), class_tokens=tokens)
+        return prompts, {"masks": masks, "boxes": learned, "fused_boxes": fused}
+
+    def _floor(self, boxes: Tensor | None) -> Tensor | None:
+        if boxes is None or not self.cfg.floor_boxes:
+            return boxes
+        height, width = self.input_size
+        size = boxes.new_tensor([width, height, width, height])
+        return (boxes * size).floor() / size
+
+    def _mask_prompt(self, masks: Tensor | None) -> Tensor | None:
+        """Masks as SAM's prompt encoder takes them: (B, N, D, 4g_h, 4g_w)."""
+        if masks is None or self.cfg.mask_prompt == "none":
+            return None
+        if self.cfg.mask_prompt == "binary":
+            hard = (masks.detach() > 0).to(masks.dtype)
+            return _resize(hard, self.mask_size, "nearest")
+        return _resize(masks, self.mask_size, "bilinear")
+
+
+def pool_stages(stages: list[Tensor], cells: int) -> Tensor:
+    """Average every slice of every stage over `cells` x `cells` bins: (B, sum of C_i, D, cells, cells).
+
+    The bins are those of adaptive average pooling. Written as two matrix products, its gradient is
+    the same in every run, on a GPU too.
+    """
+    return torch.cat([_pool(stage, cells) for stage in stages], dim=1)
+
+
+def _pool(x: Tensor, cells: int) -> Tensor:
+    rows, columns = (_bins(size, cells).to(x) for size in x.shape[-2:])
+    return rows @ x @ columns.T
+
+
+def _bins(size: int, cells: int) -> Tensor:
+    """(cells, size): each row averages one bin."""
+    index = torch.arange(cells)
+    start, stop = index * size // cells, ((index + 1) * size + cells - 1) // cells
+    position = torch.arange(size)
+    inside = (position >= start[:, None]) & (position < stop[:, None])
+    return inside.float() / (stop - start)[:, None]
+
+
+def _resize(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    if tuple(x.shape[-2:]) == size:
+        return x
+    align = None if mode == "nearest" else False
+    # Going down, averaging keeps thin structures that samples alone would miss.
+    smooth = mode == "bilinear" and x.shape[-1] > size[1]
+    y = F.interpolate(x.flatten(0, 1), size=size, mode=mode, align_corners=align, antialias=smooth)
+    return y.unflatten(0, x.shape[:2])

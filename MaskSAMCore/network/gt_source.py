@@ -1,0 +1,30 @@
+"""Prompts from the ground truth: the supplement's model without a generator (MODEL.md §6.5)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from MaskSAMCore.network.boxes import hard_box
+from MaskSAMCore.network.types import PromptBatch
+
+
+def class_masks(labels: Tensor, classes: int) -> Tensor:
+    """Labels (B, D, H, W) to (B, K-1, D, H, W) bool, one per structure; background is left out."""
+    ids = torch.arange(1, classes, device=labels.device)
+    return labels[:, None] == ids[:, None, None, None]
+
+
+def gt_prompts(labels: Tensor, classes: int) -> PromptBatch:
+    """One box per structure and slice: its extents; query q is class q + 1.
+
+    Args:
+        labels: (B, D, H, W) integer classes.
+        classes: K, background included.
+
+    Returns:
+        `boxes` (B, K-1, D, 4), and `valid` (B, K-1, D): where the structure is present. Absent
+        structures have a zero box.
+    """
+    boxes, empty = hard_box(class_masks(labels, classes))
+    return PromptBatch(boxes=boxes, valid=~empty)

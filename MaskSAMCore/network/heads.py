@@ -1,0 +1,111 @@
+"""From decoded masks to class scores at the patch's own size (MODEL.md §6.5, §7.3, §8)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def semantic(cls: Tensor, masks: Tensor) -> Tensor:
+    """Class scores of matched queries, P(c, v) = sum_q softmax(cls_q)[c] * sigmoid(mask_q(v)) (MODEL.md §8).
+
+    A score, not a normalised distribution; computed in fp32, one slice at a time, so no more than
+    one slice's probabilities stand beside the result.
+
+    Args:
+        cls: (B, Q, D, K + 1) logits, last "no object", which is dropped after the softmax.
+        masks: (B, Q, D, H, W) logits.
+
+    Returns:
+        (B, K, D, H, W) float32.
+    """
+    # Autocast would run the products in half precision.
+    with torch.autocast(masks.device.type, enabled=False):
+        weights = cls.float().softmax(-1)[..., :-1].permute(0, 2, 3, 1)
+        batch, _, depth, *size = masks.shape
+        scores = weights.new_empty(batch, weights.shape[2], depth, *size)
+        for z in range(depth):
+            scores[:, :, z] = (weights[:, z] @ masks[:, :, z].float().sigmoid().flatten(2)).unflatten(2, size)
+    return scores
+
+
+def argmax_head(masks: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Class scores of prompts whose class is known: query q is class q + 1 (MODEL.md §6.5).
+
+    A softmax over the logits with 0 for the background: the winner is the prompt with the highest
+    logit where that is above 0, else background, and the scores can be averaged like `semantic`'s.
+
+    Args:
+        masks: (B, K - 1, D, H, W) logits.
+        valid: (B, K - 1, D) bool; prompts that are not valid score 0.
+
+    Returns:
+        (B, K, D, H, W) float32.
+    """
+    scores = masks.float()
+    if valid is not None:
+        scores = scores.masked_fill(~valid[..., None, None], -torch.inf)
+    return F.pad(scores, (0, 0, 0, 0, 0, 0, 1, 0)).softmax(1)
+
+
+def resize_masks(masks: Tensor, size: tuple[int, int], *, mode: str = "bilinear") -> Tensor:
+    """(B, Q, D, h, w) to (B, Q, D, H, W) in the plane; the same tensor where nothing is to be done.
+
+    Args:
+        masks: Logits, or 0/1 with `mode="nearest"`.
+        size: (H, W).
+        mode: "bilinear" or "nearest".
+    """
+    if tuple(masks.shape[-2:]) == tuple(size):
+        return masks
+    corners = None if mode == "nearest" else False
+    flat = F.interpolate(masks.flatten(1, 2), size=tuple(size), mode=mode, align_corners=corners)
+    return flat.unflatten(1, masks.shape[1:3])
+
+
+class MaskUpsampler(nn.Module):
+    """Learned x4 upsampling with the queries as channels (MODEL.md §7.3).
+
+    It mixes queries, so it is only for the generator's own Q = N; prompts of a user are resized.
+
+    Args:
+        queries: N.
+        width: Channels in between.
+    """
+
+    def __init__(self, queries: int, *, width: int = 64) -> None:
+        super().__init__()
+
+        def doubling() -> list[nn.Module]:
+            up = nn.ConvTranspose3d(width, width, (1, 2, 2), stride=(1, 2, 2))
+            return [up, nn.InstanceNorm3d(width), nn.GELU()]
+
+        self.layers = nn.Sequential(
+            nn.Conv3d(queries, width, 3, padding=1),
+            nn.InstanceNorm3d(width, affine=True),
+            nn.LeakyReLU(0.01),
+            *doubling(),
+            *doubling(),
+            nn.Conv3d(width, queries, 3, padding=1),
+        )
+
+    def forward(self, masks: Tensor) -> Tensor:
+        """masks (B, N, D, h, w) logits to (B, N, D, 4h, 4w)."""
+        return self.layers(masks)
+
+
+class MaskBlend(nn.Module):
+    """The decoded mask as a learned correction of the generator's: final = a * aux + b * sam.
+
+    Not in the paper (`decoder.mask_residual`): SAM's decoder sees the mask prompt at stride 16 only.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aux = nn.Parameter(torch.tensor(1.0))
+        self.sam = nn.Parameter(torch.tensor(0.1))
+
+    def forward(self, aux: Tensor, sam: Tensor) -> Tensor:
+        """aux and sam: logits of the same shape (B, N, D, H, W)."""
+        return self.aux * aux + self.sam * sam

@@ -1,0 +1,117 @@
+"""MaskSAM: a frozen SAM with 3-D adapters, fed by a generator of its own prompts (MODEL.md §2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from MaskSAMCore.config import ModelConfig
+from MaskSAMCore.errors import ModelError
+from MaskSAMCore.network.backbone import build_encoder
+from MaskSAMCore.network.decoder import SamDecoder
+from MaskSAMCore.network.generator import QueryGenerator
+from MaskSAMCore.network.gt_source import gt_prompts
+from MaskSAMCore.network.heads import MaskBlend, MaskUpsampler, argmax_head, resize_masks, semantic
+from MaskSAMCore.network.prompts import PromptTokenizer
+from MaskSAMCore.network.stem import ModalityStem
+from MaskSAMCore.network.types import Decoded, Features, PromptBatch, PromptTokens, QueryOutputs
+
+
+class MaskSAM(nn.Module):
+    """The whole network; build it with `network.build.build_model`, which also freezes SAM."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.stem = ModalityStem(cfg)
+        self.encoder = build_encoder(cfg)
+        self.prompts = PromptTokenizer(cfg)
+        self.decoder = SamDecoder(cfg)
+        self.generator = QueryGenerator(cfg, self.encoder.levels) if cfg.source.kind == "query" else None
+        self.upsampler = MaskUpsampler(cfg.source.queries) if cfg.decoder.upsampler else None
+        self.blend = MaskBlend() if cfg.decoder.mask_residual else None
+
+    def encode(self, image: Tensor) -> Features:
+        """image (B, M, D, H, W), normalised as in preprocessing, to features."""
+        return self.encoder(self.stem(image))
+
+    def encode_frozen(self, image: Tensor) -> Features:
+        """The features of SAM itself, without adapters: the constant of MODEL.md §14.4."""
+        return self.encoder.frozen_features(self.stem.frozen(image))
+
+    def auto_prompts(self, features: Features, image: Tensor) -> tuple[PromptBatch, dict[str, Tensor | None]]:
+        """The generator's prompts and what its own losses need."""
+        if self.generator is None:
+            raise ModelError(
+                "this model has no prompt generator",
+                where=f"model.source.kind={self.cfg.source.kind}",
+                remedy="Use a model that makes its own prompts, or give it prompts.",
+            )
+        return self.generator(features, image)
+
+    def tokenize(self, prompts: PromptBatch, grid: tuple[int, int]) -> PromptTokens:
+        """Prompts of any source in SAM's embedding space."""
+        return self.prompts(prompts, grid)
+
+    def decode(
+        self, features: Features, tokens: PromptTokens, *, multimask: bool = False, chunk: int | None = None
+    ) -> Decoded:
+        """Masks of every prompt in every slice; see `SamDecoder`."""
+        dense_pe = self.prompts.dense_pe(features.grid)
+        return self.decoder(features, tokens, dense_pe, multimask=multimask, chunk=chunk)
+
+    def forward(self, image: Tensor, features: Features | None = None, labels: Tensor | None = None) -> QueryOutputs:
+        """One training pass in automatic mode.
+
+        Args:
+            image: (B, M, D, H, W).
+            features: Features of the encoder if they are known already; else it is run.
+            labels: (B, D, H, W) classes; only a model with ground-truth prompts reads them.
+
+        Returns:
+            Masks at the patch's size, class logits and the generator's own outputs.
+        """
+        features = self.encode(image) if features is None else features
+        if self.generator is None:
+            return self._given(image, features, labels)
+        prompts, aux = self.auto_prompts(features, image)
+        decoded = self.decode(features, self.tokenize(prompts, features.grid))
+        masks = self._to_patch(decoded.mask[:, :, :, 0], image.shape[-2:])
+        aux_masks = aux["masks"]
+        if self.blend is not None and aux_masks is not None:
+            masks = self.blend(aux_masks, masks)
+        cls = decoded.cls
+        if cls is None:
+            raise ModelError("automatic mode needs the class head", where="model.decoder.class_head")
+        return QueryOutputs(
+            masks=masks, cls=cls, aux_masks=aux_masks, aux_boxes=aux["boxes"], fused_boxes=aux["fused_boxes"]
+        )
+
+    def _given(self, image: Tensor, features: Features, labels: Tensor | None) -> QueryOutputs:
+        if labels is None:
+            raise ModelError(
+                "this model takes its prompts from the ground truth",
+                where=f"model.source.kind={self.cfg.source.kind}",
+                remedy="It can be trained and evaluated on labelled cases, not run on a new scan.",
+            )
+        prompts = gt_prompts(labels, self.cfg.classes)
+        decoded = self.decode(features, self.tokenize(prompts, features.grid))
+        masks = self._to_patch(decoded.mask[:, :, :, 0], image.shape[-2:])
+        return QueryOutputs(masks=masks, cls=decoded.cls, valid=prompts.valid)
+
+    def _to_patch(self, masks: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+        if self.upsampler is not None:
+            return self.upsampler(masks)
+        return resize_masks(masks, (size[0], size[1]))
+
+    def scores(self, outputs: QueryOutputs) -> Tensor:
+        """Class scores (B, K, D, H, W) in [0, 1] of a forward pass (MODEL.md §8)."""
+        if self.cfg.head == "argmax":
+            return argmax_head(outputs.masks, outputs.valid)
+        if outputs.cls is None:
+            raise ModelError("the semantic head needs class logits", where="model.decoder.class_head")
+        return semantic(outputs.cls, outputs.masks)
+
+    def segment_patch(self, image: Tensor) -> Tensor:
+        """Image (B, M, D, H, W) to class scores (B, K, D, H, W)."""
+        return self.scores(self.forward(image))

@@ -1,0 +1,206 @@
+"""Every named configuration: the papers' networks, their ablation rows, the product's own (MODEL.md §15)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from MaskSAMCore.config import (
+    BackboneConfig,
+    Config,
+    DataConfig,
+    DecoderConfig,
+    DepthConfig,
+    EncoderAdapterConfig,
+    ImageAdapterConfig,
+    LossConfig,
+    ModelConfig,
+    SourceConfig,
+    StemConfig,
+    TokenAdapterConfig,
+    TrainConfig,
+)
+from MaskSAMCore.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A named configuration.
+
+    Attributes:
+        config: The configuration itself.
+        about: What it switches, in one line.
+        score: Published ACDC Dice in percent for that row, where there is one.
+    """
+
+    config: Config
+    about: str
+    score: float | None = None
+
+
+def names() -> list[str]:
+    """All preset names, in the order of the tables they come from."""
+    return list(_PRESETS)
+
+
+def describe(name: str) -> Preset:
+    """The preset called `name`.
+
+    Raises:
+        InputError: There is none; the message lists the names.
+    """
+    try:
+        preset = _PRESETS[name]()
+    except KeyError:
+        raise InputError("unknown preset", where=name, remedy="Known presets: " + ", ".join(_PRESETS) + ".") from None
+    return replace(preset, config=replace(preset.config, preset=name))
+
+
+def get(name: str) -> Config:
+    """The configuration of the preset called `name`; see `describe`."""
+    return describe(name).config
+
+
+def _masksam_acdc() -> Preset:
+    return Preset(config=Config(), about="MaskSAM, ViT-B, as trained on ACDC")
+
+
+def _masksam_amos() -> Preset:
+    return Preset(
+        config=_large(classes=16, patch=(9, 512, 512), train=TrainConfig(optimizer="adamw", eps=1e-4, epochs=1000)),
+        about="MaskSAM, ViT-H at 512, as trained on AMOS22",
+    )
+
+
+def _masksam_synapse() -> Preset:
+    return Preset(
+        config=_large(classes=14, patch=(26, 256, 256), train=TrainConfig(epochs=1000)),
+        about="MaskSAM, ViT-H at 256, as trained on Synapse",
+    )
+
+
+def _large(*, classes: int, patch: tuple[int, int, int], train: TrainConfig) -> Config:
+    bce_dice = 1.2 if classes == 16 else 1.5
+    return Config(
+        model=ModelConfig(
+            classes=classes,
+            patch=patch,
+            backbone=BackboneConfig(arch="vit_h"),
+            stem=StemConfig(upsample=1),
+            source=SourceConfig(queries=24, widths=(256, 128, 128, 64, 64)),
+            decoder=DecoderConfig(upsampler=True),
+            loss=LossConfig(bce=bce_dice, dice=bce_dice),
+        ),
+        train=train,
+    )
+
+
+def _masksam_acdc_compact() -> Preset:
+    model = ModelConfig(depth=DepthConfig(pe_decoder="factorised"), source=SourceConfig(widths=(224, 96, 96)))
+    return Preset(config=Config(model=model), about="MaskSAM with a narrower trunk: the 14 M of the paper's main text")
+
+
+def _ground_truth(base: Callable[[], Preset]) -> Callable[[], Preset]:
+    def build() -> Preset:
+        config = base().config
+        model = replace(
+            config.model,
+            source=replace(config.model.source, kind="gt", class_tokens=False),
+            decoder=replace(config.model.decoder, upsampler=False),
+            head="argmax",
+            loss=LossConfig(kind="binary", bce=1.0, dice=1.0),
+        )
+        return Preset(config=replace(config, model=model), about="the same with boxes from the ground truth")
+
+    return build
+
+
+def _row(
+    about: str,
+    score: float,
+    *,
+    kind: str = "plain",
+    image_kind: str | None = None,
+    position: str = "middle",
+    depth: bool = True,
+    **source: object,
+) -> Callable[[], Preset]:
+    """One row of MaskSAM's ablation on ACDC (MODEL.md §15.3): every adapter of one kind, unless said."""
+
+    def build() -> Preset:
+        model = ModelConfig(
+            depth=DepthConfig(pe_encoder=depth, pe_decoder="full" if depth else "none"),
+            enc_adapter=EncoderAdapterConfig(kind=image_kind or kind, depth_position=position),  # type: ignore[arg-type]
+            dec_tokens=TokenAdapterConfig(kind=kind, depth_position=position),  # type: ignore[arg-type]
+            dec_image=ImageAdapterConfig(kind=image_kind or kind, depth_position=position),  # type: ignore[arg-type]
+            source=SourceConfig(**source),  # type: ignore[arg-type]
+        )
+        return Preset(config=Config(model=model), about=about, score=score)
+
+    return build
+
+
+def _core_mobile() -> Preset:
+    model = ModelConfig(
+        classes=2,
+        patch=(16, 64, 64),
+        backbone=BackboneConfig(arch="mobile"),
+        stem=StemConfig(kind="lean"),
+        depth=DepthConfig(pe_decoder="factorised"),
+        source=SourceConfig(widths=(128, 64, 32), image_skip=True),
+        decoder=DecoderConfig(mask_residual=True),
+    )
+    train = TrainConfig(
+        optimizer="adamw",
+        lr=1e-3,
+        weight_decay=1e-2,
+        clip=1.0,
+        schedule="cosine",
+        warmup_steps=50,
+        epochs=60,
+        iterations=50,
+        batch=1,
+        frozen_epochs=20,
+        frozen_copies=2,
+        ema=0.99,
+    )
+    return Preset(
+        config=Config(model=model, data=DataConfig(fit_patch=True), train=train),
+        about="the product: MaskSAM on MobileSAM, small enough for a laptop's CPU",
+    )
+
+
+def _tiny() -> Preset:
+    model = ModelConfig(
+        classes=3,
+        patch=(4, 32, 32),
+        backbone=BackboneConfig(arch="tiny"),
+        stem=StemConfig(upsample=4),
+        source=SourceConfig(widths=(16, 8, 8)),
+    )
+    train = TrainConfig(optimizer="adamw", lr=2e-3, epochs=2, iterations=5, batch=1, validate_every=1)
+    return Preset(config=Config(model=model, train=train), about="random weights, for tests; never called SAM")
+
+
+_PRESETS: dict[str, Callable[[], Preset]] = {
+    "core-mobile": _core_mobile,
+    "masksam-acdc": _masksam_acdc,
+    "masksam-amos": _masksam_amos,
+    "masksam-synapse": _masksam_synapse,
+    "masksam-acdc-compact": _masksam_acdc_compact,
+    "masksam-acdc-gt": _ground_truth(_masksam_acdc),
+    "masksam-amos-gt": _ground_truth(_masksam_amos),
+    "masksam-synapse-gt": _ground_truth(_masksam_synapse),
+    "B1": _row("plain adapters, boxes from masks", 89.53, depth=False, box=False, fusion="mask"),
+    "B2": _row(
+        "plain adapters, learned boxes, no masks", 88.78, depth=False, mask=False, fusion="learned", mask_prompt="none"
+    ),
+    "B3": _row("plain adapters, masks and learned boxes", 90.08, depth=False, fusion="learned"),
+    "B4": _row("B3 with the average of both boxes", 91.45, depth=False),
+    "B5": _row("B4 with depth position embeddings", 91.61),
+    "B6": _row("B5 with depth MLPs behind the adapters", 92.88, kind="depth_mlp", position="after"),
+    "B7": _row("B5 with depth MLPs before the adapters", 92.93, kind="depth_mlp", position="before"),
+    "B8": _row("B5 with depth MLPs inside the adapters", 93.10, kind="depth_mlp"),
+    "B9": _row("B8 with depth convolutions on image tokens", 93.39, kind="depth_mlp", image_kind="depth_conv"),
+    "tiny": _tiny,
+}

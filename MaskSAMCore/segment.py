@@ -1,0 +1,183 @@
+"""`python -m MaskSAMCore.segment`: every structure of a scan, from the command line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from MaskSAMCore.commandline import add_device_option, cancel_on_signals, command_parser, run
+
+if TYPE_CHECKING:
+    from MaskSAMCore.inference.predictor import Result
+    from MaskSAMCore.outputs import Case
+    from MaskSAMCore.volume import Roi, Volume
+
+EPILOG = """examples:
+  python -m MaskSAMCore.segment scan.nii.gz -m hippocampus-mr -o results      four files in results/
+  python -m MaskSAMCore.segment scan.nii.gz -m MODEL -o scan.seg.nrrd         one file, by its suffix
+  python -m MaskSAMCore.segment DICOM_FOLDER -m MODEL -o result.dcm           DICOM SEG
+  python -m MaskSAMCore.segment head.nii.gz -m hippocampus-mr -o results --roi=28,-22,-14,44,64,52
+
+SCAN is a NIfTI, NRRD or MetaImage file, or a DICOM folder. Several are several cases; a model of several channels
+takes files called CASE_0000, CASE_0001, ... together, or one file per channel in the order of its channels.
+OUT without a suffix is a folder: CASE.nii.gz, CASE.seg.nrrd, CASE.csv (volumes) and CASE.png (picture) each; a case
+that has all four is skipped."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of the command."""
+    p = command_parser("segment", "Segment scans with a trained model.", epilog=EPILOG)
+    p.add_argument("scans", nargs="+", type=Path, metavar="SCAN")
+    p.add_argument("-m", "--model", metavar="MODEL", help="name of an installed model, or its folder")
+    p.add_argument(
+        "-o", "--output", type=Path, metavar="OUT", help="folder, or file: .nii.gz .nii .nrrd .mha .seg.nrrd .dcm"
+    )
+    p.add_argument(
+        "--roi", type=_roi, action="append", default=[], metavar="X,Y,Z,SX,SY,SZ",
+        help="only this box: centre and size in mm, RAS; may be given several times (write --roi=-28,...)",
+    )  # fmt: skip
+    p.add_argument(
+        "--tta", action="store_true", help="average over mirrored copies: a little better, several times slower"
+    )
+    p.add_argument(
+        "--step", type=_share, default=None, metavar="S", help="overlap of windows, above 0 to 1 (default: 0.5)"
+    )
+    p.add_argument(
+        "--preview", action="store_true", help="fast and rough: windows side by side, no mirroring; with a picture"
+    )
+    p.add_argument("--overwrite", action="store_true", help="replace existing outputs")
+    p.add_argument("--series", metavar="ID", help="which series of a DICOM folder")
+    p.add_argument("--list-series", action="store_true", help="list the series of DICOM folders and stop")
+    p.add_argument("--frame", type=int, metavar="N", help="which frame of a 4-D file, from 0")
+    p.add_argument("--channel", type=int, metavar="N", help="which channel of a colour file, from 0")
+    p.add_argument("--resample", action="store_true", help="allow resampling of tilted or irregular scans")
+    p.add_argument(
+        "--allow-uncoded", action="store_true", help="write structures without a DICOM code as Tissue (.dcm)"
+    )
+    add_device_option(p)
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    p = parser()
+    options = p.parse_args(argv)
+    if not options.list_series and (options.model is None or options.output is None):
+        p.error("-m MODEL and -o OUT are needed")
+    if options.preview and options.tta:
+        p.error("--preview and --tta exclude each other")
+    return run(lambda: _list(options) if options.list_series else _segment(options))
+
+
+def _roi(text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(v) for v in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) != 6:
+        raise argparse.ArgumentTypeError(f"six numbers x,y,z,sx,sy,sz are needed, found {text!r}")
+    return values
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"a number above 0 and at most 1 is needed, found {text!r}")
+    return value
+
+
+def _list(options: argparse.Namespace) -> int:
+    from MaskSAMCore.io.dicom import list_series
+
+    for folder in options.scans:
+        print(folder)
+        for series in list_series(folder):
+            print(f"  {series.line()}")
+    return 0
+
+
+def _segment(options: argparse.Namespace) -> int:
+    from MaskSAMCore import outputs, zoo
+    from MaskSAMCore.volume import Roi
+
+    rois = [Roi(center=r[:3], size=r[3:]) for r in options.roi]
+    card = zoo.load_card(zoo.find_model(options.model))
+    cases = outputs.group(options.scans, card.config.model.channels)
+    todo = []
+    for case in outputs.place(cases, options.output, preview=options.preview):
+        if not options.allow_uncoded:
+            outputs.check_codes(case, card.labels)
+        if outputs.ready(case, overwrite=options.overwrite):
+            print(f"{case.name}: complete already, skipped (--overwrite does it again)")
+        else:
+            todo.append(case)
+    if todo:
+        _work(options, todo, rois)
+    return 0
+
+
+def _work(options: argparse.Namespace, todo: list[Case], rois: list[Roi]) -> None:
+    from MaskSAMCore import device, outputs
+    from MaskSAMCore.inference.predictor import Predictor
+    from MaskSAMCore.io.images import read_volume
+    from MaskSAMCore.progress import CancelToken, terminal_progress
+
+    predictor = Predictor(options.model, device=options.device)
+    print(f"Model:  {predictor.card.name} ({predictor.card.licence or 'no licence stated'})")
+    print(f"Device: {device.describe(predictor.device)}", flush=True)
+    with cancel_on_signals(CancelToken()) as cancel, terminal_progress() as progress:
+        for case in todo:
+            cancel.check()
+            volume = read_volume(
+                case.scans[0] if len(case.scans) == 1 else list(case.scans),
+                frame=options.frame,
+                channel=options.channel,
+                resample=options.resample,
+                series=options.series,
+            )
+            result = predictor.segment(
+                volume,
+                roi=rois,
+                tta=options.tta,
+                step=options.step or (1.0 if options.preview else 0.5),
+                progress=progress,
+                cancel=cancel,
+            )
+            progress.close()
+            cancel.check()
+            written = outputs.write(
+                case,
+                volume,
+                result.labels,
+                subtitle=predictor.card.name,
+                overwrite=options.overwrite,
+                series=options.series,
+                allow_uncoded=options.allow_uncoded,
+            )
+            _report(case, volume, result, written)
+
+
+def _report(case: Case, volume: Volume, result: Result, written: list[Path]) -> None:
+    from MaskSAMCore.outputs import volume_rows
+
+    size = " x ".join(map(str, volume.grid.shape[::-1]))
+    print(f"\n{case.name}: {size} voxels, {result.windows} windows in {result.seconds:.1f} s on {result.device}")
+    rows = volume_rows(result.labels)
+    width = max([len(name) for _, name, _, _ in rows] + [9])
+    print(f"  {'structure':{width}} {'label':>5} {'voxels':>10} {'mL':>10}")
+    for number, name, voxels, millilitres in rows:
+        print(f"  {name:{width}} {number:5d} {voxels:10d} {millilitres:10.3f}")
+    for text in result.warnings:
+        print(f"  warning: {text}")
+    for path in written:
+        print(f"  wrote {path}")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""Common structure names with their DICOM codes, side and usual colour."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+
+from MaskSAMCore.errors import InputError
+from MaskSAMCore.labels import Code, Label, LabelTable
+from MaskSAMCore.resources import resource
+
+_SIDES = {"left": "Left", "right": "Right", "l": "Left", "r": "Right", "lt": "Left", "rt": "Right"}
+_BLANKS = re.compile(r"[\s_\-.,()/]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """One structure as DICOM and Slicer know it.
+
+    Attributes:
+        name: As shown to the user.
+        color: (r, g, b), 0 to 255, as Slicer shows it.
+        category, type: DICOM SegmentedPropertyCategory and Type.
+        modifier: Laterality, where the name has a side.
+    """
+
+    name: str
+    color: tuple[int, int, int]
+    category: Code
+    type: Code
+    modifier: Code | None = None
+
+    def label(self, id: int, *, mirror: str = "") -> Label:
+        """The structure as an entry of a label table."""
+        return Label(
+            id=id,
+            name=self.name,
+            color=self.color,
+            category=self.category,
+            type=self.type,
+            modifier=self.modifier,
+            mirror=mirror,
+        )
+
+
+def _words(name: str) -> list[str]:
+    return [w for w in _BLANKS.split(name.strip().lower()) if w]
+
+
+def _code(value: Mapping[str, str]) -> Code:
+    return Code(scheme=value["scheme"], value=value["value"], meaning=value["meaning"])
+
+
+@cache
+def _table() -> tuple[dict[str, dict], dict[str, Code], dict[str, Code]]:
+    """Entries by every name they go by, the categories, and the sides."""
+    path = resource("Terminology", "structures.json")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        categories = {k: _code(v) for k, v in content["categories"].items()}
+        sides = {k: _code(v) for k, v in content["sides"].items()}
+        entries: dict[str, dict] = {}
+        for entry in content["structures"]:
+            for alias in (entry["name"], *entry.get("aliases", ())):
+                entries.setdefault(" ".join(_words(alias)), entry)
+    except OSError as error:
+        raise InputError(
+            "the installation lacks a file", where=path, why=str(error), remedy="Install it again"
+        ) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError("the table of structures is damaged", where=path, why=str(error)) from error
+    return entries, categories, sides
+
+
+def _term(entry: dict, side: str | None) -> Term:
+    _, categories, sides = _table()
+    own = entry.get("side")
+    name = entry["name"]
+    if side is not None:
+        name = f"{side} {name[0].lower()}{name[1:]}"
+    return Term(
+        name=name,
+        color=tuple(entry["color"]),
+        category=categories[entry["category"]],
+        type=_code({"scheme": "SCT", **entry["type"]}),
+        modifier=sides[side or str(own)] if side or own else None,
+    )
+
+
+def lookup(name: str) -> Term | None:
+    """The structure that a name means, in any case and with any separators, or None if it is not known.
+
+    A side is taken from a first or last word: "left kidney", "Kidney_L", "parotid right".
+    """
+    entries, _, _ = _table()
+    words = _words(name)
+    if not words:
+        return None
+    if entry := entries.get(" ".join(words)):
+        return _term(entry, None)
+    for rest, word in ((words[1:], words[0]), (words[:-1], words[-1])):
+        side = _SIDES.get(word)
+        entry = entries.get(" ".join(rest)) if side else None
+        if entry and entry.get("paired"):
+            return _term(entry, side)
+    return None
+
+
+def describe(table: LabelTable) -> LabelTable:
+    """The table with codes, and colours of coded structures, filled in where its labels have none; names stay."""
+    labels = []
+    for label in table.labels:
+        term = lookup(label.name)
+        if term is not None and label.type is None:
+            label = replace(label, category=term.category, type=term.type, modifier=term.modifier, color=term.color)
+        labels.append(label)
+    return replace(table, labels=tuple(labels))

@@ -1,0 +1,71 @@
+"""`python -m MaskSAMCore.train`: train a model from labelled scans or from a prepared cache."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from MaskSAMCore.commandline import add_device_option, cancel_on_signals, command_parser, run
+
+EPILOG = """examples:
+  python -m MaskSAMCore.train DATASET -o RUN                     product preset, fold 0
+  python -m MaskSAMCore.train DATASET -o RUN --resume            go on after an interruption
+  python -m MaskSAMCore.train DATASET -o RUN --set train.epochs=20 --set train.batch=2
+  torchrun --nproc-per-node 2 -m MaskSAMCore.train DATASET -o RUN
+
+DATASET is a folder in nnU-Net's raw format, or a cache made by MaskSAMCore.prepare.
+RUN receives checkpoints, metrics.csv, curves.png, overlays/ and the model folder model/."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of the command."""
+    p = command_parser("train", "Train MaskSAM on labelled scans.", epilog=EPILOG)
+    p.add_argument("dataset", type=Path, metavar="DATASET|CACHE")
+    p.add_argument("-o", "--output", type=Path, required=True, metavar="RUN", help="folder of the run")
+    p.add_argument("--preset", default="core-mobile", help="configuration to start from (default: core-mobile)")
+    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one value of the preset")
+    p.add_argument("--base", type=Path, metavar="FILE", help="base SAM weights (default: the one in the cache)")
+    p.add_argument("--mode", choices=["auto"], default="auto", help="what is trained (default: auto)")
+    p.add_argument("--fold", default="0", metavar="N", help="validation fold, or 'all' to train on every case")
+    p.add_argument("--name", help="name of the model (default: the data set's)")
+    p.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of RUN")
+    p.add_argument("--dry-run", action="store_true", help="do a few steps, print time and memory, save nothing")
+    p.add_argument("--cache", type=Path, help="where the prepared cache goes (default: RUN/cache)")
+    add_device_option(p)
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = parser().parse_args(argv)
+    return run(lambda: _train(options))
+
+
+def _train(options: argparse.Namespace) -> int:
+    from MaskSAMCore.inference.sliding_window import slide_model
+    from MaskSAMCore.progress import CancelToken, terminal_progress
+    from MaskSAMCore.training.run import Run, RunOptions
+
+    with terminal_progress() as progress, cancel_on_signals(CancelToken()) as cancel:
+        run_options = RunOptions(
+            dataset=options.dataset,
+            folder=options.output,
+            preset=options.preset,
+            overrides=tuple(options.set),
+            base=options.base,
+            fold=options.fold,
+            name=options.name,
+            resume=options.resume,
+            dry_run=options.dry_run,
+            cache=options.cache,
+            device=options.device,
+        )
+        training = Run(run_options, predict=slide_model, note=print, progress=progress, cancel=cancel)
+        folder = training.start()
+    print(f"done: {folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,332 @@
+"""The training loop: frozen phase, then the whole network; every step a function of its number (MODEL.md §14)."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from MaskSAMCore.config import Config, to_dict
+from MaskSAMCore.errors import MaskSAMError, ModelError
+from MaskSAMCore.network.build import is_frozen
+from MaskSAMCore.network.masksam import MaskSAM
+from MaskSAMCore.network.types import QueryOutputs
+from MaskSAMCore.progress import Cancelled, CancelToken, Progress
+from MaskSAMCore.training import checkpoint as checkpoints
+from MaskSAMCore.training.batches import Batch, prefetch
+from MaskSAMCore.training.schedule import learning_rate
+
+CHECKPOINTS = "checkpoints"
+Criterion = Callable[[QueryOutputs, Tensor, Tensor], dict[str, Tensor]]
+
+
+@dataclass(kw_only=True)
+class Hooks:
+    """What the loop tells others.
+
+    Attributes:
+        validate: Called with the (averaged) model and the epoch; returns figures, "val dice" their mean.
+        release: Called after every validation and at the end; writes the model folder.
+        log: Called with every finished epoch's row.
+        note: Called with a line of text worth reading: estimates, phase changes.
+        progress: Told after every step.
+    """
+
+    validate: Callable[[MaskSAM, int], dict[str, float]]
+    release: Callable[[MaskSAM, dict[str, float], int], None]
+    log: Callable[[dict[str, Any]], None]
+    note: Callable[[str], None]
+    progress: Progress
+    cancel: CancelToken = field(default_factory=CancelToken)
+
+
+@dataclass(kw_only=True)
+class Sources:
+    """Where batches come from: `frozen` in the first phase, `full` afterwards; both take (micro-step, rank)."""
+
+    frozen: Callable[[int, int], Batch] | None
+    full: Callable[[int, int], Batch]
+
+
+class Trainer:
+    """Trains one model into one folder.
+
+    Args:
+        model: With its base weights loaded.
+        config: What to train.
+        criterion: Outputs, labels and valid slices to the terms of the loss.
+        folder: Where checkpoints go.
+        base: Name and hash of the base weights, kept in every checkpoint.
+        device: Where to train.
+        dtype: Of autocast, or None for fp32.
+        rank, world: Place among the processes of a distributed run.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: MaskSAM,
+        config: Config,
+        criterion: Criterion,
+        sources: Sources,
+        hooks: Hooks,
+        folder: Path,
+        base: dict[str, str],
+        device: torch.device,
+        dtype: torch.dtype | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.model, self.config, self.criterion = model.to(device), config, criterion
+        self.sources, self.hooks, self.base = sources, hooks, base
+        self.folder, self.device, self.dtype, self.rank, self.world = folder / CHECKPOINTS, device, dtype, rank, world
+        self.cfg = config.train
+        self.model.encoder.checkpointing = self.cfg.checkpointing
+        self.trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.optimizer = _optimizer(config, list(self.trainable.values()))
+        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)  # type: ignore[attr-defined]
+        self.ema = {n: p.detach().clone() for n, p in self.trainable.items()} if self.cfg.ema else {}
+        self.step, self.best, self.seconds = 0, 0.0, 0.0
+        self.net: nn.Module = self.model
+        if world > 1:
+            ids = [device] if device.type == "cuda" else None
+            unused = self.cfg.frozen_epochs > 0
+            self.net = DistributedDataParallel(self.model, device_ids=ids, find_unused_parameters=unused)
+
+    @property
+    def frozen_steps(self) -> int:
+        """Steps of the first phase."""
+        return self.cfg.frozen_epochs * self.cfg.iterations if self.sources.frozen is not None else 0
+
+    def run(self) -> None:
+        """Train to the end.
+
+        Raises:
+            Cancelled: Asked to stop; the state of the last finished step is saved.
+            MaskSAMError: The loss is no number; the last good checkpoint stands.
+        """
+        for epoch in range(self.step // self.cfg.iterations, self.cfg.epochs):
+            row = self._epoch(epoch)
+            last = epoch + 1 == self.cfg.epochs
+            due = self.cfg.validate_every and (epoch + 1) % self.cfg.validate_every == 0
+            phase_ends = self.step == self.frozen_steps
+            if self.rank == 0 and (last or due or phase_ends):
+                with self.averaged():
+                    figures = self.hooks.validate(self.model, epoch + 1)
+                    self.best = max(self.best, figures.get("val dice", 0.0))
+                    self.hooks.release(self.model, figures, self.step)
+                row |= figures
+            if self.rank == 0:
+                self.save()
+                self.hooks.log({"epoch": epoch + 1, "step": self.step, **row})
+            if self.world > 1:
+                torch.distributed.barrier()
+
+    def trial(self, steps: int = 3) -> None:
+        """A few steps of each phase on the spot: tells time and memory, keeps nothing."""
+        cfg, total = self.cfg, self.cfg.epochs * self.cfg.iterations
+        frozen = min(cfg.frozen_epochs, cfg.epochs) * cfg.iterations
+        for phase, count in (("frozen", frozen), ("full", total - frozen)):
+            if not count:
+                continue
+            self.model.train()
+            self.model.encoder.set_adapters(phase == "full")
+            times = []
+            for index in range(steps * cfg.accumulate):
+                batch = self.sources.full(index, self.rank).to(self.device)
+                if phase == "frozen":
+                    with torch.no_grad():
+                        batch.features = self.model.encode_frozen(batch.image)
+                began = time.monotonic()
+                self._optimise(iter([batch] * cfg.accumulate))
+                times.append(time.monotonic() - began)
+            rate = sorted(times)[len(times) // 2]
+            self.hooks.note(
+                f"{phase} phase: {rate:.2f} s per step, {count} steps, about {rate * count / 60:.0f} min; "
+                f"{memory(self.device)} at most so far"
+            )
+
+    def _epoch(self, epoch: int) -> dict[str, Any]:
+        self.model.train()
+        frozen = self.step < self.frozen_steps
+        source = self.sources.frozen if frozen and self.sources.frozen is not None else self.sources.full
+        self.model.encoder.set_adapters(not frozen)
+        per_step = self.cfg.accumulate
+        last = (epoch + 1) * self.cfg.iterations
+        micro = range(self.step * per_step, last * per_step)
+        began, first, sums = time.monotonic(), self.step, dict[str, float]()
+        batches = prefetch(lambda index: source(index, self.rank), micro)
+        try:
+            while self.step < last:
+                for name, value in self._optimise(batches).items():
+                    sums[name] = sums.get(name, 0.0) + value
+                self.step += 1
+                self._report(began, first, sums)
+                if self.hooks.cancel.cancelled:
+                    if self.rank == 0:
+                        self.save()
+                    raise Cancelled(
+                        f"stopped after step {self.step}; go on with --resume", exit_code=self.hooks.cancel.exit_code
+                    )
+        finally:
+            batches.close()  # type: ignore[attr-defined]
+        count = self.step - first
+        lr = learning_rate(self.cfg, self.step - 1)
+        seconds = (time.monotonic() - began) / max(count, 1)
+        phase = "frozen" if frozen else "full"
+        means = {name: round(value / count, 6) for name, value in sums.items()}
+        return {"phase": phase, "lr": lr, "seconds_per_step": round(seconds, 4), **means}
+
+    def _optimise(self, batches: Iterator[Batch]) -> dict[str, float]:
+        """One optimiser step over `accumulate` micro-batches; returns the mean loss terms."""
+        # Seeded by its number, a step draws the same random numbers after a resume.
+        torch.manual_seed(hash((self.cfg.seed, self.step, self.rank)) & 0x7FFFFFFF)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.cfg, self.step)
+        terms: dict[str, float] = {}
+        for index in range(self.cfg.accumulate):
+            batch = next(batches).to(self.device)
+            synchronise = index + 1 == self.cfg.accumulate or self.world == 1
+            with nullcontext() if synchronise else self.net.no_sync():  # type: ignore[operator]
+                with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+                    outputs = self.net(batch.image, batch.features, batch.label)
+                losses = self.criterion(outputs, batch.label, batch.valid)
+                self.scaler.scale(losses["loss"] / self.cfg.accumulate).backward()
+            # One transfer for all terms: each would wait for the GPU.
+            values = torch.stack([value.detach().float() for value in losses.values()]).tolist()
+            for name, value in zip(losses, values, strict=True):
+                terms[name] = terms.get(name, 0.0) + value / self.cfg.accumulate
+        if not math.isfinite(terms["loss"]):
+            raise _diverged(self.step, "the loss is not a number")
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.trainable.values(), self.cfg.clip)
+        if not self.scaler.is_enabled() and not torch.isfinite(norm):
+            raise _diverged(self.step, "a gradient is not a number")
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._average()
+        return terms
+
+    def _average(self) -> None:
+        if self.ema:
+            decay = min(self.cfg.ema, (1 + self.step) / (10 + self.step))
+            with torch.no_grad():
+                averages = list(self.ema.values())
+                torch._foreach_lerp_(averages, [p.detach() for p in self.trainable.values()], 1 - decay)
+
+    def _report(self, began: float, first: int, sums: dict[str, float]) -> None:
+        done = self.step - first
+        total = self.cfg.epochs * self.cfg.iterations
+        if self.rank == 0 and done == min(5, self.cfg.iterations) and (first in (0, self.frozen_steps)):
+            rate = (time.monotonic() - began) / done
+            phase_end = self.frozen_steps if self.step <= self.frozen_steps else total
+            left = rate * (phase_end - self.step) / 60
+            self.hooks.note(f"{rate:.2f} s per step, {memory(self.device)}; about {left:.0f} min to the end of this phase")
+        self.hooks.progress(self.step, total, f"loss {sums.get('loss', 0.0) / done:.3f}")
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model in evaluation mode with averaged weights, and with its adapters as they are trained."""
+        current = {name: p.detach().clone() for name, p in self.trainable.items()} if self.ema else {}
+        with torch.no_grad():
+            for name, value in self.ema.items():
+                self.trainable[name].copy_(value)
+        self.model.eval()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, value in current.items():
+                    self.trainable[name].copy_(value)
+            self.model.train()
+
+    def save(self) -> None:
+        """Write the state after the last finished step."""
+        tensors = {f"model.{n}": p.detach() for n, p in self.trainable.items()}
+        tensors |= {f"ema.{n}": value for n, value in self.ema.items()}
+        states, scalars = checkpoints.pack_optimizer(self.optimizer)
+        meta = {
+            "step": self.step,
+            "best": self.best,
+            "config": to_dict(self.config),
+            "base": self.base,
+            "optimizer": scalars,
+            "scaler": self.scaler.state_dict(),
+        }
+        checkpoints.save(self.folder, checkpoints.Checkpoint(tensors={**tensors, **states}, meta=meta))
+
+    def resume(self) -> None:
+        """Go on from the newest whole checkpoint.
+
+        Raises:
+            ModelError: There is none, or it belongs to another configuration or other base weights.
+        """
+        stored, problems = checkpoints.newest(self.folder)
+        for problem in problems:
+            self.hooks.note(f"passed over: {problem}")
+        for name, mine in (("config", to_dict(self.config)), ("base", self.base)):
+            if stored.meta[name] != mine:
+                raise ModelError(
+                    f"the checkpoint has another {name}",
+                    where=self.folder,
+                    why=_difference(stored.meta[name], mine),
+                    remedy="Resume with the options that the run was started with.",
+                )
+        with torch.no_grad():
+            for name, parameter in self.trainable.items():
+                parameter.copy_(stored.tensors[f"model.{name}"])
+                if self.ema:
+                    self.ema[name].copy_(stored.tensors[f"ema.{name}"])
+        checkpoints.unpack_optimizer(self.optimizer, stored)
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(stored.meta["scaler"])
+        self.step, self.best = stored.step, float(stored.meta["best"])
+        self.hooks.note(f"resumed after step {self.step}")
+
+
+def _optimizer(config: Config, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    cfg = config.train
+    if cfg.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=cfg.lr, momentum=cfg.momentum, nesterov=True, weight_decay=cfg.weight_decay
+        )
+    return torch.optim.AdamW(parameters, lr=cfg.lr, eps=cfg.eps, weight_decay=cfg.weight_decay)
+
+
+def _diverged(step: int, why: str) -> MaskSAMError:
+    return MaskSAMError(
+        "training diverged",
+        where=f"step {step}",
+        why=why,
+        remedy="The last good checkpoint stands; lower train.lr, or set train.precision=fp32, and resume.",
+    )
+
+
+def _difference(stored: Any, mine: Any, where: str = "") -> str:
+    if isinstance(stored, dict) and isinstance(mine, dict):
+        keys = [k for k in {**stored, **mine} if stored.get(k) != mine.get(k)]
+        return "; ".join(_difference(stored.get(k), mine.get(k), f"{where}.{k}".lstrip(".")) for k in keys)
+    return f"{where}: {stored!r} there, {mine!r} now"
+
+
+def memory(device: torch.device) -> str:
+    """Peak memory so far, in words."""
+    if device.type == "cuda":
+        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB of GPU memory"
+    import resource
+
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB of memory"
+
+
+def trained_tensors(model: MaskSAM) -> dict[str, Tensor]:
+    """Everything that a model folder stores: what does not belong to the pretrained SAM."""
+    return {name: tensor.detach().cpu() for name, tensor in model.state_dict().items() if not is_frozen(name)}

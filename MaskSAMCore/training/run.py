@@ -1,0 +1,373 @@
+"""One run of training, from a data set or cache to a model folder: what `train` does (PRODUCT.md §2)."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+from MaskSAMCore import presets, zoo
+from MaskSAMCore.config import Config, override, to_dict
+from MaskSAMCore.data.dataset import PreparedDataset, is_prepared
+from MaskSAMCore.data.augment import augment_case, for_fixed_copies, generator
+from MaskSAMCore.data.sampling import PatchSampler
+from MaskSAMCore.data.splits import Split
+from MaskSAMCore.device import autocast_dtype, choose_device, describe
+from MaskSAMCore.errors import InputError, ModelError
+from MaskSAMCore.io.atomic import FolderLock, write_json
+from MaskSAMCore.losses import build_loss
+from MaskSAMCore.network.build import build_model
+from MaskSAMCore.network.masksam import MaskSAM
+from MaskSAMCore.plan import MirrorRule, fit_patch, mirror_rule
+from MaskSAMCore.progress import CancelToken, Progress
+from MaskSAMCore.training import features
+from MaskSAMCore.training.batches import Batch
+from MaskSAMCore.training.card import model_card, model_name, model_readme
+from MaskSAMCore.training.log import MetricsLog
+from MaskSAMCore.training.loop import CHECKPOINTS, Hooks, Sources, Trainer, trained_tensors
+
+Predict = Callable[[nn.Module, np.ndarray], Tensor]
+FEATURES, MODEL, CONFIG = "features", "model", "config.json"
+OVERLAYS = 4
+SMALL_PLANE, MEDIUM_PLANE = 128, 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """The command's options; see `MaskSAMCore.train`."""
+
+    dataset: Path
+    folder: Path
+    preset: str = "core-mobile"
+    overrides: tuple[str, ...] = ()
+    base: Path | None = None
+    fold: str = "0"
+    name: str | None = None
+    resume: bool = False
+    dry_run: bool = False
+    cache: Path | None = None
+    device: str = "auto"
+
+
+class Run:
+    """Everything around the loop: data, network, folder, validation and the model folder.
+
+    Args:
+        options: What was asked for.
+        predict: Scores (K, D, H, W) of a prepared image (M, D, H, W); injected, since training does not know inference.
+        note: Receives lines for the user.
+    """
+
+    def __init__(
+        self,
+        options: RunOptions,
+        *,
+        predict: Predict,
+        note: Callable[[str], None],
+        progress: Progress,
+        cancel: CancelToken,
+    ) -> None:
+        self.options, self.predict, self.cancel = options, predict, cancel
+        self.rank, self.world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        self.note = note if self.rank == 0 else lambda text: None
+        self.progress = progress if self.rank == 0 else lambda done, total, text: None
+
+    def start(self) -> Path:
+        """Train to the end and return the model folder."""
+        folder = self.options.folder
+        self._check_folder()
+        with ExitStack() as stack:
+            device = self._device(stack)
+            if self.rank == 0:
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(FolderLock(folder))
+            self.dataset = self._prepared()
+            self.config = fit_config(override(presets.get(self.options.preset), list(self.options.overrides)), self.dataset)
+            self.split = self._split()
+            self.model, self.base = self._build()
+            self.log = MetricsLog(folder)
+            trainer = self._trainer(device)
+            if self.options.dry_run:
+                trainer.trial()
+                return folder
+            if self.options.resume:
+                trainer.resume()
+            elif self.rank == 0:
+                write_json(folder / CONFIG, to_dict(self.config), overwrite=True)
+            self.log.restore(until_step=trainer.step)
+            trainer.run()
+            if self.rank == 0:
+                shutil.rmtree(folder / FEATURES, ignore_errors=True)
+        return folder / MODEL
+
+    def _check_folder(self) -> None:
+        started = any((self.options.folder / CHECKPOINTS).glob("*.safetensors"))
+        if started and not (self.options.resume or self.options.dry_run):
+            raise InputError(
+                "the folder holds a run already",
+                where=self.options.folder,
+                remedy="Use --resume to go on with it, or name a new folder.",
+            )
+
+    def _device(self, stack: ExitStack) -> torch.device:
+        device = choose_device(self.options.device)
+        if self.world > 1:
+            if device.type == "cuda":
+                device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+                torch.cuda.set_device(device)
+            # The others wait while the first process prepares data and features.
+            patience = datetime.timedelta(hours=12)
+            torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
+            stack.callback(torch.distributed.destroy_process_group)
+        self.note(describe(device))
+        return device
+
+    def _prepared(self) -> PreparedDataset:
+        source = self.options.dataset
+        if is_prepared(source):
+            return PreparedDataset(source)
+        target = self.options.cache or self.options.folder / "cache"
+        if self.rank == 0:
+            from MaskSAMCore.data.build import prepare
+
+            config = override(presets.get(self.options.preset), list(self.options.overrides))
+            prepare(source, target, config, progress=self.progress, cancel=self.cancel)
+        self._wait()
+        return PreparedDataset(target)
+
+    def _split(self) -> Split:
+        if self.options.fold == "all":
+            return Split(train=self.dataset.ids, val=())
+        if not self.options.fold.isdecimal():
+            raise InputError("expected a number or 'all'", where=f"--fold {self.options.fold}")
+        return self.dataset.fold(int(self.options.fold))
+
+    def _build(self) -> tuple[MaskSAM, dict[str, str]]:
+        self.dataset.check_config(self.config)
+        torch.manual_seed(self.config.train.seed)
+        model = build_model(self.config.model)
+        arch = self.config.model.backbone.arch
+        if arch == "tiny" and self.options.base is None:
+            self.note("backbone 'tiny' has random weights: for tests only")
+            return model, {"name": "", "sha256": ""}
+        path = self.options.base or zoo.find_base(arch)
+        zoo.load_base(model, path)
+        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in model.parameters())
+        self.note(f"{arch}: {trainable:,} of {total:,} parameters are trained")
+        return model, {"name": arch, "sha256": zoo.cached_sha256(path)}
+
+    def _trainer(self, device: torch.device) -> Trainer:
+        config = self.config
+        rule = mirror_rule(self.dataset.plan, self.dataset.labels, config.data)
+        sampler = PatchSampler(
+            self.dataset,
+            self.split.train,
+            patch=config.model.patch,
+            batch=config.train.batch,
+            foreground=config.data.foreground,
+            seed=config.train.seed,
+            augment=config.data.augment,
+            mirror=rule,
+        )
+
+        def full(step: int, rank: int) -> Batch:
+            drawn = sampler.batch(step, rank=rank, world=self.world)
+            return Batch(drawn.image, drawn.label, drawn.valid)
+
+        model = self.model.to(device)
+        frozen = None
+        if config.train.frozen_epochs and not self.options.dry_run:
+            frozen = self._features(model, rule).batch
+        return Trainer(
+            model=model,
+            config=config,
+            criterion=build_loss(config.model),
+            sources=Sources(frozen=frozen, full=full),
+            hooks=Hooks(
+                validate=self._validate,
+                release=self._release,
+                log=self._log,
+                note=self.note,
+                progress=self.progress,
+                cancel=self.cancel,
+            ),
+            folder=self.options.folder,
+            base=self.base,
+            device=device,
+            dtype=autocast_dtype(device, config.train.precision),
+            rank=self.rank,
+            world=self.world,
+        )
+
+    def _features(self, model: MaskSAM, rule: MirrorRule) -> features.FrozenBatches:
+        config, folder = self.config, self.options.folder / FEATURES
+        copies = config.train.frozen_copies
+        names = [f"{case}.{copy}" for case in self.split.train for copy in range(copies)]
+        if self.rank == 0:
+            key = {
+                "base": self.base,
+                "model": to_dict(config.model),
+                "data": to_dict(config.data),
+                "cases": self.dataset.hashes(self.split.train),
+                "copies": copies,
+                "seed": config.train.seed,
+            }
+            features.build_cache(
+                folder,
+                self.split.train,
+                self._copies(rule),
+                model.eval(),
+                count=copies,
+                key=key,
+                progress=self.progress,
+                check=self.cancel.check,
+            )
+        self._wait()
+        return features.FrozenBatches(
+            folder,
+            names,
+            patch=config.model.patch,
+            batch=config.train.batch,
+            foreground=config.data.foreground,
+            seed=config.train.seed,
+        )
+
+    def _copies(self, rule: MirrorRule) -> features.Copies:
+        config = for_fixed_copies(self.config.data.augment)
+
+        def copy(case_id: str, number: int) -> tuple[np.ndarray, np.ndarray]:
+            case = self.dataset.case(case_id)
+            image, label = np.asarray(case.image, np.float32), np.asarray(case.label)
+            if number == 0:
+                return image, label
+            drawn = generator(self.config.train.seed, 4, self.dataset.ids.index(case_id), number)
+            return augment_case(image, label, config, drawn, plan=self.dataset.plan, mirror=rule)
+
+        return copy
+
+    def _wait(self) -> None:
+        if self.world > 1:
+            torch.distributed.barrier()
+
+    def _validate(self, model: MaskSAM, epoch: int) -> dict[str, float]:
+        """Dice per label over the validation cases, on the prepared grid; overlays of the first few."""
+        cases = self._validation_cases()
+        scores: list[list[float]] = []
+        for index, case_id in enumerate(cases):
+            self.cancel.check()
+            case = self.dataset.case(case_id)
+            image = np.asarray(case.image, dtype=np.float32)
+            predicted = self._predict(model, image, case.label)
+            scores.append(dice_per_class(predicted, case.label, self.dataset.labels.classes))
+            if index < OVERLAYS:
+                self._picture(case_id, image[0], np.asarray(case.label), predicted)
+            self.progress(index + 1, len(cases), "validating")
+        if not scores:
+            return {}
+        means = np.nanmean(np.array(scores), axis=0)
+        names = [label.name for label in self.dataset.labels.labels]
+        figures = {f"val {name}": round(float(mean), 4) for name, mean in zip(names, means, strict=True)}
+        figures["val dice"] = round(float(np.nanmean(means)), 4)
+        text = ", ".join(f"{name} {mean:.4f}" for name, mean in zip(names, means, strict=True))
+        self.note(f"epoch {epoch}: Dice {text} on {len(cases)} validation case(s), prepared grid")
+        return figures
+
+    def _validation_cases(self) -> Sequence[str]:
+        most = self.config.train.validate_cases
+        return self.split.val[:most] if most else self.split.val
+
+    def _predict(self, model: MaskSAM, image: np.ndarray, label: np.ndarray) -> np.ndarray:
+        if model.generator is None:
+            # With prompts from the ground truth, the labels travel through the windows as one more channel.
+            image = np.concatenate([image, np.asarray(label, np.float32)[None]])
+            return self.predict(GivenLabels(model), image).argmax(0).cpu().numpy()
+        return self.predict(model, image).argmax(0).cpu().numpy()
+
+    def _picture(self, case: str, image: np.ndarray, reference: np.ndarray, predicted: np.ndarray) -> None:
+        if importlib.util.find_spec("matplotlib") is None:
+            return
+        from MaskSAMCore.training.report import save_overlay
+
+        path = self.options.folder / "overlays" / f"{case}.png"
+        save_overlay(image, reference, predicted, self.dataset.labels, path)
+
+    def _log(self, row: dict[str, Any]) -> None:
+        self.log.add(row)
+        if importlib.util.find_spec("matplotlib") is None:
+            return
+        from MaskSAMCore.training.report import save_curves
+
+        save_curves(self.log, self.dataset.labels, self.options.folder / "curves.png")
+
+    def _release(self, model: MaskSAM, figures: dict[str, float], step: int) -> None:
+        name = self.options.name or model_name(self.dataset.name)
+        card = model_card(
+            name=name,
+            config=self.config,
+            dataset=self.dataset,
+            split=self.split,
+            fold=self.options.fold,
+            base=self.base,
+            step=step,
+            figures=figures,
+        )
+        zoo.save_model(
+            self.options.folder / MODEL, card, trained_tensors(model), model_readme(card), overwrite=True
+        )
+
+
+class GivenLabels(nn.Module):
+    """A model with prompts from the ground truth, its last input channel being the labels."""
+
+    def __init__(self, model: MaskSAM) -> None:
+        super().__init__()
+        self.model, self.cfg = model, model.cfg
+
+    def segment_patch(self, patch: Tensor) -> Tensor:
+        """Patch (B, M + 1, D, H, W) to class scores (B, K, D, H, W)."""
+        labels = patch[:, -1].round().long()
+        return self.model.scores(self.model(patch[:, :-1], None, labels))
+
+
+def fit_config(config: Config, dataset: PreparedDataset) -> Config:
+    """The preset with the data set's channels and classes, and its patch where `data.fit_patch` asks for it.
+
+    The in-plane patch is the median slice; the stem enlarges small slices, so that the encoder sees 128 to
+    512 pixels (MODEL.md §12.2, §15.2).
+    """
+    plan, classes = dataset.plan, dataset.labels.classes
+    model = replace(config.model, channels=len(plan.channels), classes=classes)
+    if config.data.fit_patch:
+        longest = max(plan.median_shape[1:])
+        upsample = 4 if longest <= SMALL_PLANE else 2 if longest <= MEDIUM_PLANE else 1
+        patch = fit_patch(plan.median_shape, upsample=upsample, depth=config.model.patch[0])
+        queries = max(model.source.queries, 8 * -(-(classes + 4) // 8))
+        model = replace(
+            model,
+            patch=patch,
+            stem=replace(model.stem, upsample=upsample),
+            source=replace(model.source, queries=queries),
+        )
+    return replace(config, model=model)
+
+
+def dice_per_class(predicted: np.ndarray, reference: np.ndarray, classes: int) -> list[float]:
+    """Dice of every structure; NaN where neither has it."""
+    found = []
+    for index in range(1, classes):
+        p, r = predicted == index, reference == index
+        total = int(p.sum()) + int(r.sum())
+        found.append(2 * int((p & r).sum()) / total if total else float("nan"))
+    return found

@@ -1,0 +1,28 @@
+"""Learning rates as pure functions of the step, so that resuming needs no state (MODEL.md §14.2)."""
+
+from __future__ import annotations
+
+import math
+
+from MaskSAMCore.config import TrainConfig
+
+
+def poly(lr: float, epoch: int, epochs: int, *, power: float = 0.9) -> float:
+    """nnU-Net's polynomial decay, constant within an epoch."""
+    return lr * (1 - epoch / epochs) ** power
+
+
+def cosine(lr: float, step: int, steps: int) -> float:
+    """Half a cosine from `lr` to zero."""
+    return lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def learning_rate(cfg: TrainConfig, step: int) -> float:
+    """Learning rate of optimiser step `step`, counted from 0 over the whole run."""
+    steps = cfg.epochs * cfg.iterations
+    if cfg.schedule == "poly":
+        lr = poly(cfg.lr, step // cfg.iterations, cfg.epochs)
+    else:
+        lr = cosine(cfg.lr, step, steps)
+    warm = min(1.0, (step + 1) / cfg.warmup_steps) if cfg.warmup_steps else 1.0
+    return lr * warm

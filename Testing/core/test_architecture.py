@@ -1,0 +1,231 @@
+"""The import rules of the house: which room may enter which, and what stays outside altogether."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+# Every module of MaskSAMCore is in exactly one room; a folder is a room of its own.
+ROOMS = {
+    "base": "__init__ errors config labels progress resources terminology presets windows commandline",
+    "volume": "volume",
+    "preprocess": "plan preprocess resample",
+    "objective": "losses matching metrics",
+    "device": "device",
+    "zoo": "fetch bases zoo",
+    "audit": "audit",
+    "commands": "outputs segment prepare train evaluate models demo",
+}
+FOLDERS = ("io", "network", "data", "inference", "training", "worker")
+
+# What each room may import besides itself.
+ALLOWED = {
+    "base": set(),
+    "volume": {"base"},
+    "io": {"base", "volume"},
+    "preprocess": {"base", "volume"},
+    "network": {"config", "errors"},
+    "objective": {"base", "volume", "preprocess", "network.types", "network.boxes", "network.gt_source"},
+    "audit": {"base", "network"},
+    "device": {"base"},
+    "zoo": {"base", "io", "network"},
+    "data": {"base", "volume", "io", "preprocess", "network.types"},
+    "inference": {"base", "volume", "io", "preprocess", "network", "objective", "device", "zoo"},
+    "training": {"base", "volume", "io", "preprocess", "network", "objective", "device", "zoo", "data"},
+    "worker": {"base", "volume", "io", "preprocess", "network", "device", "zoo", "inference"},
+    "commands": {*ROOMS, *FOLDERS},
+}
+
+FILE_LIBRARIES = {"SimpleITK", "pydicom", "highdicom"}
+APPLICATION = {"slicer", "qt", "vtk", "ctk"}
+HEAVY = {"torch", "torchvision", "SimpleITK"}
+LIGHT = {
+    "base": HEAVY,
+    "volume": HEAVY,
+    "device": HEAVY,
+    "zoo": HEAVY,
+    "commands": HEAVY,
+}
+NETWORK_LIBRARIES = {"torch", "torchvision", "segment_anything", "timm", "monai", "numpy"}
+PREPROCESS_LIBRARIES = {"torch", "numpy", "scipy"}
+DATA_LIBRARIES = {"torch", "numpy", "scipy"}
+THIRD_PARTY = FILE_LIBRARIES | APPLICATION | NETWORK_LIBRARIES | PREPROCESS_LIBRARIES | {
+    "cv2", "matplotlib", "nibabel", "safetensors", "skimage", "sklearn", "pandas", "tqdm",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Import:
+    module: str
+    line: int
+    file_scope: bool
+
+
+def imports(source: str, package: str) -> Iterator[Import]:
+    """Every import of a file, wherever it stands; `package` resolves relative ones."""
+
+    def visit(node: ast.AST, file_scope: bool) -> Iterator[Import]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                yield from (Import(alias.name, child.lineno, file_scope) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                parents = package.split(".")[: len(package.split(".")) - child.level + 1] if child.level else []
+                base = ".".join([*parents, *([child.module] if child.module else [])])
+                yield from (Import(f"{base}.{alias.name}", child.lineno, file_scope) for alias in child.names)
+            inner = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+            typing_only = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test)
+            yield from visit(child, file_scope and not inner and not typing_only)
+
+    return visit(ast.parse(source), True)
+
+
+def room_of(path: Path) -> str:
+    """Room of a file given relative to MaskSAMCore."""
+    if len(path.parts) > 1:
+        return path.parts[0] if path.parts[0] in FOLDERS else ""
+    return next((room for room, names in ROOMS.items() if path.stem in names.split()), "")
+
+
+def violations(path: Path, source: str) -> list[str]:
+    """What a file of MaskSAMCore (path relative to it) imports against the rules."""
+    room = room_of(path)
+    if not room:
+        return [f"{path}: belongs to no room; give it one in this test"]
+    package = ".".join(["MaskSAMCore", *path.parent.parts])
+    found = []
+    for item in imports(source, package):
+        why = _inside(room, item) if item.module.split(".")[0] == "MaskSAMCore" else _outside(room, path, item)
+        if why:
+            found.append(f"{path}:{item.line}: {item.module}: {why}")
+    return found
+
+
+def _inside(room: str, item: Import) -> str:
+    parts = item.module.split(".")[1:]
+    if not parts or parts[0].startswith("__"):
+        return ""
+    target = parts[0] if parts[0] in FOLDERS else room_of(Path(f"{parts[0]}.py"))
+    allowed = ALLOWED[room]
+    if target == room or target in allowed or parts[0] in allowed or ".".join(parts[:2]) in allowed:
+        return ""
+    return f"{room} must not import {target or parts[0]}"
+
+
+def _outside(room: str, path: Path, item: Import) -> str:
+    top = item.module.split(".")[0]
+    if top in APPLICATION:
+        return "the core never imports Slicer, Qt or VTK"
+    if top == "cv2":
+        return "no OpenCV"
+    if top in FILE_LIBRARIES and room != "io":
+        return "only io touches files' libraries"
+    if room == "network" and top in THIRD_PARTY - NETWORK_LIBRARIES:
+        return "the network imports torch, config and errors only"
+    if room == "preprocess" and top in THIRD_PARTY - PREPROCESS_LIBRARIES:
+        return "preprocessing needs numpy, scipy and torch only"
+    if room == "data" and top in THIRD_PARTY - DATA_LIBRARIES:
+        return "reading the prepared cache needs numpy and torch only"
+    if item.file_scope and (top in LIGHT.get(room, ()) or top == "segment_anything"):
+        return "not at file scope: it is slow to import"
+    return ""
+
+
+def test_every_import_of_the_core_is_allowed(repo: Path) -> None:
+    core = repo / "MaskSAMCore"
+    files = sorted(p for p in core.rglob("*.py") if "_resources" not in p.parts)
+    assert len(files) > 20
+    found = [v for p in files for v in violations(p.relative_to(core), p.read_text(encoding="utf-8"))]
+    assert not found, "\n".join(found)
+
+
+def test_the_slicer_library_never_imports_torch_and_the_controller_no_qt(repo: Path) -> None:
+    found = []
+    for path in sorted(repo.glob("SlicerMaskSAM/**/*.py")):
+        banned = HEAVY - {"SimpleITK"} | ({"qt", "ctk"} if path.stem in ("controller", "history", "bridge") else set())
+        for item in imports(path.read_text(encoding="utf-8"), "SlicerMaskSAM"):
+            if item.module.split(".")[0] in banned:
+                found.append(f"{path}:{item.line}: {item.module}")
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("network/x.py", "from MaskSAMCore.volume import Volume"),
+        ("network/x.py", "from ..labels import LabelTable"),
+        ("network/x.py", "import scipy"),
+        ("network/x.py", "from segment_anything.modeling import Sam"),
+        ("inference/x.py", "from MaskSAMCore.training import loop"),
+        ("inference/x.py", "def f():\n    from MaskSAMCore.training.loop import Loop"),
+        ("training/x.py", "from MaskSAMCore.inference.predictor import Predictor"),
+        ("training/x.py", "import MaskSAMCore.inference.predictor"),
+        ("training/x.py", "from MaskSAMCore import inference"),
+        ("preprocess.py", "import SimpleITK"),
+        ("preprocess.py", "from MaskSAMCore.io.images import read_volume"),
+        ("data/x.py", "def f():\n    import monai"),
+        ("data/x.py", "import pydicom"),
+        ("volume.py", "from MaskSAMCore.io import images"),
+        ("errors.py", "from MaskSAMCore.volume import Volume"),
+        ("inference/x.py", "import slicer"),
+        ("inference/x.py", "import vtk.util"),
+        ("config.py", "import torch"),
+        ("segment.py", "import torch"),
+        ("segment.py", "try:\n    import SimpleITK\nexcept ImportError:\n    pass"),
+        ("zoo.py", "from MaskSAMCore.inference.predictor import Predictor"),
+        ("io/x.py", "from MaskSAMCore import segment"),
+        ("inference/x.py", "import cv2"),
+        ("nobody.py", ""),
+    ],
+)
+def test_a_breach_is_found(path: str, source: str) -> None:
+    assert violations(Path(path), source)
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        (
+            "network/x.py",
+            "import torch\nfrom MaskSAMCore.config import Config\nfrom MaskSAMCore.network.types import Level",
+        ),
+        ("segment.py", "def f():\n    import torch\n    from MaskSAMCore.inference.predictor import Predictor"),
+        ("zoo.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch"),
+        ("io/x.py", "import SimpleITK"),
+    ],
+)
+def test_what_is_allowed_passes(path: str, source: str) -> None:
+    assert violations(Path(path), source) == []
+
+
+LIGHT_MODULES = (
+    "MaskSAMCore MaskSAMCore.errors MaskSAMCore.config MaskSAMCore.labels MaskSAMCore.volume MaskSAMCore.progress "
+    "MaskSAMCore.commandline MaskSAMCore.device MaskSAMCore.zoo MaskSAMCore.presets"
+)
+CACHE_READERS = "MaskSAMCore.data.dataset MaskSAMCore.data.sampling MaskSAMCore.data.augment"
+
+
+@pytest.mark.parametrize(
+    ("modules", "banned"),
+    [
+        (LIGHT_MODULES, "torch torchvision SimpleITK monai pydicom"),
+        (CACHE_READERS, "SimpleITK pydicom highdicom monai torchvision matplotlib"),
+        ("MaskSAMCore.network.build", "SimpleITK pydicom highdicom monai torchvision matplotlib scipy.ndimage"),
+    ],
+)
+def test_importing_brings_nothing_heavy_along(repo: Path, modules: str, banned: str) -> None:
+    code = (
+        "import importlib, sys\n"
+        f"for name in {modules.split()!r}: importlib.import_module(name)\n"
+        f"print(*[name for name in {banned.split()!r} if name in sys.modules])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(repo)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []

@@ -1,0 +1,34 @@
+"""Learning rates against MODEL.md §19, check 14."""
+
+from __future__ import annotations
+
+import pytest
+
+from MaskSAMCore.config import TrainConfig
+from MaskSAMCore.training.schedule import learning_rate, poly
+
+
+@pytest.mark.parametrize(
+    ("lr", "epoch", "epochs", "expected"),
+    [
+        (1e-3, 0, 500, 1e-3),
+        (1e-3, 1, 500, 9.982e-4),
+        (1e-3, 250, 500, 5.3589e-4),
+        (1e-3, 499, 500, 3.72e-6),
+        (1e-2, 500, 1000, 5.35887e-3),
+    ],
+)
+def test_poly_goldens(lr, epoch, epochs, expected):
+    assert poly(lr, epoch, epochs) == pytest.approx(expected, rel=1e-3)
+
+
+def test_poly_is_constant_within_an_epoch():
+    cfg = TrainConfig(epochs=4, iterations=10, lr=1.0)
+    assert learning_rate(cfg, 10) == learning_rate(cfg, 19) == poly(1.0, 1, 4)
+
+
+def test_cosine_falls_to_zero_after_warm_up():
+    cfg = TrainConfig(schedule="cosine", epochs=2, iterations=50, lr=1.0, warmup_steps=10)
+    assert learning_rate(cfg, 0) == pytest.approx(0.1)
+    assert learning_rate(cfg, 50) == pytest.approx(0.5)
+    assert 0 < learning_rate(cfg, 99) < 1e-3
