@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
@@ -286,14 +287,22 @@ def load_base_state(path: Path) -> dict[str, Tensor]:
         raise ModelError(
             "checkpoint is refused",
             where=path,
-            why=f"it holds more than tensors: {str(error).splitlines()[0]}",
-            remedy="It could run code when opened. Get the weights from a source that you trust.",
+            why=_pickle_fault(error),
+            remedy="Such a file could run code when opened. Get the weights from a source that you trust.",
         ) from error
     except (OSError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
-        raise ModelError("checkpoint cannot be read", where=path, why=str(error).splitlines()[0]) from error
+        raise ModelError(
+            "checkpoint cannot be read", where=path, why=(str(error) or "it is cut off").splitlines()[0]
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise ModelError("checkpoint is no dictionary of tensors", where=path)
     return state
+
+
+def _pickle_fault(error: pickle.UnpicklingError) -> str:
+    """The reason in our words; PyTorch's own text advises to load unsafely."""
+    asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return f"it holds more than tensors: it asks for {asked[1]}" if asked else "it is no checkpoint of tensors"
 
 
 def load_base(model: MaskSAM, path: Path) -> None:

@@ -14,6 +14,7 @@ Conventions, per case and label:
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
@@ -94,18 +95,22 @@ def _figures(
     predicted: np.ndarray, reference: np.ndarray, spacing: Sequence[float], tolerance_mm: float
 ) -> dict[str, float]:
     import torch
-    from monai.metrics import compute_dice, compute_hausdorff_distance, compute_iou, compute_surface_dice
 
     box = _bounding_box(predicted | reference)
     # one empty voxel around, so that a border on the edge of the scan is a border
     a, b = (torch.from_numpy(np.pad(mask[box], 1)).float()[None, None] for mask in (predicted, reference))
     sides = [float(s) for s in spacing]
-    found = {
-        "dice": compute_dice(a, b),
-        "iou": compute_iou(a, b),
-        "nsd": compute_surface_dice(a, b, [tolerance_mm], include_background=True, spacing=sides),
-        "hd95": compute_hausdorff_distance(a, b, include_background=True, percentile=95, spacing=sides),
-    }
+    with warnings.catch_warnings():
+        # MONAI warns of its own deprecated arguments, which it passes to itself
+        warnings.simplefilter("ignore", FutureWarning)
+        from monai.metrics import compute_dice, compute_hausdorff_distance, compute_iou, compute_surface_dice
+
+        found = {
+            "dice": compute_dice(a, b),
+            "iou": compute_iou(a, b),
+            "nsd": compute_surface_dice(a, b, [tolerance_mm], include_background=True, spacing=sides),
+            "hd95": compute_hausdorff_distance(a, b, include_background=True, percentile=95, spacing=sides),
+        }
     return {name: float(value) for name, value in found.items()}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from MaskSAMCore.errors import InputError, ResourceError
 from MaskSAMCore.labels import LabelTable
 from MaskSAMCore.volume import LabelMap, Volume
 
+LOG = logging.getLogger(__name__)
 SET = (".nii.gz", ".seg.nrrd", ".csv", ".png")
 """What a folder receives for every case."""
 SINGLE = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".mha", ".dcm")
@@ -204,14 +206,23 @@ def write(
             moved.append((target, old))
             os.replace(scratch / target.name, target)
     except BaseException:
-        for target, old in moved:
+        _put_back(moved)
+        raise
+    finally:
+        # what could not be put back lies there still
+        if not any(old is not None and old.exists() and not target.exists() for target, old in moved):
+            shutil.rmtree(scratch, ignore_errors=True)
+    return list(case.targets)
+
+
+def _put_back(moved: list[tuple[Path, Path | None]]) -> None:
+    for target, old in reversed(moved):
+        try:
             target.unlink(missing_ok=True)
             if old is not None:
                 os.replace(old, target)
-        raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return list(case.targets)
+        except OSError as error:
+            LOG.error("%s: the old file could not be put back and lies in %s (%s)", target, old, error.strerror)
 
 
 def _write_one(case: Case, volume: Volume, labels: LabelMap, path: Path, subtitle: str) -> None:
@@ -261,6 +272,23 @@ def check_codes(case: Case, labels: LabelTable) -> None:
             why=f"none for {', '.join(bare)}",
             remedy="Use --allow-uncoded to write them as Tissue, or write .seg.nrrd.",
         )
+
+
+def rehearse(
+    case: Case, volume: Volume, labels: LabelTable, *, series: str | None = None, allow_uncoded: bool = False
+) -> None:
+    """Write a DICOM SEG of one voxel and throw it away: not every series can carry one, and that is said first.
+
+    Raises:
+        InputError, GeometryError: Why the series cannot.
+    """
+    if case.targets[0].suffix.lower() != ".dcm":
+        return
+    array = np.zeros(volume.grid.shape, np.uint16)
+    array[0, 0, 0] = labels.labels[0].id
+    with tempfile.TemporaryDirectory(prefix=".masksam-", dir=case.targets[0].parent) as scratch:
+        one = LabelMap(array=array, grid=volume.grid, labels=labels, source=volume.source)
+        _write_dicom(case, one, Path(scratch) / "rehearsal.dcm", "", series, allow_uncoded)
 
 
 def volume_rows(labels: LabelMap) -> list[tuple[int, str, int, float]]:

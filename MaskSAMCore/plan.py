@@ -190,7 +190,8 @@ def fingerprint(
     """
     kinds = normalisation_of(channels, normalisation)
     rng = np.random.default_rng(0)
-    spacings, shapes, foreground, ranges = [], [], [], []
+    spacings, shapes, ranges = [], [], []
+    foreground: list[np.ndarray] = []
     for volume, labels in cases:
         perm, _ = canonical_axes(volume.grid.affine)
         array = volume.as_channels()

@@ -255,7 +255,7 @@ def restore_scores(scores: Tensor | np.ndarray, record: Record) -> np.ndarray:
 
     Outside the crop the background has 1 and every other class 0.
     """
-    out = np.zeros((len(scores), *record.source_shape), np.float32)
+    out: np.ndarray = np.zeros((len(scores), *record.source_shape), np.float32)
     out[0] = 1
     for index in range(len(scores)):
         record.apply(out[index])[...] = _restored(scores[index], record).numpy()
@@ -272,7 +272,7 @@ def restore_labels(scores: Tensor | np.ndarray, record: Record) -> np.ndarray:
     Raises:
         GeometryError: The scores are not on the grid that `record` describes.
     """
-    out = np.zeros(record.source_shape, _class_type(len(scores)))
+    out: np.ndarray = np.zeros(record.source_shape, _class_type(len(scores)))
     inside = record.apply(out)
     best = None
     for index in range(len(scores)):
@@ -280,7 +280,7 @@ def restore_labels(scores: Tensor | np.ndarray, record: Record) -> np.ndarray:
         if best is None:
             best = score.clone()
             continue
-        inside[(score > best).numpy()] = index
+        np.copyto(inside, np.array(index, out.dtype), where=(score > best).numpy())
         torch.maximum(best, score, out=best)
     return out
 

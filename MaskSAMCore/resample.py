@@ -72,7 +72,7 @@ def resample_labels(classes: np.ndarray, shape: Shape, *, depth: Depth = "same")
         score = resample(torch.from_numpy((classes == value).astype(np.float32)), shape, mode="linear", depth=depth)
         # a background that ties with a structure wins only if it comes first, as in any argmax
         better = score > best
-        out[better.numpy()] = value
+        np.copyto(out, value, where=better.numpy())
         torch.maximum(best, score, out=best)
     return out
 

@@ -140,6 +140,9 @@ def _work(options: argparse.Namespace, todo: list[Case], rois: list[Roi]) -> Non
                 resample=options.resample,
                 series=options.series,
             )
+            outputs.rehearse(
+                case, volume, predictor.card.labels, series=options.series, allow_uncoded=options.allow_uncoded
+            )
             result = predictor.segment(
                 volume,
                 roi=rois,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import permutations, product
+from itertools import product
 
 import numpy as np
 
@@ -294,11 +294,10 @@ def canonical_axes(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[bool
     """
     matrix = np.asarray(affine, dtype=np.float64)[:3, :3]
     cosines = matrix / np.linalg.norm(matrix, axis=0)
-    perm: tuple[int, int, int] = max(
-        permutations((0, 1, 2)), key=lambda p: sum(abs(cosines[a, p[a]]) for a in range(3))
-    )
+    orders = [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)]
+    perm = max(orders, key=lambda p: sum(abs(cosines[axis, p[axis]]) for axis in range(3)))
     r, a, s = (bool(cosines[axis, perm[axis]] < 0) for axis in range(3))
-    return (perm[0], perm[1], perm[2]), (r, a, s)
+    return perm, (r, a, s)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -76,3 +76,22 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MASKSAM_HOME", str(folder))
     monkeypatch.delenv("MASKSAM_WEIGHTS", raising=False)
     return folder
+
+
+@pytest.fixture(scope="session")
+def phantom_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A labelled data set of five phantoms."""
+    from Testing.phantom import write_dataset
+
+    return write_dataset(tmp_path_factory.mktemp("phantoms"), cases=5)
+
+
+@pytest.fixture(scope="session")
+def straight_run(phantom_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short training run that nothing interrupts; do not change it."""
+    from MaskSAMCore import train
+    from Testing.runs import arguments
+
+    run = tmp_path_factory.mktemp("straight") / "run"
+    assert train.main(arguments(phantom_data, run)) == 0
+    return run

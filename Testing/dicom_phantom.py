@@ -34,7 +34,7 @@ def dicom_slice(
     data.SOPClassUID, data.SOPInstanceUID = sop, meta.MediaStorageSOPInstanceUID
     data.SeriesInstanceUID, data.StudyInstanceUID = series, series + ".1"
     data.FrameOfReferenceUID = series + ".2"
-    data.PatientID, data.PatientName, data.Modality = "P", "P", modality
+    data.PatientID, data.PatientName, data.Modality = "P", "Phantom^A", modality
     data.PatientBirthDate = data.PatientSex = data.StudyDate = data.StudyTime = data.AccessionNumber = data.StudyID = ""
     data.ReferringPhysicianName = ""
     data.InstanceNumber, data.SeriesNumber = instance, 1
@@ -71,7 +71,7 @@ def dicom_series(
 ) -> str:
     """Write `(K, J, I)` as one file per slice; `shift` mm along row and column per mm of height; returns the UID."""
     folder.mkdir(parents=True, exist_ok=True)
-    series = series or generate_uid()
+    series = series or generate_uid()[:60]
     row, column = np.array(orientation[:3]), np.array(orientation[3:])
     normal = np.cross(row, column)
     for k, plane in enumerate(array):

@@ -13,7 +13,6 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Sequence
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,10 +163,6 @@ class PreparedDataset:
 
     def hashes(self, cases: Sequence[str]) -> dict[str, dict[str, str]]:
         """SHA-256 of the files of some cases, by case and kind, as the manifest has them."""
-        return {case: dict(self._entries[case]["files"]) for case in cases}
-
-    def hashes(self, cases: Sequence[str]) -> dict[str, dict[str, str]]:
-        """SHA-256 of the prepared files of some cases, for whatever is derived from them."""
         return {case: dict(self._entries[case]["files"]) for case in cases}
 
     def problems(self, case: str) -> list[str]:

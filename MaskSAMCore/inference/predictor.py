@@ -261,11 +261,10 @@ def _focus(inner: Slices, grid: Grid, prepared: Prepared, plan: Plan) -> Slices:
 
 
 def _spread(scores: Tensor, focus: Slices, record: Record) -> Tensor:
-    """Scores of a part as scores of the whole prepared image, background elsewhere."""
+    """Scores of a part as scores of the whole prepared image; zeros, which are background, elsewhere."""
     if tuple(scores.shape[1:]) == record.shape:
         return scores
     whole = scores.new_zeros((len(scores), *record.shape))
-    whole[0] = 1
     whole[(slice(None), *focus)] = scores
     return whole
 

@@ -287,6 +287,8 @@ def to_labels(array: np.ndarray, *, where: object = "") -> np.ndarray:
     Raises:
         InputError: A fraction, a NaN or an id out of range; names the first voxel (i, j, k).
     """
+    if np.issubdtype(array.dtype, np.integer) and int(array.min()) >= 0 and int(array.max()) <= 65535:
+        return array.astype(np.uint8 if int(array.max()) < 256 else np.uint16, copy=False)
     top = 0
     for k, plane in enumerate(array):
         with np.errstate(invalid="ignore"):

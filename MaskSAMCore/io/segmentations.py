@@ -24,6 +24,11 @@ _NRRD_TYPES = {
     "uint8": "uint8", "int8": "int8", "uint16": "uint16", "int16": "int16", "uint32": "uint32", "int32": "int32",
     "float32": "float", "float64": "double",
 }  # fmt: skip
+_MAY_BE_EMPTY = (
+    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
+    "AccessionNumber", "ReferringPhysicianName",
+)  # fmt: skip
+"""DICOM's type 2 attributes, which anonymised files often lack and which may be empty."""
 _SEPARATORS = str.maketrans({"~": " ", "^": " ", "|": " ", "\n": " ", "\r": " "})
 
 
@@ -281,6 +286,25 @@ def _description(number: int, label: Label, algorithm: Any) -> Any:
     return description
 
 
+def _complete(image: Any, step_mm: float) -> None:
+    """Add to a header in memory what highdicom takes for granted; the file is not touched.
+
+    Anonymised files lack type 2 attributes; multi-frame files may hold the geometry, equal in all frames of one stack,
+    in each frame instead of once.
+    """
+    for name in _MAY_BE_EMPTY:
+        if name not in image:
+            setattr(image, name, "")
+    if "PerFrameFunctionalGroupsSequence" not in image:
+        if not image.get("SliceThickness"):
+            image.SliceThickness = step_mm
+        return
+    shared, first = image.SharedFunctionalGroupsSequence[0], image.PerFrameFunctionalGroupsSequence[0]
+    for name in ("PixelMeasuresSequence", "PlaneOrientationSequence"):
+        if name not in shared and name in first:
+            setattr(shared, name, first[name].value)
+
+
 def write_dicom_seg(
     labelmap: LabelMap,
     source: str | os.PathLike,
@@ -328,6 +352,8 @@ def write_dicom_seg(
         numbers[label.id] = number
     files = list(dict.fromkeys(p.path for p in planes))
     images = [pydicom.dcmread(f, stop_before_pixels=True) for f in files]
+    for image in images:
+        _complete(image, grid.spacing[2])
     pixels = np.zeros(
         (max(p.frame for p in planes) + 1 if len(files) == 1 else len(files), *grid.shape[1:]), numbers.dtype
     )

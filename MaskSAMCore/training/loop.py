@@ -327,6 +327,7 @@ def memory(device: torch.device) -> str:
     return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB of memory"
 
 
-def trained_tensors(model: MaskSAM) -> dict[str, Tensor]:
-    """Everything that a model folder stores: what does not belong to the pretrained SAM."""
-    return {name: tensor.detach().cpu() for name, tensor in model.state_dict().items() if not is_frozen(name)}
+def trained_tensors(model: MaskSAM, *, base: bool) -> dict[str, Tensor]:
+    """What a model folder stores: all that is ours, and SAM too where there are no base weights to take it from."""
+    state = model.state_dict()
+    return {name: tensor.detach().cpu() for name, tensor in state.items() if not (base and is_frozen(name))}

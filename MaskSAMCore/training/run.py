@@ -218,7 +218,8 @@ class Run:
         if self.rank == 0:
             key = {
                 "base": self.base,
-                "model": to_dict(config.model),
+                "input": [config.model.channels, config.model.patch, config.model.stem.upsample],
+                "backbone": to_dict(config.model.backbone),
                 "data": to_dict(config.data),
                 "cases": self.dataset.hashes(self.split.train),
                 "copies": copies,
@@ -323,9 +324,8 @@ class Run:
             step=step,
             figures=figures,
         )
-        zoo.save_model(
-            self.options.folder / MODEL, card, trained_tensors(model), model_readme(card), overwrite=True
-        )
+        tensors = trained_tensors(model, base=bool(self.base["name"]))
+        zoo.save_model(self.options.folder / MODEL, card, tensors, model_readme(card), overwrite=True)
 
 
 class GivenLabels(nn.Module):
@@ -352,12 +352,14 @@ def fit_config(config: Config, dataset: PreparedDataset) -> Config:
     if config.data.fit_patch:
         longest = max(plan.median_shape[1:])
         upsample = 4 if longest <= SMALL_PLANE else 2 if longest <= MEDIUM_PLANE else 1
+        # A single modality needs no mixing, and without the stem no gradient runs through the first stage.
+        kind = "repeat" if model.channels == 1 else model.stem.kind
         patch = fit_patch(plan.median_shape, upsample=upsample, depth=config.model.patch[0])
         queries = max(model.source.queries, 8 * -(-(classes + 4) // 8))
         model = replace(
             model,
             patch=patch,
-            stem=replace(model.stem, upsample=upsample),
+            stem=replace(model.stem, kind=kind, upsample=upsample),
             source=replace(model.source, queries=queries),
         )
     return replace(config, model=model)

@@ -60,7 +60,7 @@ def test_a_held_target_keeps_the_result_beside_it(tmp_path, monkeypatch):
 
     monkeypatch.setattr(atomic.os, "replace", held)
     monkeypatch.setattr(atomic, "_RETRY_SECONDS", 0.0)
-    with pytest.raises(ResourceError, match="out-new.nii.gz"):
+    with pytest.raises(ResourceError, match=r"out-new\.nii\.gz"):
         write_bytes(target, b"new", overwrite=True)
     assert target.read_bytes() == b"old" and (tmp_path / "out-new.nii.gz").read_bytes() == b"new"
 
@@ -72,3 +72,12 @@ def test_sweep_removes_only_old_temporaries(tmp_path):
     assert sweep_parts(tmp_path) == []
     assert sweep_parts(tmp_path, older_than_s=-1) == [old]
     assert [p.name for p in tmp_path.iterdir()] == [".hidden.nii.gz"]
+
+
+def test_the_bytes_are_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(atomic.os, "fsync", lambda descriptor: calls.append("sync"))
+    real = atomic.os.replace
+    monkeypatch.setattr(atomic.os, "replace", lambda a, b: (calls.append("name"), real(a, b)))
+    write_bytes(tmp_path / "a", b"x")
+    assert calls[:2] == ["sync", "name"]

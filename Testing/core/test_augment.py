@@ -165,3 +165,13 @@ def test_a_batch_is_augmented_sample_by_sample() -> None:
     assert out.shape == images.shape and classes.shape == labels.shape and good.shape == valid.shape
     assert not torch.equal(out[0], out[1]) and classes.dtype == torch.int64 and good.dtype == torch.bool
     assert 8 <= int(good[0].sum()) <= 14, "padding stays invalid wherever it went"
+
+
+def test_slices_that_a_deformation_moves_take_their_validity_along() -> None:
+    depth = torch.arange(8.0).view(1, 1, 8, 1, 1).expand(1, 1, 8, 12, 12).contiguous()
+    label, valid = torch.zeros(1, 8, 12, 12, dtype=torch.long), torch.arange(8)[None] < 5
+    config = replace(OFF, scaling=1, scaling_range=(0.5, 0.5))
+    image, _, good = augment(depth, label, valid, config, generator(1), plan=plan(), mirror=ALL)
+    source = image[0, 0, :, 6, 6].round()
+    assert source.min() > 1 and source.max() < 6, "zoomed in about the middle"
+    assert good[0].tolist() == (source < 5).tolist()

@@ -142,6 +142,18 @@ def test_an_interrupted_run_is_continued(raw: Path, tmp_path: Path) -> None:
     _, report = prepare(raw, tmp_path / "cache", CONFIG)
     assert len(report.kept) >= 2 and len(report.kept) + len(report.built) == 4 and report.built
     assert contents(tmp_path / "cache") == contents(reference.folder)
+    late = CancelToken()
+    other = Config(data=DataConfig(view="coronal"), train=CONFIG.train)
+    with pytest.raises(Cancelled):
+        prepare(
+            raw,
+            tmp_path / "cache",
+            other,
+            workers=1,
+            progress=lambda *a: late.cancel() if "preparing" in a else None,
+            cancel=late,
+        )
+    assert not is_prepared(tmp_path / "cache"), "half of a cache with other settings is no cache"
 
 
 def test_other_settings_are_refused_by_name(raw: Path, tmp_path: Path) -> None:

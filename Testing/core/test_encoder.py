@@ -205,12 +205,17 @@ def test_the_attention_adapter_sees_the_map_not_the_windows():
 def test_the_mlp_adapter_runs_beside_the_mlp_at_half_scale():
     module = encoder(slots=("mlp",))
     wake(module.adapters[0])
+    nn.init.normal_(module.sam.blocks[0].norm2.weight)
     seen: list[torch.Tensor] = []
-    module.adapters[0]["mlp"].register_forward_hook(lambda _m, _i, out: seen.append(out))
+    module.sam.blocks[0].mlp.register_forward_hook(lambda _m, i, _o: seen.append(i[0]))
+    module.adapters[0]["mlp"].register_forward_hook(lambda _m, i, out: seen.extend((i[0][0], out[0])))
     tokens = torch.randn(DEPTH, 12, 7, 64)
     with torch.no_grad():
-        difference = module._block(0, tokens, DEPTH, True) - module.sam.blocks[0](tokens)
-    torch.testing.assert_close(difference, 0.5 * seen[0][0], rtol=1e-4, atol=1e-5)
+        ours = module._block(0, tokens, DEPTH, True)
+        mlp_saw, adapter_saw, correction = seen
+        difference = ours - module.sam.blocks[0](tokens)
+    assert torch.equal(adapter_saw, mlp_saw)
+    torch.testing.assert_close(difference, 0.5 * correction, rtol=1e-4, atol=1e-5)
 
 
 def test_crop_takes_the_top_left_corner_and_interpolate_the_whole():

@@ -45,10 +45,17 @@ def test_distances_are_in_mm_along_the_right_axis(spacing: tuple[float, ...], ex
 def test_surface_dice_is_one_within_the_tolerance():
     wider = block((5, 15), (5, 15), (5, 16))
     assert score(wider, CUBE, (1, 1, 1), tolerance_mm=1).nsd == 1
+    # borders of 488 and 524 voxels, 424 of them common: of the cube's face i = 14 only the rim is border in both
     strict = score(wider, CUBE, (1, 1, 1), tolerance_mm=0.5).nsd
-    # 10³ has 488 border voxels and 11x10x10 has 520; face i = 14 and face i = 15 have no partner, but for their rims
-    assert 0.6 < strict < 0.9
-    assert score(wider, CUBE, (1, 1, 2), tolerance_mm=1).nsd == pytest.approx(strict)
+    assert strict == pytest.approx(2 * 424 / (488 + 524))
+    # i is 2 mm now: the new face is out of reach; of the old face's 64 inner voxels 28 lie 1 mm from the rim
+    longer = score(wider, CUBE, (1, 1, 2), tolerance_mm=1).nsd
+    assert longer == pytest.approx((424 + 28 + 424) / (488 + 524))
+
+
+def test_monai_stays_quiet(recwarn: pytest.WarningsRecorder):
+    score(CUBE, block((5, 15), (5, 15), (5, 16)), (1, 1, 1))
+    assert not list(recwarn)
 
 
 def test_structure_that_the_scan_cuts_off_has_its_border_there():

@@ -157,6 +157,34 @@ def test_depth_isolation(slot, kind, block):
     assert not changed[1].any()
 
 
+@pytest.mark.parametrize("slot", ["attn", "mlp"])
+def test_slots_are_where_the_design_puts_them(slot):
+    """`attn`: on the un-windowed attention output; `mlp`: on the MLP's normalised input, at half scale."""
+    module = encoder(slots=(slot,))
+    for parameter in module.adapters[0].parameters():
+        nn.init.normal_(parameter, std=0.3)
+    seen: list[torch.Tensor] = []
+    module.adapters[0][slot].register_forward_hook(lambda _m, i, out: seen.extend((i[0][0], out[0])))
+    block = module.sam.stages[1].blocks[0]
+    nn.init.normal_(block.mlp.norm.weight)
+    block.attn.fused_attn = False
+    x = torch.randn(DEPTH, 9, 12, 128)
+    with torch.no_grad():
+        ours = module._block(block, 0, x, DEPTH, True)
+        adapter_saw, correction = seen
+        after_attention: list[torch.Tensor] = []
+        block.local_conv.register_forward_hook(lambda _m, i, out: after_attention.extend((i[0], out)))
+        theirs = block(x)
+    attended, mixed = (t.permute(0, 2, 3, 1) for t in after_attention)
+    if slot == "attn":
+        torch.testing.assert_close(adapter_saw, attended - x, rtol=1e-4, atol=1e-5)
+        mixed = block.local_conv((attended + correction).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        torch.testing.assert_close(ours, mixed + block.mlp(mixed), rtol=1e-4, atol=1e-4)
+    else:
+        torch.testing.assert_close(adapter_saw, block.mlp.norm(mixed), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(ours - theirs, 0.5 * correction, rtol=1e-4, atol=1e-4)
+
+
 def test_adapters_and_depth_positions_leave_the_first_stage_alone():
     module = encoder("fast")
     x = torch.randn(1, 3, DEPTH, 64, 64)

@@ -11,12 +11,9 @@ import torch
 from MaskSAMCore.errors import InputError
 from MaskSAMCore.inference.predictor import Predictor, context
 from MaskSAMCore.labels import PALETTE, Label, LabelTable
-from MaskSAMCore.plan import ChannelStats
 from MaskSAMCore.progress import Cancelled, CancelToken
 from MaskSAMCore.volume import Grid, Roi, Volume
 from Testing.toy_model import BRIGHT, Threshold, bright_scan, make_card, make_plan, save_tiny
-
-HU = ChannelStats(p005=-100, p995=300, mean=60, std=80, low=-1000, high=1200)
 
 
 def predictor(**changes) -> Predictor:
@@ -121,6 +118,24 @@ def test_region_in_context_gives_the_same_as_the_whole_scan():
     found = predictor(plan=plan).segment(volume, roi=roi)
     assert np.array_equal(found.labels.array > 0, block)
     assert found.windows < predictor(plan=plan).segment(volume).windows
+
+
+def test_windows_of_a_region_reach_beyond_it():
+    """A network that knows nothing at the border of its windows still answers the whole region."""
+
+    class Shortsighted(Threshold):
+        def segment_patch(self, image: torch.Tensor) -> torch.Tensor:
+            scores = super().segment_patch(image)
+            known = torch.zeros_like(scores)
+            known[..., 3:-3, 3:-3] = scores[..., 3:-3, 3:-3]
+            return known
+
+    volume, block = bright_scan((12, 60, 60), at=(slice(3, 8), slice(10, 50), slice(10, 50)))
+    roi = Roi(center=(30, 30, 6), size=(15, 15, 30))
+    card = make_card(plan=make_plan(median_shape=(12, 60, 60)))
+    found = Predictor.of(Shortsighted(), card).segment(volume, roi=roi).labels.array > 0
+    part = roi.slices(volume.grid)
+    assert np.array_equal(found[part], block[part])
 
 
 def test_ids_above_255_widen_the_type():

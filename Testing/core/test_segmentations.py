@@ -146,7 +146,11 @@ def test_dicom_seg_refers_to_its_series_and_holds_the_voxels(tmp_path):
 def test_dicom_seg_on_an_enhanced_file(shared, tmp_path):
     from MaskSAMCore.io.dicom import list_series
 
-    one = list_series(shared / "data" / "dicom" / "enhanced_multiframe")[0]
+    source = list_series(shared / "data" / "dicom" / "enhanced_multiframe")[0]
+    data = pydicom.dcmread(source.files[0])
+    data.FrameOfReferenceUID = "1.2.3.4"
+    data.save_as(tmp_path / "e.dcm")
+    one = list_series(tmp_path / "e.dcm")[0]
     grid = read_series(one.files[0]).grid
     labels = np.zeros(grid.shape, np.uint8)
     labels[2, 100:110, 50:90] = 1
@@ -154,9 +158,7 @@ def test_dicom_seg_on_an_enhanced_file(shared, tmp_path):
     write_dicom_seg(LabelMap(array=labels, grid=grid, labels=named), one.files[0], tmp_path / "s.dcm")
     made = pydicom.dcmread(tmp_path / "s.dcm")
     place = made.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence[0].ImagePositionPatient
-    assert np.allclose(
-        [float(v) for v in place], one.slices[0].position if False else grid.to_ras([0, 0, 2]) * (-1, -1, 1), atol=1e-3
-    )
+    assert np.allclose([float(v) for v in place], grid.to_ras([0, 0, 2]) * (-1, -1, 1), atol=1e-3)
     assert np.array_equal(made.pixel_array.reshape(256, 256), labels[2])
 
 

@@ -118,7 +118,7 @@ def test_roi_holds_every_voxel_centre_in_the_box():
 def test_roi_is_cut_at_the_border_and_refused_outside():
     grid = Grid(shape=(10, 10, 10), affine=np.eye(4))
     assert crop_roi(grid, (0, 0, 0), (4, 4, 4)) == (slice(0, 3), slice(0, 3), slice(0, 3))
-    with pytest.raises(InputError, match="0.0 to 9.0"):
+    with pytest.raises(InputError, match=r"0\.0 to 9\.0"):
         crop_roi(grid, (50, 0, 0), (4, 4, 4))
     for bad in ((0, 4, 4), (np.nan, 4, 4)):
         with pytest.raises(InputError):

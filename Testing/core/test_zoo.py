@@ -150,10 +150,12 @@ def test_a_changed_file_is_hashed_again_and_an_unchanged_one_is_not(
     monkeypatch.setattr(fetch, "file_sha256", lambda _: "hashed again")
     assert bases.cached_sha256(path) == SHA256
     assert bases.cached_sha256(path, anew=True) == "hashed again"
+    monkeypatch.setattr(fetch, "file_sha256", lambda _: "of the changed file")
     path.write_bytes(CONTENT[::-1] + b"!")
-    assert bases.cached_sha256(path) == "hashed again"
+    assert bases.cached_sha256(path) == "of the changed file"
+    monkeypatch.setattr(fetch, "file_sha256", lambda _: "after the damage")
     (home / "verdicts.json").write_text("{ damaged")
-    assert bases.cached_sha256(path) == "hashed again"
+    assert bases.cached_sha256(path) == "after the damage"
 
 
 def test_import_knows_a_base_by_its_hash(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +203,7 @@ def test_a_model_on_mobile_sam_comes_back_with_its_base(
     base = zoo.BaseRef(name="mobile", sha256=bases.BASES["mobile"].sha256)
     card = tiny_card("small", config=config, labels=labels, base=base)
     folder = zoo.save_model(home / "models" / "small", card, own, "# small\n")
-    assert (folder / "weights.safetensors").stat().st_size < 5e6
+    assert (folder / "weights.safetensors").stat().st_size < 2.1 * sum(v.numel() for v in own.values())
     loaded, found = zoo.load_model("small")
     assert found.base == base
     for key, value in loaded.state_dict().items():

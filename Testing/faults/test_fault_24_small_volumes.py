@@ -20,6 +20,8 @@ def test_the_result_lies_on_the_grid_of_the_scan(shape: tuple[int, int, int], vi
 
 
 def test_slices_ten_times_as_thick_as_pixels():
-    volume, block = bright_scan((6, 40, 40), np.diag([0.8, 0.8, 8.0, 1.0]), at=(slice(2, 4), slice(9, 20), slice(9, 20)))
+    volume, block = bright_scan(
+        (6, 40, 40), np.diag([0.8, 0.8, 8.0, 1.0]), at=(slice(2, 4), slice(9, 20), slice(9, 20))
+    )
     plan = make_plan(spacing=(8.0, 0.8, 0.8), anisotropic=True)
     assert np.array_equal(Predictor.of(Threshold(), make_card(plan=plan)).segment(volume).labels.array > 0, block)

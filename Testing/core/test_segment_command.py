@@ -1,0 +1,203 @@
+"""`python -m MaskSAMCore.segment`: what it writes, skips, refuses and says."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from MaskSAMCore import outputs, segment
+from MaskSAMCore.errors import InputError
+from MaskSAMCore.inference import predictor
+from MaskSAMCore.io.images import read_labels, read_volume, write_volume
+from MaskSAMCore.plan import ChannelStats
+from MaskSAMCore.volume import Volume
+from Testing.toy_model import Threshold, bright_scan, make_card, make_plan, save_tiny
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model folder whose card is real and whose network is the threshold."""
+    folder = tmp_path / "models" / "toy"
+    folder.mkdir(parents=True)
+    card = make_card()
+    monkeypatch.setattr("MaskSAMCore.zoo.load_model", lambda name, device: (Threshold().to(device), card))
+    monkeypatch.setattr("MaskSAMCore.zoo.find_model", lambda name: folder)
+    monkeypatch.setattr("MaskSAMCore.zoo.load_card", lambda path: card)
+    return folder
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Path:
+    volume, _ = bright_scan(affine=np.diag([1.0, 1.0, 2.0, 1.0]))
+    write_volume(volume, tmp_path / "case 1_0000.nii.gz")
+    return tmp_path / "case 1_0000.nii.gz"
+
+
+def run(*arguments: object) -> int:
+    return segment.main([str(a) for a in arguments])
+
+
+def test_a_folder_receives_the_four_files(model, scan, tmp_path, capsys):
+    assert run(scan, "-m", "toy", "-o", tmp_path / "out", "--device", "cpu") == 0
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "case 1.csv", "case 1.nii.gz", "case 1.png", "case 1.seg.nrrd",
+    ]  # fmt: skip
+    found = read_labels(tmp_path / "out" / "case 1.nii.gz")
+    voxels = int((found.array == 3).sum())
+    assert voxels > 300
+    assert np.array_equal(read_labels(tmp_path / "out" / "case 1.seg.nrrd").array > 0, found.array > 0)
+    rows = list(csv.DictReader((tmp_path / "out" / "case 1.csv").open(encoding="utf-8")))
+    assert rows == [{"label": "3", "structure": "bright", "voxels": str(voxels), "volume_ml": f"{voxels * 0.002:.4f}"}]
+    said = capsys.readouterr().out
+    assert "Device: CPU" in said and "bright" in said and f"{voxels * 0.002:.3f}" in said and "CC0" in said
+
+
+def test_complete_cases_are_skipped_and_done_again_on_request(model, scan, tmp_path, capsys):
+    assert run(scan, "-m", "toy", "-o", tmp_path / "out") == 0
+    picture = tmp_path / "out" / "case 1.png"
+    picture.write_bytes(b"mine")
+    assert run(scan, "-m", "toy", "-o", tmp_path / "out") == 0
+    assert picture.read_bytes() == b"mine" and "skipped" in capsys.readouterr().out
+    assert run(scan, "-m", "toy", "-o", tmp_path / "out", "--overwrite") == 0
+    assert picture.read_bytes() != b"mine"
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha", ".seg.nrrd"])
+def test_a_single_file_by_its_suffix(model, scan, tmp_path, ending):
+    target = tmp_path / f"result{ending}"
+    before = set(tmp_path.iterdir())
+    assert run(scan, "-m", "toy", "-o", target) == 0
+    assert set(tmp_path.iterdir()) - before == {target}
+    assert read_labels(target).array.any()
+
+
+def test_preview_takes_fewer_windows_and_adds_a_picture(model, scan, tmp_path, monkeypatch):
+    steps = []
+    original = predictor.Predictor.segment
+    monkeypatch.setattr(
+        predictor.Predictor,
+        "segment",
+        lambda self, v, **o: steps.append((o["step"], o["tta"])) or original(self, v, **o),
+    )
+    assert run(scan, "-m", "toy", "-o", tmp_path / "r.nii.gz", "--preview") == 0
+    assert run(scan, "-m", "toy", "-o", tmp_path / "s.nii.gz", "--tta") == 0
+    assert run(scan, "-m", "toy", "-o", tmp_path / "t.nii.gz", "--step", "0.75") == 0
+    assert steps == [(1.0, False), (0.5, True), (0.75, False)]
+    assert (tmp_path / "r.png").exists() and not (tmp_path / "s.png").exists()
+
+
+def test_regions_are_boxes_in_mm(model, scan, tmp_path):
+    assert run(scan, "-m", "toy", "-o", tmp_path / "r.nii.gz", "--roi=10,17,10,6,100,100", "--roi=-1,0,5,8,8,8") == 0
+    found = np.nonzero(read_labels(tmp_path / "r.nii.gz").array)[2]
+    assert found.min() == 7 and found.max() == 13
+
+
+def test_several_scans_are_several_cases(model, scan, tmp_path):
+    second = tmp_path / "other.nrrd"
+    write_volume(bright_scan()[0], second)
+    assert run(scan, second, "-m", "toy", "-o", tmp_path / "out") == 0
+    assert len(list((tmp_path / "out").iterdir())) == 8
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["scan", "-m", "toy"],
+        ["scan", "-o", "out"],
+        ["scan", "-m", "toy", "-o", "out", "--roi", "1,2,3"],
+        ["scan", "-m", "toy", "-o", "out", "--step", "0"],
+        ["scan", "-m", "toy", "-o", "out", "--preview", "--tta"],
+    ],
+)
+def test_wrong_options_end_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        segment.main(arguments)
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [("x.stl", "no output format"), ("x.dcm", "DICOM"), ("missing/x.nii.gz", "does not exist")],
+)
+def test_impossible_outputs_are_refused(model, scan, tmp_path, capsys, output, words):
+    assert run(scan, "-m", "toy", "-o", tmp_path / output) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_scans_that_would_share_a_name_or_a_file_are_refused(model, scan, tmp_path, capsys):
+    again = tmp_path / "b"
+    again.mkdir()
+    (again / scan.name).write_bytes(scan.read_bytes())
+    assert run(scan, again / scan.name, "-m", "toy", "-o", tmp_path / "out") == 2
+    assert "case 1" in capsys.readouterr().err
+    other = tmp_path / "other.nrrd"
+    write_volume(bright_scan()[0], other)
+    assert run(scan, other, "-m", "toy", "-o", tmp_path / "r.nii.gz") == 2
+
+
+def test_channels_are_put_together(tmp_path):
+    for name in ("a_0000.nii.gz", "a_0001.nii.gz", "b_0000.nii.gz", "b_0001.nii.gz", "t1.nii.gz", "t2.nii.gz"):
+        (tmp_path / name).touch()
+    a0, a1, b0, b1, t1, t2 = sorted(tmp_path.iterdir())
+    cases = outputs.group([b1, a0, a1, b0], 2)
+    assert [(c.name, c.scans) for c in cases] == [("a", (a0, a1)), ("b", (b0, b1))]
+    assert outputs.group([t2, t1], 2) == [outputs.Case(name="t2", scans=(t2, t1))]
+    for wrong in ([a0], [a0, a1, b0], [t1]):
+        with pytest.raises(InputError, match="2 channels"):
+            outputs.group(wrong, 2)
+
+
+def test_two_channels_reach_the_network_in_order(tmp_path, monkeypatch):
+    stats = ChannelStats(p005=80, p995=200, mean=120, std=30, low=0, high=200)
+    plan = make_plan(normalisation=("zscore",) * 2, stats=(stats,) * 2, channels=("T1", "T2"))
+    card = make_card(plan=plan)
+    monkeypatch.setattr("MaskSAMCore.zoo.load_model", lambda name, device: (Threshold(), card))
+    monkeypatch.setattr("MaskSAMCore.zoo.find_model", lambda name: tmp_path)
+    monkeypatch.setattr("MaskSAMCore.zoo.load_card", lambda path: card)
+    volume, block = bright_scan()
+    flat = np.random.default_rng(1).normal(0, 1, block.shape).astype(np.float32)
+    write_volume(Volume(array=flat, grid=volume.grid), tmp_path / "a_0001.nii.gz")
+    write_volume(volume, tmp_path / "a_0000.nii.gz")
+    assert run(tmp_path / "a_0001.nii.gz", tmp_path / "a_0000.nii.gz", "-m", "x", "-o", tmp_path / "r.nii.gz") == 0
+    assert np.array_equal(read_labels(tmp_path / "r.nii.gz").array > 0, block)
+
+
+def test_a_real_network_runs_through(scan, tmp_path, capsys):
+    folder = save_tiny(tmp_path / "toy")
+    assert run(scan, "-m", folder, "-o", tmp_path / "r.nii.gz", "--roi=10,17,10,10,10,8", "--device", "cpu") == 0
+    assert read_labels(tmp_path / "r.nii.gz").array.shape == (12, 40, 40)
+
+
+def test_series_that_cannot_carry_a_seg_is_refused_before_the_network_runs(
+    model, shared, tmp_path, capsys, monkeypatch
+):
+    """siemens_mr has no frame of reference."""
+    monkeypatch.setattr(predictor.Predictor, "segment", lambda *_, **__: pytest.fail("the network ran"))
+    folder = shared / "data" / "dicom" / "siemens_mr"
+    before = sorted(tmp_path.iterdir())
+    assert run(folder, "-m", "toy", "-o", tmp_path / "r.dcm") == 2
+    assert "--allow-uncoded" in capsys.readouterr().err
+    assert run(folder, "-m", "toy", "-o", tmp_path / "r.dcm", "--allow-uncoded") == 2
+    assert "Frame" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:highdicom.*")
+def test_real_dicom_to_seg(model, shared, tmp_path, capsys):
+    from pydicom import dcmread
+
+    folder = tmp_path / "series"
+    folder.mkdir()
+    for path in (shared / "data" / "dicom" / "ge_mr").rglob("*.dcm"):
+        scan = dcmread(path)
+        scan.FrameOfReferenceUID = "2.25.1"  # anonymised away
+        scan.save_as(folder / path.name)
+    assert run(folder, "--list-series") == 0
+    assert "MR" in capsys.readouterr().out
+    roi = "--roi=" + ",".join(f"{v:.0f}" for v in (*read_volume(folder).grid.center, 40, 40, 40))
+    assert run(folder, "-m", "toy", "-o", tmp_path / "r.dcm", "--allow-uncoded", "--step", "1", roi) == 0
+    found = dcmread(tmp_path / "r.dcm")
+    assert found.Modality == "SEG" and found.SegmentSequence[0].SegmentLabel == "bright"
