@@ -338,7 +338,7 @@ def override(config: T, assignments: list[str]) -> T:
             value = json.loads(raw)
         except json.JSONDecodeError:
             value = raw
-        node = data
+        node: Any = data
         *parents, last = key.strip().split(".")
         for parent in parents:
             node = node.get(parent) if isinstance(node, dict) else None

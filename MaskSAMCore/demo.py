@@ -148,7 +148,8 @@ def _demo(options: argparse.Namespace) -> int:
     for number, name, voxels, millilitres in outputs.volume_rows(result.labels):
         print(f"  {name:20} {number:3d} {voxels:8d} voxels {millilitres:8.3f} mL")
     for side, (millilitres, across) in sides(result.labels).items():
-        print(f"  {side + ' side':20}     {millilitres:8.3f} mL, centre at R = {across:+.1f} mm")
+        where = f"centre at R = {across:+.1f} mm" if millilitres else "nothing found"
+        print(f"  {side + ' side':20}     {millilitres:8.3f} mL, {where}")
     for text in result.warnings:
         print(f"  warning: {text}")
     for path in written:

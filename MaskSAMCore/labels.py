@@ -62,8 +62,8 @@ class LabelTable:
         ids = [label.id for label in self.labels]
         if any(not name.strip() for name in names):
             raise InputError("a label has an empty name", where=where)
-        for values, what in ((names, "name"), (ids, "id")):
-            twice = sorted({str(v) for v in values if values.count(v) > 1})
+        for values, what in ((names, "name"), ([str(i) for i in ids], "id")):
+            twice = sorted({v for v in values if values.count(v) > 1})
             if twice:
                 raise InputError(f"label {what} used twice", where=where, why=", ".join(twice))
         if any(i < 1 or i > 65535 for i in ids):

@@ -284,7 +284,7 @@ def rehearse(
     """
     if case.targets[0].suffix.lower() != ".dcm":
         return
-    array = np.zeros(volume.grid.shape, np.uint16)
+    array: np.ndarray = np.zeros(volume.grid.shape, np.uint16)
     array[0, 0, 0] = labels.labels[0].id
     with tempfile.TemporaryDirectory(prefix=".masksam-", dir=case.targets[0].parent) as scratch:
         one = LabelMap(array=array, grid=volume.grid, labels=labels, source=volume.source)

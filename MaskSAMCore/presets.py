@@ -173,9 +173,9 @@ def _core_mobile() -> Preset:
 def _tiny() -> Preset:
     model = ModelConfig(
         classes=3,
-        patch=(4, 32, 32),
+        patch=(4, 16, 16),
         backbone=BackboneConfig(arch="tiny"),
-        stem=StemConfig(upsample=4),
+        stem=StemConfig(kind="lean"),
         source=SourceConfig(widths=(16, 8, 8)),
     )
     train = TrainConfig(optimizer="adamw", lr=2e-3, epochs=2, iterations=5, batch=1, validate_every=1)

@@ -14,7 +14,6 @@ from MaskSAMCore.training import checkpoint
 
 REPO = Path(__file__).resolve().parent.parent
 SETTINGS = (
-    "model.patch=[4,16,16]",
     "train.frozen_epochs=1",
     "train.frozen_copies=2",
     "train.ema=0.9",

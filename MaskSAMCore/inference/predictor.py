@@ -117,7 +117,7 @@ class Predictor:
         for note in notes:
             LOG.warning(note)
         run = _Case(self, Memory(device=self.device, batch=batch or self._batch(), on_cpu=self._to_cpu))
-        classes = np.zeros(volume.grid.shape, np.uint8 if self.card.labels.classes <= 256 else np.uint16)
+        classes: np.ndarray = np.zeros(volume.grid.shape, np.uint8 if self.card.labels.classes <= 256 else np.uint16)
         for index, target in enumerate(targets):
             part = f"region {index + 1} of {len(targets)}: segmenting" if len(targets) > 1 else "segmenting"
             found = run.solve(volume, target, tta, step, _named(progress, part), cancel)
@@ -246,7 +246,7 @@ def _focus(inner: Slices, grid: Grid, prepared: Prepared, plan: Plan) -> Slices:
     shape: Shape = prepared.record.shape
     if all(s.start == 0 and s.stop == n for s, n in zip(inner, grid.shape, strict=True)):
         return tuple(slice(0, n) for n in shape)  # type: ignore[return-value]
-    box = np.zeros(grid.shape, np.uint8)
+    box: np.ndarray = np.zeros(grid.shape, np.uint8)
     box[inner] = 1
     asked = preprocess_labels(LabelMap(array=box, grid=grid), prepared.record, plan) > 0
     out = []

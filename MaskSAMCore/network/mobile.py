@@ -8,6 +8,7 @@ little more than half the time on a CPU. `reference` calls timm's modules as the
 from __future__ import annotations
 
 import re
+import warnings
 
 import torch.nn.functional as F
 from torch import Tensor, channels_last, nn
@@ -135,7 +136,11 @@ def map_mobile_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _tiny_vit() -> nn.Module:
     from segment_anything.modeling.common import LayerNorm2d
-    from timm.models.tiny_vit import TinyVit
+
+    with warnings.catch_warnings():
+        # Importing one timm model imports all; an unrelated one uses a part of torch that is being retired.
+        warnings.simplefilter("ignore", FutureWarning)
+        from timm.models.tiny_vit import TinyVit
 
     tiny = TinyVit(embed_dims=WIDTHS, depths=DEPTHS, num_heads=HEADS, window_sizes=WINDOWS, drop_path_rate=0.0)
     # MobileSAM keeps stride 16 in its last stage, and has SAM's neck in the place of the classifier.

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,12 +29,8 @@ SLICES_AT_ONCE = 16
 VOXELS_PER_CLASS = 2000
 
 
-class Copies(Protocol):
-    """Gives the fixed copies of a case: copy 0 is the case itself, the others are augmented."""
-
-    def __call__(self, case: str, copy: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image (M, Z, Y, X) float32 and labels (Z, Y, X)."""
-        ...
+Copies = Callable[[str, int], tuple[np.ndarray, np.ndarray]]
+"""Case and number of the copy to image (M, Z, Y, X) float32 and labels (Z, Y, X); copy 0 is the case itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +58,14 @@ class FrozenBatches:
     """Batches from the cache; `batch(step)` depends on nothing but its arguments and the seed."""
 
     def __init__(
-        self, folder: Path, names: Sequence[str], *, patch: tuple[int, int, int], batch: int, foreground: float, seed: int
+        self,
+        folder: Path,
+        names: Sequence[str],
+        *,
+        patch: tuple[int, int, int],
+        batch: int,
+        foreground: float,
+        seed: int,
     ) -> None:
         self.folder, self.names, self.patch = folder, list(names), patch
         self.size, self.foreground, self.seed = batch, foreground, seed
@@ -102,7 +105,8 @@ class FrozenBatches:
         place = (slice(z0, z0 + depth), slice(y0, y0 + height), slice(x0, x0 + width))
         number = np.arange(z0, z0 + depth)
         valid = (number >= entry.inside[0]) & (number < entry.inside[1])
-        image, label = entry.image[(slice(None), *place)].astype(np.float32), entry.label[place].astype(np.int64)
+        image: np.ndarray = entry.image[(slice(None), *place)].astype(np.float32)
+        label: np.ndarray = entry.label[place].astype(np.int64)
         return image, label, valid, tuple(level[window, place[0]] for level in entry.levels)
 
 
@@ -183,9 +187,9 @@ def _write_entry(target: Path, image: np.ndarray, label: np.ndarray, model: Mask
 
 def _structure_voxels(label: np.ndarray, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    rows = [np.zeros((0, 4), np.int32)]
+    rows: list[np.ndarray] = [np.zeros((0, 4), np.int32)]
     for value in np.unique(label[label > 0]):
-        found = np.argwhere(label == value).astype(np.int32)
+        found: np.ndarray = np.argwhere(label == value).astype(np.int32)
         found = found[rng.permutation(len(found))[:VOXELS_PER_CLASS]]
         rows.append(np.concatenate([np.full((len(found), 1), value, np.int32), found], axis=1))
     return np.concatenate(rows)

@@ -230,7 +230,9 @@ class Trainer:
             rate = (time.monotonic() - began) / done
             phase_end = self.frozen_steps if self.step <= self.frozen_steps else total
             left = rate * (phase_end - self.step) / 60
-            self.hooks.note(f"{rate:.2f} s per step, {memory(self.device)}; about {left:.0f} min to the end of this phase")
+            self.hooks.note(
+                f"{rate:.2f} s per step, {memory(self.device)}; about {left:.0f} min to the end of this phase"
+            )
         self.hooks.progress(self.step, total, f"loss {sums.get('loss', 0.0) / done:.3f}")
 
     @contextmanager

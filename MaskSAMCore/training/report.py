@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from MaskSAMCore.io.atomic import atomic_path
 from MaskSAMCore.labels import LabelTable
 from MaskSAMCore.training.log import MetricsLog
+
 
 def save_curves(log: MetricsLog, table: LabelTable, path: Path) -> None:
     """Loss and validation Dice over epochs as one PNG."""
@@ -28,7 +30,9 @@ def save_curves(log: MetricsLog, table: LabelTable, path: Path) -> None:
     _save(figure, path)
 
 
-def save_overlay(image: np.ndarray, reference: np.ndarray, predicted: np.ndarray, table: LabelTable, path: Path) -> None:
+def save_overlay(
+    image: np.ndarray, reference: np.ndarray, predicted: np.ndarray, table: LabelTable, path: Path
+) -> None:
     """Reference (left) and prediction (right) in the slices that hold most of the structures.
 
     Args:
@@ -40,7 +44,7 @@ def save_overlay(image: np.ndarray, reference: np.ndarray, predicted: np.ndarray
     slices = used[np.linspace(0, len(used) - 1, num=min(4, len(used))).round().astype(int)]
     low, high = np.percentile(image, (0.5, 99.5))
     figure = Figure(figsize=(2.4 * len(slices), 5), layout="constrained")
-    axes = figure.subplots(2, len(slices), squeeze=False)
+    axes: Any = figure.subplots(2, len(slices), squeeze=False)
     for row, (name, classes) in enumerate((("reference", reference), ("prediction", predicted))):
         for column, z in enumerate(slices):
             axis = axes[row][column]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from MaskSAMCore import presets, zoo
 from MaskSAMCore.config import Config, override, to_dict
-from MaskSAMCore.data.dataset import PreparedDataset, is_prepared
 from MaskSAMCore.data.augment import augment_case, for_fixed_copies, generator
+from MaskSAMCore.data.dataset import PreparedDataset, is_prepared
 from MaskSAMCore.data.sampling import PatchSampler
 from MaskSAMCore.data.splits import Split
 from MaskSAMCore.device import autocast_dtype, choose_device, describe
-from MaskSAMCore.errors import InputError, ModelError
+from MaskSAMCore.errors import InputError
 from MaskSAMCore.io.atomic import FolderLock, write_json
 from MaskSAMCore.losses import build_loss
 from MaskSAMCore.network.build import build_model
@@ -93,7 +93,9 @@ class Run:
                 folder.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(FolderLock(folder))
             self.dataset = self._prepared()
-            self.config = fit_config(override(presets.get(self.options.preset), list(self.options.overrides)), self.dataset)
+            self.config = fit_config(
+                override(presets.get(self.options.preset), list(self.options.overrides)), self.dataset
+            )
             self.split = self._split()
             self.model, self.base = self._build()
             self.log = MetricsLog(folder)
@@ -136,7 +138,9 @@ class Run:
     def _prepared(self) -> PreparedDataset:
         source = self.options.dataset
         if is_prepared(source):
-            return PreparedDataset(source)
+            ready = PreparedDataset(source)
+            ready.verify(progress=self.progress)
+            return ready
         target = self.options.cache or self.options.folder / "cache"
         if self.rank == 0:
             from MaskSAMCore.data.build import prepare
@@ -351,7 +355,7 @@ def fit_config(config: Config, dataset: PreparedDataset) -> Config:
     model = replace(config.model, channels=len(plan.channels), classes=classes)
     if config.data.fit_patch:
         longest = max(plan.median_shape[1:])
-        upsample = 4 if longest <= SMALL_PLANE else 2 if longest <= MEDIUM_PLANE else 1
+        upsample: Literal[1, 2, 4] = 4 if longest <= SMALL_PLANE else 2 if longest <= MEDIUM_PLANE else 1
         # A single modality needs no mixing, and without the stem no gradient runs through the first stage.
         kind = "repeat" if model.channels == 1 else model.stem.kind
         patch = fit_patch(plan.median_shape, upsample=upsample, depth=config.model.patch[0])

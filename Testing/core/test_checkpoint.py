@@ -30,7 +30,10 @@ def test_round_trip(tmp_path):
 def test_only_the_newest_are_kept(tmp_path):
     for step in (1, 2, 3):
         checkpoint.save(tmp_path, make(step))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002.safetensors", "step-00000003.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "step-00000002.safetensors",
+        "step-00000003.safetensors",
+    ]
 
 
 @pytest.mark.parametrize("kind", ["adamw", "sgd"])

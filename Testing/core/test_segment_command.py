@@ -132,7 +132,8 @@ def test_scans_that_would_share_a_name_or_a_file_are_refused(model, scan, tmp_pa
     again.mkdir()
     (again / scan.name).write_bytes(scan.read_bytes())
     assert run(scan, again / scan.name, "-m", "toy", "-o", tmp_path / "out") == 2
-    assert "case 1" in capsys.readouterr().err
+    assert "both be called case 1" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
     other = tmp_path / "other.nrrd"
     write_volume(bright_scan()[0], other)
     assert run(scan, other, "-m", "toy", "-o", tmp_path / "r.nii.gz") == 2

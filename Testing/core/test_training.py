@@ -13,6 +13,7 @@ from MaskSAMCore import train, zoo
 from MaskSAMCore.training import checkpoint
 from Testing.runs import arguments, assert_equal, final
 
+
 def test_run_leaves_what_it_promises(straight_run):
     with (straight_run / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -43,7 +44,15 @@ def test_two_runs_are_equal(phantom_data, straight_run, tmp_path):
 
 def test_two_processes_train_one_model(phantom_data, tmp_path, repo):
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        str(free_port()),
+    ]
     process = subprocess.run(
         [*command, "-m", "MaskSAMCore.train", *arguments(phantom_data, run)],
         cwd=repo,

@@ -12,7 +12,6 @@ from MaskSAMCore.errors import InputError
 from MaskSAMCore.io.images import read_volume
 from Testing.dicom_phantom import dicom_series, ramp
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR")
 
 
