@@ -6,6 +6,7 @@ import argparse
 import csv
 import io
 import math
+import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--model", metavar="MODEL", help="segment DATASET with this model first")
     p.add_argument("--fold", type=int, metavar="N", help="with --model: judge this fold's validation cases only")
     p.add_argument("--cases", nargs="+", metavar="CASE", help="with --model: judge these cases only")
+    p.add_argument("--record", action="store_true", help="with --model: write the figures into the model's card")
     p.add_argument("--tta", action="store_true", help="with --model: average over mirrored copies")
     p.add_argument(
         "--step", type=float, default=0.5, metavar="S", help="with --model: overlap of windows (default: 0.5)"
@@ -65,12 +67,20 @@ def main(argv: list[str] | None = None) -> int:
     wanted = 1 if options.model else 2
     if len(options.folders) != wanted:
         p.error("DATASET is needed with --model" if options.model else "PREDICTIONS and REFERENCES are needed")
-    if not options.model and (options.fold is not None or options.cases or options.tta):
-        p.error("--fold, --cases and --tta need --model")
-    return run(lambda: _evaluate(options))
+    if not options.model and (options.fold is not None or options.cases or options.tta or options.record):
+        p.error("--fold, --cases, --tta and --record need --model")
+    return run(lambda: _evaluate(options, command_line(argv)))
 
 
-def _evaluate(options: argparse.Namespace) -> int:
+def command_line(argv: list[str] | None) -> str:
+    """The command as a reader would type it: folders by their last name, without what only concerns this computer."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    kept = [word for word in words if word not in ("--record", "--overwrite")]
+    shown = [Path(word).name if "/" in word or "\\" in word else word for word in kept]
+    return shlex.join(["python", "-m", "MaskSAMCore.evaluate", *shown])
+
+
+def _evaluate(options: argparse.Namespace, command: str) -> int:
     from MaskSAMCore.io.atomic import check_target, write_text
 
     if options.output is not None:
@@ -82,7 +92,28 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.output is not None:
         write_text(options.output, table(rows), overwrite=options.overwrite)
         print(f"wrote {options.output}")
+    if options.record:
+        print(f"wrote {record(options.model, rows, command)}")
     return 0
+
+
+def record(model: str, rows: list[Row], command: str) -> Path:
+    """Write the figures of `rows` into a model's card and README, under the command that measured them."""
+    from dataclasses import replace
+
+    from MaskSAMCore import zoo
+    from MaskSAMCore.training.card import model_readme
+
+    folder = zoo.find_model(model)
+    card = zoo.load_card(folder)
+    figures = {}
+    for _, name, summary in summaries(rows):
+        values = {c: summary.mean[c] for c in ("dice", "iou", "nsd", "hd95")}
+        known = {c: round(value, 4) for c, value in values.items() if not math.isnan(value)}
+        figures[name] = known | {"cases": summary.cases, "one_sided": summary.one_sided}
+    card = replace(card, metrics={**card.metrics, command: figures})
+    zoo.save_card(folder, card, model_readme(card))
+    return folder
 
 
 def compare_folders(predictions: Path, references: Path, *, tolerance_mm: float = 1.0) -> Iterator[Row]:
@@ -177,7 +208,9 @@ def _check_labels(card: ModelCard, dataset: RawDataset) -> None:
     from MaskSAMCore.errors import InputError
 
     trained, declared = ({label.id: label.name for label in table.labels} for table in (card.labels, dataset.labels))
-    if trained != declared:
+    if trained.keys() == declared.keys() and trained != declared:
+        print(f"Labels: named {trained} by the model and {declared} by the data set; compared by number")
+    elif trained != declared:
         raise InputError(
             f"the labels of the model {card.name} and of the data set differ",
             where=dataset.folder,

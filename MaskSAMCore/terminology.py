@@ -109,12 +109,24 @@ def lookup(name: str) -> Term | None:
     return None
 
 
-def describe(table: LabelTable) -> LabelTable:
-    """The table with codes, and colours of coded structures, filled in where its labels have none; names stay."""
+def describe(table: LabelTable, *, about: str = "") -> LabelTable:
+    """The table with codes, and colours of coded structures, filled in where its labels have none.
+
+    Names stay, but for those that mean something only within their data set: "anterior" of a data set
+    about the hippocampus becomes "Anterior hippocampus".
+
+    Args:
+        table: Labels as a data set names them.
+        about: Name of the data set.
+    """
     labels = []
     for label in table.labels:
-        term = lookup(label.name)
+        term, name = lookup(label.name), label.name
+        if term is None and about and (term := lookup(f"{about} {label.name}")) is not None:
+            name = label.name if label.mirror else term.name
         if term is not None and label.type is None:
-            label = replace(label, category=term.category, type=term.type, modifier=term.modifier, color=term.color)
+            label = replace(
+                label, name=name, category=term.category, type=term.type, modifier=term.modifier, color=term.color
+            )
         labels.append(label)
     return replace(table, labels=tuple(labels))

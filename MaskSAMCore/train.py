@@ -26,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--preset", default="core-mobile", help="configuration to start from (default: core-mobile)")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one value of the preset")
     p.add_argument("--base", type=Path, metavar="FILE", help="base SAM weights (default: the one in the cache)")
+    p.add_argument("--init", metavar="MODEL", help="start from this trained model's weights")
     p.add_argument("--mode", choices=["auto"], default="auto", help="what is trained (default: auto)")
     p.add_argument("--fold", default="0", metavar="N", help="validation fold, or 'all' to train on every case")
     p.add_argument("--name", help="name of the model (default: the data set's)")
@@ -54,6 +55,7 @@ def _train(options: argparse.Namespace) -> int:
             preset=options.preset,
             overrides=tuple(options.set),
             base=options.base,
+            init=options.init,
             fold=options.fold,
             name=options.name,
             resume=options.resume,

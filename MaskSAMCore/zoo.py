@@ -1,30 +1,24 @@
-"""Trained models: a folder each, with model.json, weights.safetensors and README.md.
+"""Models of this computer: which there are, where they lie, and how they come and go.
 
-A model holds trained tensors only; the frozen SAM comes from the base weights that its card names
-by sha256 (see `bases`, whose functions are offered here as well). Writing is all or nothing, and
-loading is strict: what does not fit is listed, never skipped (FAULTS rows 34, 37).
+The folder of a model is `modelfolder`'s, base weights are `bases`'s; what callers need of both is
+offered here as well.
 """
 
 from __future__ import annotations
 
-import json
-import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from MaskSAMCore import __version__
+from MaskSAMCore import modelfolder
 from MaskSAMCore.bases import (
     BASES,
     BaseWeights,
     base_path,
     cached_sha256,
-    compare_states,
     fetch_base,
     find_base,
     home,
@@ -34,18 +28,28 @@ from MaskSAMCore.bases import (
     remove_base,
     verify_base,
 )
-from MaskSAMCore.config import Config, from_dict, to_dict
-from MaskSAMCore.errors import InputError, MaskSAMError, ModelError, ResourceError
-from MaskSAMCore.fetch import check_member_name, extract_member, file_sha256
-from MaskSAMCore.io.atomic import sync_file, sync_folder, write_json, write_text
-from MaskSAMCore.labels import LabelTable
+from MaskSAMCore.errors import InputError, MaskSAMError, ModelError
+from MaskSAMCore.fetch import check_member_name, extract_member
+from MaskSAMCore.modelfolder import (
+    CARD,
+    FILES,
+    NAME,
+    BaseRef,
+    ModelCard,
+    check_name,
+    load_card,
+    save_card,
+    save_model,
+    verify_model,
+    whole_folder,
+)
 from MaskSAMCore.resources import resource_roots
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
     from MaskSAMCore.network.masksam import MaskSAM
+
 
 __all__ = [
     "BASES",
@@ -54,6 +58,7 @@ __all__ = [
     "InstalledModel",
     "ModelCard",
     "base_path",
+    "cached_sha256",
     "fetch_base",
     "find_base",
     "find_model",
@@ -65,58 +70,14 @@ __all__ = [
     "load_base_state",
     "load_card",
     "load_model",
+    "load_trained",
     "remove_base",
     "remove_model",
+    "save_card",
     "save_model",
     "verify_base",
     "verify_model",
 ]
-
-FORMAT_VERSION = 1
-CARD, WEIGHTS, README = "model.json", "weights.safetensors", "README.md"
-FILES = (CARD, WEIGHTS, README)
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-HALF_MAX = 65504.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class BaseRef:
-    """The base weights that a model was trained on."""
-
-    name: str
-    sha256: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelCard:
-    """What model.json holds.
-
-    Attributes:
-        name: Letters, digits, dot, dash and underscore.
-        config: The run's configuration.
-        labels: Class c of the network is `labels.labels[c - 1]`.
-        plan: Preprocessing and intensity statistics of the training data (`Plan` as a dictionary).
-        modality: "CT", "MR" or "".
-        licence: Of the weights, with what the training data demand.
-        base: None for a network without pretrained weights.
-        provenance: Data set, cases, fold, seed, date, versions.
-        metrics: Measured accuracy.
-        weights_sha256: Of weights.safetensors; written by `save_model`.
-        code_version, format_version: What wrote it.
-    """
-
-    name: str
-    config: Config
-    labels: LabelTable
-    plan: dict[str, Any]
-    modality: str = ""
-    licence: str = ""
-    base: BaseRef | None = None
-    provenance: dict[str, Any] = field(default_factory=dict)
-    metrics: dict[str, Any] = field(default_factory=dict)
-    weights_sha256: str = ""
-    code_version: str = __version__
-    format_version: int = FORMAT_VERSION
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,123 +91,14 @@ class InstalledModel:
     problem: str = ""
 
 
-def save_model(
-    folder: Path, card: ModelCard, tensors: Mapping[str, Tensor], readme: str, *, overwrite: bool = False
-) -> Path:
-    """Write a model folder: complete or absent, floats as fp16.
-
-    Args:
-        folder: Its path; the parent folders are made.
-        card: The card; hash and versions are filled in here.
-        tensors: Trained tensors by the network's state-dict names.
-        readme: Text of README.md.
-        overwrite: Replace an existing model; any other existing folder is refused.
-
-    Raises:
-        InputError: The folder exists, or the name is unusable.
-        ModelError: A tensor is not finite or beyond fp16.
-        ResourceError: The disk is full; what was there is intact.
-    """
-    _check_name(card.name, folder)
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _whole_folder(folder, overwrite=overwrite) as partial:
-        _write_tensors(partial / WEIGHTS, tensors, folder)
-        card = replace(
-            card,
-            weights_sha256=file_sha256(partial / WEIGHTS),
-            code_version=__version__,
-            format_version=FORMAT_VERSION,
-        )
-        write_json(partial / CARD, to_dict(card))
-        write_text(partial / README, readme)
-    return folder
-
-
-def load_card(folder: Path) -> ModelCard:
-    """Read and check model.json.
-
-    Raises:
-        ModelError: It is missing, damaged, or of another format; both versions are named.
-    """
-    path = Path(folder) / CARD
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError("not a model folder", where=folder, why=f"it has no {CARD}") from error
-    except (OSError, ValueError) as error:
-        raise ModelError("model card cannot be read", where=path, why=str(error)) from error
-    found = data.get("format_version") if isinstance(data, dict) else None
-    versions = f"written by MaskSAM {data.get('code_version', '?')}" if isinstance(data, dict) else "not a card"
-    if found != FORMAT_VERSION:
-        raise ModelError(
-            "model has another format",
-            where=path,
-            why=f"{versions} in format {found}, this is MaskSAM {__version__} with format {FORMAT_VERSION}",
-            remedy="Install the MaskSAM version that wrote it, or a newer model.",
-        )
-    try:
-        card = from_dict(ModelCard, data)
-        card.labels.check(where=path)
-        card.config.model.check()
-    except InputError as error:
-        raise ModelError(
-            "model card does not fit this version",
-            where=path,
-            why=f"{error}; {versions}, this is MaskSAM {__version__}",
-            remedy="Install the MaskSAM version that wrote it.",
-        ) from error
-    if card.labels.classes != card.config.model.classes:
-        raise ModelError(
-            "model card contradicts itself",
-            where=path,
-            why=f"{card.labels.classes} classes in the label table, {card.config.model.classes} in the network",
-        )
-    return card
-
-
 def load_model(name_or_path: str | Path, device: torch.device | str = "cpu") -> tuple[MaskSAM, ModelCard]:
-    """Build a model's network, with base weights and trained tensors, ready for inference.
-
-    Raises:
-        ModelError: Model or base weights are missing or damaged, or the tensors do not fit the
-            network that the card describes; every key is listed, with the versions.
-    """
-    from MaskSAMCore.network.build import build_model, is_frozen
-
-    folder = find_model(name_or_path)
-    card = load_card(folder)
-    tensors = _read_tensors(folder / WEIGHTS, card)
-    base = find_base(card.base.name, sha256=card.base.sha256) if card.base else None
-    model = build_model(card.config.model)
-    if base is not None:
-        load_base(model, base)
-    own = model.state_dict()
-    expected = {key for key in own if base is None or not is_frozen(key)}
-    problems = compare_states(tensors, own, expected)
-    if problems:
-        raise ModelError(
-            "weights do not fit the network",
-            where=folder / WEIGHTS,
-            why="".join(f"\n  {line}" for line in problems)
-            + f"\n  written by MaskSAM {card.code_version}, this is MaskSAM {__version__}",
-            remedy="Install the MaskSAM version that wrote the model, or get the model anew.",
-        )
-    model.load_state_dict(tensors, strict=False)
-    return model.to(device).eval(), card
+    """The network and card of an installed model, or of a model's folder; see `modelfolder.load_model`."""
+    return modelfolder.load_model(find_model(name_or_path), device)
 
 
-def verify_model(folder: Path) -> ModelCard:
-    """Check a model folder without building its network: card, README, and the tensors' bytes.
-
-    Raises:
-        ModelError: Naming the file and what is wrong with it.
-    """
-    card = load_card(folder)
-    if not (Path(folder) / README).is_file():
-        raise ModelError("model folder is incomplete", where=folder, why=f"it has no {README}")
-    _read_tensors(Path(folder) / WEIGHTS, card, anew=True)
-    return card
+def load_trained(model: MaskSAM, name_or_path: str | Path) -> ModelCard:
+    """Fill a network's trained tensors from such a model; see `modelfolder.load_trained`."""
+    return modelfolder.load_trained(model, find_model(name_or_path))
 
 
 def installed_models() -> list[InstalledModel]:
@@ -304,8 +156,8 @@ def import_model(source: Path, *, overwrite: bool = False) -> str:
         else:
             _unpack(source, folder)
         card = verify_model(folder)
-        _check_name(card.name, source)
-        with _whole_folder(models / card.name, overwrite=overwrite) as partial:
+        check_name(card.name, source)
+        with whole_folder(models / card.name, overwrite=overwrite) as partial:
             for name in FILES:
                 shutil.copyfile(folder / name, partial / name)
     return card.name
@@ -326,83 +178,6 @@ def remove_model(name: str) -> Path:
 
 def _roots() -> list[tuple[Literal["bundled", "user"], Path]]:
     return [*(("bundled", root / "Models") for root in resource_roots()), ("user", home("data") / "models")]
-
-
-def _check_name(name: str, where: object) -> None:
-    if not NAME.fullmatch(name) or name in BASES:
-        why = "it belongs to base weights" if name in BASES else "use letters, digits, dot, dash and underscore"
-        raise InputError(f"unusable model name {name!r}", where=where, why=why)
-
-
-@contextmanager
-def _whole_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its place when the block ends well.
-
-    A replaced model is moved aside first and deleted last: one of the two is always there.
-    """
-    if folder.exists():
-        if not overwrite:
-            raise InputError("exists already", where=folder, remedy="Choose another name, or allow overwriting.")
-        if not (folder / CARD).is_file():
-            raise InputError("is not a model folder and is left alone", where=folder, why=f"it has no {CARD}")
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".part", dir=folder.parent))
-    try:
-        new, old = scratch / "new", scratch / "old"
-        new.mkdir()
-        yield new
-        for path in new.iterdir():
-            sync_file(path)
-        if folder.exists():
-            folder.rename(old)
-        try:
-            new.rename(folder)
-        except OSError:
-            if old.exists():
-                old.rename(folder)
-            raise
-        sync_folder(folder.parent)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor], where: Path) -> None:
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    out = {}
-    for name, tensor in tensors.items():
-        value = tensor.detach().cpu().contiguous()
-        if value.is_floating_point():
-            bad = int((~torch.isfinite(value)).sum()) + int((value.abs() > HALF_MAX).sum())
-            if bad:
-                raise ModelError("model is not saved", where=f"{where}: {name}", why=f"{bad} values beyond fp16 or NaN")
-            value = value.half()
-        out[name] = value
-    try:
-        save_file(out, str(path), metadata={"format": "pt", "masksam": __version__})
-    except (OSError, SafetensorError) as error:
-        raise ResourceError("model cannot be written", where=where, why=str(error)) from error
-
-
-def _read_tensors(path: Path, card: ModelCard, *, anew: bool = False) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise ModelError("model folder is incomplete", where=path.parent, why=f"it has no {path.name}")
-    found = cached_sha256(path, anew=anew)
-    if found != card.weights_sha256:
-        raise ModelError(
-            "weights are damaged or of another model",
-            where=path,
-            why=f"expected sha256 {card.weights_sha256}, found {found}",
-            remedy="Get the model folder anew.",
-        )
-    try:
-        return load_file(str(path))
-    except (SafetensorError, OSError) as error:
-        raise ModelError("weights cannot be read", where=path, why=str(error)) from error
 
 
 def _unpack(archive: Path, folder: Path) -> None:

@@ -180,7 +180,7 @@ def _labels(data: dict[str, Any], problems: list[str]) -> LabelTable | None:
         table.check()
     except InputError as error:
         problems.append(f"labels: {error}")
-    return describe(table)
+    return describe(table, about=str(data.get("name", "")))
 
 
 def _pairs(raw: Any, names: set[str], problems: list[str]) -> list[tuple[str, str]] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import platform
 import re
+from typing import Any
 
 import torch
 
@@ -25,24 +26,25 @@ def model_card(
     base: dict[str, str],
     step: int,
     figures: dict[str, float],
+    origin: dict[str, Any],
 ) -> ModelCard:
-    """The card of a model after `step` steps; `figures` are those of the run's own validation."""
+    """The card of a model after `step` steps; `figures` are the run's own validation, `origin` what it started from."""
     plan = to_dict(dataset.plan) | {"patch": list(config.model.patch)}
     provenance = {
         "dataset": dataset.name,
         "licence_of_data": dataset.licence,
         "fold": fold,
-        "folds": dataset.manifest["splits_from"],
+        "folds": dataset.manifest["splits_from"]["folds"],
+        "seed": dataset.manifest["splits_from"]["seed"],
         "training_cases": list(split.train),
         "validation_cases": list(split.val),
         "steps": step,
-        "seed": config.train.seed,
         "date": datetime.date.today().isoformat(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "masksam": __version__,
-    }
-    metrics = {"validation during training (prepared grid)": figures} if figures else {}
+    } | origin
+    metrics = {"validation during training, on the prepared grid": {"mean over cases": figures}} if figures else {}
     return ModelCard(
         name=name,
         config=config,
@@ -63,31 +65,53 @@ def model_name(dataset: str) -> str:
 
 def model_readme(card: ModelCard) -> str:
     """README.md of a model folder, written from its card alone."""
-    labels = "\n".join(f"| {label.id} | {label.name} |" for label in card.labels.labels)
-    figures = "\n".join(
-        f"* {what}: " + ", ".join(f"{name} {value}" for name, value in values.items())
-        for what, values in card.metrics.items()
-        if isinstance(values, dict)
+    labels = "\n".join(
+        f"| {label.id} | {label.name} | {label.type.meaning + ' (' + label.type.value + ')' if label.type else '-'} |"
+        for label in card.labels.labels
     )
     done = card.provenance
-    base = f"{card.base.name} (sha256 {card.base.sha256})" if card.base else "none: random weights, for tests only"
+    origin = (
+        f"{done['dataset']}, fold {done['fold']} of {done['folds']} (seed {done['seed']}, by case): "
+        f"{len(done['training_cases'])} training cases and {len(done['validation_cases'])} validation cases, all named "
+        f"in `model.json`. Trained for {done['steps']} steps from preset `{card.config.preset}`"
+    )
+    before = done.get("starts_from")
+    origin += f", starting from {before['name']} after {before['steps']} steps." if before else "."
+    base = f"{card.base.name} (sha256 `{card.base.sha256}`)" if card.base else "none: random weights, for tests only"
+    measured = "\n\n".join(_figures(command, rows) for command, rows in card.metrics.items())
+    limits = card.limits or "Nothing is known beyond these figures."
     return f"""# {card.name}
 
-A MaskSAM model (`{card.config.preset}`) for {card.modality or "images of unknown modality"}.
+{card.description or f"A MaskSAM model for {card.modality or 'images of unknown modality'}."}
 
-| label | structure |
-|---|---|
+| label | structure | DICOM code (SNOMED CT) |
+|---|---|---|
 {labels}
 
-**Data.** {done["dataset"]}, fold {done["fold"]}: {len(done["training_cases"])} training cases,
-{len(done["validation_cases"])} validation cases, all named in `model.json`. {done["steps"]} steps, seed {done["seed"]}.
+## Data
 
-**Base weights.** {base}. This folder holds adapters and heads only.
+{origin}
 
-**Measured.**
-{figures or "* nothing: there were no validation cases"}
+Base weights: {base}. This folder holds adapters and heads only.
 
-**Licence.** {card.licence or "not stated by the data set"}, which the training data ask for.
+## Measured
 
-**Use and limits.** For research on images like the training data; not a medical device. Look at every result.
+{measured or "Nothing: there were no validation cases."}
+
+## Licence
+
+{card.licence or "Not stated by the data set."}
+
+## Intended use and limits
+
+Research on images like the training data. Not a medical device; every result must be looked at. {limits}
 """
+
+
+def _figures(command: str, rows: dict[str, dict[str, float]]) -> str:
+    columns = list(dict.fromkeys(key for values in rows.values() for key in values))
+    lines = [f"`{command}`", "", f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    lines += [
+        f"| {name} | " + " | ".join(str(values.get(c, "")) for c in columns) + " |" for name, values in rows.items()
+    ]
+    return "\n".join(lines)

@@ -52,6 +52,7 @@ class RunOptions:
     preset: str = "core-mobile"
     overrides: tuple[str, ...] = ()
     base: Path | None = None
+    init: str | None = None
     fold: str = "0"
     name: str | None = None
     resume: bool = False
@@ -98,6 +99,7 @@ class Run:
             )
             self.split = self._split()
             self.model, self.base = self._build()
+            self.origin = self._initialise()
             self.log = MetricsLog(folder)
             trainer = self._trainer(device)
             if self.options.dry_run:
@@ -171,6 +173,18 @@ class Run:
         total = sum(p.numel() for p in model.parameters())
         self.note(f"{arch}: {trainable:,} of {total:,} parameters are trained")
         return model, {"name": arch, "sha256": zoo.cached_sha256(path)}
+
+    def _initialise(self) -> dict[str, Any]:
+        """Start from another model's weights, if asked to; returns what the card says about it."""
+        if self.options.init is None:
+            return {}
+        card = zoo.load_trained(self.model, self.options.init)
+        done = {"name": card.name, "weights_sha256": card.weights_sha256, "steps": card.provenance.get("steps")}
+        self.note(f"starts from {card.name}, trained for {done['steps']} steps")
+        seen = set(card.provenance.get("training_cases", ())) & set(self.split.val)
+        if seen and card.provenance.get("dataset") == self.dataset.name:
+            self.note(f"WARNING: it was trained on {len(seen)} of the validation cases: the figures will be too good")
+        return {"starts_from": done}
 
     def _trainer(self, device: torch.device) -> Trainer:
         config = self.config
@@ -327,6 +341,7 @@ class Run:
             base=self.base,
             step=step,
             figures=figures,
+            origin=self.origin,
         )
         tensors = trained_tensors(model, base=bool(self.base["name"]))
         zoo.save_model(self.options.folder / MODEL, card, tensors, model_readme(card), overwrite=True)

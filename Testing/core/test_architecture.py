@@ -19,7 +19,7 @@ ROOMS = {
     "preprocess": "plan preprocess resample",
     "objective": "losses matching metrics",
     "device": "device",
-    "zoo": "fetch bases zoo",
+    "zoo": "fetch bases modelfolder zoo",
     "audit": "audit",
     "commands": "outputs segment prepare train evaluate models demo",
 }

@@ -42,7 +42,7 @@ def describe(raw: Path, **changes) -> None:
 def test_the_real_data_sets_are_read(shared: Path) -> None:
     hippocampus = read_dataset(shared / "data" / "hippocampus")
     assert len(hippocampus.cases) == 208 and hippocampus.channels == ("MRI",) and not hippocampus.problems
-    assert [label.name for label in hippocampus.labels.labels] == ["anterior", "posterior"]
+    assert [label.name for label in hippocampus.labels.labels] == ["Anterior hippocampus", "Posterior hippocampus"]
     assert hippocampus.licence == "CC-BY-SA 4.0" and not hippocampus.labels.mirrored
     head = read_dataset(shared / "data" / "headneck_ct")
     assert len(head.cases) == 46 and head.labels.classes == 6 and head.channels == ("CT",)

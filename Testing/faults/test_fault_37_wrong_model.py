@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from MaskSAMCore import __version__, presets, zoo
+from MaskSAMCore import __version__, modelfolder, presets, zoo
 from MaskSAMCore.errors import ModelError
 from MaskSAMCore.fetch import file_sha256
 from MaskSAMCore.network.build import build_model
@@ -79,7 +79,7 @@ def test_another_format_names_both_versions(tmp_path: Path) -> None:
     edit_card(folder, lambda card: card.update(format_version=2, code_version="7.0.0", config={"what": "ever"}))
     message = message_of(folder)
     assert "MaskSAM 7.0.0 in format 2" in message
-    assert f"MaskSAM {__version__} with format {zoo.FORMAT_VERSION}" in message
+    assert f"MaskSAM {__version__} with format {modelfolder.FORMAT_VERSION}" in message
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,100 @@
+"""Time of the network's parts, each as a ratio of two things measured in turn in one run.
+
+    python Testing/bench/bench_network.py [--size 160x224] [--slices 16] [--repeats 5]
+
+Weights are MobileSAM's where they are on this computer, else random: the times are the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+
+from MaskSAMCore import presets
+from MaskSAMCore.config import ModelConfig
+from MaskSAMCore.errors import ModelError
+from MaskSAMCore.losses import build_loss
+from MaskSAMCore.network.build import build_model
+from MaskSAMCore.network.masksam import MaskSAM
+from MaskSAMCore.zoo import find_base, load_base
+
+
+def main() -> None:
+    """Print one line per comparison: both medians and the median of the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="160x224", help="encoder input in pixels (default: 160x224)")
+    parser.add_argument("--slices", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    height, width = (int(n) for n in options.size.split("x"))
+    preset = presets.get("core-mobile").model
+    cfg = replace(
+        preset,
+        classes=3,
+        patch=(options.slices, height // 4, width // 4),
+        stem=replace(preset.stem, kind="repeat"),
+    )
+    fast, reference = network(cfg, "fast"), network(cfg, "reference")
+    print(
+        f"{torch.get_num_threads()} thread(s), {options.slices} slices of {height}x{width} pixels, {cfg.patch} voxels"
+    )
+    image = torch.randn(1, 1, *cfg.patch)
+    labels = (torch.rand(1, *cfg.patch) > 0.8).long()
+    with torch.inference_mode():
+        compare(
+            "encoder, fast / reference kernel", lambda: fast.encode(image), lambda: reference.encode(image), options
+        )
+        compare("encoder, adapted / frozen", lambda: fast.encode(image), lambda: fast.encode_frozen(image), options)
+        compare(
+            "whole patch, fast / reference",
+            lambda: fast.segment_patch(image),
+            lambda: reference.segment_patch(image),
+            options,
+        )
+    with torch.no_grad():
+        features = fast.encode_frozen(image)
+    criterion = build_loss(cfg)
+
+    def step(known: bool) -> None:
+        outputs = fast(image, features if known else None)
+        criterion(outputs, labels, None)["loss"].backward()
+
+    compare("training step, cached features / whole network", lambda: step(True), lambda: step(False), options)
+
+
+def network(cfg: ModelConfig, kernel: str) -> MaskSAM:
+    """The network with one of its two kernels."""
+    model = build_model(replace(cfg, backbone=replace(cfg.backbone, attention_kernel=kernel)))
+    try:
+        load_base(model, find_base("mobile"))
+    except ModelError:
+        print("MobileSAM's weights are not on this computer: random weights")
+    return model
+
+
+def compare(name: str, first: Callable[[], object], second: Callable[[], object], options: argparse.Namespace) -> None:
+    """Run both in turn; the first pair warms up and is not counted."""
+    pairs = [(timed(first), timed(second)) for _ in range(options.repeats + 1)][1:]
+    a, b = (statistics.median(each) for each in zip(*pairs, strict=True))
+    ratio = statistics.median(x / y for x, y in pairs)
+    print(f"{name:50} {a:7.3f} s / {b:7.3f} s = {ratio:5.2f}")
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds of one call."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main()
