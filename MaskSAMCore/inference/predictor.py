@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from MaskSAMCore import device as devices
 from MaskSAMCore.config import from_dict
+from MaskSAMCore.errors import InputError, PromptError
 from MaskSAMCore.inference.checks import doubts
 from MaskSAMCore.inference.sliding_window import Memory, Network, patch_network, slide, window_count
 from MaskSAMCore.plan import VIEWS, Plan, Shape, mirror_rule
@@ -111,8 +112,7 @@ class Predictor:
         begin = time.monotonic()
         volume.grid.check(where=volume.source)
         boxes = [roi] if isinstance(roi, Roi) else list(roi or ())
-        k, j, i = volume.grid.shape
-        targets = [box.slices(volume.grid) for box in boxes] or [(slice(0, k), slice(0, j), slice(0, i))]
+        targets = _targets(boxes, volume.grid)
         notes = [f"{volume.source or 'the scan'}: {text}" for text in doubts(volume, self.card, self.plan, bool(boxes))]
         for note in notes:
             LOG.warning(note)
@@ -146,6 +146,19 @@ class Predictor:
         self.device = torch.device("cpu")
         self.network.to(self.device)
         return self._runner(self.device)
+
+
+def _targets(boxes: Sequence[Roi], grid: Grid) -> list[Slices]:
+    """The boxes as slices of the grid, or the whole grid where there are none (FAULTS row 31)."""
+    targets: list[Slices] = []
+    for index, box in enumerate(boxes):
+        try:
+            targets.append(box.slices(grid))
+        except InputError as error:
+            where = f"region {index + 1} of {len(boxes)}: {error.where}"
+            raise PromptError(error.what, where=where, why=error.why, remedy=error.remedy) from error
+    depth, height, width = grid.shape
+    return targets or [(slice(0, depth), slice(0, height), slice(0, width))]
 
 
 class _Case:

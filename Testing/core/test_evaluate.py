@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from MaskSAMCore import evaluate
+from MaskSAMCore import evaluate, zoo
 from MaskSAMCore.data.splits import folds
 from MaskSAMCore.io.images import write_labels, write_volume
 from MaskSAMCore.labels import PALETTE, Label, LabelTable
@@ -176,3 +177,23 @@ def test_a_model_of_other_labels_is_refused(dataset, monkeypatch, capsys):
     monkeypatch.setattr("MaskSAMCore.zoo.load_model", lambda name, device: (Threshold(), card))
     assert run("--model", "toy", dataset, "--fold", "0") == 2
     assert "labels" in capsys.readouterr().err
+
+
+def test_figures_are_written_into_the_card(phantom_data, straight_run, tmp_path, capsys):
+    model = shutil.copytree(straight_run / "model", tmp_path / "model")
+    before = zoo.load_card(model)
+    assert run("--model", model, phantom_data, "--fold", "0", "--step", "1", "--record", "--device", "cpu") == 0
+    card = zoo.verify_model(model)
+    command = next(key for key in card.metrics if "evaluate" in key)
+    assert str(tmp_path) not in command and "--record" not in command and "--fold 0" in command
+    assert card.metrics[command]["ball"]["cases"] == 1 and set(before.metrics) < set(card.metrics)
+    assert command in (model / "README.md").read_text()
+
+
+def test_labels_of_other_names_are_compared_by_number(phantom_data, straight_run, tmp_path, capsys):
+    data = shutil.copytree(phantom_data, tmp_path / "data")
+    description = json.loads((data / "dataset.json").read_text())
+    description["labels"] = {"background": 0, "sphere": 1, "cube": 2}
+    (data / "dataset.json").write_text(json.dumps(description))
+    assert run("--model", straight_run / "model", data, "--fold", "0", "--step", "1", "--device", "cpu") == 0
+    assert "compared by number" in capsys.readouterr().out

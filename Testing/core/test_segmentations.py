@@ -111,6 +111,14 @@ def test_names_are_found_in_many_spellings_and_unknown_ones_are_not():
     assert liver.type.value == "10200004" and liver.name == "liver" and other == named.labels[1]
 
 
+def test_a_name_that_means_something_only_in_its_data_set_is_completed():
+    table = LabelTable(labels=(Label(id=1, name="anterior", color=(0, 0, 0)), Label(id=2, name="x", color=(9, 9, 9))))
+    assert [label.type for label in describe(table).labels] == [None, None]
+    front, other = describe(table, about="Hippocampus").labels
+    assert front.name == "Anterior hippocampus" and front.type.value == "5366008"
+    assert front.modifier.meaning == "Anterior" and other == table.labels[1]
+
+
 def test_every_code_of_the_table_is_one_that_dicom_knows():
     from pydicom.sr import _concepts_dict
 

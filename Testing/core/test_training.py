@@ -123,3 +123,22 @@ def test_training_from_a_cache_needs_no_readers(phantom_data, straight_run, tmp_
     command = [sys.executable, "-c", code, *arguments(straight_run / "cache", tmp_path / "run", settings=settings)]
     process = subprocess.run(command, cwd=repo, capture_output=True, text=True, timeout=300)
     assert process.returncode == 0, process.stderr
+
+
+def test_training_goes_on_from_another_model(phantom_data, straight_run, tmp_path, capsys):
+    settings = ("train.frozen_epochs=0", "train.epochs=1", "train.iterations=1", "train.lr=1e-12", "train.ema=0")
+    words = ("--init", str(straight_run / "model"), "--name", "second")
+    assert train.main(arguments(phantom_data, tmp_path / "run", *words, settings=settings)) == 0
+    assert "starts from phantom, trained for 12 steps" in capsys.readouterr().out
+    first, _ = zoo.load_model(straight_run / "model")
+    second, card = zoo.load_model(tmp_path / "run/model")
+    for name, tensor in first.state_dict().items():
+        torch.testing.assert_close(second.state_dict()[name], tensor, rtol=0, atol=1e-3)
+    assert card.provenance["starts_from"]["steps"] == 12
+    assert "starting from phantom" in (tmp_path / "run/model/README.md").read_text()
+
+
+def test_a_model_that_does_not_fit_is_no_start(phantom_data, straight_run, tmp_path, capsys):
+    words = ("--init", str(straight_run / "model"), "--set", "model.source.queries=16")
+    assert train.main(arguments(phantom_data, tmp_path / "run", *words)) == 2
+    assert "does not fit the network" in capsys.readouterr().err
