@@ -13,6 +13,7 @@ import numpy as np
 
 from MaskSAMCore.errors import GeometryError, InputError
 from MaskSAMCore.io.atomic import atomic_path
+from MaskSAMCore.io.formats import read_channels, to_labels
 from MaskSAMCore.labels import PALETTE, Code, Label, LabelTable
 from MaskSAMCore.terminology import lookup
 from MaskSAMCore.volume import SKEW_TOLERANCE, Grid, LabelMap, lps_to_ras, match_grid, ras_to_lps
@@ -159,8 +160,6 @@ def write_seg_nrrd(
         GeometryError: The grid is unusable or skewed.
         ResourceError: The disk is full.
     """
-    from MaskSAMCore.io.images import to_labels
-
     grid = labelmap.grid.check(where=path)
     if grid.skew > SKEW_TOLERANCE:
         raise GeometryError("a skewed grid cannot be written", where=path, why=f"directions\n{grid.directions}")
@@ -209,8 +208,6 @@ def read_seg_nrrd(path: str | os.PathLike) -> LabelMap:
         InputError: Damaged, or segments overlap, which a label map cannot hold.
         GeometryError: An unusable affine.
     """
-    from MaskSAMCore.io.images import read_channels, to_labels
-
     path = Path(path)
     channels, grid = read_channels(path)
     pairs = _key_values(path)

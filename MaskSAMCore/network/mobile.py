@@ -15,7 +15,7 @@ from torch import Tensor, channels_last, nn
 
 from MaskSAMCore.config import ModelConfig
 from MaskSAMCore.network.attention import from_windows, tiny_attention, to_windows
-from MaskSAMCore.network.backbone import NECK_CHANNELS, AdaptedEncoder
+from MaskSAMCore.network.encoder import NECK_CHANNELS, AdaptedEncoder
 from MaskSAMCore.network.types import Features, Level, fold, unfold
 
 WIDTHS = (64, 128, 160, 320)

@@ -48,7 +48,9 @@ def save_overlay(
     for row, (name, classes) in enumerate((("reference", reference), ("prediction", predicted))):
         for column, z in enumerate(slices):
             axis = axes[row][column]
-            axis.imshow(image[z], cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
+            # Prepared arrays run to the superior, anterior and right: this shows them as radiologists do.
+            axis.imshow(image[z], cmap="gray", vmin=low, vmax=max(high, low + 1e-6), origin="lower")
+            axis.invert_xaxis()
             for index, label in enumerate(table.labels, start=1):
                 if (classes[z] == index).any():
                     color = tuple(c / 255 for c in label.color)

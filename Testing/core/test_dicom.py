@@ -9,7 +9,8 @@ from pydicom.uid import RLELossless
 
 from MaskSAMCore.errors import GeometryError, InputError
 from MaskSAMCore.io.dicom import list_series, read_series
-from MaskSAMCore.io.images import grid_of, read_volume
+from MaskSAMCore.io.formats import grid_of
+from MaskSAMCore.io.images import read_volume
 from MaskSAMCore.volume import reorient
 from Testing.dicom_phantom import dicom_series, dicom_slice, ramp
 

@@ -12,7 +12,8 @@ from torch import nn
 from MaskSAMCore import presets
 from MaskSAMCore.config import BackboneConfig, DepthConfig, EncoderAdapterConfig, ModelConfig, StemConfig
 from MaskSAMCore.errors import ModelError
-from MaskSAMCore.network.backbone import AdaptedEncoder, ViTEncoder, build_encoder
+from MaskSAMCore.network.backbone import ViTEncoder, build_encoder
+from MaskSAMCore.network.encoder import AdaptedEncoder
 from MaskSAMCore.network.types import fold
 
 DEPTH = 5

@@ -9,7 +9,8 @@ import pytest
 import SimpleITK as sitk
 
 from MaskSAMCore.errors import InputError
-from MaskSAMCore.io.images import grid_of, read_labels, read_volume, write_labels, write_volume
+from MaskSAMCore.io.formats import grid_of
+from MaskSAMCore.io.images import read_labels, read_volume, write_labels, write_volume
 from MaskSAMCore.volume import Grid, LabelMap, Volume
 
 COSINE, SINE = np.cos(0.3), np.sin(0.3)

@@ -9,7 +9,8 @@ import SimpleITK as sitk
 
 from MaskSAMCore.errors import GeometryError, InputError
 from MaskSAMCore.io.dicom import read_series
-from MaskSAMCore.io.images import grid_of, read_labels
+from MaskSAMCore.io.formats import grid_of
+from MaskSAMCore.io.images import read_labels
 from MaskSAMCore.io.segmentations import parse_terminology, read_seg_nrrd, write_dicom_seg, write_seg_nrrd
 from MaskSAMCore.labels import Code, Label, LabelTable
 from MaskSAMCore.terminology import describe, lookup

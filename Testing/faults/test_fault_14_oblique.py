@@ -10,7 +10,7 @@ import SimpleITK as sitk
 
 from MaskSAMCore.errors import GeometryError
 from MaskSAMCore.io.dicom import read_series
-from MaskSAMCore.io.images import grid_of
+from MaskSAMCore.io.formats import grid_of
 from Testing.dicom_phantom import dicom_series
 
 PAIRS = [

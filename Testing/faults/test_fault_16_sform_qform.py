@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from MaskSAMCore.io.images import grid_of, read_volume, write_volume
+from MaskSAMCore.io.formats import grid_of
+from MaskSAMCore.io.images import read_volume, write_volume
 
 S = np.array([[1.0, 0, 0, 10], [0, 2, 0, 20], [0, 0, 3, 30], [0, 0, 0, 1]])
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from MaskSAMCore.io.images import grid_of, read_labels, read_volume, write_labels
+from MaskSAMCore.io.formats import grid_of
+from MaskSAMCore.io.images import read_labels, read_volume, write_labels
 from MaskSAMCore.volume import Grid, LabelMap, reorient
 
 ORDERS = [(p, f) for p in itertools.permutations(range(3)) for f in itertools.product((1, -1), repeat=3)]

@@ -1,0 +1,146 @@
+"""What all backbones share: a frozen SAM encoder with adapter slots beside it (MODEL.md §3, §4.3).
+
+SAM's own modules are kept as they are, under `sam`; only the order in which they are called is
+written here and in the backbones, so that a slot stands where the papers put it. Whatever is trained
+lives outside `sam`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from MaskSAMCore.config import TOKEN_STRIDE, ModelConfig
+from MaskSAMCore.errors import ModelError
+from MaskSAMCore.network.adapters import Adapter
+from MaskSAMCore.network.types import Features, Level
+
+CANVAS = 1024
+NECK_CHANNELS = 256
+
+
+class AdaptedEncoder(nn.Module):
+    """A frozen encoder `sam` with adapters and depth positions beside it; the base of all backbones.
+
+    Args:
+        cfg: The network's configuration.
+        sam: The pretrained modules; frozen here, and kept in evaluation mode for good.
+        widths: Channels of each block that has slots, in the order of the blocks.
+        levels: What `Features.levels` will hold, shallow to deep.
+        pe_width: Channels at the place where the depth positions are added.
+
+    Attributes:
+        adapters: One ModuleDict per block, slot name to Adapter.
+        depth_pe: (D, pe_width), zero at first; None where the configuration has none.
+        checkpointing: Recompute each block in the backward pass instead of keeping its activations.
+        adapters_enabled: Set by `set_adapters`.
+    """
+
+    def __init__(
+        self, cfg: ModelConfig, *, sam: nn.Module, widths: Sequence[int], levels: tuple[Level, ...], pe_width: int
+    ) -> None:
+        super().__init__()
+        settings = cfg.enc_adapter
+        self.backbone = cfg.backbone
+        self.levels = levels
+        self.depth = cfg.patch[0]
+        self.scale = settings.scale
+        self.checkpointing = False
+        self.adapters_enabled = True
+        self.sam = sam.requires_grad_(False)
+        slots = () if settings.kind == "none" else settings.slots
+        self.adapters = nn.ModuleList(
+            nn.ModuleDict({slot: _adapter(cfg, width) for slot in dict.fromkeys(slots)}) for width in widths
+        )
+        self.depth_pe = nn.Parameter(torch.zeros(self.depth, pe_width)) if cfg.depth.pe_encoder else None
+        self._tied_to_depth = cfg.depth.pe_encoder or (bool(slots) and settings.kind == "depth_mlp")
+        self.train()
+
+    def train(self, mode: bool = True) -> AdaptedEncoder:
+        """Switch our own modules; the frozen SAM stays in evaluation mode, its batch norms with it."""
+        super().train(mode)
+        self.sam.eval()
+        return self
+
+    def set_adapters(self, enabled: bool) -> None:
+        """Switch the adapters and the depth positions together; off, the encoder is SAM itself."""
+        self.adapters_enabled = enabled
+
+    def forward(self, x: Tensor) -> Features:
+        """Encode x (B, 3, D, S_h, S_w), both sizes multiples of 16.
+
+        Raises:
+            ModelError: The input does not fit the weights in plane or in depth.
+        """
+        if self.adapters_enabled and self._tied_to_depth and x.shape[2] != self.depth:
+            raise ModelError(
+                "the model cannot take that number of slices",
+                where=f"input {tuple(x.shape)}",
+                why=f"{x.shape[2]} slices, its depth weights are for {self.depth}",
+                remedy=f"Feed patches of {self.depth} slices.",
+            )
+        self._check(x)
+        return self._encode(x, adapt=self.adapters_enabled)
+
+    def frozen_features(self, x: Tensor) -> Features:
+        """The same for SAM itself, whatever the state of adapters; any number of slices (MODEL.md §14.4)."""
+        self._check(x)
+        return self._encode(x, adapt=False)
+
+    def _encode(self, x: Tensor, *, adapt: bool) -> Features:
+        raise NotImplementedError
+
+    def _check(self, x: Tensor) -> None:
+        height, width = x.shape[-2:]
+        too_large = self.backbone.pos_mode == "crop" and max(height, width) > CANVAS
+        if height % TOKEN_STRIDE or width % TOKEN_STRIDE or too_large:
+            raise ModelError(
+                "the input does not fit the encoder",
+                where=f"input {tuple(x.shape)}",
+                why=f"height and width must be multiples of {TOKEN_STRIDE}, {CANVAS} at most",
+                remedy="Pad or crop the slices.",
+            )
+
+    def _attn_slot(self, index: int, a: Tensor, depth: int, adapt: bool) -> Tensor:
+        """`a + A(a)` for the attention's output a (B*D, h, w, C), windows reversed already."""
+        if not adapt or "attn" not in self.adapters[index]:
+            return a
+        return a + _over_depth(self.adapters[index]["attn"], a, depth)
+
+    def _mlp_slot(self, index: int, x: Tensor, n: Tensor, depth: int, adapt: bool) -> Tensor:
+        """`x + s * A(n)`, n = the normalised input that the MLP beside it sees too; (B*D, h, w, C)."""
+        if not adapt or "mlp" not in self.adapters[index]:
+            return x
+        return torch.add(x, _over_depth(self.adapters[index]["mlp"], n, depth), alpha=self.scale)
+
+    def _add_depth_pe(self, x: Tensor, depth: int, adapt: bool) -> Tensor:
+        """Add each slice's position to x (B*D, h, w, C) (MODEL.md §5.2)."""
+        if not adapt or self.depth_pe is None:
+            return x
+        return (x.unflatten(0, (-1, depth)) + self.depth_pe[:, None, None]).flatten(0, 1)
+
+    def _run(self, block: Callable[..., Tensor], *args: Any) -> Tensor:
+        if self.checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(block, *args, use_reentrant=False)
+        return block(*args)
+
+
+def _adapter(cfg: ModelConfig, width: int) -> Adapter:
+    settings = cfg.enc_adapter
+    return Adapter(
+        width,
+        kind=settings.kind,
+        depth=cfg.patch[0],
+        ratio=settings.ratio,
+        position=settings.depth_position,
+        act=settings.act,
+    )
+
+
+def _over_depth(adapter: nn.Module, x: Tensor, depth: int) -> Tensor:
+    """Apply an adapter for (B, D, h, w, C) to slices (B*D, h, w, C), depth fastest."""
+    return adapter(x.unflatten(0, (-1, depth))).flatten(0, 1)
