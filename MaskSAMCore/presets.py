@@ -157,12 +157,12 @@ def _core_mobile() -> Preset:
         clip=1.0,
         schedule="cosine",
         warmup_steps=50,
-        epochs=60,
+        epochs=40,
         iterations=50,
         batch=1,
         frozen_epochs=20,
         frozen_copies=2,
-        ema=0.99,
+        ema=0.995,
     )
     return Preset(
         config=Config(model=model, data=DataConfig(fit_patch=True), train=train),

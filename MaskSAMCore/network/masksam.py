@@ -16,6 +16,8 @@ from MaskSAMCore.network.prompts import PromptTokenizer
 from MaskSAMCore.network.stem import ModalityStem
 from MaskSAMCore.network.types import Decoded, Features, PromptBatch, PromptTokens, QueryOutputs
 
+CHUNK = 8
+
 
 class MaskSAM(nn.Module):
     """The whole network; build it with `network.build.build_model`, which also freezes SAM."""
@@ -75,7 +77,7 @@ class MaskSAM(nn.Module):
         if self.generator is None:
             return self._given(image, features, labels)
         prompts, aux = self.auto_prompts(features, image)
-        decoded = self.decode(features, self.tokenize(prompts, features.grid))
+        decoded = self.decode(features, self.tokenize(prompts, features.grid), chunk=self._chunk())
         masks = self._to_patch(decoded.mask[:, :, :, 0], image.shape[-2:])
         aux_masks = aux["masks"]
         if self.blend is not None and aux_masks is not None:
@@ -95,9 +97,13 @@ class MaskSAM(nn.Module):
                 remedy="It can be trained and evaluated on labelled cases, not run on a new scan.",
             )
         prompts = gt_prompts(labels, self.cfg.classes)
-        decoded = self.decode(features, self.tokenize(prompts, features.grid))
+        decoded = self.decode(features, self.tokenize(prompts, features.grid), chunk=self._chunk())
         masks = self._to_patch(decoded.mask[:, :, :, 0], image.shape[-2:])
         return QueryOutputs(masks=masks, cls=decoded.cls, valid=prompts.valid)
+
+    def _chunk(self) -> int | None:
+        """Prompts decoded at once: all in training, unless memory counts more than time."""
+        return None if self.training and not self.decoder.checkpointing else CHUNK
 
     def _to_patch(self, masks: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
         if self.upsampler is not None:

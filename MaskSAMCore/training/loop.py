@@ -89,17 +89,17 @@ class Trainer:
         self.sources, self.hooks, self.base = sources, hooks, base
         self.folder, self.device, self.dtype, self.rank, self.world = folder / CHECKPOINTS, device, dtype, rank, world
         self.cfg = config.train
-        self.model.encoder.checkpointing = self.cfg.checkpointing
+        self.model.encoder.checkpointing = self.model.decoder.checkpointing = self.cfg.checkpointing
         self.trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.optimizer = _optimizer(config, list(self.trainable.values()))
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)  # type: ignore[attr-defined]
         self.ema = {n: p.detach().clone() for n, p in self.trainable.items()} if self.cfg.ema else {}
-        self.step, self.best, self.seconds = 0, 0.0, 0.0
+        self.step, self.best = 0, 0.0
         self.net: nn.Module = self.model
         if world > 1:
             ids = [device] if device.type == "cuda" else None
-            unused = self.cfg.frozen_epochs > 0
-            self.net = DistributedDataParallel(self.model, device_ids=ids, find_unused_parameters=unused)
+            # The frozen phase leaves the encoder's adapters out, prompts from the ground truth the class head.
+            self.net = DistributedDataParallel(self.model, device_ids=ids, find_unused_parameters=True)
 
     @property
     def frozen_steps(self) -> int:
