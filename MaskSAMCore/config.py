@@ -19,6 +19,7 @@ T = TypeVar("T")
 
 AdapterKind = Literal["none", "plain", "depth_mlp", "depth_conv"]
 DepthPosition = Literal["before", "middle", "after"]
+Largest = Literal["none", "foreground", "each"]
 TOKEN_STRIDE = 16
 MASK_STRIDE = 4
 

@@ -22,7 +22,7 @@ MEMBER = "nilearn/datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz
 SCAN = "icbm152_2009a_t1.nii.gz"
 CENTRES = {"right": (28.0, -22.0, -14.0), "left": (-28.0, -22.0, -14.0)}
 """Where the hippocampi lie in MNI space, mm RAS."""
-SIZE = (44.0, 64.0, 52.0)
+SIZE = (36.0, 54.0, 44.0)
 PLAUSIBLE_ML = (1.0, 8.0)
 """One hippocampus, with room for atrophy and for a template's smooth borders."""
 

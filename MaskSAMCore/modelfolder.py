@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from MaskSAMCore import __version__
 from MaskSAMCore.bases import BASES, cached_sha256, compare_states, find_base, load_base
-from MaskSAMCore.config import Config, from_dict, to_dict
+from MaskSAMCore.config import Config, Largest, from_dict, to_dict
 from MaskSAMCore.errors import InputError, ModelError, ResourceError
 from MaskSAMCore.fetch import file_sha256
 from MaskSAMCore.io.atomic import sync_file, sync_folder, write_json, write_text
@@ -60,6 +60,7 @@ class ModelCard:
         base: None for a network without pretrained weights.
         provenance: Data set, cases, fold, seed, date, versions.
         metrics: Measured accuracy: the command that measured it, to figures per structure.
+        largest_component: Which connected components a result keeps; see `postprocess`.
         description, limits: For the reader of README.md: what it is for, and what it cannot do.
         weights_sha256: Of weights.safetensors; written by `save_model`.
         code_version, format_version: What wrote it.
@@ -74,6 +75,7 @@ class ModelCard:
     base: BaseRef | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    largest_component: Largest = "none"
     description: str = ""
     limits: str = ""
     weights_sha256: str = ""

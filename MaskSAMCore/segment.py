@@ -18,7 +18,7 @@ EPILOG = """examples:
   python -m MaskSAMCore.segment scan.nii.gz -m hippocampus-mr -o results      four files in results/
   python -m MaskSAMCore.segment scan.nii.gz -m MODEL -o scan.seg.nrrd         one file, by its suffix
   python -m MaskSAMCore.segment DICOM_FOLDER -m MODEL -o result.dcm           DICOM SEG
-  python -m MaskSAMCore.segment head.nii.gz -m hippocampus-mr -o results --roi=28,-22,-14,44,64,52
+  python -m MaskSAMCore.segment head.nii.gz -m hippocampus-mr -o results --roi=28,-22,-14,36,54,44
 
 SCAN is a NIfTI, NRRD or MetaImage file, or a DICOM folder. Several are several cases; a model of several channels
 takes files called CASE_0000, CASE_0001, ... together, or one file per channel in the order of its channels.

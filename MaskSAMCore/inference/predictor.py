@@ -19,6 +19,7 @@ from MaskSAMCore.errors import InputError, PromptError
 from MaskSAMCore.inference.checks import doubts
 from MaskSAMCore.inference.sliding_window import Memory, Network, patch_network, slide, window_count
 from MaskSAMCore.plan import VIEWS, Plan, Shape, mirror_rule
+from MaskSAMCore.postprocess import keep_largest
 from MaskSAMCore.preprocess import Prepared, Record, classes_to_ids, preprocess, preprocess_labels, restore_labels
 from MaskSAMCore.progress import CancelToken, Progress, no_progress
 from MaskSAMCore.volume import Grid, LabelMap, Roi, Slices, Volume, canonical_axes
@@ -201,7 +202,8 @@ class _Case:
             progress=progress,
             cancel=cancel,
         )
-        return restore_labels(_spread(scores, focus, prepared.record), prepared.record)[inner]
+        found = restore_labels(_spread(scores, focus, prepared.record), prepared.record)[inner]
+        return keep_largest(found, card.largest_component)
 
 
 def context(target: Slices, grid: Grid, plan: Plan) -> Slices:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from MaskSAMCore import __version__
-from MaskSAMCore.config import Config, to_dict
+from MaskSAMCore.config import Config, Largest, to_dict
 from MaskSAMCore.data.dataset import PreparedDataset
 from MaskSAMCore.data.splits import Split
 from MaskSAMCore.zoo import BaseRef, ModelCard
@@ -27,6 +27,7 @@ def model_card(
     step: int,
     figures: dict[str, float],
     origin: dict[str, Any],
+    largest: Largest,
 ) -> ModelCard:
     """The card of a model after `step` steps; `figures` are the run's own validation, `origin` what it started from."""
     plan = to_dict(dataset.plan) | {"patch": list(config.model.patch)}
@@ -55,6 +56,7 @@ def model_card(
         base=BaseRef(**base) if base["name"] else None,
         provenance=provenance,
         metrics=metrics,
+        largest_component=largest,
     )
 
 

@@ -18,7 +18,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from MaskSAMCore import presets, zoo
-from MaskSAMCore.config import Config, override, to_dict
+from MaskSAMCore.config import Config, Largest, override, to_dict
 from MaskSAMCore.data.augment import augment_case, for_fixed_copies, generator
 from MaskSAMCore.data.dataset import PreparedDataset, is_prepared
 from MaskSAMCore.data.sampling import PatchSampler
@@ -30,6 +30,7 @@ from MaskSAMCore.losses import build_loss
 from MaskSAMCore.network.build import build_model
 from MaskSAMCore.network.masksam import MaskSAM
 from MaskSAMCore.plan import MirrorRule, fit_patch, mirror_rule
+from MaskSAMCore.postprocess import MODES, choose_largest, keep_largest
 from MaskSAMCore.progress import CancelToken, Progress
 from MaskSAMCore.training import features
 from MaskSAMCore.training.batches import Batch
@@ -80,6 +81,7 @@ class Run:
         cancel: CancelToken,
     ) -> None:
         self.options, self.predict, self.cancel = options, predict, cancel
+        self.largest: Largest = "none"
         self.rank, self.world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         self.note = note if self.rank == 0 else lambda text: None
         self.progress = progress if self.rank == 0 else lambda done, total, text: None
@@ -283,24 +285,28 @@ class Run:
     def _validate(self, model: MaskSAM, epoch: int) -> dict[str, float]:
         """Dice per label over the validation cases, on the prepared grid; overlays of the first few."""
         cases = self._validation_cases()
-        scores: list[list[float]] = []
+        names = [label.name for label in self.dataset.labels.labels]
+        scores: dict[Largest, list[list[float]]] = {mode: [] for mode in MODES}
         for index, case_id in enumerate(cases):
             self.cancel.check()
             case = self.dataset.case(case_id)
             image = np.asarray(case.image, dtype=np.float32)
             predicted = self._predict(model, image, case.label)
-            scores.append(dice_per_class(predicted, case.label, self.dataset.labels.classes))
+            for mode, rows in scores.items():
+                rows.append(dice_per_class(keep_largest(predicted, mode), case.label, len(names) + 1))
             if index < OVERLAYS:
                 self._picture(case_id, image[0], np.asarray(case.label), predicted)
             self.progress(index + 1, len(cases), "validating")
-        if not scores:
+        if not cases:
             return {}
-        means = np.nanmean(np.array(scores), axis=0)
-        names = [label.name for label in self.dataset.labels.labels]
-        figures = {f"val {name}": round(float(mean), 4) for name, mean in zip(names, means, strict=True)}
-        figures["val dice"] = round(float(np.nanmean(means)), 4)
-        text = ", ".join(f"{name} {mean:.4f}" for name, mean in zip(names, means, strict=True))
-        self.note(f"epoch {epoch}: Dice {text} on {len(cases)} validation case(s), prepared grid")
+        means = {mode: [float(v) for v in np.nanmean(np.array(rows), axis=0)] for mode, rows in scores.items()}
+        self.largest = choose_largest(means)
+        best = means[self.largest]
+        figures = {f"val {name}": round(mean, 4) for name, mean in zip(names, best, strict=True)}
+        figures["val dice"] = round(float(np.nanmean(best)), 4)
+        text = ", ".join(f"{name} {mean:.4f}" for name, mean in zip(names, best, strict=True))
+        kept = "" if self.largest == "none" else f", largest component of {self.largest}"
+        self.note(f"epoch {epoch}: Dice {text} on {len(cases)} validation case(s), prepared grid{kept}")
         return figures
 
     def _validation_cases(self) -> Sequence[str]:
@@ -342,6 +348,7 @@ class Run:
             step=step,
             figures=figures,
             origin=self.origin,
+            largest=self.largest,
         )
         tensors = trained_tensors(model, base=bool(self.base["name"]))
         zoo.save_model(self.options.folder / MODEL, card, tensors, model_readme(card), overwrite=True)

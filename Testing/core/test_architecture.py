@@ -16,7 +16,7 @@ import pytest
 ROOMS = {
     "base": "__init__ errors config labels progress resources terminology presets windows commandline",
     "volume": "volume",
-    "preprocess": "plan preprocess resample",
+    "preprocess": "plan preprocess resample postprocess",
     "objective": "losses matching metrics",
     "device": "device",
     "zoo": "fetch bases modelfolder zoo",
