@@ -289,6 +289,8 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor], where: Path) -> No
         out[name] = value
     try:
         save_file(out, str(path), metadata={"format": "pt", "masksam": __version__})
+        # safetensors lets nobody but the owner read; a model is there for all users of a computer.
+        path.chmod(0o644)
     except (OSError, SafetensorError) as error:
         raise ResourceError("model cannot be written", where=where, why=str(error)) from error
 
