@@ -146,10 +146,10 @@ def _demo(options: argparse.Namespace) -> int:
     written = outputs.write(case, volume, result.labels, subtitle=predictor.card.name, overwrite=True)
     print(f"\n{result.windows} windows in {result.seconds:.1f} s on {result.device}")
     for number, name, voxels, millilitres in outputs.volume_rows(result.labels):
-        print(f"  {name:20} {number:3d} {voxels:8d} voxels {millilitres:8.3f} mL")
+        print(f"  {name:22} {number:3d} {voxels:8d} voxels {millilitres:8.3f} mL")
     for side, (millilitres, across) in sides(result.labels).items():
         where = f"centre at R = {across:+.1f} mm" if millilitres else "nothing found"
-        print(f"  {side + ' side':20}     {millilitres:8.3f} mL, {where}")
+        print(f"  {side + ' side':22}     {millilitres:8.3f} mL, {where}")
     for text in result.warnings:
         print(f"  warning: {text}")
     for path in written:

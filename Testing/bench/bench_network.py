@@ -50,9 +50,7 @@ def main() -> None:
     image = torch.randn(1, 1, *cfg.patch)
     labels = (torch.rand(1, *cfg.patch) > 0.8).long()
     with torch.inference_mode():
-        compare(
-            "encoder, fast / reference kernel", lambda: fast.encode(image), lambda: reference.encode(image), options
-        )
+        compare("encoder, fast / reference", lambda: fast.encode(image), lambda: reference.encode(image), options)
         compare("encoder, adapted / frozen", lambda: fast.encode(image), lambda: fast.encode_frozen(image), options)
         compare(
             "whole patch, fast / reference",
