@@ -27,6 +27,8 @@ PARTS: dict[str, str] = {
     "generator.": "generator",
     "upsampler.": "mask upsampler",
     "blend.": "mask residual (ours)",
+    "fine.": "fine masks (ours)",
+    "prompts.offsets": "slice offsets (ours)",
 }
 OURS = "(ours)"
 BACKBONES = ("vit_b", "vit_l", "vit_h", "mobile")

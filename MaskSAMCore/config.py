@@ -18,6 +18,8 @@ from MaskSAMCore.errors import InputError
 T = TypeVar("T")
 
 AdapterKind = Literal["none", "plain", "depth_mlp", "depth_conv"]
+Conditioning = Literal["none", "add", "concat", "hyper"]
+TrainMode = Literal["auto", "prompt", "mixed"]
 DepthPosition = Literal["before", "middle", "after"]
 Largest = Literal["none", "foreground", "each"]
 TOKEN_STRIDE = 16
@@ -68,6 +70,23 @@ class EncoderAdapterConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConditionConfig:
+    """How the `t2i` token adapters take up the prompt: Med-SA's HyP-Adapter and its rivals (MODEL.md §4.5).
+
+    Attributes:
+        mode: `none` leaves the plain adapters.
+        width: p, to which the condition is reduced.
+        layers: Hypernetwork layers of `hyper`.
+        dropout: Share of the prompts whose condition is hidden in training.
+    """
+
+    mode: Conditioning = "none"
+    width: int = 32
+    layers: int = 3
+    dropout: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
 class TokenAdapterConfig:
     """Adapters of the decoder's prompt tokens (MODEL.md §4.3)."""
 
@@ -77,6 +96,7 @@ class TokenAdapterConfig:
     depth_position: DepthPosition = "middle"
     act: Literal["gelu", "relu"] = "gelu"
     scale: float = 0.5
+    condition: ConditionConfig = field(default_factory=ConditionConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,11 +139,18 @@ class DecoderConfig:
 
     `mask_residual` adds the generator's mask to the decoded one, so the decoder learns a
     correction; not in the paper: SAM's decoder sees the mask prompt at stride 16 only.
+
+    Two more are for prompts of a user, and not in the papers either. `fine_masks` lets each mask token
+    read the trunk's features at the patch's own size, as it reads SAM's own at stride 4: a click then
+    knows what automatic mode knows. `slice_offsets` tells a prompt that was copied to the other slices of
+    the patch how far it is from its own.
     """
 
     class_head: bool = True
     upsampler: bool = False
     mask_residual: bool = False
+    fine_masks: bool = False
+    slice_offsets: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +225,12 @@ class ModelConfig:
                 why=f"{height}x{width} exceeds SAM's canvas of 1024x1024",
                 remedy="Choose a smaller patch or stem.upsample.",
             )
+        if self.decoder.fine_masks and self.source.kind != "query":
+            raise InputError(
+                "fine masks are made of the generator's features, and this model has no generator",
+                where="model.decoder.fine_masks",
+                remedy="Set model.decoder.fine_masks=false.",
+            )
         if self.classes < 2:
             raise InputError("a model needs the background and one structure", where="model.classes")
         if self.source.kind == "query" and self.source.queries < self.classes:
@@ -255,6 +288,9 @@ class TrainConfig:
     """One run of training (MODEL.md §14).
 
     Attributes:
+        mode: `auto` trains the model's own prompts, `prompt` simulated clicks and boxes, `mixed` both (§2.4).
+        auto_share: In `mixed`, the share of the steps that begins the run in automatic mode (§14.3).
+        auto_chance: In `mixed`, the chance of an automatic step after them.
         frozen_epochs: Epochs of the first phase, on cached features of the frozen encoder (§14.4).
         frozen_copies: Fixed augmented copies of every case in that cache; 1 is the case itself.
         ema: Decay of the averaged weights that are validated and released; 0 turns it off.
@@ -262,6 +298,9 @@ class TrainConfig:
         validate_cases: Most cases of a validation during training; 0 takes all.
     """
 
+    mode: TrainMode = "auto"
+    auto_share: float = 0.2
+    auto_chance: float = 0.5
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 1e-3
     momentum: float = 0.99

@@ -10,10 +10,12 @@ from MaskSAMCore.config import LossConfig, ModelConfig
 from MaskSAMCore.matching import ALL_PIXELS, Assignment, SliceTargets, match, slice_targets
 from MaskSAMCore.network.boxes import giou
 from MaskSAMCore.network.gt_source import class_masks
-from MaskSAMCore.network.types import QueryOutputs
+from MaskSAMCore.network.types import Prompted, QueryOutputs
 
 OVERSAMPLE = 2
 UNCERTAIN = 0.75
+QUALITY, SUGGESTION, CLICKED = 1.0, 0.2, 0.2
+"""Weights of SAM's quality estimate, of the class logits and of the clicked voxels beside BCE + Dice of the masks."""
 
 
 class SetLoss(nn.Module):
@@ -139,13 +141,70 @@ def mask_terms(logits: Tensor, targets: Tensor, count: int) -> tuple[Tensor, Ten
         targets: (P, H, W) bool or 0/1.
         count: What the sums are divided by.
     """
+    cross, overlap = _mask_values(logits, targets)
+    return cross.sum() / count, overlap.sum() / count
+
+
+def _mask_values(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """BCE and Dice of every pair, (P,) each; arguments as of `mask_terms`."""
     x, y = logits.float().flatten(1), targets.flatten(1)
     if x.shape[1] > ALL_PIXELS and len(x):
         index = _uncertain_points(x.detach())
         x, y = x.gather(1, index), y.gather(1, index)
     y = y.float()
-    cross = F.binary_cross_entropy_with_logits(x, y, reduction="none").mean(1).sum() / count
-    return cross, dice_loss(x, y).sum() / count
+    return F.binary_cross_entropy_with_logits(x, y, reduction="none").mean(1), dice_loss(x, y)
+
+
+def prompt_loss(
+    answer: Prompted, targets: Tensor, weight: Tensor, classes: Tensor, clicked: Tensor | None = None
+) -> dict[str, Tensor]:
+    """BCE + Dice of prompted masks, and how well the network judges and names them, in float32.
+
+    Of several candidates the best of each prompt counts, as in SAM's training.
+
+    Args:
+        answer: Of the network.
+        targets: (B, Q, D, H, W) bool.
+        weight: (B, Q, D) of every slice; 0 leaves it out.
+        classes: (B, Q) true class of every object; 0 for a prompt without one.
+        clicked: (n, 5) b, q, z, y, x of the clicks, which should have had their way.
+
+    Returns:
+        `loss`, and `prompt_bce`, `prompt_dice`, `quality`, with clicks `clicked` and with a class head `suggestion`,
+        detached.
+    """
+    with torch.autocast(answer.masks.device.type, enabled=False):
+        masks = answer.masks.float()
+        shape, count = masks.shape[:3], masks.shape[3]
+        wide = targets[:, :, :, None].expand(masks.shape)
+        cross, overlap = (v.view(*shape, count) for v in _mask_values(masks.flatten(0, 3), wide.flatten(0, 3)))
+        share = (weight / weight.sum().clamp(min=1e-6))[..., None]
+        each = ((cross + overlap) * share).sum(2)
+        best = each.argmin(-1, keepdim=True)
+        chosen = [(v * share).sum(2).gather(-1, best).sum() for v in (cross, overlap)]
+        real = _iou(masks.detach() > 0, wide)
+        judged = (weight[..., None] > 0) & torch.isfinite(real)
+        gap = torch.where(judged, answer.quality.float() - torch.where(judged, real, 0.0), 0.0)
+        terms = {"prompt_bce": chosen[0], "prompt_dice": chosen[1]}
+        terms["quality"] = gap.square().sum() / judged.sum().clamp(min=1)
+        loss = chosen[0] + chosen[1] + QUALITY * terms["quality"]
+        if clicked is not None and len(clicked):
+            b, q, z, y, x = clicked.T
+            theirs = masks.gather(3, best[:, :, None, :, None, None].expand(*shape, 1, *masks.shape[4:]))[:, :, :, 0]
+            terms["clicked"] = F.binary_cross_entropy_with_logits(theirs[b, q, z, y, x], targets[b, q, z, y, x].float())
+            loss = loss + CLICKED * terms["clicked"]
+        if answer.cls is not None:
+            named = (weight > 0) & targets.flatten(3).any(-1)
+            logits, wanted = answer.cls.float()[named], classes[..., None].expand(shape)[named]
+            terms["suggestion"] = F.cross_entropy(logits, wanted, reduction="sum") / named.sum().clamp(min=1)
+            loss = loss + SUGGESTION * terms["suggestion"]
+        return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
+
+
+def _iou(predicted: Tensor, targets: Tensor) -> Tensor:
+    """IoU of bool masks over the last two axes; NaN where both are empty."""
+    common = (predicted & targets).flatten(-2).sum(-1)
+    return common / (predicted | targets).flatten(-2).sum(-1)
 
 
 def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:

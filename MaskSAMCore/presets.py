@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from MaskSAMCore.config import (
     BackboneConfig,
+    ConditionConfig,
     Config,
     DataConfig,
     DecoderConfig,
@@ -147,10 +148,12 @@ def _core_mobile() -> Preset:
         backbone=BackboneConfig(arch="mobile"),
         stem=StemConfig(kind="lean"),
         depth=DepthConfig(pe_decoder="factorised"),
+        dec_tokens=TokenAdapterConfig(condition=ConditionConfig(mode="hyper")),
         source=SourceConfig(widths=(128, 64, 32), image_skip=True),
-        decoder=DecoderConfig(mask_residual=True),
+        decoder=DecoderConfig(mask_residual=True, fine_masks=True, slice_offsets=True),
     )
     train = TrainConfig(
+        mode="mixed",
         optimizer="adamw",
         lr=1e-3,
         weight_decay=1e-2,
@@ -170,13 +173,23 @@ def _core_mobile() -> Preset:
     )
 
 
+def _core_acdc() -> Preset:
+    model = ModelConfig(dec_tokens=TokenAdapterConfig(condition=ConditionConfig(mode="hyper")))
+    return Preset(
+        config=Config(model=model, train=TrainConfig(mode="mixed")),
+        about="MaskSAM on ViT-B that takes clicks and boxes too, by Med-SA's HyP-Adapter",
+    )
+
+
 def _tiny() -> Preset:
     model = ModelConfig(
         classes=3,
         patch=(4, 16, 16),
         backbone=BackboneConfig(arch="tiny"),
         stem=StemConfig(kind="lean"),
+        dec_tokens=TokenAdapterConfig(condition=ConditionConfig(mode="hyper")),
         source=SourceConfig(widths=(16, 8, 8)),
+        decoder=DecoderConfig(fine_masks=True, slice_offsets=True),
     )
     train = TrainConfig(optimizer="adamw", lr=2e-3, epochs=2, iterations=5, batch=1, validate_every=1)
     return Preset(config=Config(model=model, train=train), about="random weights, for tests; never called SAM")
@@ -184,6 +197,7 @@ def _tiny() -> Preset:
 
 _PRESETS: dict[str, Callable[[], Preset]] = {
     "core-mobile": _core_mobile,
+    "core-acdc": _core_acdc,
     "masksam-acdc": _masksam_acdc,
     "masksam-amos": _masksam_amos,
     "masksam-synapse": _masksam_synapse,

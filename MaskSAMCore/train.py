@@ -27,7 +27,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one value of the preset")
     p.add_argument("--base", type=Path, metavar="FILE", help="base SAM weights (default: the one in the cache)")
     p.add_argument("--init", metavar="MODEL", help="start from this trained model's weights")
-    p.add_argument("--mode", choices=["auto"], default="auto", help="what is trained (default: auto)")
+    p.add_argument(
+        "--mode",
+        choices=["auto", "prompt", "mixed"],
+        help="what is trained: the model's own prompts, simulated clicks and boxes, or both (default: the preset's)",
+    )
     p.add_argument("--fold", default="0", metavar="N", help="validation fold, or 'all' to train on every case")
     p.add_argument("--name", help="name of the model (default: the data set's)")
     p.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of RUN")
@@ -53,7 +57,7 @@ def _train(options: argparse.Namespace) -> int:
             dataset=options.dataset,
             folder=options.output,
             preset=options.preset,
-            overrides=tuple(options.set),
+            overrides=(*([f"train.mode={options.mode}"] if options.mode else []), *options.set),
             base=options.base,
             init=options.init,
             fold=options.fold,

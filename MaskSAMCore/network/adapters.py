@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from MaskSAMCore.config import AdapterKind, DepthPosition
+from MaskSAMCore.config import AdapterKind, ConditionConfig, Conditioning, DepthPosition
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
 
@@ -99,6 +99,97 @@ class Adapter(nn.Module):
             return self.up(u + self.core(u))
         y = self.up(u)
         return y + self.core(y)
+
+
+class Condition(nn.Module):
+    """How a prompt changes the bottleneck of an adapter: Med-SA's HyP and its rivals (MODEL.md §4.5).
+
+    A prompt without a condition counts as the zero vector, so what it does is what the biases have
+    learned; a null vector of its own would say the same twice.
+
+    Args:
+        width: m, of the bottleneck.
+        cfg: Mode, p, layers.
+        source: Length of the condition vector.
+    """
+
+    def __init__(self, width: int, cfg: ConditionConfig, *, source: int = 512) -> None:
+        super().__init__()
+        self.mode: Conditioning = cfg.mode
+        self.reduce = nn.Linear(source, cfg.width)
+        self.mix: nn.Linear | None = None
+        if cfg.mode == "add":
+            self.mix = nn.Linear(cfg.width, width)
+        elif cfg.mode == "concat":
+            self.mix = nn.Linear(width + cfg.width, width)
+        layers = cfg.layers if cfg.mode == "hyper" else 0
+        self.maps = nn.ModuleList(nn.Linear(cfg.width, width * width) for _ in range(layers))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(layers))
+        for each in self.maps:
+            # The chain starts as "normalise, rectify" and not as noise.
+            nn.init.normal_(each.weight, std=0.02)
+            with torch.no_grad():
+                each.bias.copy_(torch.eye(width).flatten())
+
+    def forward(self, e: Tensor, condition: Tensor, known: Tensor, act: nn.Module) -> Tensor:
+        """The activated bottleneck.
+
+        Args:
+            e: (G, D, T, m) before any activation.
+            condition: (G, D, 512).
+            known: (G, D) bool.
+            act: The adapter's activation.
+        """
+        z = nn.functional.gelu(self.reduce(condition)) * known[..., None]
+        if self.mode == "add" and self.mix is not None:
+            return act(e + self.mix(z)[..., None, :])
+        if self.mode == "concat" and self.mix is not None:
+            z = z[..., None, :].expand(*e.shape[:-1], -1)
+            return act(self.mix(torch.cat([e, z.to(e.dtype)], dim=-1)))
+        for layer, norm in zip(self.maps, self.norms, strict=True):
+            weight = layer(z).unflatten(-1, (e.shape[-1], e.shape[-1]))
+            e = nn.functional.relu(norm(e @ weight))
+        return e
+
+
+class ConditionedAdapter(nn.Module):
+    """An adapter that every prompt tunes for itself: the HyP-Adapter of Med-SA (MODEL.md §4.5).
+
+    Args:
+        channels: C.
+        kind: plain or depth_mlp; the depth MLP mixes the slices before the prompt has its say.
+        depth: D, to which the depth MLP's weights are tied.
+        condition: Mode and sizes; not `none`.
+        ratio: Width of the bottleneck as a share of C.
+        act: Name of the activation; `hyper` has its own.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        kind: AdapterKind,
+        depth: int,
+        condition: ConditionConfig,
+        ratio: float = 0.25,
+        act: str = "gelu",
+    ) -> None:
+        super().__init__()
+        activation = ACTIVATIONS[act]
+        width = int(channels * ratio)
+        self.down = nn.Linear(channels, width)
+        self.act = activation()
+        self.core = DepthMLP(depth, act=activation) if kind == "depth_mlp" else None
+        self.condition = Condition(width, condition)
+        self.up = nn.Linear(width, channels)
+        _zero(self.up)
+
+    def forward(self, x: Tensor, condition: Tensor, known: Tensor) -> Tensor:
+        """x (G, D, T, C), condition (G, D, 512), known (G, D) bool; the correction alone."""
+        e = self.down(x)
+        if self.core is not None:
+            e = e + self.core(e)
+        return self.up(self.condition(e, condition, known, self.act))
 
 
 def _zero(layer: nn.Linear) -> None:

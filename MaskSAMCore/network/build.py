@@ -27,6 +27,11 @@ def is_frozen(name: str) -> bool:
     return name.startswith(tuple(FROZEN))
 
 
+def is_for_prompts(name: str) -> bool:
+    """Whether a parameter serves a user's prompts alone, so that a model trained without it still fits."""
+    return name.startswith("fine.") or name == "prompts.offsets" or ".condition." in name
+
+
 def freeze(model: nn.Module) -> None:
     """Train exactly what does not belong to the pretrained SAM (MODEL.md §3)."""
     for name, parameter in model.named_parameters():

@@ -6,6 +6,8 @@ stay (B, 1, D, n, 256) for as long as all prompts of a slice share them.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,12 +15,28 @@ from torch.utils.checkpoint import checkpoint
 
 from MaskSAMCore.config import ModelConfig
 from MaskSAMCore.errors import ModelError
-from MaskSAMCore.network.adapters import Adapter
+from MaskSAMCore.network.adapters import Adapter, ConditionedAdapter
 from MaskSAMCore.network.types import Decoded, Features, PromptTokens
 
 EMBED_DIM = 256
 LAYERS = 2
 MASK_TOKENS = 4
+
+
+class Positions(NamedTuple):
+    """Where image tokens are: `plane` (1 or D, n, 256), plus `slices` (D, 1, 256) where the two are learned apart."""
+
+    plane: Tensor
+    slices: Tensor | None = None
+
+    def whole(self) -> Tensor:
+        """(1 or D, n, 256)."""
+        return self.plane if self.slices is None else self.plane + self.slices
+
+    def through(self, layer: nn.Module) -> Tensor:
+        """A linear layer of `whole`, at the cost of the parts: W(a + b) = Wa + Wb."""
+        y = layer(self.plane)
+        return y if self.slices is None else y + F.linear(self.slices, layer.weight)
 
 
 class SamDecoder(nn.Module):
@@ -53,6 +71,8 @@ class SamDecoder(nn.Module):
         self.token_adapters = nn.ModuleDict(_token_adapters(cfg))
         self.image_adapters = nn.ModuleDict(_image_adapters(cfg))
         self.depth_pe = _depth_positions(cfg)
+        self.conditioned = any(isinstance(each, ConditionedAdapter) for each in self.token_adapters.values())
+        self.condition_dropout = cfg.dec_tokens.condition.dropout
         self.tied = self.depth_pe is not None or "depth_mlp" in (cfg.dec_tokens.kind, cfg.dec_image.kind)
         self.class_token = nn.Embedding(1, EMBED_DIM) if cfg.decoder.class_head else None
         self.class_head = nn.Linear(EMBED_DIM, cfg.classes + 1) if cfg.decoder.class_head else None
@@ -80,30 +100,34 @@ class SamDecoder(nn.Module):
         """
         batch, depth, grid = f.embed.shape[0], f.depth, f.grid
         pe = self._positions(dense_pe, depth)
+        shape = (batch, t.queries, depth)
         image = f.embed.transpose(1, 2).flatten(3).transpose(-1, -2).unsqueeze(1)
-        tokens = self._tokens(t).unflatten(0, (batch, t.queries, depth))
+        tokens = self._tokens(t).unflatten(0, shape)
+        condition, known = self._condition(t, shape)
+        ignored = None if t.ignored is None else self._ignored(t.ignored).unflatten(0, shape)
         dense = None
-        if t.dense.shape[0] == 1:
+        if t.dense.shape[0] == 1 and t.dense.shape[2:] == (1, 1):
             image = image + t.dense.reshape(EMBED_DIM)
         else:
-            dense = t.dense.flatten(2).transpose(1, 2).unflatten(0, (batch, t.queries, depth))
+            dense = t.dense.flatten(2).transpose(1, 2).unflatten(0, shape)
         parts = []
         for start in range(0, t.queries, chunk or t.queries):
             some = slice(start, start + (chunk or t.queries))
-            inputs = (tokens[:, some], image, None if dense is None else dense[:, some], pe, grid, multimask)
+            own = [None if each is None else each[:, some] for each in (dense, condition, known, ignored)]
+            inputs = (tokens[:, some], image, *own, pe, grid, multimask)
             if self.checkpointing and torch.is_grad_enabled():
                 parts.append(checkpoint(self._decode, *inputs, use_reentrant=False))
             else:
                 parts.append(self._decode(*inputs))
         if len(parts) == 1:
-            mask, quality, cls = parts[0]
+            mask, quality, out, cls = parts[0]
         else:
-            mask, quality = (torch.cat([part[i] for part in parts], dim=1) for i in (0, 1))
-            cls = None if self.class_head is None else torch.cat([part[2] for part in parts], dim=1)
-        return Decoded(mask=mask, quality=quality, cls=cls)
+            mask, quality, out = (torch.cat([part[i] for part in parts], dim=1) for i in (0, 1, 2))
+            cls = None if self.class_head is None else torch.cat([part[3] for part in parts], dim=1)
+        return Decoded(mask=mask, quality=quality, cls=cls, tokens=out)
 
-    def _positions(self, dense_pe: Tensor, depth: int) -> Tensor:
-        """(1 or D, n, 256): SAM's encoding of the grid plus the learned encoding of the slices."""
+    def _positions(self, dense_pe: Tensor, depth: int) -> Positions:
+        """SAM's encoding of the grid plus the learned encoding of the slices."""
         if self.tied and depth != self.depth:
             raise ModelError(
                 "slab has another depth than the model",
@@ -111,20 +135,19 @@ class SamDecoder(nn.Module):
                 why=f"{depth} slices instead of {self.depth}",
                 remedy="Pad or crop the slab to the model's depth.",
             )
+        plane = dense_pe.flatten(2).transpose(1, 2)
         if self.depth_pe is None:
-            return dense_pe.flatten(2).transpose(1, 2)
+            return Positions(plane)
         if self.depth_pe.dim() == 2:
-            dense_pe = dense_pe + self.depth_pe[:, :, None, None]
-        elif self.depth_pe.shape[2:] != dense_pe.shape[2:]:
+            return Positions(plane, self.depth_pe[:, None])
+        if self.depth_pe.shape[2:] != dense_pe.shape[2:]:
             raise ModelError(
                 "image has another token grid than the model's full depth positions",
                 where="decoder.depth_pe",
                 why=f"{tuple(dense_pe.shape[2:])} instead of {tuple(self.depth_pe.shape[2:])}",
                 remedy="Use the model's own patch size, or depth.pe_decoder=factorised.",
             )
-        else:
-            dense_pe = dense_pe + self.depth_pe
-        return dense_pe.flatten(2).transpose(1, 2)
+        return Positions(plane + self.depth_pe.flatten(2).transpose(1, 2))
 
     def _tokens(self, t: PromptTokens) -> Tensor:
         """(G, T, 256) in the order of MODEL.md §7.1."""
@@ -136,15 +159,34 @@ class SamDecoder(nn.Module):
             parts.append((token if t.cls is None else token + t.cls)[:, None])
         return torch.cat(parts, dim=1)
 
+    def _condition(self, t: PromptTokens, shape: tuple[int, int, int]) -> tuple[Tensor | None, Tensor | None]:
+        """What tunes the conditioned adapters: (B, Q, D, 512) and, (B, Q, D), for which prompts there is one."""
+        if not self.conditioned:
+            return None, None
+        if t.condition is None or t.conditioned is None:
+            raise ModelError("this decoder needs the prompts' condition", where="decoder", why="they came without it")
+        known = t.conditioned.unflatten(0, shape)
+        if self.training and self.condition_dropout:
+            # Hidden for all slices of a prompt, so that they stay of one kind.
+            known = known & (torch.rand(*shape[:2], 1, device=known.device) >= self.condition_dropout)
+        return t.condition.unflatten(0, shape), known
+
+    def _ignored(self, sparse: Tensor) -> Tensor:
+        """(G, t) of the sparse tokens to (G, T) of all."""
+        return F.pad(sparse, (1 + MASK_TOKENS, 0 if self.class_token is None else 1))
+
     def _decode(
         self,
         points: Tensor,
         image: Tensor,
         dense: Tensor | None,
-        pe: Tensor,
+        condition: Tensor | None,
+        known: Tensor | None,
+        ignored: Tensor | None,
+        pe: Positions,
         grid: tuple[int, int],
         multimask: bool,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """points (B, q, D, T, 256), image (B, 1, D, n, 256), dense (B, q, D, n, 256) or None."""
         if self.reference:
             # The order in memory decides how a product is summed: SAM's is channels first here.
@@ -154,7 +196,7 @@ class SamDecoder(nn.Module):
         keys = image if dense is None else image + dense
         x = points
         for index in range(LAYERS):
-            x, keys = self._layer(index, x, points, keys, pe, grid)
+            x, keys = self._layer(index, x, points, keys, pe, grid, (condition, known), ignored)
         wanted = slice(1, MASK_TOKENS) if multimask else slice(0, 1)
         made = range(MASK_TOKENS) if self.reference else range(MASK_TOKENS)[wanted]
         x = self._final(x, points, keys, pe, 1 + made.stop)
@@ -164,34 +206,46 @@ class SamDecoder(nn.Module):
         )
         quality = self.sam.iou_prediction_head(x[..., 0, :])[..., wanted]
         cls = None if self.class_head is None else self.class_head(x[..., -1, :])
-        return masks, quality, cls
+        return masks, quality, x[..., 1 + wanted.start : 1 + wanted.stop, :], cls
 
     def _layer(
-        self, index: int, x: Tensor, points: Tensor, keys: Tensor, pe: Tensor, grid: tuple[int, int]
+        self,
+        index: int,
+        x: Tensor,
+        points: Tensor,
+        keys: Tensor,
+        pe: Positions,
+        grid: tuple[int, int],
+        condition: tuple[Tensor | None, Tensor | None],
+        ignored: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """One two-way block; x and points (B, q, D, T, 256), keys (B, 1 or q, D, n, 256)."""
+        """One two-way block; x and points (B, q, D, T, 256), keys (B, 1 or q, D, n, 256), ignored (B, q, D, T)."""
         layer = self.sam.transformer.layers[index]
         first = layer.skip_first_layer_pe
         placed = x if first else x + points
-        a = _call(layer.self_attn, placed, placed, x)
+        a = _call(layer.self_attn, placed, placed, x) if ignored is None else _mix(layer.self_attn, placed, x, ignored)
         a = self._adapt(f"{index}_self", a)
         x = layer.norm1(a if first else x + a)
 
         to_image, to_tokens = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
         if self.reference:
-            key = query = keys + pe
+            key = query = keys + pe.whole()
             a = _call(to_image, x + points, key, keys)
         else:
             key, value, query = _project(keys, pe, to_image.k_proj, to_image.v_proj, to_tokens.q_proj)
             a = _read_image(to_image, x + points, key, value)
-        x = layer.norm2(x + self._adapt(f"{index}_t2i", a))
+        x = layer.norm2(x + self._adapt(f"{index}_t2i", a, *condition))
 
         m = layer.mlp(x)
         if f"{index}_mlp" in self.token_adapters:
             m = m + self.token_scale * self._correction(f"{index}_mlp", x)
         x = layer.norm3(x + m)
 
-        a = _call(to_tokens, query, x + points, x) if self.reference else _write_image(to_tokens, query, x + points, x)
+        if self.reference and ignored is None:
+            a = _call(to_tokens, query, x + points, x)
+        else:
+            query = to_tokens.q_proj(query) if self.reference else query
+            a = _write_image(to_tokens, query, x + points, x, ignored)
         if self.image_slot == "i2t":
             a = self._adapt_image(index, a, grid)
         keys = keys + a
@@ -199,7 +253,7 @@ class SamDecoder(nn.Module):
             keys = self._adapt_image(index, keys, grid)
         return x, layer.norm4(keys)
 
-    def _final(self, x: Tensor, points: Tensor, keys: Tensor, pe: Tensor, head: int) -> Tensor:
+    def _final(self, x: Tensor, points: Tensor, keys: Tensor, pe: Positions, head: int) -> Tensor:
         """The last token-to-image attention, for the tokens that are read: the first `head` and the class token."""
         if self.class_head is None:
             x, points = x[..., :head, :], points[..., :head, :]
@@ -208,16 +262,18 @@ class SamDecoder(nn.Module):
         transformer = self.sam.transformer
         attention = transformer.final_attn_token_to_image
         if self.reference:
-            a = _call(attention, x + points, keys + pe, keys)
+            a = _call(attention, x + points, keys + pe.whole(), keys)
         else:
             a = _read_image(attention, x + points, *_project(keys, pe, attention.k_proj, attention.v_proj))
         return transformer.norm_final_attn(x + self._adapt("final", a))
 
-    def _adapt(self, name: str, a: Tensor) -> Tensor:
-        return a + self._correction(name, a) if name in self.token_adapters else a
+    def _adapt(self, name: str, a: Tensor, condition: Tensor | None = None, known: Tensor | None = None) -> Tensor:
+        return a + self._correction(name, a, condition, known) if name in self.token_adapters else a
 
-    def _correction(self, name: str, x: Tensor) -> Tensor:
-        return self.token_adapters[name](x.flatten(0, 1)).view_as(x)
+    def _correction(self, name: str, x: Tensor, condition: Tensor | None = None, known: Tensor | None = None) -> Tensor:
+        if condition is None or known is None:
+            return self.token_adapters[name](x.flatten(0, 1)).view_as(x)
+        return self.token_adapters[name](x.flatten(0, 1), condition.flatten(0, 1), known.flatten(0, 1)).view_as(x)
 
     def _adapt_image(self, index: int, a: Tensor, grid: tuple[int, int]) -> Tensor:
         """a (B, q, D, n, 256), seen by the adapter as (B * q, D, g_h, g_w, 256)."""
@@ -253,7 +309,7 @@ def _call(attention: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return attention(q=q, k=k, v=v).unflatten(0, shape)
 
 
-def _project(keys: Tensor, pe: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
+def _project(keys: Tensor, pe: Positions, *layers: nn.Module) -> tuple[Tensor, ...]:
     """Project image tokens for several attentions at once: k of keys + pe, v of keys, q of keys + pe.
 
     `layers` are the k, v and optionally q projections. The positions are projected apart, once for
@@ -261,9 +317,11 @@ def _project(keys: Tensor, pe: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]
     """
     split = [layer.out_features for layer in layers]
     weight = torch.cat([layer.weight for layer in layers])
-    offset = [layer.bias.expand(*pe.shape[:-1], -1) if i == 1 else layer(pe) for i, layer in enumerate(layers)]
+    placed = pe.through(layers[0])
+    plain = layers[1].bias.expand(*placed.shape[:-1], -1)  # type: ignore[operator]
+    offset = torch.cat([placed, plain, *(pe.through(layer) for layer in layers[2:])], dim=-1)
     y = F.linear(keys, weight)
-    return (y + torch.cat(offset, dim=-1).to(y.dtype)).split(split, dim=-1)
+    return (y + offset.to(y.dtype)).split(split, dim=-1)
 
 
 def _read_image(attention: nn.Module, x: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -280,18 +338,28 @@ def _read_image(attention: nn.Module, x: Tensor, key: Tensor, value: Tensor) -> 
     return attention.out_proj(y)
 
 
-def _write_image(attention: nn.Module, query: Tensor, placed: Tensor, x: Tensor) -> Tensor:
-    """Projected image tokens (B, 1 or q, D, n, 128) attend to tokens (B, q, D, T, 256)."""
+def _write_image(
+    attention: nn.Module, query: Tensor, placed: Tensor, x: Tensor, ignored: Tensor | None = None
+) -> Tensor:
+    """Projected image tokens (B, 1 or q, D, n, 128) attend to tokens (B, q, D, T, 256) that are not ignored."""
     key, value = attention.k_proj(placed), attention.v_proj(x)
     query = query.expand(*key.shape[:3], -1, -1)
-    y = _attention(query.flatten(0, 2), key.flatten(0, 2), value.flatten(0, 2), attention.num_heads)
+    y = _attention(query.flatten(0, 2), key.flatten(0, 2), value.flatten(0, 2), attention.num_heads, ignored)
     return attention.out_proj(y).unflatten(0, key.shape[:3])
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """(G, L, E) and (G, S, E) twice to (G, L, E)."""
+def _mix(attention: nn.Module, placed: Tensor, x: Tensor, ignored: Tensor) -> Tensor:
+    """Tokens (B, q, D, T, 256) attend to those among them that are not ignored, (B, q, D, T) bool."""
+    query, key, value = attention.q_proj(placed), attention.k_proj(placed), attention.v_proj(x)
+    y = _attention(query.flatten(0, 2), key.flatten(0, 2), value.flatten(0, 2), attention.num_heads, ignored)
+    return attention.out_proj(y).unflatten(0, x.shape[:3])
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, heads: int, ignored: Tensor | None = None) -> Tensor:
+    """(G, L, E) and (G, S, E) twice to (G, L, E); ignored (..., S) bool, G of them."""
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    allowed = None if ignored is None else ~ignored.flatten(0, -2)[:, None, None]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed).transpose(1, 2).flatten(2)
 
 
 def _spread(convolution: nn.Module, x: Tensor) -> Tensor:
@@ -307,17 +375,18 @@ def _token_adapters(cfg: ModelConfig) -> dict[str, nn.Module]:
         return {}
     names = [f"{index}_{slot}" for index in range(LAYERS) for slot in tokens.slots if slot != "final"]
     names += ["final"] if "final" in tokens.slots else []
-    return {
-        name: Adapter(
-            EMBED_DIM,
-            kind=tokens.kind,
-            depth=cfg.patch[0],
-            ratio=tokens.ratio,
-            position=tokens.depth_position,
-            act=tokens.act,
+    return {name: _token_adapter(cfg, name) for name in names}
+
+
+def _token_adapter(cfg: ModelConfig, name: str) -> nn.Module:
+    tokens, depth = cfg.dec_tokens, cfg.patch[0]
+    if name.endswith("_t2i") and tokens.condition.mode != "none":
+        return ConditionedAdapter(
+            EMBED_DIM, kind=tokens.kind, depth=depth, condition=tokens.condition, ratio=tokens.ratio, act=tokens.act
         )
-        for name in names
-    }
+    return Adapter(
+        EMBED_DIM, kind=tokens.kind, depth=depth, ratio=tokens.ratio, position=tokens.depth_position, act=tokens.act
+    )
 
 
 def _image_adapters(cfg: ModelConfig) -> dict[str, nn.Module]:

@@ -79,7 +79,10 @@ class QueryGenerator(nn.Module):
             The prompts, and what the losses need: `masks` (B, N, D, H, W) logits, `boxes` and
             `fused_boxes` (B, N, D, 4), each None where it does not exist.
         """
-        stages = self.trunk(features, image)
+        return self.heads(self.trunk(features, image))
+
+    def heads(self, stages: list[Tensor]) -> tuple[PromptBatch, dict[str, Tensor | None]]:
+        """The same from the trunk's stages."""
         masks = None if self.mask_head is None else self.mask_head(stages[-1])
         learned = None if self.box_head is None else self.box_head(stages)
         tokens = None if self.token_head is None else self.token_head(stages)

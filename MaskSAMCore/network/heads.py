@@ -109,3 +109,25 @@ class MaskBlend(nn.Module):
     def forward(self, aux: Tensor, sam: Tensor) -> Tensor:
         """aux and sam: logits of the same shape (B, N, D, H, W)."""
         return self.aux * aux + self.sam * sam
+
+
+class FineMasks(nn.Module):
+    """What each mask token reads from the trunk's features at the patch's own size, beside SAM's own mask.
+
+    Not in the papers (`decoder.fine_masks`): SAM's masks have stride 4 of a frozen picture, the trunk's last stage
+    is what automatic mode draws its borders from. Starts at zero.
+
+    Args:
+        width: F, channels of the features.
+    """
+
+    def __init__(self, width: int, *, token: int = 256) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(token, token), nn.ReLU(), nn.Linear(token, width + 1))
+        nn.init.zeros_(self.layers[-1].weight)
+        nn.init.zeros_(self.layers[-1].bias)
+
+    def forward(self, tokens: Tensor, fine: Tensor) -> Tensor:
+        """tokens (B, Q, D, m, 256), fine (B, F, D, H, W) to logits (B, Q, D, m, H, W)."""
+        weight, bias = self.layers(tokens).split((fine.shape[1], 1), dim=-1)
+        return torch.einsum("bqdmf,bfdhw->bqdmhw", weight, fine.to(weight.dtype)) + bias[..., None]

@@ -11,10 +11,10 @@ from MaskSAMCore.network.backbone import build_encoder
 from MaskSAMCore.network.decoder import SamDecoder
 from MaskSAMCore.network.generator import QueryGenerator
 from MaskSAMCore.network.gt_source import gt_prompts
-from MaskSAMCore.network.heads import MaskBlend, MaskUpsampler, argmax_head, resize_masks, semantic
+from MaskSAMCore.network.heads import FineMasks, MaskBlend, MaskUpsampler, argmax_head, resize_masks, semantic
 from MaskSAMCore.network.prompts import PromptTokenizer
 from MaskSAMCore.network.stem import ModalityStem
-from MaskSAMCore.network.types import Decoded, Features, PromptBatch, PromptTokens, QueryOutputs
+from MaskSAMCore.network.types import Decoded, Features, PromptBatch, Prompted, PromptTokens, QueryOutputs, Slab
 
 CHUNK = 8
 
@@ -32,6 +32,8 @@ class MaskSAM(nn.Module):
         self.generator = QueryGenerator(cfg, self.encoder.levels) if cfg.source.kind == "query" else None
         self.upsampler = MaskUpsampler(cfg.source.queries) if cfg.decoder.upsampler else None
         self.blend = MaskBlend() if cfg.decoder.mask_residual else None
+        fine = cfg.decoder.fine_masks and self.generator is not None
+        self.fine = FineMasks(self.generator.trunk.channels[-1]) if fine and self.generator is not None else None
 
     def encode(self, image: Tensor) -> Features:
         """image (B, M, D, H, W), normalised as in preprocessing, to features."""
@@ -44,12 +46,15 @@ class MaskSAM(nn.Module):
     def auto_prompts(self, features: Features, image: Tensor) -> tuple[PromptBatch, dict[str, Tensor | None]]:
         """The generator's prompts and what its own losses need."""
         if self.generator is None:
-            raise ModelError(
-                "this model has no prompt generator",
-                where=f"model.source.kind={self.cfg.source.kind}",
-                remedy="Use a model that makes its own prompts, or give it prompts.",
-            )
+            raise self._no_generator()
         return self.generator(features, image)
+
+    def _no_generator(self) -> ModelError:
+        return ModelError(
+            "this model has no prompt generator",
+            where=f"model.source.kind={self.cfg.source.kind}",
+            remedy="Use a model that makes its own prompts, or give it prompts.",
+        )
 
     def tokenize(self, prompts: PromptBatch, grid: tuple[int, int]) -> PromptTokens:
         """Prompts of any source in SAM's embedding space."""
@@ -61,6 +66,32 @@ class MaskSAM(nn.Module):
         """Masks of every prompt in every slice; see `SamDecoder`."""
         dense_pe = self.prompts.dense_pe(features.grid)
         return self.decoder(features, tokens, dense_pe, multimask=multimask, chunk=chunk)
+
+    def slab(self, image: Tensor, features: Features | None = None) -> Slab:
+        """What prompts read of a patch; the only part of a click's answer that takes the encoder (MODEL.md §2.5).
+
+        Args:
+            image: (B, M, D, H, W), normalised as in preprocessing.
+            features: Features of the encoder if they are known already; else it is run.
+        """
+        features = self.encode(image) if features is None else features
+        if self.fine is None or self.generator is None:
+            return Slab(embed=features.embed)
+        return Slab(embed=features.embed, fine=self.generator.trunk(features, image)[-1])
+
+    def prompted(self, slab: Slab, prompts: PromptBatch, *, multimask: bool = False) -> Prompted:
+        """Masks of a user's prompts in every slice of an encoded patch; see `types.PromptBatch`."""
+        features = Features(levels=(), embed=slab.embed)
+        tokens = self.tokenize(prompts, slab.grid)
+        decoded = self.decode(features, tokens, multimask=multimask, chunk=self._chunk())
+        masks = decoded.mask
+        size = self.cfg.patch[1:] if slab.fine is None else tuple(slab.fine.shape[-2:])
+        if tuple(masks.shape[-2:]) != size:
+            flat = resize_masks(masks.flatten(1, 3)[:, :, None], (size[0], size[1]))
+            masks = flat[:, :, 0].unflatten(1, masks.shape[1:4])
+        if self.fine is not None and slab.fine is not None:
+            masks = masks + self.fine(decoded.tokens, slab.fine)
+        return Prompted(masks=masks, quality=decoded.quality, cls=decoded.cls)
 
     def forward(self, image: Tensor, features: Features | None = None, labels: Tensor | None = None) -> QueryOutputs:
         """One training pass in automatic mode.
@@ -76,9 +107,14 @@ class MaskSAM(nn.Module):
         features = self.encode(image) if features is None else features
         if self.generator is None:
             return self._given(image, features, labels)
-        prompts, aux = self.auto_prompts(features, image)
+        return self._automatic(features, self.generator.trunk(features, image), image.shape[-2:])
+
+    def _automatic(self, features: Features, stages: list[Tensor], size: tuple[int, int] | torch.Size) -> QueryOutputs:
+        if self.generator is None:
+            raise self._no_generator()
+        prompts, aux = self.generator.heads(stages)
         decoded = self.decode(features, self.tokenize(prompts, features.grid), chunk=self._chunk())
-        masks = self._to_patch(decoded.mask[:, :, :, 0], image.shape[-2:])
+        masks = self._to_patch(decoded.mask[:, :, :, 0], size)
         aux_masks = aux["masks"]
         if self.blend is not None and aux_masks is not None:
             masks = self.blend(aux_masks, masks)
@@ -121,3 +157,12 @@ class MaskSAM(nn.Module):
     def segment_patch(self, image: Tensor) -> Tensor:
         """Image (B, M, D, H, W) to class scores (B, K, D, H, W)."""
         return self.scores(self.forward(image))
+
+    def segment_slab(self, image: Tensor) -> tuple[Tensor, Slab]:
+        """As `segment_patch`, and what prompts will read of the same patch."""
+        if self.generator is None:
+            raise self._no_generator()
+        features = self.encode(image)
+        stages = self.generator.trunk(features, image)
+        outputs = self._automatic(features, stages, image.shape[-2:])
+        return self.scores(outputs), Slab(embed=features.embed, fine=None if self.fine is None else stages[-1])

@@ -23,7 +23,7 @@ class PromptTokenizer(nn.Module):
     (MODEL.md §3.1).
 
     Args:
-        cfg: Only `backbone.pos_mode` is read; any grid is accepted at call time.
+        cfg: `backbone.pos_mode`, and D where the slice offsets are learned; any grid is accepted at call time.
     """
 
     def __init__(self, cfg: ModelConfig) -> None:
@@ -37,13 +37,16 @@ class PromptTokenizer(nn.Module):
             input_image_size=(CANVAS_PIXELS, CANVAS_PIXELS),
             mask_in_chans=16,
         ).requires_grad_(False)
+        self.reach = cfg.patch[0] - 1
+        self.offsets = nn.Parameter(torch.zeros(2 * self.reach + 1, EMBED_DIM)) if cfg.decoder.slice_offsets else None
 
     def forward(self, p: PromptBatch, grid: tuple[int, int]) -> PromptTokens:
         """Embed the prompts of every slice.
 
         Tokens stand in SAM's order: points, then the box's two corners; without a box one padding
         point follows the points, as SAM was trained. A prompt that is not `valid` becomes SAM's own
-        "not a point" and "no mask" embeddings whatever it holds, and passes no gradient.
+        "not a point" and "no mask" embeddings whatever it holds, and passes no gradient. Points
+        labelled -1, and corners of boxes that are not known, fill up and are `ignored`.
 
         Args:
             p: The prompts; at least one field besides `valid`.
@@ -55,21 +58,41 @@ class PromptTokenizer(nn.Module):
         batch = _leading_shape(p)
         count = batch[0] * batch[1] * batch[2]
         valid = None if p.valid is None else p.valid.reshape(count)
-        sparse = []
+        weight = self.sam.no_mask_embed.weight
+        none = torch.zeros(count, 0, dtype=torch.bool, device=weight.device)
+        sparse, speaks, fills = [weight.new_zeros(count, 0, EMBED_DIM)], [none], [none]
         if p.points is not None:
             if p.labels is None:
                 raise PromptError("points came without labels", remedy="Give 1, 0 or -1 for every point.")
             points, labels = p.points.flatten(0, 2), p.labels.flatten(0, 2)
             sparse.append(self._points(points, labels, valid, grid, pad=p.boxes is None))
+            # The padding point behind points without a box is SAM's own, and attended to.
+            own = (0, 1) if p.boxes is None else (0, 0)
+            speaks.append(nn.functional.pad(labels >= 0, own))
+            fills.append(nn.functional.pad(labels < 0, own))
         if p.boxes is not None:
-            sparse.append(self._boxes(p.boxes.flatten(0, 2), valid, grid))
-        weight = self.sam.no_mask_embed.weight
-        return PromptTokens(
-            sparse=torch.cat(sparse, dim=1) if sparse else weight.new_zeros(count, 0, EMBED_DIM),
-            dense=self._masks(p.masks, valid, grid),
+            known = none.new_ones(count) if p.boxes_known is None else p.boxes_known.reshape(count)
+            sparse.append(self._boxes(p.boxes.flatten(0, 2), _both(valid, p.boxes_known), grid))
+            speaks.append(known[:, None].expand(-1, 2))
+            # Without its box a prompt keeps the first corner, as the padding point that SAM expects there.
+            fills.append(torch.stack([torch.zeros_like(known), ~known], dim=1))
+        tokens = PromptTokens(
+            sparse=torch.cat(sparse, dim=1),
+            dense=self._masks(p.masks, _both(valid, p.masks_known), grid),
             cls=None if p.class_tokens is None else _keep(p.class_tokens.flatten(0, 2), valid),
             queries=batch[1],
         )
+        spoken, filled = (torch.cat(each, dim=1) for each in (speaks, fills))
+        if valid is not None:
+            spoken, filled = spoken & valid[:, None], filled & valid[:, None]
+        if self.offsets is not None and p.offsets is not None:
+            offset = self.offsets[p.offsets.reshape(count).clamp(-self.reach, self.reach) + self.reach]
+            tokens.sparse = tokens.sparse + offset[:, None] * spoken[..., None]
+        tokens.condition, tokens.conditioned = _condition(tokens.sparse, spoken)
+        # Asking a GPU costs time, and automatic prompts never fill up.
+        if (p.points is not None or p.boxes_known is not None) and bool(filled.any()):
+            tokens.ignored = filled
+        return tokens
 
     def dense_pe(self, grid: tuple[int, int]) -> Tensor:
         """(1, 256, g_h, g_w) positional encoding of the image tokens."""
@@ -144,6 +167,24 @@ def _leading_shape(p: PromptBatch) -> tuple[int, int, int]:
         if value is not None:
             return value.shape[0], value.shape[1], value.shape[2]
     raise PromptError("no prompt was given", remedy="Give a point, a box, a mask or a class token.")
+
+
+def _both(valid: Tensor | None, known: Tensor | None) -> Tensor | None:
+    """(G,) bool of what is valid and known; None for all."""
+    if known is None:
+        return valid
+    return known.reshape(-1) if valid is None else known.reshape(-1) & valid
+
+
+def _condition(sparse: Tensor, speaks: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and maximum of the tokens that say something, in any order and number: (G, 512), (G,) bool."""
+    conditioned = speaks.any(1)
+    if not sparse.shape[1]:
+        return sparse.new_zeros(len(sparse), 2 * EMBED_DIM), conditioned
+    kept = speaks[..., None]
+    mean = (sparse * kept).sum(1) / speaks.sum(1).clamp(min=1)[:, None]
+    most = sparse.masked_fill(~kept, -torch.inf).amax(1)
+    return torch.cat([mean, torch.where(conditioned[:, None], most, 0.0)], dim=-1), conditioned
 
 
 def _keep(x: Tensor, valid: Tensor | None) -> Tensor:

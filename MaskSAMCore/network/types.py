@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -51,6 +52,36 @@ class Features:
 
 
 @dataclass
+class Slab:
+    """What prompts read of one encoded patch; the unit that is cached (MODEL.md §2.5, §13.3).
+
+    Attributes:
+        embed: (B, 256, D, g_h, g_w) after SAM's neck.
+        fine: (B, F, D, H, W), the trunk's features at the patch's own size; None where prompts do not read them.
+    """
+
+    embed: Tensor
+    fine: Tensor | None = None
+
+    @property
+    def depth(self) -> int:
+        return self.embed.shape[2]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.embed.shape[3], self.embed.shape[4]
+
+    @property
+    def nbytes(self) -> int:
+        return self.embed.nbytes + (0 if self.fine is None else self.fine.nbytes)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Slab:
+        """The same on another device or in another precision."""
+        fine = None if self.fine is None else self.fine.to(device=device, dtype=dtype)
+        return Slab(embed=self.embed.to(device=device, dtype=dtype), fine=fine)
+
+
+@dataclass
 class PromptBatch:
     """Prompts of any source, Q per slice; coordinates are fractions of the patch, x before y.
 
@@ -58,7 +89,10 @@ class PromptBatch:
         points: (B, Q, D, P, 2) or None.
         labels: (B, Q, D, P), 1 foreground, 0 background, -1 padding; with `points`.
         boxes: (B, Q, D, 4) half-open (x0, y0, x1, y1) or None.
+        boxes_known: (B, Q, D) bool, whether there is a box; None for all.
         masks: (B, Q, D, 4g_h, 4g_w) logits (or 0/1) or None.
+        masks_known: (B, Q, D) bool, whether there is a mask; None for all.
+        offsets: (B, Q, D) integers, slices from the one that the prompt was given in, 0 there; None for all 0.
         class_tokens: (B, Q, D, 256) auxiliary class tokens or None.
         valid: (B, Q, D) bool or None for all valid.
     """
@@ -66,7 +100,10 @@ class PromptBatch:
     points: Tensor | None = None
     labels: Tensor | None = None
     boxes: Tensor | None = None
+    boxes_known: Tensor | None = None
     masks: Tensor | None = None
+    masks_known: Tensor | None = None
+    offsets: Tensor | None = None
     class_tokens: Tensor | None = None
     valid: Tensor | None = None
 
@@ -80,12 +117,18 @@ class PromptTokens:
         dense: (G, 256, g_h, g_w), or (1, 256, 1, 1), SAM's "no mask" embedding, when there are no mask prompts.
         cls: (G, 256) auxiliary class tokens or None.
         queries: Q.
+        ignored: (G, t) bool, sparse tokens that only fill up and that nothing may attend to; None for none.
+        condition: (G, 512), mean and maximum of the sparse tokens that say something (MODEL.md §4.5), zero without any.
+        conditioned: (G,) bool, whether there was one.
     """
 
     sparse: Tensor
     dense: Tensor
     cls: Tensor | None
     queries: int
+    ignored: Tensor | None = None
+    condition: Tensor | None = None
+    conditioned: Tensor | None = None
 
 
 @dataclass
@@ -96,9 +139,26 @@ class Decoded:
         mask: (B, Q, D, m, 4g_h, 4g_w) logits; m = 1, or 3 with `multimask`.
         quality: (B, Q, D, m) SAM's estimate of the mask's IoU.
         cls: (B, Q, D, K+1) class logits, last "no object"; None without class head.
+        tokens: (B, Q, D, m, 256) the decoder's output for each mask.
     """
 
     mask: Tensor
+    quality: Tensor
+    cls: Tensor | None
+    tokens: Tensor
+
+
+@dataclass
+class Prompted:
+    """Masks of given prompts, at the patch's own in-plane size.
+
+    Attributes:
+        masks: (B, Q, D, m, H, W) logits; m = 1, or 3 with `multimask`.
+        quality: (B, Q, D, m) SAM's estimate of the mask's IoU.
+        cls: (B, Q, D, K+1) class logits, last "no object"; None without class head.
+    """
+
+    masks: Tensor
     quality: Tensor
     cls: Tensor | None
 

@@ -110,9 +110,38 @@ Research on images like the training data. Not a medical device; every result mu
 """
 
 
-def _figures(command: str, rows: dict[str, dict[str, float]]) -> str:
+HEADINGS = {
+    "dice_1": "Dice, 1 click",
+    "dice_3": "3 clicks",
+    "dice_5": "5 clicks",
+    "box_50": "box 0.5",
+    "box_75": "box 0.75",
+    "noc_85": "NoC@0.85",
+    "reached_85": "reached",
+    "noc_90": "NoC@0.90",
+    "reached_90": "reached",
+}
+USERS = """Simulated users: Dice after 1, 3 and 5 clicks, the first into the middle of the structure, each further one
+into the middle of the largest error; with one box that overlaps the structure's own by an IoU of 0.5 or 0.75; and the
+mean number of clicks (NoC) to a Dice of 0.85 and 0.90, 20 where 20 clicks did not reach it, and the share of targets
+that reached it. Every method gets the same first click and the same boxes."""
+
+
+def _figures(command: str, rows: dict[str, dict]) -> str:
+    """The figures that a command measured: a table, or one per protocol of simulated users."""
+    protocols = [name for name, row in rows.items() if any(isinstance(value, dict) for value in row.values())]
+    if not protocols:
+        return f"`{command}`\n\n{_table(rows)}"
+    parts = [f"`{command}`", USERS]
+    for name in protocols:
+        parts += [f"{name[:1].upper()}{name[1:]}:", _table(rows[name])]
+    return "\n\n".join(parts)
+
+
+def _table(rows: dict[str, dict[str, float]]) -> str:
     columns = list(dict.fromkeys(key for values in rows.values() for key in values))
-    lines = [f"`{command}`", "", f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    heads = [HEADINGS.get(key, key) for key in columns]
+    lines = [f"| | {' | '.join(heads)} |", "|---" * (len(columns) + 1) + "|"]
     lines += [
         f"| {name} | " + " | ".join(str(values.get(c, "")) for c in columns) + " |" for name, values in rows.items()
     ]

@@ -10,18 +10,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from MaskSAMCore.config import Config, to_dict
+from MaskSAMCore.config import Config, TrainConfig, to_dict
 from MaskSAMCore.errors import MaskSAMError, ModelError
 from MaskSAMCore.network.build import is_frozen
 from MaskSAMCore.network.masksam import MaskSAM
-from MaskSAMCore.network.types import QueryOutputs
+from MaskSAMCore.network.types import Features, QueryOutputs
 from MaskSAMCore.progress import Cancelled, CancelToken, Progress
 from MaskSAMCore.training import checkpoint as checkpoints
 from MaskSAMCore.training.batches import Batch, prefetch
+from MaskSAMCore.training.prompted import train_prompted
 from MaskSAMCore.training.schedule import learning_rate
 
 CHECKPOINTS = "checkpoints"
@@ -56,6 +58,37 @@ class Sources:
     full: Callable[[int, int], Batch]
 
 
+class Task(nn.Module):
+    """One pass to the loss in either mode; what a distributed run wraps."""
+
+    def __init__(self, model: MaskSAM, criterion: Criterion) -> None:
+        super().__init__()
+        self.model, self.criterion = model, criterion
+
+    def forward(
+        self, image: Tensor, features: Features | None, label: Tensor, valid: Tensor, user: tuple[int, ...] | None
+    ) -> dict[str, Tensor]:
+        """Loss and terms; tensors as of `Batch`.
+
+        Args:
+            image, features, label, valid: The batch.
+            user: Seed of the simulated users, or None for automatic mode.
+        """
+        if user is None:
+            return self.criterion(self.model(image, features, label), label, valid)
+        slab = self.model.slab(image, features)
+        return train_prompted(self.model, slab, label, valid, np.random.default_rng(user))
+
+
+def prompts_at(step: int, cfg: TrainConfig) -> bool:
+    """Whether a step trains on simulated prompts (MODEL.md §2.4, §14.3)."""
+    if cfg.mode != "mixed":
+        return cfg.mode == "prompt"
+    if step < cfg.auto_share * cfg.epochs * cfg.iterations:
+        return False
+    return bool(np.random.default_rng([cfg.seed, 6, step]).random() >= cfg.auto_chance)
+
+
 class Trainer:
     """Trains one model into one folder.
 
@@ -85,7 +118,7 @@ class Trainer:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        self.model, self.config, self.criterion = model.to(device), config, criterion
+        self.model, self.config = model.to(device), config
         self.sources, self.hooks, self.base = sources, hooks, base
         self.folder, self.device, self.dtype, self.rank, self.world = folder / CHECKPOINTS, device, dtype, rank, world
         self.cfg = config.train
@@ -95,11 +128,11 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)  # type: ignore[attr-defined]
         self.ema = {n: p.detach().clone() for n, p in self.trainable.items()} if self.cfg.ema else {}
         self.step, self.best = 0, 0.0
-        self.net: nn.Module = self.model
+        self.net: nn.Module = Task(self.model, criterion)
         if world > 1:
             ids = [device] if device.type == "cuda" else None
             # The frozen phase leaves the encoder's adapters out, prompts from the ground truth the class head.
-            self.net = DistributedDataParallel(self.model, device_ids=ids, find_unused_parameters=True)
+            self.net = DistributedDataParallel(self.net, device_ids=ids, find_unused_parameters=True)
 
     @property
     def frozen_steps(self) -> int:
@@ -134,25 +167,32 @@ class Trainer:
         """A few steps of each phase on the spot: tells time and memory, keeps nothing."""
         cfg, total = self.cfg, self.cfg.epochs * self.cfg.iterations
         frozen = min(cfg.frozen_epochs, cfg.epochs) * cfg.iterations
-        for phase, count in (("frozen", frozen), ("full", total - frozen)):
-            if not count:
+        for phase, run in (("frozen", range(frozen)), ("full", range(frozen, total))):
+            if not run:
                 continue
             self.model.train()
             self.model.encoder.set_adapters(phase == "full")
-            times = []
-            for index in range(steps * cfg.accumulate):
-                batch = self.sources.full(index, self.rank).to(self.device)
-                if phase == "frozen":
-                    with torch.no_grad():
-                        batch.features = self.model.encode_frozen(batch.image)
-                began = time.monotonic()
-                self._optimise(iter([batch] * cfg.accumulate))
-                times.append(time.monotonic() - began)
-            rate = sorted(times)[len(times) // 2]
+            prompted = sum(prompts_at(step, cfg) for step in run)
+            seconds = 0.0
+            for prompts, count in ((False, len(run) - prompted), (True, prompted)):
+                seconds += count * self._pace(phase == "frozen", prompts, steps) if count else 0.0
             self.hooks.note(
-                f"{phase} phase: {rate:.2f} s per step, {count} steps, about {rate * count / 60:.0f} min; "
+                f"{phase} phase: {seconds / len(run):.2f} s per step, {len(run)} steps, about {seconds / 60:.0f} min; "
                 f"{memory(self.device)} at most so far"
             )
+
+    def _pace(self, frozen: bool, prompts: bool, steps: int) -> float:
+        """Seconds of a step, the median of a few."""
+        times = []
+        for index in range(steps * self.cfg.accumulate):
+            batch = self.sources.full(index, self.rank).to(self.device)
+            if frozen:
+                with torch.no_grad():
+                    batch.features = self.model.encode_frozen(batch.image)
+            began = time.monotonic()
+            self._optimise(iter([batch] * self.cfg.accumulate), prompts=prompts)
+            times.append(time.monotonic() - began)
+        return sorted(times)[len(times) // 2]
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
         self.model.train()
@@ -162,12 +202,14 @@ class Trainer:
         per_step = self.cfg.accumulate
         last = (epoch + 1) * self.cfg.iterations
         micro = range(self.step * per_step, last * per_step)
-        began, first, sums = time.monotonic(), self.step, dict[str, float]()
+        began, first = time.monotonic(), self.step
+        sums, counts = dict[str, float](), dict[str, int]()
         batches = prefetch(lambda index: source(index, self.rank), micro)
         try:
             while self.step < last:
-                for name, value in self._optimise(batches).items():
+                for name, value in self._optimise(batches, prompts=prompts_at(self.step, self.cfg)).items():
                     sums[name] = sums.get(name, 0.0) + value
+                    counts[name] = counts.get(name, 0) + 1
                 self.step += 1
                 self._report(began, first, sums)
                 if self.hooks.cancel.cancelled:
@@ -182,13 +224,14 @@ class Trainer:
         lr = learning_rate(self.cfg, self.step - 1)
         seconds = (time.monotonic() - began) / max(count, 1)
         phase = "frozen" if frozen else "full"
-        means = {name: round(value / count, 6) for name, value in sums.items()}
+        means = {name: round(value / counts[name], 6) for name, value in sums.items()}
         return {"phase": phase, "lr": lr, "seconds_per_step": round(seconds, 4), **means}
 
-    def _optimise(self, batches: Iterator[Batch]) -> dict[str, float]:
+    def _optimise(self, batches: Iterator[Batch], *, prompts: bool) -> dict[str, float]:
         """One optimiser step over `accumulate` micro-batches; returns the mean loss terms."""
         # Seeded by its number, a step draws the same random numbers after a resume.
-        torch.manual_seed(hash((self.cfg.seed, self.step, self.rank)) & 0x7FFFFFFF)
+        seed = (self.cfg.seed, self.step, self.rank)
+        torch.manual_seed(hash(seed) & 0x7FFFFFFF)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.cfg, self.step)
         terms: dict[str, float] = {}
@@ -197,8 +240,8 @@ class Trainer:
             synchronise = index + 1 == self.cfg.accumulate or self.world == 1
             with nullcontext() if synchronise else self.net.no_sync():  # type: ignore[operator]
                 with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-                    outputs = self.net(batch.image, batch.features, batch.label)
-                losses = self.criterion(outputs, batch.label, batch.valid)
+                    user = (*seed, index) if prompts else None
+                    losses = self.net(batch.image, batch.features, batch.label, batch.valid, user)
                 self.scaler.scale(losses["loss"] / self.cfg.accumulate).backward()
             # One transfer for all terms: each would wait for the GPU.
             values = torch.stack([value.detach().float() for value in losses.values()]).tolist()

@@ -8,9 +8,9 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from MaskSAMCore import presets, zoo
-from MaskSAMCore.config import Config, Largest, override, to_dict
+from MaskSAMCore.config import Largest, override, to_dict
 from MaskSAMCore.data.augment import augment_case, for_fixed_copies, generator
 from MaskSAMCore.data.dataset import PreparedDataset, is_prepared
 from MaskSAMCore.data.sampling import PatchSampler
@@ -29,19 +29,21 @@ from MaskSAMCore.io.atomic import FolderLock, write_json
 from MaskSAMCore.losses import build_loss
 from MaskSAMCore.network.build import build_model
 from MaskSAMCore.network.masksam import MaskSAM
-from MaskSAMCore.plan import MirrorRule, fit_patch, mirror_rule
+from MaskSAMCore.plan import MirrorRule, mirror_rule
 from MaskSAMCore.postprocess import MODES, choose_largest, keep_largest
 from MaskSAMCore.progress import CancelToken, Progress
+from MaskSAMCore.resample import pad_to
 from MaskSAMCore.training import features
 from MaskSAMCore.training.batches import Batch
 from MaskSAMCore.training.card import model_card, model_name, model_readme
+from MaskSAMCore.training.fit import fit_config
 from MaskSAMCore.training.log import MetricsLog
 from MaskSAMCore.training.loop import CHECKPOINTS, Hooks, Sources, Trainer, trained_tensors
+from MaskSAMCore.training.prompted import click_dice
 
 Predict = Callable[[nn.Module, np.ndarray], Tensor]
 FEATURES, MODEL, CONFIG = "features", "model", "config.json"
 OVERLAYS = 4
-SMALL_PLANE, MEDIUM_PLANE = 128, 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,11 +289,15 @@ class Run:
         cases = self._validation_cases()
         names = [label.name for label in self.dataset.labels.labels]
         scores: dict[Largest, list[list[float]]] = {mode: [] for mode in MODES}
+        clicks: list[dict[str, float]] = []
         for index, case_id in enumerate(cases):
             self.cancel.check()
             case = self.dataset.case(case_id)
             image = np.asarray(case.image, dtype=np.float32)
             predicted = self._predict(model, image, case.label)
+            if self.config.train.mode != "auto":
+                padded, labels = (pad_to(a, model.cfg.patch)[0] for a in (image, np.asarray(case.label)))
+                clicks.append(click_dice(model, padded, labels, model.cfg.patch))
             for mode, rows in scores.items():
                 rows.append(dice_per_class(keep_largest(predicted, mode), case.label, len(names) + 1))
             if index < OVERLAYS:
@@ -307,6 +313,10 @@ class Run:
         text = ", ".join(f"{name} {mean:.4f}" for name, mean in zip(names, best, strict=True))
         kept = "" if self.largest == "none" else f", largest component of {self.largest}"
         self.note(f"epoch {epoch}: Dice {text} on {len(cases)} validation case(s), prepared grid{kept}")
+        if clicks:
+            found = {name: round(float(np.mean([c[name] for c in clicks if name in c])), 4) for name in clicks[0]}
+            self.note("  with prompts, in one patch: " + ", ".join(f"{name} {v:.4f}" for name, v in found.items()))
+            figures |= {f"val {name}": value for name, value in found.items()}
         return figures
 
     def _validation_cases(self) -> Sequence[str]:
@@ -365,30 +375,6 @@ class GivenLabels(nn.Module):
         """Patch (B, M + 1, D, H, W) to class scores (B, K, D, H, W)."""
         labels = patch[:, -1].round().long()
         return self.model.scores(self.model(patch[:, :-1], None, labels))
-
-
-def fit_config(config: Config, dataset: PreparedDataset) -> Config:
-    """The preset with the data set's channels and classes, and its patch where `data.fit_patch` asks for it.
-
-    The in-plane patch is the median slice; the stem enlarges small slices, so that the encoder sees 128 to
-    512 pixels (MODEL.md §12.2, §15.2).
-    """
-    plan, classes = dataset.plan, dataset.labels.classes
-    model = replace(config.model, channels=len(plan.channels), classes=classes)
-    if config.data.fit_patch:
-        longest = max(plan.median_shape[1:])
-        upsample: Literal[1, 2, 4] = 4 if longest <= SMALL_PLANE else 2 if longest <= MEDIUM_PLANE else 1
-        # A single modality needs no mixing, and without the stem no gradient runs through the first stage.
-        kind = "repeat" if model.channels == 1 else model.stem.kind
-        patch = fit_patch(plan.median_shape, upsample=upsample, depth=config.model.patch[0])
-        queries = max(model.source.queries, 8 * -(-(classes + 4) // 8))
-        model = replace(
-            model,
-            patch=patch,
-            stem=replace(model.stem, kind=kind, upsample=upsample),
-            source=replace(model.source, queries=queries),
-        )
-    return replace(config, model=model)
 
 
 def dice_per_class(predicted: np.ndarray, reference: np.ndarray, classes: int) -> list[float]:

@@ -16,12 +16,12 @@ import pytest
 ROOMS = {
     "base": "__init__ errors config labels progress resources terminology presets windows commandline",
     "volume": "volume",
-    "preprocess": "plan preprocess resample postprocess",
+    "preprocess": "plan preprocess resample postprocess masks",
     "objective": "losses matching metrics",
     "device": "device",
     "zoo": "fetch bases modelfolder zoo",
     "audit": "audit",
-    "commands": "outputs segment prepare train evaluate models demo",
+    "commands": "outputs segment prepare train evaluate interactive users models demo",
 }
 FOLDERS = ("io", "network", "data", "inference", "training", "worker")
 

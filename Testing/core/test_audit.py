@@ -55,9 +55,13 @@ def test_frozen_sam(arch, encoder, total):
     assert sum(frozen.values()) == total
 
 
+CORE_ACDC = ACDC | {"decoder token adapters": 232_652 + 2 * (16_416 + 405_504 + 384)}
+
+
 @pytest.mark.parametrize(
     ("name", "parts", "total"),
     [
+        ("core-acdc", CORE_ACDC, 22_250_842),
         ("masksam-acdc", ACDC, 21_406_234),
         ("masksam-amos", AMOS, 66_593_965),
         ("masksam-synapse", SYNAPSE, 65_993_766),

@@ -208,6 +208,7 @@ def oracle(decoder: SamDecoder, cfg: ModelConfig, f: Features, t: PromptTokens, 
         mask=per_slice(mask, shape)[:, :, :, None],
         quality=per_slice(sam.iou_prediction_head(q[:, 0])[:, :1], shape),
         cls=per_slice(decoder.class_head(q[:, -1]), shape),
+        tokens=per_slice(q[:, 1:2], shape),
     )
 
 
@@ -353,7 +354,8 @@ def test_depth_mirror(pe):
     plain = decoder(f, t, positions)
     turned = dataclasses.replace(t, sparse=flip(t.sparse), dense=flip(t.dense), cls=flip(t.cls))
     out = mirrored(Features(levels=(), embed=f.embed.flip(2)), turned, positions)
-    same(Decoded(mask=out.mask.flip(2), quality=out.quality.flip(2), cls=out.cls.flip(2)), plain)
+    flipped = {name: getattr(out, name).flip(2) for name in ("mask", "quality", "cls", "tokens")}
+    same(Decoded(**flipped), plain)
     wrong = decoder(Features(levels=(), embed=f.embed.flip(2)), turned, positions)
     assert (wrong.mask.flip(2) - plain.mask).abs().max() > 1e-3
 

@@ -1,0 +1,85 @@
+"""From prompts in some slices of a patch to prompts in all of them: one rule for training and for users.
+
+The depth adapters mix the slices of a patch, so every slice needs prompts. A slice without any of its
+own takes those of the nearest slice that has some, and is told how far away that is (MODEL.md §13.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from MaskSAMCore.network.types import PromptBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlicePrompts:
+    """What was said about one object in one slice; coordinates are fractions of the patch, x before y.
+
+    Attributes:
+        points: (x, y) of every click.
+        labels: Of every click, 1 for the object and 0 for what is not of it.
+        box: Half-open (x0, y0, x1, y1), or None.
+    """
+
+    points: tuple[tuple[float, float], ...] = ()
+    labels: tuple[int, ...] = ()
+    box: tuple[float, float, float, float] | None = None
+
+
+def nearest(given: Sequence[int], z: int) -> int:
+    """The one of the slices `given` that is nearest to slice z; of two, the lower."""
+    return min(given, key=lambda other: (abs(other - z), other))
+
+
+def spread(
+    prompts: Sequence[Sequence[Mapping[int, SlicePrompts]]],
+    depth: int,
+    *,
+    masks: Tensor | None = None,
+    masks_known: Tensor | None = None,
+    device: torch.device | str = "cpu",
+) -> PromptBatch:
+    """The prompts of B patches with Q objects each, in every one of their slices.
+
+    Args:
+        prompts: [b][q] maps slices of the patch, 0 to depth - 1, to what was said there; none means a mask only.
+        depth: D.
+        masks: (B, Q, D, 4g_h, 4g_w) logits of what the objects were before, or None.
+        masks_known: (B, Q, D) bool, where there was one; None for all.
+        device: Of the result.
+    """
+    batch, queries = len(prompts), len(prompts[0])
+    said = [each for row in prompts for one in row for each in one.values()]
+    most = max((len(each.points) for each in said), default=0)
+    boxed = any(each.box is not None for each in said)
+    points = torch.zeros(batch, queries, depth, most, 2)
+    labels = torch.full((batch, queries, depth, most), -1)
+    boxes = torch.zeros(batch, queries, depth, 4)
+    known = torch.zeros(batch, queries, depth, dtype=torch.bool)
+    offsets = torch.zeros(batch, queries, depth, dtype=torch.long)
+    for b, row in enumerate(prompts):
+        for q, slices in enumerate(row):
+            for z in range(depth) if slices else ():
+                source = nearest(list(slices), z)
+                each, place = slices[source], (b, q, z)
+                offsets[place] = z - source
+                if each.points:
+                    points[place][: len(each.points)] = torch.tensor(each.points)
+                    labels[place][: len(each.points)] = torch.tensor(each.labels)
+                if each.box is not None:
+                    boxes[place], known[place] = torch.tensor(each.box), True
+    # With nothing but a mask SAM still expects a token: its "not a point".
+    pointed = most > 0 or not boxed
+    return PromptBatch(
+        points=points.to(device) if pointed else None,
+        labels=labels.to(device) if pointed else None,
+        boxes=boxes.to(device) if boxed else None,
+        boxes_known=known.to(device) if boxed and not bool(known.all()) else None,
+        masks=masks,
+        masks_known=masks_known,
+        offsets=offsets.to(device),
+    )

@@ -1,0 +1,42 @@
+"""A preset fitted to a data set: its channels, classes and patch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from MaskSAMCore.config import TOKEN_STRIDE, Config
+from MaskSAMCore.data.dataset import PreparedDataset
+from MaskSAMCore.plan import fit_patch
+
+SMALL_PLANE, MEDIUM_PLANE = 128, 256
+THINNEST = 4
+PATCH_TOKENS = 64 * 64
+"""Image tokens of a patch, as many as SAM's decoder has in one picture: a click costs no more there than with SAM."""
+
+
+def fit_config(config: Config, dataset: PreparedDataset) -> Config:
+    """The preset with the data set's channels and classes, and its patch where `data.fit_patch` asks for it.
+
+    The in-plane patch is the median slice; the stem enlarges small slices, so that the encoder sees 128 to
+    512 pixels (MODEL.md §12.2, §15.2). Larger slices make a thinner patch, by `PATCH_TOKENS`.
+    """
+    plan, classes = dataset.plan, dataset.labels.classes
+    model = replace(config.model, channels=len(plan.channels), classes=classes)
+    if config.data.fit_patch:
+        longest = max(plan.median_shape[1:])
+        upsample: Literal[1, 2, 4] = 4 if longest <= SMALL_PLANE else 2 if longest <= MEDIUM_PLANE else 1
+        # A single modality needs no mixing, and without the stem no gradient runs through the first stage.
+        kind = "repeat" if model.channels == 1 else model.stem.kind
+        _, height, width = fit_patch(plan.median_shape, upsample=upsample)
+        tokens = (height * upsample // TOKEN_STRIDE) * (width * upsample // TOKEN_STRIDE)
+        depth = min(config.model.patch[0], max(PATCH_TOKENS // tokens, THINNEST))
+        patch = fit_patch(plan.median_shape, upsample=upsample, depth=depth)
+        queries = max(model.source.queries, 8 * -(-(classes + 4) // 8))
+        model = replace(
+            model,
+            patch=patch,
+            stem=replace(model.stem, kind=kind, upsample=upsample),
+            source=replace(model.source, queries=queries),
+        )
+    return replace(config, model=model)
