@@ -167,7 +167,7 @@ def sweep_parts(folder: str | os.PathLike, *, older_than_s: float = 86400.0) -> 
     return gone
 
 
-def _try_lock(descriptor: int) -> bool:
+def try_lock(descriptor: int) -> bool:
     """Take the operating system's lock, which ends with the process; False where another holds it."""
     try:
         if sys.platform == "win32":
@@ -214,7 +214,7 @@ class FolderLock:
             except OSError as error:
                 raise ResourceError("the folder cannot be locked", where=self.path, why=str(error)) from error
             try:
-                locked = _try_lock(descriptor)
+                locked = try_lock(descriptor)
                 current = self.path.exists() and os.path.samestat(os.fstat(descriptor), os.stat(self.path))
                 if locked and not current:
                     os.close(descriptor)

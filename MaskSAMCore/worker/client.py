@@ -1,0 +1,391 @@
+"""`EngineClient`: the engine for programs that must neither import torch nor wait for it, such as 3D Slicer.
+
+Needs the standard library and numpy. `prompt(...)` waits for its answer; `submit("prompt", ...)` returns a `Job` at
+once, to be polled. A worker that dies is started again: its scans are opened anew, the prompts of their structures
+replayed, and what was being done is done again.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import itertools
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from MaskSAMCore.errors import MaskSAMError, ResourceError
+from MaskSAMCore.progress import Cancelled
+from MaskSAMCore.worker import protocol
+from MaskSAMCore.worker.jobs import Job, checked_fields
+from MaskSAMCore.worker.process import WorkerGone, WorkerProcess
+from MaskSAMCore.worker.replay import Record
+from MaskSAMCore.worker.results import Case, Segmented, Update, typed
+
+LOG = logging.getLogger(__name__)
+RESTARTS = 1
+"""Starts after a crash before what was being done is given up; counted anew after every answer."""
+START_S = 300.0
+"""Longest wait for the first answer, which needs torch from a cold disk."""
+LOOK_S = 0.1
+
+
+class EngineClient:
+    """One worker process and the scans that are open in it. A context manager; nothing outlives `close`.
+
+    The constructor does not wait: the worker starts meanwhile, and `hello` tells when it stands.
+
+    Args:
+        python: The interpreter that has torch.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        threads: Threads on the CPU; None for PyTorch's choice.
+        on_event: Called on a thread of the client with `{"event": ...}`: "progress" (job, done, total, text), "done"
+            (job), "ready" (hello), "restarting" (why), "lost" (case, why: it could not be opened again).
+        command: Words that start another worker than `python -m MaskSAMCore.worker`.
+    """
+
+    def __init__(
+        self,
+        *,
+        python: str = sys.executable,
+        device: str = "auto",
+        threads: int | None = None,
+        on_event: Callable[[dict[str, Any]], None] | None = None,
+        command: Sequence[str] | None = None,
+    ) -> None:
+        words = list(command) if command else [python, "-m", "MaskSAMCore.worker"]
+        self._command = [*words, "--device", device, *(["--threads", str(threads)] if threads else [])]
+        self._on_event = on_event
+        self._changed = threading.Condition(threading.RLock())
+        self._ids, self._cases = itertools.count(1), itertools.count()
+        self._jobs: dict[int, Job] = {}
+        self._record = Record()
+        self._process: WorkerProcess | None = None
+        self._hello: dict[str, Any] | None = None
+        self._failure: MaskSAMError | None = None
+        self._starts, self._wanted, self._closing = 0, True, False
+        self._owner = os.getpid()
+        self._supervisor = threading.Thread(target=self._supervise, name="engine client", daemon=True)
+        atexit.register(self.close)
+        self._supervisor.start()
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> EngineClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def hello(self) -> dict[str, Any]:
+        """Of the running worker: protocol, version, pid, device, models; waits for its start.
+
+        Raises:
+            MaskSAMError: It cannot be started, or was closed; says why.
+        """
+        with self._changed:
+            while self._hello is None:
+                if self._failure is not None:
+                    raise self._failure
+                self._changed.wait(LOOK_S)
+            return self._hello
+
+    @property
+    def ready(self) -> bool:
+        """Whether the worker stands; for callers that poll."""
+        return self._hello is not None
+
+    def poll(self, seconds: float = 0.002) -> None:
+        """Let the client's threads run; for the timer of a GUI that holds Python back otherwise, as Slicer's does."""
+        time.sleep(seconds)
+
+    def close(self) -> None:
+        """End the worker, delete its folder and fail what still waits. Twice does no harm, nor in a forked child."""
+        if os.getpid() != self._owner:
+            return
+        with self._changed:
+            self._closing, process = True, self._process
+            self._changed.notify_all()
+        if process is not None:
+            process.end()
+        if threading.current_thread() is not self._supervisor:
+            self._supervisor.join(10)
+        self._fail_all(MaskSAMError("the engine was closed"))
+        atexit.unregister(self.close)
+
+    # -- requests ----------------------------------------------------------------------------------------------------
+
+    def submit(self, op: str, **fields: Any) -> Job:
+        """Ask for work and return at once; the fields are those of `protocol.REQUESTS`, `case` a `Case` or its number.
+
+        A volume is kept, not copied, as long as its case is open; whoever changes it opens it anew.
+
+        Raises:
+            PromptError: A prompt is malformed; names its index and position.
+            InputError: Another field is.
+        """
+        if op == "open":
+            fields = {"case": next(self._cases), **fields}
+        plain = checked_fields(op, fields)
+        with self._changed:
+            if self._closing:
+                raise MaskSAMError("the engine was closed", where=op)
+            job = Job(next(self._ids), op, plain, self.cancel)
+            self._jobs[job.id] = job
+            self._wanted, self._failure = True, None
+            self._changed.notify_all()
+        return job
+
+    def cancel(self, job: Job) -> None:
+        """Ask for a job's end; where the worker has not got it yet, it ends now."""
+        with self._changed:
+            job.cancel_asked = True
+            process = self._process
+            sent = process is not None and job.sent_to is process
+            withdrawn = None if sent else self._jobs.pop(job.id, None)
+        if withdrawn is not None:
+            self._finish(job, error=Cancelled())
+        elif sent and process is not None:
+            self._tell_cancel(process, job)
+
+    def open(
+        self,
+        volume: np.ndarray,
+        affine: Any,
+        model: str | os.PathLike,
+        *,
+        modality: str | None = None,
+        source: str = "the scan",
+    ) -> Case:
+        """Open a scan (K, J, I) or (C, K, J, I), affine ijk to RAS mm, with an installed model or a model's folder."""
+        fields = {"volume": volume, "affine": np.asarray(affine), "model": model}
+        return self.submit("open", **fields, modality=modality, source=source).result()
+
+    def encode(self, case: Case, position: Sequence[float] | None = None, *, slabs: int | None = None) -> Job:
+        """Encode in the background around a position (ijk) until other work comes; does not wait."""
+        return self.submit("encode", case=case, position=position, slabs=slabs)
+
+    def prompt(
+        self, case: Case, structure: int, prompts: Sequence[Mapping[str, Any]], *, multimask: bool = False
+    ) -> Update:
+        """Answer the full list of a structure's prompts: `{"kind": "point", "position": (i, j, k)}`, `{"kind": "box",
+        "corners": ((i, j, k), (i, j, k))}`, `{"kind": "mask", "mask": array, "mask_box": (k, j, i)}`; with `"positive":
+        False`, `"scope": "slice" | "slab" | "volume"`, `"space": "ras"` (mm) and `"candidate"` where wanted.
+        """
+        return self.submit(
+            "prompt", case=case, structure=structure, prompts=list(prompts), multimask=multimask
+        ).result()
+
+    def propagate(self, case: Case, structure: int, scope: str = "volume") -> Update:
+        """Answer the structure's prompts again, the last one with this scope; later lists must say so as well."""
+        return self.submit("propagate", case=case, structure=structure, scope=scope).result()
+
+    def automatic(
+        self, case: Case, label: int, slices: Sequence[int] | None = None
+    ) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """Per slice the box and the point that the model gives itself for a label, as prompts to edit."""
+        found = self.submit("automatic", case=case, label=label, slices=slices).result()
+        return [(box, point) for box, point in found["prompts"]]
+
+    def segment(
+        self, case: Case, *, roi: Sequence[Mapping[str, Any]] = (), tta: bool = False, step: float = 0.5
+    ) -> Segmented:
+        """Segment every structure of the model, everywhere or in boxes `{"center", "size"}` in mm RAS."""
+        return self.submit("segment", case=case, roi=list(roi), tta=tta, step=step).result()
+
+    def drop(self, case: Case, structure: int) -> Update:
+        """Forget a structure; the update clears what it held."""
+        return self.submit("drop", case=case, structure=structure).result()
+
+    def release(self, case: Case) -> None:
+        """Forget a scan and its structures."""
+        self.submit("release", case=case).result()
+
+    # -- the supervisor's thread -------------------------------------------------------------------------------------
+
+    def _supervise(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._closing or self._must_start() or self._unsent()):
+                    self._changed.wait()
+                if self._closing:
+                    return
+                start, job = self._must_start(), self._unsent()
+            if start:
+                self._start()
+            elif job is not None:
+                self._send(job)
+
+    def _must_start(self) -> bool:
+        return self._wanted and (self._process is None or self._process.ended)
+
+    def _unsent(self) -> Job | None:
+        if self._hello is None:
+            return None
+        return next((job for job in self._jobs.values() if job.sent_to is not self._process), None)
+
+    def _start(self) -> None:
+        """Start a worker and bring it to what the last one knew; gives up after too many in a row."""
+        if self._starts:
+            why = self._process.cause() if self._process is not None else ""
+            if self._starts > RESTARTS:
+                remedy = "Try again; if that does not help, another device or a smaller region may."
+                self._give_up(ResourceError("the engine stopped, again and again", why=why, remedy=remedy))
+                return
+            LOG.warning("the engine stopped and is started again: %s", why)
+            self._emit({"event": "restarting", "why": why})
+        self._starts += 1
+        process = None
+        try:
+            process = WorkerProcess(self._command, on_message=self._receive, on_end=self._ended)
+            with self._changed:
+                self._process = process
+                if self._closing:  # `close` may have looked before it was there
+                    raise WorkerGone
+            hello = self._ask(process, "hello", {"protocol": protocol.VERSION}, START_S)
+            for case in list(self._record.cases):
+                self._bring_back(process, case)
+        except WorkerGone:
+            if process is not None:
+                process.end(0)
+        except MaskSAMError as error:
+            if process is not None:
+                process.end(0)
+            self._give_up(error)
+        else:
+            with self._changed:
+                self._hello, self._failure = None if process.ended else hello, None
+                self._changed.notify_all()
+            self._emit({"event": "ready", "hello": hello})
+
+    def _bring_back(self, process: WorkerProcess, case: int) -> None:
+        try:
+            for op, fields in self._record.requests(case):
+                self._ask(process, op, fields)
+        except MaskSAMError as error:
+            self._record.forget(case)
+            with contextlib.suppress(MaskSAMError):  # it may be open, but without one of its structures
+                self._ask(process, "release", {"case": case})
+            LOG.warning("case %d cannot be opened again: %s", case, error)
+            self._emit({"event": "lost", "case": case, "why": str(error)})
+
+    def _ask(self, process: WorkerProcess, op: str, fields: dict[str, Any], patience: float | None = None) -> Any:
+        """A request of the client itself, waited for.
+
+        Raises:
+            WorkerGone: The worker ended, was silent for too long, or the client is being closed.
+        """
+        job = Job(next(self._ids), op, fields, self.cancel, own=True)
+        with self._changed:
+            self._jobs[job.id] = job
+        try:
+            self._deliver(process, job)
+            deadline = None if patience is None else time.monotonic() + patience
+            while not job.wait(LOOK_S):
+                if process.ended or self._closing or (deadline is not None and time.monotonic() > deadline):
+                    raise WorkerGone
+            return job.result()
+        finally:
+            with self._changed:
+                self._jobs.pop(job.id, None)
+
+    def _send(self, job: Job) -> None:
+        process = self._process
+        if process is None:
+            return
+        try:
+            self._deliver(process, job)
+        except WorkerGone:
+            process.kill()  # its reader notices the end, and the supervisor by that
+        except MaskSAMError as error:
+            with self._changed:
+                self._jobs.pop(job.id, None)
+            self._finish(job, error=error)
+
+    def _deliver(self, process: WorkerProcess, job: Job) -> None:
+        written: list[protocol.ArrayRef] = []
+        plain = process.write_arrays(job.fields, written)
+        with self._changed:
+            job.sent_to, job.written = process, written
+            if job.done():  # cancelled meanwhile
+                process.discard(written)
+                return
+        process.send({"id": job.id, "op": job.op, **plain})
+        if job.cancel_asked:
+            self._tell_cancel(process, job)
+
+    def _tell_cancel(self, process: WorkerProcess, job: Job) -> None:
+        try:
+            process.send({"id": next(self._ids), "op": "cancel", "target": job.id})
+        except WorkerGone:
+            LOG.info("job %d: the worker is gone already", job.id)
+
+    def _give_up(self, error: MaskSAMError) -> None:
+        with self._changed:
+            self._wanted, self._starts, self._process, self._hello = False, 0, None, None
+            self._failure = error
+        self._fail_all(error)
+
+    def _fail_all(self, error: MaskSAMError) -> None:
+        with self._changed:
+            jobs = list(self._jobs.values())
+            self._jobs.clear()
+            self._hello, self._failure = None, error
+            self._changed.notify_all()
+        for job in jobs:
+            self._finish(job, error=error)
+
+    # -- the reader's thread -----------------------------------------------------------------------------------------
+
+    def _receive(self, process: WorkerProcess, message: dict[str, Any]) -> None:
+        with self._changed:
+            job = self._jobs.get(message.get("id", -1))
+            if job is None or job.sent_to is not process:
+                if message.get("id") is None and "error" in message:
+                    LOG.error("the engine: %s", protocol.error_from(message["error"]))
+                return
+            if "event" in message:
+                job.progress = message["done"], message["total"], message["text"]
+            else:
+                del self._jobs[job.id]
+                self._starts = self._starts if job.own else 1
+        if "event" in message:
+            self._emit({**message, "job": job.id})
+            return
+        process.discard(job.written)
+        if "error" in message:
+            self._finish(job, error=protocol.error_from(message["error"]))
+            return
+        try:
+            result = typed(job.op, message["result"])
+        except (KeyError, TypeError, ValueError) as error:
+            self._finish(job, error=MaskSAMError("the engine's answer is malformed", where=job.op, why=repr(error)))
+            return
+        if not job.own:
+            self._record.note(job.op, job.fields)
+        self._finish(job, result)
+
+    def _ended(self, process: WorkerProcess) -> None:
+        with self._changed:
+            if process is self._process:
+                self._hello = None
+            self._changed.notify_all()
+
+    def _finish(self, job: Job, result: Any = None, error: MaskSAMError | None = None) -> None:
+        job.finish(result, error)
+        if not job.own:
+            self._emit({"event": "done", "job": job.id})
+
+    def _emit(self, event: dict[str, Any]) -> None:
+        if self._on_event is not None:
+            try:
+                self._on_event(event)
+            except Exception:
+                LOG.exception("on_event failed")

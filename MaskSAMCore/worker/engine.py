@@ -1,0 +1,340 @@
+"""The engine behind the worker: requests of the protocol to sessions and predictors, and their answers to plain values.
+
+torch is imported by `hello`, not before.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from MaskSAMCore.errors import InputError, ResourceError
+from MaskSAMCore.progress import CancelToken, Progress
+
+if TYPE_CHECKING:
+    import torch
+
+    from MaskSAMCore.inference.cache import SlabCache
+    from MaskSAMCore.inference.prompts import Prompt
+    from MaskSAMCore.inference.session import Session
+    from MaskSAMCore.inference.updates import Update
+    from MaskSAMCore.network.masksam import MaskSAM
+    from MaskSAMCore.volume import Grid, LabelMap, Volume
+    from MaskSAMCore.zoo import ModelCard
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class Model:
+    """A loaded model; `key` tells whether its folder still holds the same, `notes` what to say about its loading."""
+
+    key: tuple[str, str]
+    network: MaskSAM
+    card: ModelCard
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(kw_only=True)
+class OpenCase:
+    """A scan that is open.
+
+    Attributes:
+        answered: Per structure the prompts of the last answer that reached the client.
+        before: Per structure those of the answer before it, as long as the last one may not have reached it.
+        stale: Structures whose last answer did not reach the client.
+    """
+
+    session: Session
+    volume: Volume
+    model: Model
+    answered: dict[int, tuple[Prompt, ...]] = field(default_factory=dict)
+    before: dict[int, tuple[Prompt, ...]] = field(default_factory=dict)
+    stale: set[int] = field(default_factory=set)
+
+
+class Engine:
+    """All open scans, the loaded models and their encoded slabs.
+
+    Args:
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        threads: Threads on the CPU; None for PyTorch's choice.
+
+    Raises:
+        InputError: The device does not exist.
+        ResourceError: torch is missing.
+    """
+
+    def __init__(self, device: str = "auto", threads: int | None = None) -> None:
+        try:
+            import torch
+        except ImportError as error:
+            remedy = "Install PyTorch into the interpreter that runs the engine."
+            raise ResourceError("PyTorch cannot be imported", why=str(error), remedy=remedy) from error
+        from MaskSAMCore.device import choose_device
+        from MaskSAMCore.inference.cache import SlabCache
+
+        if threads:
+            torch.set_num_threads(threads)
+        self._device: torch.device = choose_device(device)
+        self._cache: SlabCache = SlabCache()
+        self._cases: dict[int, OpenCase] = {}
+        self._model: Model | None = None
+
+    def hello(self) -> dict[str, Any]:
+        """Device line, versions and models, for people and for the panel's list."""
+        import torch
+
+        from MaskSAMCore.device import describe
+        from MaskSAMCore.zoo import installed_models
+
+        models = [
+            {
+                "name": model.name,
+                "path": str(model.path),
+                "origin": model.origin,
+                "modality": model.card.modality if model.card else "",
+                "licence": model.card.licence if model.card else "",
+                "labels": [label.name for label in model.card.labels.labels] if model.card else [],
+                "problem": model.problem,
+            }
+            for model in installed_models()
+        ]
+        return {"device": describe(self._device), "torch": torch.__version__, "models": models}
+
+    def handle(self, op: str, fields: dict[str, Any], *, progress: Progress, cancel: CancelToken) -> dict[str, Any]:
+        """Do one request; see `protocol.REQUESTS`. Full memory is met by giving up what is encoded, and that is said.
+
+        Raises:
+            torch.OutOfMemoryError: That did not help.
+        """
+        import torch
+
+        try:
+            return self._do(op, fields, progress, cancel)
+        except torch.OutOfMemoryError as error:
+            LOG.warning("%s: %s", op, error)
+        # outside of the handler, whose traceback keeps the failed work's tensors alive
+        self._cache.clear()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        result = self._do(op, fields, progress, cancel)
+        for told in {"messages", "warnings"} & result.keys():
+            result[told] = [*result[told], "the memory is full: encoded slabs were given up"]
+        return result
+
+    def _do(self, op: str, fields: dict[str, Any], progress: Progress, cancel: CancelToken) -> dict[str, Any]:
+        if op == "open":
+            return self._open(fields, progress)
+        case = self._cases.get(fields["case"])
+        if case is None:
+            raise InputError("no such case", where=f"case {fields['case']}", remedy="Open it first.")
+        if op == "encode":
+            runs = case.session.encode(fields["position"], slabs=fields["slabs"], cancel=cancel, progress=progress)
+            return {"encoded": runs}
+        if op in ("prompt", "propagate", "drop"):
+            return _plain_update(self._answer(case, op, fields, progress, cancel))
+        if op == "automatic":
+            pairs = case.session.automatic(fields["label"], fields["slices"], cancel=cancel, progress=progress)
+            return {"prompts": [[_plain_prompt(box), _plain_prompt(point)] for box, point in pairs]}
+        if op == "segment":
+            return self._segment(case, fields, progress, cancel)
+        self._release(fields["case"])
+        return {}
+
+    def undelivered(self, op: str, fields: dict[str, Any]) -> None:
+        """The client did not get this answer: the structure counts as it was before, and is brought back when used."""
+        case, structure = self._cases.get(fields["case"]), fields.get("structure")
+        if case is not None and structure is not None and op in ("prompt", "propagate", "drop"):
+            case.stale.add(structure)
+            if structure in case.before:
+                case.answered[structure] = case.before[structure]
+            else:
+                case.answered.pop(structure, None)
+
+    # -- scans -------------------------------------------------------------------------------------------------------
+
+    def _open(self, fields: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        from MaskSAMCore.inference.session import Session
+        from MaskSAMCore.volume import Grid, Volume
+
+        number = fields["case"]
+        if number in self._cases:
+            raise InputError("the case is open already", where=f"case {number}")
+        array = fields["volume"]
+        grid = Grid(shape=array.shape[-3:], affine=np.array(fields["affine"])).check(where=fields["source"])
+        volume = Volume(array=array, grid=grid, source=fields["source"], modality=fields["modality"])
+        model = self._load(fields["model"])
+        session = Session.open(
+            model.network, model.card, volume, device=self._place(model), cache=self._cache, progress=progress
+        )
+        self._cases[number] = OpenCase(session=session, volume=volume, model=model)
+        labels = [{"id": each.id, "name": each.name, "color": each.color} for each in model.card.labels.labels]
+        return {
+            "id": number,
+            "model": model.card.name,
+            "shape": grid.shape,
+            "axis": session.axis,
+            "labels": labels,
+            "warnings": list(dict.fromkeys((*model.notes, *session.warnings))),
+        }
+
+    def _load(self, name: str) -> Model:
+        """The model called so; loaded once, as long as its folder does not change."""
+        import torch
+
+        from MaskSAMCore.zoo import find_model, load_card, load_model
+
+        path = find_model(name)
+        key = str(path.resolve()), load_card(path).weights_sha256
+        for known in (self._model, *(case.model for case in self._cases.values())):
+            if known is not None and known.key == key:
+                self._model = known
+                return known
+        self._model = None
+        try:
+            network, card = load_model(path, self._device)
+            notes: tuple[str, ...] = ()
+        except torch.OutOfMemoryError:
+            network, card = load_model(path, "cpu")
+            notes = ("the GPU's memory is full: the model runs, slower, on the CPU",)
+        self._model = Model(key=key, network=network.eval(), card=card, notes=notes)
+        return self._model
+
+    @staticmethod
+    def _place(model: Model) -> torch.device:
+        """Where the network is now: a full GPU may have driven it to the CPU."""
+        return next(model.network.parameters()).device
+
+    def _release(self, number: int) -> None:
+        self._cases.pop(number).session.release()
+        if not self._cases:
+            self._cache.clear()
+
+    # -- structures --------------------------------------------------------------------------------------------------
+
+    def _answer(
+        self, case: OpenCase, op: str, fields: dict[str, Any], progress: Progress, cancel: CancelToken
+    ) -> Update:
+        structure = fields["structure"]
+        self._bring_back(case, structure, cancel)
+        known = case.answered.get(structure)
+        prompts = None if op == "drop" else self._prompts(op, fields, known, case.volume.grid)
+        case.stale.add(structure)  # until there is an answer
+        if prompts is None:
+            update = case.session.drop(structure)
+        else:
+            multimask = bool(fields.get("multimask"))
+            update = case.session.prompt(structure, prompts, multimask=multimask, cancel=cancel, progress=progress)
+        case.stale.discard(structure)
+        for kept, value in ((case.before, known), (case.answered, prompts)):
+            if value is None:
+                kept.pop(structure, None)
+            else:
+                kept[structure] = value
+        return update
+
+    @staticmethod
+    def _bring_back(case: OpenCase, structure: int, cancel: CancelToken) -> None:
+        """Undo an answer that the client never saw, so that the next changed box is one against what it has."""
+        if structure in case.stale:
+            if structure in case.answered:
+                case.session.prompt(structure, case.answered[structure], cancel=cancel)
+            else:
+                case.session.drop(structure)
+            case.stale.discard(structure)
+
+    @staticmethod
+    def _prompts(op: str, fields: dict[str, Any], known: tuple[Prompt, ...] | None, grid: Grid) -> tuple[Prompt, ...]:
+        if op == "prompt":
+            return tuple(_prompt(each, grid) for each in fields["prompts"])
+        if not known:
+            raise InputError(
+                "nothing to propagate", where=f"structure {fields['structure']}", remedy="Prompt it first."
+            )
+        return (*known[:-1], replace(known[-1], scope=fields["scope"]))
+
+    def _segment(
+        self, case: OpenCase, fields: dict[str, Any], progress: Progress, cancel: CancelToken
+    ) -> dict[str, Any]:
+        from MaskSAMCore.inference.predictor import Predictor
+        from MaskSAMCore.volume import Roi
+
+        cache = None if fields["tta"] else self._cache
+        predictor = Predictor.of(case.model.network, case.model.card, self._place(case.model), cache=cache)
+        found = predictor.segment(
+            case.volume,
+            roi=[Roi(center=each["center"], size=each["size"]) for each in fields["roi"]],
+            tta=fields["tta"],
+            step=fields["step"],
+            progress=progress,
+            cancel=cancel,
+        )
+        return {
+            "blocks": _blocks(found.labels),
+            "warnings": found.warnings,
+            "device": found.device,
+            "windows": found.windows,
+            "seconds": found.seconds,
+        }
+
+
+def _prompt(fields: Mapping[str, Any], grid: Grid) -> Prompt:
+    from MaskSAMCore.inference.prompts import Prompt
+
+    given = {name: value for name, value in fields.items() if name != "space"}
+    if fields["space"] == "ijk" or fields["kind"] == "mask":
+        return Prompt(**given)
+    if fields["kind"] == "box":
+        first, second = fields["corners"]
+        return Prompt.box_ras(first, second, grid, scope=fields["scope"])
+    placed = Prompt.point_ras(fields["position"], grid, positive=fields["positive"], scope=fields["scope"])
+    return replace(placed, candidate=fields["candidate"])
+
+
+def _plain_prompt(prompt: Prompt) -> dict[str, Any]:
+    plain: dict[str, Any] = {"kind": prompt.kind, "scope": prompt.scope}
+    if prompt.kind == "box":
+        return plain | {"corners": prompt.corners}
+    return plain | {"position": prompt.position, "positive": prompt.positive}
+
+
+def _plain_update(update: Update) -> dict[str, Any]:
+    suggestion = update.suggestion
+    return {
+        "structure": update.structure,
+        **_plain_mask(update.box, update.mask),
+        "extent": update.extent,
+        "voxels": update.voxels,
+        "axis": update.axis,
+        "quality": [[int(index), float(value)] for index, value in update.quality.items()],
+        "worst": update.worst,
+        "candidates": [{**_plain_mask(c.box, c.mask), "quality": float(c.quality)} for c in update.candidates],
+        "suggestion": suggestion
+        and {"label": suggestion.label, "name": suggestion.name, "probability": float(suggestion.probability)},
+        "encoded": update.encoded,
+        "seconds": update.seconds,
+        "messages": update.messages,
+    }
+
+
+def _plain_mask(box: Sequence[int] | None, mask: np.ndarray) -> dict[str, Any]:
+    return {"box": box and [int(v) for v in box], "mask": np.asarray(mask, np.uint8) if box else None}
+
+
+def _blocks(labels: LabelMap) -> list[dict[str, Any]]:
+    """A label map as one block for every structure of its table."""
+    from scipy.ndimage import find_objects
+
+    places = find_objects(labels.array)
+    out = []
+    for label in labels.labels.labels if labels.labels else ():
+        place = places[label.id - 1] if label.id <= len(places) else None
+        box = None if place is None else [edge for each in place for edge in (each.start, each.stop)]
+        mask = np.zeros((0, 0, 0), np.uint8) if place is None else (labels.array[place] == label.id).view(np.uint8)
+        out.append({"label": label.id, "name": label.name, **_plain_mask(box, mask)})
+    return out

@@ -1,0 +1,220 @@
+"""One run of the worker as its client sees it: a process, its pipes and its private folder."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from MaskSAMCore.commandline import EXIT_DEVICE_LOST
+from MaskSAMCore.errors import MaskSAMError, ResourceError
+from MaskSAMCore.worker import protocol
+from MaskSAMCore.worker.folder import PrivateFolder
+from MaskSAMCore.worker.protocol import ArrayRef, TooLong
+
+LOG = logging.getLogger(__name__)
+HOME = Path(__file__).resolve().parents[2]
+"""Where the package lies; the worker runs the same one."""
+QUIT_S = 2.0
+STDERR_LINES = 40
+MAX_REPLY = 64 << 20
+ARRAYS = {"volume": "float32", "mask": "uint8"}
+"""Fields of requests that are arrays, and the numbers that they travel as."""
+
+
+class WorkerGone(Exception):
+    """The process has ended, or its pipe is closed."""
+
+
+class WorkerProcess:
+    """A running worker. Messages come on a thread of their own, with their arrays read and the files deleted.
+
+    Args:
+        command: Words that start it; the option for its folder is added.
+        on_message: Called with every message.
+        on_end: Called once, when it has ended.
+
+    Raises:
+        ResourceError: It cannot be started.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        on_message: Callable[[WorkerProcess, dict[str, Any]], None],
+        on_end: Callable[[WorkerProcess], None],
+    ) -> None:
+        self._on_message, self._on_end = on_message, on_end
+        self._sending, self._reaping = threading.Lock(), threading.Lock()
+        self._finished = threading.Event()
+        self._errors: deque[str] = deque(maxlen=STDERR_LINES)
+        self.folder = PrivateFolder.make()
+        try:
+            self._process = subprocess.Popen(
+                [*command, "--folder", str(self.folder.path)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                bufsize=0,
+                cwd=HOME,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(_paths())},
+                start_new_session=True,  # Ctrl-C is for the client, which ends the worker in its own time
+                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+            )
+        except OSError as error:
+            self.folder.remove()
+            raise ResourceError("the engine cannot be started", where=command[0], why=str(error)) from error
+        self.pid = self._process.pid
+        self._drain = threading.Thread(target=self._read_errors, name="engine stderr", daemon=True)
+        self._drain.start()
+        threading.Thread(target=self._read, name="engine replies", daemon=True).start()
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is gone, and its folder with it."""
+        return self._finished.is_set()
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Write one message.
+
+        Raises:
+            WorkerGone: Nobody reads it.
+        """
+        line = memoryview(protocol.to_line(message))
+        assert self._process.stdin is not None
+        try:
+            with self._sending:
+                while line:
+                    line = line[self._process.stdin.write(line) or 0 :]
+        except (OSError, ValueError) as error:
+            raise WorkerGone from error
+
+    def write_arrays(self, value: Any, written: list[ArrayRef]) -> Any:
+        """A request's fields with their arrays written to files, named in `written`.
+
+        Raises:
+            ResourceError: The disk is full; the files are gone again.
+        """
+        try:
+            return _with_files(value, self.folder, written)
+        except OSError as error:
+            self.discard(written)
+            remedy = "Free some space, or let TMPDIR name another folder."
+            raise ResourceError(
+                "the scan cannot be handed to the engine", where=self.folder.path, why=str(error), remedy=remedy
+            ) from error
+
+    def discard(self, written: Sequence[ArrayRef]) -> None:
+        """Delete files that were written for a request."""
+        for ref in written:
+            self.folder.discard(ref)
+
+    def end(self, patience: float = QUIT_S) -> None:
+        """End it and everything it started, kindly for at most `patience` seconds, and delete its folder."""
+        if patience and self._sending.acquire(timeout=patience / 4):  # a worker that hangs does not read
+            try:
+                with contextlib.suppress(OSError, ValueError, AttributeError):
+                    self._process.stdin.close()  # type: ignore[union-attr]
+            finally:
+                self._sending.release()
+            self._finished.wait(patience)
+        self._reap()
+        self.folder.remove()
+
+    def kill(self) -> None:
+        """End the whole process tree now; where a group can be killed, even what would outlive the worker."""
+        with self._reaping, contextlib.suppress(OSError):
+            if self._process.returncode is not None:
+                return  # its number may belong to another process by now
+            if hasattr(os, "killpg"):
+                os.killpg(self.pid, signal.SIGKILL)
+            else:
+                self._process.kill()
+
+    def _reap(self) -> None:
+        self.kill()
+        with self._reaping, contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(10)
+
+    def cause(self) -> str:
+        """Why it ended, for people: the exit code or signal, and the last line that it wrote to stderr."""
+        code = self._process.poll()
+        if code is None:
+            how = "it does not answer"
+        elif code < 0:
+            how = f"it was ended by {_signal_name(-code)}"
+        elif code == EXIT_DEVICE_LOST:
+            how = "the GPU was lost"
+        else:
+            how = f"it left with exit code {code}"
+        self._drain.join(0.2)
+        last = next((line for line in reversed(self._errors) if line.strip()), "")
+        return f"{how}; its last words: {last[:300]}" if last else how
+
+    # -- threads -----------------------------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        try:
+            for line in protocol.lines(self._process.stdout, MAX_REPLY):
+                if isinstance(line, TooLong):
+                    LOG.error("the engine sent a line of %d bytes", line.size)
+                    break
+                self._on_message(self, self._arrays_in(protocol.from_line(line)))
+        except (MaskSAMError, OSError) as error:
+            LOG.error("the engine's reply cannot be read: %s", error)
+        finally:
+            self._reap()
+            self.folder.remove()
+            for pipe in (self._process.stdin, self._process.stdout):
+                with contextlib.suppress(OSError):
+                    pipe.close()  # type: ignore[union-attr]
+            self._finished.set()
+            self._on_end(self)
+
+    def _read_errors(self) -> None:
+        assert self._process.stderr is not None
+        with contextlib.suppress(OSError), self._process.stderr:
+            for line in protocol.lines(self._process.stderr, 1 << 14):
+                if isinstance(line, bytes):
+                    self._errors.append(line.decode("utf-8", "replace"))
+
+    def _arrays_in(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            if value.keys() == {"file", "dtype", "shape"}:
+                ref = protocol.array_ref(value, "array")
+                try:
+                    return self.folder.read(ref)
+                finally:
+                    self.folder.discard(ref)
+            return {key: self._arrays_in(each) for key, each in value.items()}
+        return [self._arrays_in(each) for each in value] if isinstance(value, list) else value
+
+
+def _with_files(value: Any, folder: PrivateFolder, written: list[ArrayRef], kind: str = "") -> Any:
+    if isinstance(value, np.ndarray):
+        written.append(folder.write(value, kind))
+        return written[-1].plain()
+    if isinstance(value, dict):
+        return {key: _with_files(each, folder, written, ARRAYS.get(key, "")) for key, each in value.items()}
+    return [_with_files(each, folder, written) for each in value] if isinstance(value, (list, tuple)) else value
+
+
+def _paths() -> list[str]:
+    return [str(HOME), *filter(None, [os.environ.get("PYTHONPATH")])]
+
+
+def _signal_name(number: int) -> str:
+    with contextlib.suppress(ValueError):
+        return signal.Signals(number).name
+    return f"signal {number}"

@@ -1,0 +1,360 @@
+"""What client and worker say to each other: one JSON object per line, UTF-8, over stdin and stdout.
+
+Request   `{"id": 7, "op": "prompt", "case": 0, "structure": 1, "prompts": [...]}`; `REQUESTS` lists all of them.
+Reply     `{"id": 7, "result": {...}}` or `{"id": 7, "error": {"name", "what", "where", "why", "remedy"}}`; the id is
+          null where the request's could not be read.
+Event     `{"event": "progress", "id": 7, "done": 3, "total": 9, "text": "encoding"}`.
+
+The first request is `hello` with the protocol's version. Positions are source voxels in ijk order, voxel centres at
+integers; arrays and their boxes are in kji order. An array is `{"file", "dtype", "shape"}`: raw little-endian numbers
+in a file of the private folder, deleted by the client, whoever wrote it. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from MaskSAMCore import errors
+from MaskSAMCore.errors import InputError, MaskSAMError, PromptError
+from MaskSAMCore.progress import Cancelled
+
+VERSION = 1
+MAX_LINE = 4 << 20
+"""Bytes of the longest line that is read; of a longer one nothing is kept."""
+CHUNK = 1 << 16
+MAX_PROMPTS = 10_000
+MAX_AXIS = 1 << 16
+KINDS = {"uint8": 1, "uint16": 2, "float32": 4}
+"""Types of numbers in arrays, with their bytes."""
+SCOPES = ("slice", "slab", "volume")
+_NAMES = {
+    kind.__name__: kind
+    for kind in (MaskSAMError, InputError, errors.GeometryError, PromptError, errors.ModelError, errors.ResourceError)
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayRef:
+    """An array that lies in a file of the private folder; `file` is its name there."""
+
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the file must have."""
+        return math.prod(self.shape) * KINDS[self.dtype]
+
+    def plain(self) -> dict[str, Any]:
+        """As it stands in a message."""
+        return {"file": self.file, "dtype": self.dtype, "shape": list(self.shape)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One request, checked: every field of its operation is there and has its type."""
+
+    id: int
+    op: str
+    fields: dict[str, Any]
+
+
+class Refused(Exception):
+    """A line that is no request: `error` says why, `id` is its number where that could be read."""
+
+    def __init__(self, id: int | None, error: MaskSAMError) -> None:
+        super().__init__(id, error)
+        self.id, self.error = id, error
+
+
+class Readable(Protocol):
+    """A raw stream: `read` waits for the first byte and gives what is there."""
+
+    def read(self, size: int, /) -> bytes | None: ...
+
+
+@dataclass(frozen=True)
+class TooLong:
+    """A line that was longer than allowed: only its size is known."""
+
+    size: int
+
+
+def lines(stream: Readable, limit: int = MAX_LINE) -> Iterator[bytes | TooLong]:
+    """Lines of a stream without their ends; a part at the end of the stream that is no whole line is dropped."""
+    kept, skipped = bytearray(), 0
+    while chunk := stream.read(CHUNK):
+        *whole, rest = chunk.split(b"\n")
+        for part in whole:
+            size = skipped + len(kept) + len(part)
+            yield TooLong(size) if size > limit else bytes(kept + part)
+            kept.clear()
+            skipped = 0
+        if skipped or len(kept) + len(rest) > limit:
+            skipped += len(kept) + len(rest)
+            kept.clear()
+        else:
+            kept += rest
+
+
+def to_line(message: Mapping[str, Any]) -> bytes:
+    """A message as a line. ASCII only, so that no half of a surrogate pair can spoil it."""
+    return json.dumps(message, allow_nan=False, separators=(",", ":")).encode("ascii") + b"\n"
+
+
+def from_line(line: bytes) -> dict[str, Any]:
+    """A line as a message.
+
+    Raises:
+        InputError: It is no JSON object.
+    """
+    try:
+        message = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        start = line[:40].decode("utf-8", "backslashreplace")
+        raise InputError("not a line of JSON", where=repr(start), why=str(error)[:200]) from error
+    if not isinstance(message, dict):
+        raise InputError("a message must be a JSON object", why=f"found {type(message).__name__}")
+    return message
+
+
+def parse_request(line: bytes) -> Request:
+    """A line as a checked request.
+
+    Raises:
+        Refused: Anything is wrong with it.
+    """
+    id = None
+    try:
+        message = from_line(line)
+        op = message.pop("op", None)
+        id = _id(message.pop("id", None))
+        return Request(id=id, op=str(op), fields=check_request(op, message))
+    except InputError as error:
+        raise Refused(id, error) from error
+
+
+def check_request(op: object, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a request, with their types and, where left out, their defaults.
+
+    Raises:
+        PromptError: A prompt holds NaN, Inf or anything else that is no prompt; names its index and position.
+        InputError: The operation is unknown; a field is missing, unknown or of the wrong type.
+    """
+    if not isinstance(op, str) or op not in REQUESTS:
+        raise InputError("unknown operation", where=_short(op), remedy=f"There are {', '.join(REQUESTS)}.")
+    return _record(REQUESTS[op], fields, op)
+
+
+def error_fields(error: MaskSAMError) -> dict[str, str]:
+    """An error as it stands in a reply."""
+    if isinstance(error, Cancelled):
+        name = "Cancelled"
+    else:
+        name = next(kind.__name__ for kind in type(error).__mro__ if kind.__name__ in _NAMES)
+    return {"name": name, "what": error.what, "where": error.where, "why": error.why, "remedy": error.remedy}
+
+
+def error_from(fields: object) -> MaskSAMError:
+    """The error of a reply; a name that is not known here becomes MaskSAMError."""
+    found = fields if isinstance(fields, dict) else {"what": _short(fields)}
+    what, where, why, remedy = (str(found.get(key, "")) for key in ("what", "where", "why", "remedy"))
+    if found.get("name") == "Cancelled":
+        return Cancelled(what)
+    kind = _NAMES.get(str(found.get("name")), MaskSAMError)
+    return kind(what or "the engine failed", where=where, why=why, remedy=remedy)
+
+
+# -- checks of single fields: (value, its name) -> value, or InputError ---------------------------------------------
+
+Check = Callable[[Any, str], Any]
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of a request; one with a default may be left out."""
+
+    check: Check
+    default: Any = ...
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _wrong(where: str, needed: str, value: object) -> InputError:
+    return InputError(f"must be {needed}", where=where, why=f"found {_short(value)}")
+
+
+def _record(known: Mapping[str, Field], given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise InputError("unknown field", where=f"{where}.{unknown[0][:80]}", remedy=f"There are {', '.join(known)}.")
+    out = {}
+    for name, field in known.items():
+        if name in given:
+            out[name] = field.check(given[name], f"{where}.{name}")
+        elif field.default is ...:
+            raise InputError("missing field", where=f"{where}.{name}")
+        else:
+            out[name] = field.default
+    return out
+
+
+def _whole(value: Any, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 31:
+        raise _wrong(where, "a whole number from 0", value)
+    return value
+
+
+def _id(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 53:
+        raise _wrong("id", "a whole number from 0", value)
+    return value
+
+
+def _number(value: Any, where: str) -> float:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e300:  # NaN is not
+        return float(value)
+    raise _wrong(where, "a finite number", value)
+
+
+def _share(value: Any, where: str) -> float:
+    if not 0 < _number(value, where) <= 1:
+        raise _wrong(where, "above 0 and at most 1", value)
+    return float(value)
+
+
+def _flag(value: Any, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise _wrong(where, "true or false", value)
+    return value
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not value or len(value) > 4096 or "\0" in value:
+        raise _wrong(where, "a text of 1 to 4096 characters", value)
+    return value
+
+
+def _maybe(check: Check) -> Field:
+    return Field(lambda value, where: None if value is None else check(value, where), None)
+
+
+def _one_of(*values: str) -> Check:
+    def check(value: Any, where: str) -> str:
+        if value not in values or not isinstance(value, str):
+            raise _wrong(where, f"one of {', '.join(values)}", value)
+        return value
+
+    return check
+
+
+def _list(check: Check, least: int, most: int) -> Check:
+    def check_all(value: Any, where: str) -> tuple:
+        if not isinstance(value, list) or not least <= len(value) <= most:
+            found = f"{len(value)} of them" if isinstance(value, list) else value
+            raise _wrong(where, f"a list of {least if least == most else f'{least} to {most}'}", found)
+        return tuple(check(each, f"{where}[{index}]") for index, each in enumerate(value))
+
+    return check_all
+
+
+def _array(*kinds: str, axes: tuple[int, ...]) -> Check:
+    fields = {
+        "file": Field(_text),
+        "dtype": Field(_one_of(*kinds)),
+        "shape": Field(_list(_whole, min(axes), max(axes))),
+    }
+
+    def check(value: Any, where: str) -> ArrayRef:
+        if not isinstance(value, dict):
+            raise _wrong(where, "an array: file, dtype and shape", value)
+        ref = ArrayRef(**_record(fields, value, where))
+        if not all(1 <= size <= MAX_AXIS for size in ref.shape):
+            raise _wrong(f"{where}.shape", f"of 1 to {MAX_AXIS} voxels along each axis", list(ref.shape))
+        return ref
+
+    return check
+
+
+array_ref = _array(*KINDS, axes=(1, 4))
+"""Any array of a message; raises InputError for what is none."""
+
+
+def _of(fields: Mapping[str, Field]) -> Check:
+    def check(value: Any, where: str) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise _wrong(where, "an object", value)
+        return _record(fields, value, where)
+
+    return check
+
+
+_TRIPLE = _list(_number, 3, 3)
+_COMMON = {
+    "kind": Field(_one_of("point", "box", "mask")),
+    "scope": Field(_one_of(*SCOPES), "slab"),
+    "space": Field(_one_of("ijk", "ras"), "ijk"),
+}
+_PROMPTS: dict[str, dict[str, Field]] = {
+    "point": _COMMON | {"position": Field(_TRIPLE), "positive": Field(_flag, True), "candidate": _maybe(_whole)},
+    "box": _COMMON | {"corners": Field(_list(_TRIPLE, 2, 2))},
+    "mask": _COMMON | {"mask": Field(_array("uint8", axes=(3, 3))), "mask_box": Field(_list(_whole, 3, 3), (0, 0, 0))},
+}
+
+
+def _prompt(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _wrong(where, "an object", value)
+    kind = _one_of(*_PROMPTS)(value.get("kind"), f"{where}.kind")
+    return _record(_PROMPTS[kind], value, where)
+
+
+def _prompts(value: Any, where: str) -> tuple[dict[str, Any], ...]:
+    try:
+        found = _list(lambda prompt, _: prompt, 1, MAX_PROMPTS)(value, where)
+        return tuple(_prompt(each, f"prompt {index} of {len(found)}") for index, each in enumerate(found, start=1))
+    except InputError as error:
+        raise PromptError(error.what, where=error.where, why=error.why, remedy=error.remedy) from error
+
+
+_CASE = {"case": Field(_whole)}
+_STRUCTURE = _CASE | {"structure": Field(_whole)}
+_REGION = _of({"center": Field(_TRIPLE), "size": Field(_TRIPLE)})
+
+REQUESTS: dict[str, dict[str, Field]] = {
+    # the first one; answers versions, device and models
+    "hello": {"protocol": Field(_whole)},
+    # a scan (K, J, I) or (C, K, J, I) with its affine, ijk to RAS mm, for a model; `case` is the caller's number for it
+    "open": _CASE
+    | {
+        "volume": Field(_array("float32", axes=(3, 4))),
+        "affine": Field(_list(_list(_number, 4, 4), 4, 4)),
+        "model": Field(_text),
+        "modality": _maybe(_one_of("CT", "MR")),
+        "source": Field(_text, "the scan"),
+    },
+    # work in the background, which other requests interrupt: the slab at a place (ijk), then at most so many in all
+    "encode": _CASE | {"position": _maybe(_TRIPLE), "slabs": _maybe(_whole)},
+    # the full list of a structure's prompts; answers the changed box
+    "prompt": _STRUCTURE | {"prompts": Field(_prompts), "multimask": Field(_flag, False)},
+    # the same list once more, its last prompt now with this scope
+    "propagate": _STRUCTURE | {"scope": Field(_one_of(*SCOPES), "volume")},
+    # the model's own prompts for a label, as boxes and points to edit
+    "automatic": _CASE | {"label": Field(_whole), "slices": _maybe(_list(_whole, 1, MAX_AXIS))},
+    # every structure that the model knows, in the whole scan or in boxes (centre and size, mm RAS)
+    "segment": _CASE
+    | {"roi": Field(_list(_REGION, 0, 64), ()), "tta": Field(_flag, False), "step": Field(_share, 0.5)},
+    "drop": _STRUCTURE,
+    "release": _CASE,
+    # these two are answered at once, whatever the engine does
+    "cancel": {"target": Field(_whole)},
+    "quit": {},
+}

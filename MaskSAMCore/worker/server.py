@@ -1,0 +1,327 @@
+"""The worker's side: requests in, one at a time through the engine, replies out; it survives what it is sent.
+
+Three threads. The reader takes lines from stdin, refuses what is malformed, and answers `cancel` and `quit` at once.
+The engine's thread works, foreground before background. The main thread waits for the end: quit, the end of stdin, a
+signal, or the death of the client; it deletes the private folder and leaves, whatever the engine is doing then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import faulthandler
+import io
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+import numpy as np
+
+from MaskSAMCore import __version__
+from MaskSAMCore.commandline import EXIT_DEVICE_LOST, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED
+from MaskSAMCore.errors import InputError, MaskSAMError, ResourceError
+from MaskSAMCore.progress import Cancelled, CancelToken, Progress
+from MaskSAMCore.worker import protocol
+from MaskSAMCore.worker.folder import PrivateFolder
+from MaskSAMCore.worker.protocol import ArrayRef, Refused, Request, TooLong
+from MaskSAMCore.worker.waiting import Task, Waiting
+
+WATCH_S = 0.25
+"""How often the main thread looks whether the client lives; it has two seconds to notice."""
+PROGRESS_S = 0.1
+LOG = logging.getLogger(__name__)
+
+
+class Engine(Protocol):
+    """What does the work; `worker.engine.Engine`, or a stand-in."""
+
+    def hello(self) -> dict[str, Any]:
+        """Device and models; called once, before anything else."""
+
+    def handle(self, op: str, fields: dict[str, Any], *, progress: Progress, cancel: CancelToken) -> dict[str, Any]:
+        """Do a request; arrays in fields and result are numpy's. A failed or cancelled one changes nothing."""
+
+    def undelivered(self, op: str, fields: dict[str, Any]) -> None:
+        """The result of this request did not reach the client: go back to what it knows."""
+
+
+def serve(engine: Callable[[], Engine], folder: Path | None = None) -> NoReturn:
+    """Be the worker of this process's stdin and stdout until the end; never returns.
+
+    Args:
+        engine: Makes the engine, on its own thread, at `hello`.
+        folder: The client's private folder; None makes one.
+    """
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+    faulthandler.enable()
+    _no_core_dumps()
+    private = PrivateFolder.adopt(folder) if folder is not None else PrivateFolder.make()
+    tempfile.tempdir = os.environ["TMPDIR"] = str(private.path)  # whatever a library writes goes with it
+    inlet, outlet = _own_pipes()
+    server = Server(engine, private, inlet=inlet, outlet=outlet)
+    _end_on_signals(server)
+    code = server.run()
+    private.remove()
+    os._exit(code)  # the engine's thread may be deep in a computation that nothing interrupts
+
+
+class Server:
+    """One client's requests, from `hello` to the end.
+
+    Args:
+        engine: Makes the engine, at `hello`.
+        folder: Where arrays travel.
+        inlet, outlet: Raw binary streams of requests and replies.
+    """
+
+    def __init__(
+        self, engine: Callable[[], Engine], folder: PrivateFolder, *, inlet: io.RawIOBase, outlet: io.RawIOBase
+    ) -> None:
+        self._make, self._folder, self._inlet, self._outlet = engine, folder, inlet, outlet
+        self._engine: Engine | None = None
+        self._greeted = False
+        self._waiting = Waiting()
+        self._sending = threading.Lock()
+        self._over = threading.Event()
+        self._code = 0
+
+    def run(self) -> int:
+        """Work until the end; returns the exit code."""
+        parent = os.getppid()
+        for name, work in (("reader", self._read), ("engine", self._work)):
+            threading.Thread(target=work, name=name, daemon=True).start()
+        while not self._over.wait(WATCH_S):
+            if os.getppid() != parent or self._folder.abandoned():
+                self.end(0)
+        return self._code
+
+    def end(self, code: int) -> None:
+        """Let `run` return; the first call decides the exit code."""
+        if not self._over.is_set():
+            self._code = code
+            self._over.set()
+
+    # -- the reader's thread -----------------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        try:
+            for line in protocol.lines(self._inlet):
+                if isinstance(line, TooLong):
+                    why = f"it has {line.size} bytes, {protocol.MAX_LINE} are allowed"
+                    remedy = "Send arrays in files of the private folder."
+                    self._fail(None, InputError("the message is too long", why=why, remedy=remedy))
+                elif line.strip():
+                    self._receive(line)
+        except OSError as error:
+            LOG.warning("stdin: %s", error)
+        finally:
+            self.end(0)
+
+    def _receive(self, line: bytes) -> None:
+        try:
+            request = protocol.parse_request(line)
+            if request.op == "hello":
+                self._greet(request)
+            elif not self._greeted:
+                raise Refused(request.id, InputError("out of order", where=request.op, remedy="Say hello first."))
+            elif request.op == "cancel":
+                self._cancel(request)
+            elif request.op == "quit":
+                self._reply(request.id, {})
+                self.end(0)
+            else:
+                self._accept(request)
+        except Refused as refused:
+            self._fail(refused.id, refused.error)
+
+    def _greet(self, request: Request) -> None:
+        theirs = request.fields["protocol"]
+        if self._greeted:
+            raise Refused(request.id, InputError("out of order", where="hello", why="it was said already"))
+        if theirs != protocol.VERSION:
+            why = f"the client speaks version {theirs}, this worker (MaskSAM {__version__}) version {protocol.VERSION}"
+            remedy = "Install the same MaskSAM on both sides."
+            raise Refused(request.id, InputError("another protocol", where="hello", why=why, remedy=remedy))
+        self._greeted = True
+        self._accept(request)
+
+    def _accept(self, request: Request) -> None:
+        try:
+            self._waiting.put(request)
+        except MaskSAMError as error:
+            raise Refused(request.id, error) from error
+        if request.op in ("release", "drop"):
+            for task in self._waiting.withdraw(lambda task: _obsolete(task, request)):
+                self._fail(task.request.id, Cancelled())
+
+    def _cancel(self, request: Request) -> None:
+        target = request.fields["target"]
+        withdrawn = self._waiting.withdraw(lambda task: task.request.id == target)
+        found = bool(withdrawn) or self._waiting.cancel_running(target)
+        for task in withdrawn:
+            self._fail(task.request.id, Cancelled())
+        self._reply(request.id, {"found": found})
+
+    # -- the engine's thread -----------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        try:
+            while True:
+                self._do(self._waiting.take())
+        finally:
+            self.end(EXIT_FAILED)  # a library called sys.exit(), or a bug: without this thread there is no worker
+
+    def _do(self, task: Task) -> None:
+        id = task.request.id
+        try:
+            line = self._answer(task)
+        except Cancelled as error:
+            if not self._waiting.again(task):
+                self._fail(id, error)
+        except MaskSAMError as error:
+            self._waiting.done(task)
+            self._fail(id, error)
+        except Exception as error:
+            if _lost(error):  # for good, as far as this process goes; the client redoes its work in another one
+                LOG.error("the GPU was lost: %s", error)
+                self.end(EXIT_DEVICE_LOST)
+                return
+            known = self._named(error)
+            if known is None:
+                LOG.exception("the engine failed in %s", task.request.op)
+                why = f"{type(error).__name__}: {error}"[:500]
+                known = MaskSAMError("the engine failed", where=task.request.op, why=why, remedy="Please report this.")
+            self._waiting.done(task)
+            self._fail(id, known)
+        else:
+            self._waiting.done(task)
+            self._write(line)
+
+    def _answer(self, task: Task) -> bytes:
+        request = task.request
+        task.token.check()
+        if request.op == "hello":
+            self._engine = self._make()
+            known = {"protocol": protocol.VERSION, "version": __version__, "pid": os.getpid()}
+            return protocol.to_line({"id": request.id, "result": known | self._engine.hello()})
+        if self._engine is None:
+            raise ResourceError("the engine did not start", where=request.op, remedy="See the reply to hello.")
+        fields = self._arrays_in(request.fields)
+        result = self._engine.handle(request.op, fields, progress=self._progress(request.id), cancel=task.token)
+        written: list[ArrayRef] = []
+        try:
+            return protocol.to_line({"id": request.id, "result": self._arrays_out(result, written)})
+        except (OSError, MemoryError, TypeError, ValueError):
+            for ref in written:
+                self._folder.discard(ref)
+            self._engine.undelivered(request.op, fields)
+            raise
+
+    def _arrays_in(self, value: Any) -> Any:
+        if isinstance(value, ArrayRef):
+            return self._folder.read(value, mapped=len(value.shape) > 1 and value.dtype == "float32")
+        if isinstance(value, dict):
+            return {key: self._arrays_in(each) for key, each in value.items()}
+        return tuple(map(self._arrays_in, value)) if isinstance(value, (list, tuple)) else value
+
+    def _arrays_out(self, value: Any, written: list[ArrayRef]) -> Any:
+        if isinstance(value, np.ndarray):
+            written.append(self._folder.write(value))
+            return written[-1].plain()
+        if isinstance(value, np.generic):
+            return value.item()
+        if isinstance(value, dict):
+            return {key: self._arrays_out(each, written) for key, each in value.items()}
+        return [self._arrays_out(each, written) for each in value] if isinstance(value, (list, tuple)) else value
+
+    def _named(self, error: Exception) -> MaskSAMError | None:
+        """What the machine did, as a named error; None for a bug."""
+        torch = sys.modules.get("torch")
+        if torch is not None and isinstance(error, torch.OutOfMemoryError):
+            remedy = "Release other scans, or choose the CPU."
+            return ResourceError("the memory is full", why=str(error).split(". ")[0], remedy=remedy)
+        if isinstance(error, MemoryError):
+            return ResourceError("the computer's memory is full", why=str(error), remedy="Close other programs.")
+        if isinstance(error, OSError):
+            full = error.errno in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
+            what = "not enough space on the disk" if full else "the system refused"
+            remedy = "Free some space and try again." if full else ""
+            return ResourceError(what, where=self._folder.path, why=error.strerror or str(error), remedy=remedy)
+        return None
+
+    # -- replies, from either thread ---------------------------------------------------------------------------------
+
+    def _progress(self, id: int) -> Progress:
+        last = [float("-inf")]
+
+        def report(done: int, total: int, text: str) -> None:
+            now = time.monotonic()
+            if done >= total or now - last[0] >= PROGRESS_S:
+                last[0] = now
+                self._send({"event": "progress", "id": id, "done": int(done), "total": int(total), "text": text})
+
+        return report
+
+    def _reply(self, id: int, result: dict[str, Any]) -> None:
+        self._send({"id": id, "result": result})
+
+    def _fail(self, id: int | None, error: MaskSAMError) -> None:
+        self._send({"id": id, "error": protocol.error_fields(error)})
+
+    def _send(self, message: dict[str, Any]) -> None:
+        self._write(protocol.to_line(message))
+
+    def _write(self, line: bytes) -> None:
+        rest = memoryview(line)
+        try:
+            with self._sending:
+                while rest:
+                    rest = rest[self._outlet.write(rest) or 0 :]
+        except OSError:
+            self.end(0)  # nobody listens any more
+
+
+def _lost(error: Exception) -> bool:
+    kind = getattr(sys.modules.get("torch"), "AcceleratorError", None)
+    return kind is not None and isinstance(error, kind)
+
+
+def _obsolete(task: Task, request: Request) -> bool:
+    """Work in the background of a case that is being released."""
+    case = request.fields["case"]
+    return request.op == "release" and task.background and task.request.fields["case"] == case
+
+
+def _end_on_signals(server: Server) -> None:
+    """Ctrl-C, SIGTERM and a closed terminal end the worker in the same way as the client's death."""
+    codes = {"SIGINT": EXIT_INTERRUPTED, "SIGTERM": EXIT_TERMINATED, "SIGHUP": EXIT_TERMINATED}
+    known = {getattr(signal, name): code for name, code in codes.items() if hasattr(signal, name)}
+    for number in known:
+        signal.signal(number, lambda found, frame: server.end(known[found]))
+
+
+def _own_pipes() -> tuple[io.RawIOBase, io.RawIOBase]:
+    """stdin and stdout for the protocol alone: what libraries print goes to stderr, and they read nothing."""
+    sys.stdout.flush()
+    inlet, outlet = io.FileIO(os.dup(0), "rb"), io.FileIO(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    return inlet, outlet
+
+
+def _no_core_dumps() -> None:
+    """A crash must not write the memory, which holds the scan, to the disk."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -1,0 +1,101 @@
+"""Requests that wait for the engine: first come, first served, and work in the background last."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from MaskSAMCore.errors import InputError
+from MaskSAMCore.progress import CancelToken
+from MaskSAMCore.worker.protocol import Request
+
+BACKGROUND = ("encode",)
+MOST = 1024
+"""Requests that may wait; a client that floods the worker is told so."""
+
+
+@dataclass
+class Task:
+    """A request on its way through the engine; `interrupted` means that it is to be taken up again."""
+
+    request: Request
+    token: CancelToken = field(default_factory=CancelToken)
+    interrupted: bool = False
+
+    @property
+    def background(self) -> bool:
+        """Whether any other request goes first."""
+        return self.request.op in BACKGROUND
+
+
+class Waiting:
+    """The queue between the reader's thread and the engine's."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._first: deque[Task] = deque()
+        self._last: deque[Task] = deque()
+        self._running: Task | None = None
+
+    def put(self, request: Request) -> None:
+        """Queue a request; interrupts running work in the background where it goes before it.
+
+        Raises:
+            InputError: Its id is in use, or too many wait.
+        """
+        with self._changed:
+            tasks = [*self._first, *self._last, *([self._running] if self._running else [])]
+            if any(task.request.id == request.id for task in tasks):
+                raise InputError("the id is in use", where=f"id {request.id}")
+            if len(tasks) > MOST:
+                raise InputError("too many requests wait", why=f"{len(tasks)}", remedy="Wait for replies.")
+            task = Task(request)
+            (self._last if task.background else self._first).append(task)
+            running = self._running
+            if running is not None and running.background and not task.background and not running.token.cancelled:
+                running.interrupted = True
+                running.token.cancel()
+            self._changed.notify()
+
+    def take(self) -> Task:
+        """The next task; waits for one."""
+        with self._changed:
+            while not self._first and not self._last:
+                self._changed.wait()
+            self._running = (self._first or self._last).popleft()
+            return self._running
+
+    def done(self, task: Task) -> None:
+        """The task was answered."""
+        with self._changed:
+            self._running = None
+
+    def again(self, task: Task) -> bool:
+        """Queue an interrupted task once more; False where it was cancelled, and is done."""
+        with self._changed:
+            self._running = None
+            if task.interrupted:
+                self._last.appendleft(Task(task.request))
+            return task.interrupted
+
+    def withdraw(self, which: Callable[[Task], bool]) -> list[Task]:
+        """Take tasks that wait out of the queue; one that runs is told to stop. Returns those taken out."""
+        with self._changed:
+            out = [task for task in (*self._first, *self._last) if which(task)]
+            self._first = deque(task for task in self._first if not which(task))
+            self._last = deque(task for task in self._last if not which(task))
+            if self._running is not None and which(self._running):
+                self._running.interrupted = False
+                self._running.token.cancel()
+            return out
+
+    def cancel_running(self, id: int) -> bool:
+        """Whether the request is being worked on; it is told to stop."""
+        with self._changed:
+            if self._running is None or self._running.request.id != id:
+                return False
+            self._running.interrupted = False
+            self._running.token.cancel()
+            return True
