@@ -25,10 +25,20 @@ if TYPE_CHECKING:
 EPILOG = """examples:
   python -m MaskSAMCore.evaluate PREDICTIONS REFERENCES -o table.csv        files of the same names in two folders
   python -m MaskSAMCore.evaluate --model hippocampus-mr DATASET --fold 0    segment that fold's validation cases first
+  python -m MaskSAMCore.evaluate --interactive --model hippocampus-mr DATASET --fold 0     simulated clicks and boxes
 
 Dice, IoU, and normalised surface Dice (NSD, share of the borders within the tolerance) are in 0 to 1, HD95 is in mm.
 A structure absent in both maps is left out; found in one only it has Dice, IoU and NSD 0 and no HD95, and is counted
-in the column "one-sided"."""
+in the column "one-sided".
+
+With --interactive a simulated user clicks into slices and whole volumes: Dice after 1, 3 and 5 clicks and with boxes
+that overlap the structure by an IoU of 0.5 and 0.75, and the clicks needed (NoC) to reach Dice 0.85 and 0.90, in single
+slices beside the model's unchanged SAM."""
+
+
+TOLERANCE_MM = 1.0
+STEP = 0.5
+SLICES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,15 +56,20 @@ def parser() -> argparse.ArgumentParser:
     p = command_parser("evaluate", "Compare segmentations with their references.", epilog=EPILOG)
     p.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="PREDICTIONS REFERENCES, or DATASET")
     p.add_argument("-o", "--output", type=Path, metavar="CSV", help="write the table here as well")
-    p.add_argument("--tolerance", type=float, default=1.0, metavar="MM", help="of the NSD (default: 1 mm)")
+    p.add_argument("--tolerance", type=float, metavar="MM", help=f"of the NSD (default: {TOLERANCE_MM:g} mm)")
     p.add_argument("--overwrite", action="store_true", help="replace an existing table")
     p.add_argument("--model", metavar="MODEL", help="segment DATASET with this model first")
     p.add_argument("--fold", type=int, metavar="N", help="with --model: judge this fold's validation cases only")
     p.add_argument("--cases", nargs="+", metavar="CASE", help="with --model: judge these cases only")
     p.add_argument("--record", action="store_true", help="with --model: write the figures into the model's card")
     p.add_argument("--tta", action="store_true", help="with --model: average over mirrored copies")
+    p.add_argument("--step", type=float, metavar="S", help=f"with --model: overlap of windows (default: {STEP})")
+    p.add_argument("--interactive", action="store_true", help="with --model: simulate users who click and draw boxes")
     p.add_argument(
-        "--step", type=float, default=0.5, metavar="S", help="with --model: overlap of windows (default: 0.5)"
+        "--slices",
+        type=int,
+        metavar="N",
+        help=f"with --interactive: slices per structure, 0 for all (default: {SLICES})",
     )
     add_device_option(p)
     return p
@@ -69,6 +84,12 @@ def main(argv: list[str] | None = None) -> int:
         p.error("DATASET is needed with --model" if options.model else "PREDICTIONS and REFERENCES are needed")
     if not options.model and (options.fold is not None or options.cases or options.tta or options.record):
         p.error("--fold, --cases, --tta and --record need --model")
+    if options.interactive and not options.model:
+        p.error("--interactive needs --model")
+    if options.interactive and (options.tta or options.step is not None or options.tolerance is not None):
+        p.error("--tta, --step and --tolerance do not go with --interactive")
+    if options.slices is not None and (not options.interactive or options.slices < 0):
+        p.error("--slices needs --interactive, and a number of at least 0")
     return run(lambda: _evaluate(options, command_line(argv)))
 
 
@@ -85,20 +106,68 @@ def _evaluate(options: argparse.Namespace, command: str) -> int:
 
     if options.output is not None:
         check_target(options.output, overwrite=options.overwrite)
-    rows = list(
-        _model_rows(options) if options.model else compare_folders(*options.folders, tolerance_mm=options.tolerance)
-    )
-    print("\n".join(report(rows, options.tolerance)))
+    lines, text, kept = _interactive(options) if options.interactive else _automatic(options)
+    print("\n".join(lines))
     if options.output is not None:
-        write_text(options.output, table(rows), overwrite=options.overwrite)
+        write_text(options.output, text, overwrite=options.overwrite)
         print(f"wrote {options.output}")
     if options.record:
-        print(f"wrote {record(options.model, rows, command)}")
+        print(f"wrote {record(options.model, kept, command)}")
     return 0
 
 
-def record(model: str, rows: list[Row], command: str) -> Path:
-    """Write the figures of `rows` into a model's card and README, under the command that measured them."""
+def _automatic(options: argparse.Namespace) -> tuple[list[str], str, dict]:
+    """Lines for the terminal, the table as CSV, and what a card keeps."""
+    tolerance = TOLERANCE_MM if options.tolerance is None else options.tolerance
+    found = (
+        _model_rows(options, tolerance) if options.model else compare_folders(*options.folders, tolerance_mm=tolerance)
+    )
+    rows = list(found)
+    return report(rows, tolerance), table(rows), figures(rows)
+
+
+def _interactive(options: argparse.Namespace) -> tuple[list[str], str, dict]:
+    """The same of simulated users."""
+    from functools import partial
+
+    from MaskSAMCore import interactive
+    from MaskSAMCore.data.raw import read_dataset
+    from MaskSAMCore.progress import CancelToken, terminal_progress
+
+    dataset = read_dataset(options.folders[0])
+
+    def cases(card: ModelCard) -> list[RawCase]:
+        _check_labels(card, dataset)
+        return choose_cases(dataset, card, fold=options.fold, names=options.cases)
+
+    with cancel_on_signals(CancelToken()) as cancel, terminal_progress() as progress:
+        found = list(
+            interactive.trials(
+                options.model,
+                dataset,
+                cases,
+                device=options.device,
+                slices=SLICES if options.slices is None else options.slices,
+                say=partial(print, flush=True),
+                progress=progress,
+                cancel=cancel,
+            )
+        )
+    return interactive.report(found), interactive.table(found), interactive.card_figures(found)
+
+
+def figures(rows: list[Row]) -> dict[str, dict[str, float]]:
+    """What a model's card keeps: structure to means that exist."""
+    kept = {}
+    for _, name, summary in summaries(rows):
+        values = {c: summary.mean[c] for c in ("dice", "iou", "nsd", "hd95")}
+        known = {c: round(value, 4) for c, value in values.items() if not math.isnan(value)}
+        kept[name] = known | {"cases": summary.cases, "one_sided": summary.one_sided}
+    return kept
+
+
+def record(model: str, kept: dict, command: str) -> Path:
+    """Write figures into a model's card and README, under the command that measured them."""
     from dataclasses import replace
 
     from MaskSAMCore import zoo
@@ -106,17 +175,12 @@ def record(model: str, rows: list[Row], command: str) -> Path:
 
     folder = zoo.find_model(model)
     card = zoo.load_card(folder)
-    figures = {}
-    for _, name, summary in summaries(rows):
-        values = {c: summary.mean[c] for c in ("dice", "iou", "nsd", "hd95")}
-        known = {c: round(value, 4) for c, value in values.items() if not math.isnan(value)}
-        figures[name] = known | {"cases": summary.cases, "one_sided": summary.one_sided}
-    card = replace(card, metrics={**card.metrics, command: figures})
+    card = replace(card, metrics={**card.metrics, command: kept})
     zoo.save_card(folder, card, model_readme(card))
     return folder
 
 
-def compare_folders(predictions: Path, references: Path, *, tolerance_mm: float = 1.0) -> Iterator[Row]:
+def compare_folders(predictions: Path, references: Path, *, tolerance_mm: float = TOLERANCE_MM) -> Iterator[Row]:
     """Rows of all references, each with the prediction of the same name.
 
     A `dataset.json` beside the references, or a label table inside them, names the structures.
@@ -183,7 +247,7 @@ def _declared(references: Path) -> LabelTable | None:
     return read_dataset(parent).labels if (parent / "dataset.json").is_file() else None
 
 
-def _model_rows(options: argparse.Namespace) -> Iterator[Row]:
+def _model_rows(options: argparse.Namespace, tolerance_mm: float) -> Iterator[Row]:
     from MaskSAMCore import device
     from MaskSAMCore.data.raw import read_case, read_dataset
     from MaskSAMCore.inference.predictor import Predictor
@@ -193,14 +257,15 @@ def _model_rows(options: argparse.Namespace) -> Iterator[Row]:
     predictor = Predictor(options.model, device=options.device)
     _check_labels(predictor.card, dataset)
     cases = choose_cases(dataset, predictor.card, fold=options.fold, names=options.cases)
+    step = STEP if options.step is None else options.step
     print(f"Model:  {predictor.card.name}, {len(cases)} case(s) of {dataset.name}")
     print(f"Device: {device.describe(predictor.device)}", flush=True)
     with cancel_on_signals(CancelToken()) as cancel, terminal_progress() as progress:
         for number, case in enumerate(cases):
             progress(number, len(cases), "evaluating")
             volume, reference = read_case(dataset, case)
-            result = predictor.segment(volume, tta=options.tta, step=options.step, cancel=cancel)
-            yield from compare(case.id, result.labels, reference, dataset.labels, options.tolerance)
+            result = predictor.segment(volume, tta=options.tta, step=step, cancel=cancel)
+            yield from compare(case.id, result.labels, reference, dataset.labels, tolerance_mm)
         progress(len(cases), len(cases), "evaluating")
 
 

@@ -203,15 +203,18 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[MaskSA
 def load_trained(model: MaskSAM, folder: Path) -> ModelCard:
     """Fill a network's trained tensors from another model, to train on from there.
 
+    What serves a user's prompts alone starts anew where the other model has none.
+
     Raises:
         ModelError: The model is missing or damaged, or its tensors are not those of this network.
     """
-    from MaskSAMCore.network.build import is_frozen
+    from MaskSAMCore.network.build import is_for_prompts, is_frozen
 
     card = load_card(folder)
     tensors = {key: tensor for key, tensor in _read_tensors(folder / WEIGHTS, card).items() if not is_frozen(key)}
     own = model.state_dict()
-    problems = compare_states(tensors, own, {key for key in own if not is_frozen(key)})
+    needed = {key for key in own if not is_frozen(key) and (key in tensors or not is_for_prompts(key))}
+    problems = compare_states(tensors, own, needed)
     if problems:
         raise ModelError(
             "the model does not fit the network that is to be trained",

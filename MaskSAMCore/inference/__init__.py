@@ -1,1 +1,1 @@
-"""Inference: sliding windows and the predictor."""
+"""Inference: automatic segmentation in sliding windows, and sessions that answer clicks."""

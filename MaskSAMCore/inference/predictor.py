@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from MaskSAMCore import device as devices
 from MaskSAMCore.config import from_dict
 from MaskSAMCore.errors import InputError, PromptError
+from MaskSAMCore.inference.cache import SlabCache, keeper, model_key
 from MaskSAMCore.inference.checks import doubts
 from MaskSAMCore.inference.sliding_window import Memory, Network, patch_network, slide, window_count
 from MaskSAMCore.plan import VIEWS, Plan, Shape, mirror_rule
@@ -71,14 +72,24 @@ class Predictor:
         self._start(network, card, chosen)
 
     @classmethod
-    def of(cls, network: nn.Module, card: ModelCard, device: torch.device | str = "cpu") -> Predictor:
-        """A predictor of a network that is in memory already; `network.segment_patch` is what is called."""
+    def of(
+        cls, network: nn.Module, card: ModelCard, device: torch.device | str = "cpu", *, cache: SlabCache | None = None
+    ) -> Predictor:
+        """A predictor of a network that is in memory already; `network.segment_patch` is what is called.
+
+        Args:
+            network: As `zoo.load_model` gives it.
+            card: Of the model.
+            device: Where it computes.
+            cache: Is left the encoded windows. A session whose windows hold the same numbers, as those of a scan that
+                was segmented whole and is no larger than in training, needs no encoder for them.
+        """
         self = cls.__new__(cls)
-        self._start(network, card, torch.device(device))
+        self._start(network, card, torch.device(device), cache)
         return self
 
-    def _start(self, network: nn.Module, card: ModelCard, device: torch.device) -> None:
-        self.card, self.device = card, device
+    def _start(self, network: nn.Module, card: ModelCard, device: torch.device, cache: SlabCache | None = None) -> None:
+        self.card, self.device, self.cache = card, device, cache
         self.network = network.to(device).eval()
         self.plan: Plan = card.plan if isinstance(card.plan, Plan) else from_dict(Plan, card.plan, where="model.plan")
 
@@ -141,7 +152,10 @@ class Predictor:
         return 1 if self.device.type == "cpu" else GPU_BATCH
 
     def _runner(self, device: torch.device) -> Network:
-        return patch_network(self.network, device, self.card.config.train.precision)
+        keep = None
+        if self.cache is not None and self.card.config.model.source.kind == "query":
+            keep = keeper(self.cache, model_key(self.network, self.card))
+        return patch_network(self.network, device, self.card.config.train.precision, keep=keep)
 
     def _to_cpu(self) -> Network:
         self.device = torch.device("cpu")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from MaskSAMCore.device import autocast_dtype
 from MaskSAMCore.errors import InputError
+from MaskSAMCore.network.types import Slab
 from MaskSAMCore.plan import MirrorRule, Shape
 from MaskSAMCore.progress import CancelToken, Progress, no_progress
 from MaskSAMCore.resample import pad_to
@@ -174,13 +175,30 @@ def slide(
         return run.result()[(slice(None), *crop)]
 
 
-def patch_network(model: nn.Module, device: torch.device, precision: str = "auto") -> Network:
-    """`model.segment_patch` under autocast; plain float32 on the CPU, whatever `precision` says."""
+def patch_network(
+    model: nn.Module,
+    device: torch.device,
+    precision: str = "auto",
+    *,
+    keep: Callable[[Tensor, Slab], None] | None = None,
+) -> Network:
+    """`model.segment_patch` under autocast; plain float32 on the CPU, whatever `precision` says.
+
+    Args:
+        model: A `MaskSAM`, on `device`.
+        device: Where it computes.
+        precision: Of autocast on a GPU.
+        keep: Gets the patches and what prompts read of them, if that is wanted for later.
+    """
     dtype = autocast_dtype(device, precision) if device.type == "cuda" else None
 
     def network(patches: Tensor) -> Tensor:
         with nullcontext() if dtype is None else torch.autocast(device.type, dtype):
-            return model.segment_patch(patches)  # type: ignore[operator]
+            if keep is None:
+                return model.segment_patch(patches)  # type: ignore[operator]
+            scores, slab = model.segment_slab(patches)  # type: ignore[operator]
+        keep(patches, slab)
+        return scores
 
     return network
 

@@ -1,0 +1,114 @@
+"""The prompts that a model makes for itself, as boxes and points that a user can edit (MODEL.md §6.1-6.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from MaskSAMCore.errors import PromptError
+from MaskSAMCore.inference.frame import Frame
+from MaskSAMCore.inference.prompts import Prompt
+from MaskSAMCore.inference.slabs import Slabs
+from MaskSAMCore.labels import LabelTable
+from MaskSAMCore.masks import interior_point, tight_box
+from MaskSAMCore.plan import Shape
+from MaskSAMCore.progress import CancelToken, Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """A label in one prepared slice: its pixels, prepared edges (x0, y0, x1, y1), and a point (y, x)."""
+
+    area: int
+    box: tuple[float, float, float, float]
+    point: tuple[float, float]
+
+
+def automatic_prompts(
+    slabs: Slabs,
+    frame: Frame,
+    labels: LabelTable,
+    label: int,
+    slices: Sequence[int] | None,
+    cancel: CancelToken | None,
+    progress: Progress,
+) -> list[tuple[Prompt, Prompt]]:
+    """See `Session.automatic`."""
+    classes = [each.id for each in labels.labels]
+    if label not in classes:
+        raise PromptError("the model has no such label", where=f"label {label}", why=f"it has {classes}")
+    size, flip = frame.size[0], frame.record.flips[0]
+    asked = range(size) if slices is None else slices
+    outside = [k for k in asked if not 0 <= k < size]
+    if outside:
+        raise PromptError("the slice lies outside of the scan", where=f"slice {outside[0]}", why=f"there are {size}")
+    turned = sorted(size - 1 - k if flip else k for k in asked)
+    wanted = {d: int(frame.nearest[0][d]) for d in turned if frame.nearest[0][d] >= 0}
+    best: dict[int, _Found] = {}
+    starts = sorted({slabs.deep(z) for z in wanted.values()})
+    windows = [(s, y, x) for s in starts for y in slabs.starts[1] for x in slabs.starts[2]]
+    for index, window in enumerate(windows):
+        if cancel is not None:
+            cancel.check()
+        for z, found in _look(slabs, window, classes.index(label) + 1).items():
+            # a window that cuts the structure off shows less of it
+            if slabs.deep(z) == window[0] and (z not in best or found.area > best[z].area):
+                best[z] = found
+        progress(index + 1, len(windows), "looking for prompts")
+    return [_prompts(best[z], d, frame) for d, z in wanted.items() if z in best]
+
+
+def _look(slabs: Slabs, window: Shape, label: int) -> dict[int, _Found]:
+    """What automatic mode finds of a class in one window, by prepared slice, and the box that prompted it."""
+    network = slabs.retreat.network
+
+    def work(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        found = network(torch.from_numpy(slabs.window(window))[None].to(device))
+        labels = network.scores(found)[0].argmax(0) == label  # type: ignore[operator]
+        boxes = None if found.fused_boxes is None else found.fused_boxes[0].float().cpu()
+        return labels.cpu(), (found.masks[0] > 0).cpu(), found.cls[0].float().softmax(-1)[..., label].cpu(), boxes
+
+    labels, masks, probability, boxes = slabs.retreat.run(work)
+    slabs.encodes += 1
+    depth, height, width = slabs.patch
+    out = {}
+    for index in range(depth):
+        z, mask = window[0] + index, labels[index]
+        tight, inner = tight_box(mask.numpy()), interior_point(mask.numpy())
+        if not 0 <= z < slabs.size[0] or tight is None or inner is None:
+            continue
+        box = [float(edge) for edge in tight]
+        if boxes is not None:
+            # of the queries, the one that says the most of what was found
+            both = (masks[:, index] & mask).sum((1, 2)) / (masks[:, index].sum((1, 2)) + mask.sum())
+            query = int((both * probability[:, index]).argmax())
+            box = [float(e) * n for e, n in zip(boxes[query, index], (width, height, width, height), strict=True)]
+        out[z] = _Found(
+            area=int(mask.sum()),
+            box=(box[0] + window[2], box[1] + window[1], box[2] + window[2], box[3] + window[1]),
+            point=(inner[0] + window[1], inner[1] + window[2]),
+        )
+    return out
+
+
+def _prompts(found: _Found, d: int, frame: Frame) -> tuple[Prompt, Prompt]:
+    """As prompts of the scan's slice `d`, turned."""
+    x0, y0, x1, y1 = found.box
+    _, h0, w0 = frame.unedges((0, y0, x0))
+    _, h1, w1 = frame.unedges((0, y1, x1))
+    ends = []
+    for (low, high), size in zip(((h0, h1 - 1), (w0, w1 - 1)), frame.size[1:], strict=True):
+        middle = (low + high) / 2
+        ends.append((min(max(min(low, middle), 0), size - 1), min(max(max(high, middle), 0), size - 1)))
+    first, last = (frame.unturn((d, *(end[side] for end in ends))) for side in (0, 1))
+    lower = tuple(min(a, b) for a, b in zip(first, last, strict=True))
+    upper = tuple(max(a, b) for a, b in zip(first, last, strict=True))
+    _, h, w = frame.unedges((0, found.point[0] + 0.5, found.point[1] + 0.5))
+    inner = (min(max(h - 0.5, 0), frame.size[1] - 1), min(max(w - 0.5, 0), frame.size[2] - 1))
+    return (
+        Prompt(kind="box", corners=(lower, upper), scope="slice"),  # type: ignore[arg-type]
+        Prompt(kind="point", position=frame.unturn((d, *inner)), scope="slice"),
+    )

@@ -1,0 +1,248 @@
+"""What a user gives for a structure: clicks, boxes and existing masks, on the grid of the scan (MODEL.md §6.7)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from MaskSAMCore.errors import PromptError
+from MaskSAMCore.inference.frame import Frame
+from MaskSAMCore.inference.tiles import Clip
+from MaskSAMCore.volume import Grid
+
+Kind = Literal["point", "box", "mask"]
+Scope = Literal["slice", "slab", "volume"]
+Triple = tuple[float, float, float]
+
+FLAT = 0.5
+"""A box less than this many voxels deep was drawn in a plane."""
+MARGIN = 0.1
+"""Results may leave a box that limits them by this share of its sides."""
+CANDIDATES = 3
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prompt:
+    """One prompt of a structure; positions are (i, j, k) of the scan, voxel centres at integers.
+
+    Attributes:
+        kind: "point", "box" or "mask".
+        position: Of a point.
+        positive: Whether the point lies in the structure or beside it.
+        corners: Of a box: the centres of its first and its last voxel, lower before upper along each axis. Equal
+            along one axis it was drawn in that plane; else it spans several slices, and reaches over just these.
+        mask: Of a mask: (k, j, i) block of an existing segment, anything but 0 inside; it replaces what there was.
+        mask_box: Lower corner (k, j, i) of that block in the scan.
+        scope: How far the answer reaches: its slice, the slab of slices around it, or as far as the structure goes.
+        candidate: Of a first, positive point: which of its three candidates was chosen, 0 the best; None for the one
+            mask that the model prefers.
+    """
+
+    kind: Kind
+    position: Triple | None = None
+    positive: bool = True
+    corners: tuple[Triple, Triple] | None = None
+    mask: np.ndarray | None = None
+    mask_box: tuple[int, int, int] = (0, 0, 0)
+    scope: Scope = "slab"
+    candidate: int | None = None
+
+    @classmethod
+    def point_ras(
+        cls, position: Sequence[float], grid: Grid, *, positive: bool = True, scope: Scope = "slab"
+    ) -> Prompt:
+        """A point at a place in RAS mm."""
+        return cls(kind="point", position=_triple(grid.to_ijk(position)), positive=positive, scope=scope)
+
+    @classmethod
+    def box_ras(cls, first: Sequence[float], second: Sequence[float], grid: Grid, *, scope: Scope = "slab") -> Prompt:
+        """The smallest box along the scan's axes that holds both points, in RAS mm, in any order."""
+        ends = grid.to_ijk(np.array([first, second], dtype=np.float64))
+        return cls(kind="box", corners=(_triple(ends.min(axis=0)), _triple(ends.max(axis=0))), scope=scope)
+
+    def key(self) -> Hashable:
+        """Equal for prompts that say the same."""
+        mask = None
+        if self.mask is not None:
+            block = np.ascontiguousarray(self.mask != 0)
+            mask = (block.shape, hashlib.blake2b(block.data, digest_size=16).digest(), *map(int, self.mask_box))
+        ends = [*([self.position] if self.position else []), *(self.corners or ())]
+        places = tuple(float(v) for end in ends for v in end)
+        return self.kind, places, self.positive, mask, self.scope, self.candidate
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Placed:
+    """A prompt on the prepared grid.
+
+    Attributes:
+        kind, positive, scope, candidate: As given; a box that spans slices is of scope "volume", held by `clip`.
+        z: Its slice, or the middle one.
+        point: (y, x), continuous, centres at integers; of a point, or the centre of a box drawn across the slices.
+        box: (x0, y0, x1, y1) edges in slice `z`.
+        clip: What the answer must not leave.
+        mask: The prompt's own, of a mask.
+    """
+
+    kind: Kind
+    positive: bool
+    scope: Scope
+    candidate: int | None = None
+    z: int = 0
+    point: tuple[float, float] | None = None
+    box: tuple[float, float, float, float] | None = None
+    clip: Clip | None = None
+    mask: Prompt | None = None
+
+
+def check(prompts: Sequence[Prompt], grid: Grid) -> None:
+    """Refuse prompts that cannot be answered (FAULTS row 31).
+
+    Raises:
+        PromptError: Naming the first bad one by number and position.
+    """
+    if not prompts:
+        raise PromptError("no prompt was given", remedy="Give a point, a box or a mask.")
+    clicks: dict[tuple[int, ...], int] = {}
+    for index, prompt in enumerate(prompts):
+        problem = _problem(prompt, index, grid)
+        if problem:
+            what, why = problem
+            raise PromptError(what, where=_where(prompts, index), why=why)
+        if prompt.kind == "point" and prompt.position is not None:
+            voxel = tuple(int(np.floor(v + 0.5)) for v in prompt.position)
+            other = clicks.setdefault(voxel, index)
+            if prompts[other].positive != prompt.positive:
+                raise PromptError(
+                    "two clicks contradict each other",
+                    where=_where(prompts, index),
+                    why=f"prompt {other + 1} says the opposite of the same voxel {voxel}",
+                    remedy="Take one of them back.",
+                )
+
+
+def _where(prompts: Sequence[Prompt], index: int) -> str:
+    prompt = prompts[index]
+    place = {"point": prompt.position, "box": prompt.corners, "mask": prompt.mask_box}.get(prompt.kind, "")
+    order = "(k, j, i)" if prompt.kind == "mask" else "(i, j, k)"
+    return f"prompt {index + 1} of {len(prompts)}, {prompt.kind} at {order} {place}"
+
+
+def _problem(prompt: Prompt, index: int, grid: Grid) -> tuple[str, str] | None:
+    """What is wrong with a prompt, and why; None if nothing."""
+    if prompt.kind not in get_args(Kind) or prompt.scope not in get_args(Scope):
+        return "unknown kind or scope", f"found {prompt.kind!r} and {prompt.scope!r}"
+    if prompt.candidate is not None and (
+        prompt.kind != "point" or not prompt.positive or index or prompt.candidate not in range(CANDIDATES)
+    ):
+        return "only a first, positive click has candidates 0, 1 and 2", f"candidate {prompt.candidate}"
+    if prompt.kind == "mask":
+        return _mask_problem(prompt, grid)
+    values = np.array([prompt.position] if prompt.kind == "point" else prompt.corners, dtype=object)
+    if values.shape != ((1, 3) if prompt.kind == "point" else (2, 3)):
+        return "three numbers are needed for every position", f"found {values.tolist()}"
+    try:
+        values = values.astype(np.float64)
+    except (TypeError, ValueError):
+        return "a position is no number", f"found {values.tolist()}"
+    if not np.isfinite(values).all():
+        return "a position is not finite", "NaN or infinite"
+    size = np.array(grid.shape[::-1])
+    if (values[0] > values[-1]).any():
+        return "the box is inverted", "its first corner must be the lower one along every axis"
+    if (values[-1] < -0.5).any() or (values[0] > size - 0.5).any():
+        return "lies outside of the scan", f"which has {tuple(size.tolist())} voxels along i, j, k"
+    return None
+
+
+def _mask_problem(prompt: Prompt, grid: Grid) -> tuple[str, str] | None:
+    mask = prompt.mask
+    if mask is None or mask.ndim != 3 or not (mask.dtype == bool or np.issubdtype(mask.dtype, np.integer)):
+        found = "none" if mask is None else f"{mask.dtype} of shape {mask.shape}"
+        return "a mask is a block (k, j, i) of integers", f"found {found}"
+    ends = [low + n for low, n in zip(prompt.mask_box, mask.shape, strict=True)]
+    if min(prompt.mask_box) < 0 or any(end > n for end, n in zip(ends, grid.shape, strict=True)):
+        return "the mask reaches out of the scan", f"it ends at {tuple(ends)}, the scan at {grid.shape}"
+    return None if mask.any() else ("the mask is empty", "no voxel of it is set")
+
+
+def place(prompts: Sequence[Prompt], frame: Frame) -> list[Placed | None]:
+    """Checked prompts on the prepared grid; None for negative clicks where the scan is empty, which say nothing.
+
+    Raises:
+        PromptError: A positive click or a box lies where the scan is empty.
+    """
+    placed: list[Placed | None] = []
+    for index, prompt in enumerate(prompts):
+        if prompt.kind == "mask":
+            placed.append(Placed(kind="mask", positive=True, scope=prompt.scope, mask=prompt))
+            continue
+        found = _point(prompt, frame) if prompt.kind == "point" else _box(prompt, frame)
+        if found is None and prompt.positive:
+            raise PromptError(
+                "there is no image", where=_where(prompts, index), why="the scan is empty in that part of it"
+            )
+        placed.append(found)
+    return placed
+
+
+def _slice(turned: float, frame: Frame) -> int | None:
+    """The prepared slice of a turned depth, by way of the scan's own slice; None where the scan is empty."""
+    near = frame.nearest[0]
+    z = int(near[min(max(int(np.floor(turned + 0.5)), 0), len(near) - 1)])
+    return None if z < 0 else z
+
+
+def _point(prompt: Prompt, frame: Frame) -> Placed | None:
+    turned = frame.turn(prompt.position or (0.0, 0.0, 0.0))
+    z = _slice(turned[0], frame)
+    _, y, x = frame.prepared(turned)
+    _, height, width = frame.record.shape
+    if z is None or not (-0.5 <= y <= height - 0.5 and -0.5 <= x <= width - 0.5):
+        return None
+    return Placed(
+        kind="point", positive=prompt.positive, scope=prompt.scope, candidate=prompt.candidate, z=z, point=(y, x)
+    )
+
+
+def _box(prompt: Prompt, frame: Frame) -> Placed | None:
+    """A box in its slice, or what stands for one that spans slices: its middle one, and a limit all around."""
+    ends = np.sort([frame.turn(corner) for corner in prompt.corners or ()], axis=0)
+    flat = ends[1] - ends[0] < FLAT
+    z = _slice(float(ends[:, 0].mean()), frame)
+    low = np.array(frame.edges(ends[0]))
+    high = np.array(frame.edges(ends[1] + 1))
+    if not flat[0]:
+        # the middle of the part that the scan fills
+        used = np.flatnonzero(frame.nearest[0] >= 0)
+        z = _slice(float(ends[:, 0].clip(used[0], used[-1]).mean()), frame)
+    if z is None or (high <= 0).any() or (low >= frame.record.shape).any():
+        return None
+    inner = [(float(max(a, 0)), float(min(b, n))) for a, b, n in zip(low, high, frame.record.shape, strict=True)]
+    (y0, y1), (x0, x1) = inner[1:]
+    box = (x0, y0, x1, y1)
+    if flat[0]:
+        return Placed(kind="box", positive=True, scope=prompt.scope, z=z, box=box)
+    across = bool(flat[1] or flat[2])
+    limits = tuple(
+        None if thin else (float(a - MARGIN * (b - a)), float(b + MARGIN * (b - a)))
+        for a, b, thin in zip(low, high, flat, strict=True)
+    )
+    return Placed(
+        kind="box",
+        positive=True,
+        scope="slice" if prompt.scope == "slice" else "volume",
+        z=z,
+        point=((y0 + y1 - 1) / 2, (x0 + x1 - 1) / 2) if across else None,
+        box=None if across else box,
+        clip=Clip(limits=limits),
+    )
+
+
+def _triple(values: np.ndarray) -> Triple:
+    i, j, k = (float(v) for v in values)
+    return i, j, k

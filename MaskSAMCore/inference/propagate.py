@@ -1,0 +1,130 @@
+"""From one slab to the whole structure: outward on the grid of slabs until it ends (MODEL.md §13.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from MaskSAMCore.inference.answer import Answer, Draft, Own, Said, decode, profile
+from MaskSAMCore.inference.slabs import Slabs
+from MaskSAMCore.inference.tiles import Tile
+from MaskSAMCore.masks import dilate_box, interior_point, tight_box
+
+SMALLEST = 0.01
+"""The structure has ended where its area falls below this share of the first slice's."""
+DOUBTFUL = 0.5
+"""It has ended as well where its estimated quality falls below this."""
+DILATION = 0.05
+"""Share by which the box of the last mask grows on its way to the next slab."""
+
+Step = Callable[[], None]
+
+
+def propagate(slabs: Slabs, draft: Draft, first: Answer, said: Mapping[int, Said], own: Own, step: Step) -> None:
+    """Continue a draft that holds the first slab's answer, upward and downward.
+
+    Each slab is asked for the structure whose mask is known in the slices that it shares with the former one, by
+    that mask and by box and inner point of its outermost slice. Slices that were prompted stay as they are.
+
+    Args:
+        slabs: Of the scan.
+        draft: With the first slab's answer written; changed in place.
+        first: That answer.
+        said: Prompts by prepared slice.
+        own: What may be written.
+        step: Called before every slab; may raise Cancelled.
+    """
+    area = draft.area(own.z) or max(draft.area(z) for z in first.slices)
+    for direction in (1, -1):
+        _Walk(slabs, draft, said, own, direction, area).run(first, step)
+
+
+class _Walk:
+    """One direction of it; `least` is the area below which the structure has ended."""
+
+    def __init__(
+        self, slabs: Slabs, draft: Draft, said: Mapping[int, Said], own: Own, direction: int, area: int
+    ) -> None:
+        self.slabs, self.draft, self.said, self.own, self.direction = slabs, draft, said, own, direction
+        self.least = max(SMALLEST * area, 1)
+        self.weight = profile(slabs)
+
+    def run(self, first: Answer, step: Step) -> None:
+        starts = self.slabs.starts[0]
+        ahead = [s for s in starts if (s - first.start) * self.direction > 0][:: self.direction]
+        edge = first.slices[-1 if self.direction > 0 else 0]
+        if not self._goes_on(edge, self.draft.area(edge), self.draft.quality.get(edge)):
+            self._end(edge + self.direction)
+            return
+        for start in ahead:
+            slices = range(max(start, 0), min(start + self.slabs.patch[0], self.slabs.size[0]))
+            new = [z for z in slices if (z - edge) * self.direction > 0][:: self.direction]
+            if not any(self._allowed(z) for z in new):
+                return
+            step()
+            answer = self._ask(start, slices, edge)
+            if answer is None:
+                self._end(new[0])
+                return
+            for z in slices:
+                if z not in new and z in self.draft.weights and self._allowed(z) and z not in self.own.direct:
+                    self.draft.write(z, answer, float(self.weight[z - start]))
+            for z in new:
+                if not self._enter(z, start, answer):
+                    self._end(z)
+                    return
+            edge = new[-1]
+
+    def _enter(self, z: int, start: int, answer: Answer) -> bool:
+        """Write a new slice; False where the structure has ended."""
+        if not self._allowed(z):
+            return self._goes_on(z, self.draft.area(z), None)
+        area = int((answer.tile(z, self.draft.clip).array > 0).sum())
+        if not self._goes_on(z, area, float(answer.quality[0, z - answer.slices.start])):
+            if z not in self.draft.given:
+                self.draft.empty(z, answer.rect)
+            return False
+        self.draft.write(z, answer, float(self.weight[z - start]))
+        return True
+
+    def _allowed(self, z: int) -> bool:
+        clip = self.draft.clip
+        return z in self.own and (clip is None or bool(clip.allows(0, z)))
+
+    def _goes_on(self, z: int, area: int, quality: float | None) -> bool:
+        trusted = z in self.own.direct or quality is None
+        return area >= self.least and (trusted or float(quality or 0) >= DOUBTFUL)
+
+    def _ask(self, start: int, slices: range, edge: int) -> Answer | None:
+        """The next slab's answer, given what is known up to the slice `edge`."""
+        plane = self.draft.planes[edge]
+        mask = plane.array > 0
+        box, inner = tight_box(mask), interior_point(mask)
+        if box is None or inner is None:
+            return None
+        size = self.slabs.size[1:]
+        moved = (box[0] + plane.x, box[1] + plane.y, box[2] + plane.x, box[3] + plane.y)
+        x0, y0, x1, y1 = dilate_box(moved, DILATION, size)
+        click = (inner[1] + plane.x + 0.5, inner[0] + plane.y + 0.5, 1)
+        here = {z: each for z, each in self.said.items() if z in slices}
+        place = min(max(edge, slices[0]), slices[-1])
+        own = here.get(place, Said())
+        here[place] = replace(own, clicks=(*own.clicks, click), box=own.box or (x0, y0, x1, y1))
+        windows = self.slabs.planes(((y0, y1), (x0, x1)))
+        return decode(self.slabs, start, windows, here, self._known(), user=self.said)
+
+    def _known(self) -> dict[int, Tile]:
+        """What the next slab is told: not the answers that are about to be replaced."""
+        draft = self.draft
+        return {
+            z: plane
+            for z, plane in draft.planes.items()
+            if z in draft.weights or z in draft.given or z not in self.own or z in self.own.direct
+        }
+
+    def _end(self, z: int) -> None:
+        """Nothing of the structure from slice `z` on, except what the user gave."""
+        for other, plane in list(self.draft.planes.items()):
+            lasting = other in self.own.direct or other in self.draft.given
+            if (other - z) * self.direction >= 0 and other in self.own and not lasting:
+                self.draft.empty(other, plane.rect)

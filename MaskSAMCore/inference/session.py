@@ -1,0 +1,372 @@
+"""One opened scan with one model: prompts in, changed voxels out (MODEL.md §13.3)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from MaskSAMCore import device as devices
+from MaskSAMCore.config import from_dict
+from MaskSAMCore.errors import InputError
+from MaskSAMCore.inference.answer import Draft, Own, limit, profile, seed, writable
+from MaskSAMCore.inference.automatic import automatic_prompts
+from MaskSAMCore.inference.cache import SlabCache
+from MaskSAMCore.inference.checks import doubts
+from MaskSAMCore.inference.frame import Box, Frame
+from MaskSAMCore.inference.prompts import Placed, Prompt, Triple, check, place
+from MaskSAMCore.inference.propagate import propagate
+from MaskSAMCore.inference.slabs import Retreat, Slabs
+from MaskSAMCore.inference.tiles import State, of_mask
+from MaskSAMCore.inference.updates import Candidate, Suggestion, Update, candidate, update
+from MaskSAMCore.plan import Plan
+from MaskSAMCore.preprocess import preprocess
+from MaskSAMCore.progress import CancelToken, Progress, no_progress
+from MaskSAMCore.volume import Grid, Volume
+
+__all__ = ["Box", "Candidate", "Prompt", "Session", "SlabCache", "Suggestion", "Update"]
+
+if TYPE_CHECKING:
+    from MaskSAMCore.zoo import ModelCard
+
+SNAPSHOTS = 8
+"""Former states of a structure that are kept, so that undo need not answer anew,"""
+SNAPSHOT_BYTES = 256 << 20
+"""as long as they stay within this."""
+CONSTANT = "the image is constant; the result is empty"
+EMPTY = "a negative click where the scan is empty says nothing"
+NOTHING = "nothing is known of the structure yet: give a positive click, a box or a mask first"
+
+
+@dataclass(kw_only=True)
+class _Structure:
+    """What was shown last, and former states by the keys of the prompts that led to them."""
+
+    shown: State = field(default_factory=State)
+    snapshots: dict[tuple[Hashable, ...], State] = field(default_factory=dict)
+
+
+class Session:
+    """One opened scan with one model, and the structures that are being made in it.
+
+    Not for several threads at once.
+
+    Args:
+        slabs: Of the prepared scan.
+        frame: From the scan to them.
+        card: Of the model.
+        grid: Of the scan.
+        warnings: What had to be said when the scan was opened.
+        constant: The image has no contrast.
+    """
+
+    def __init__(
+        self, slabs: Slabs, frame: Frame, card: ModelCard, grid: Grid, *, warnings: tuple[str, ...], constant: bool
+    ) -> None:
+        self.frame, self.card, self.grid, self.warnings = frame, card, grid, warnings
+        self._slabs: Slabs | None = slabs
+        self._constant = constant
+        self._structures: dict[int, _Structure] = {}
+
+    @classmethod
+    def open(
+        cls,
+        network: nn.Module,
+        card: ModelCard,
+        volume: Volume,
+        *,
+        device: torch.device | str = "cpu",
+        cache: SlabCache | None = None,
+        progress: Progress = no_progress,
+    ) -> Session:
+        """Preprocess a scan; nothing is encoded yet.
+
+        Args:
+            network: A `MaskSAM`; it is moved to `device`.
+            card: Of the model.
+            volume: With as many channels as the model takes.
+            device: Where the network runs.
+            cache: Shared with other sessions; None for one of its own.
+            progress: Told when it is done.
+
+        Raises:
+            InputError: The channels do not fit, or no voxel is finite.
+            ResourceError: The scan needs more memory than is free.
+        """
+        volume.grid.check(where=volume.source)
+        plan: Plan = card.plan if isinstance(card.plan, Plan) else from_dict(Plan, card.plan, where="model.plan")
+        _require_memory(volume, plan)
+        name = volume.source or "the scan"
+        notes = [*volume.warnings, *(f"{name}: {text}" for text in doubts(volume, card, plan, False))]
+        prepared = preprocess(volume, plan)
+        record = prepared.record
+        if record.nonfinite:
+            notes.append(f"{name}: {record.nonfinite} voxels were NaN or Inf")
+        if record.constant:
+            notes.append(f"{name}: {CONSTANT}")
+        retreat = Retreat(
+            network, torch.device(device), SlabCache() if cache is None else cache, card.config.train.precision
+        )
+        slabs = Slabs(prepared.image, plan, card, retreat)
+        progress(1, 1, "opening")
+        unique = tuple(dict.fromkeys(notes))
+        return cls(slabs, Frame(record), card, volume.grid, warnings=unique, constant=record.constant)
+
+    @property
+    def axis(self) -> int:
+        """Which axis of (K, J, I) runs across the model's slices."""
+        return self.frame.axis
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network runs now."""
+        return self._open.retreat.device
+
+    @property
+    def encodes(self) -> int:
+        """Runs of the encoder since the scan was opened."""
+        return self._open.encodes
+
+    @property
+    def structures(self) -> tuple[int, ...]:
+        """Numbers of the structures that have an answer."""
+        return tuple(self._structures)
+
+    @property
+    def _open(self) -> Slabs:
+        if self._slabs is None:
+            raise InputError("the scan was released", where="session", remedy="Open it again.")
+        return self._slabs
+
+    def prompt(
+        self,
+        structure: int,
+        prompts: Sequence[Prompt],
+        *,
+        multimask: bool = False,
+        cancel: CancelToken | None = None,
+        progress: Progress = no_progress,
+    ) -> Update:
+        """Answer the whole list of a structure's prompts, in the order in which they were given.
+
+        The result depends on scan, model and list alone: the same list again changes nothing, a shorter one is undo.
+
+        Args:
+            structure: A number of the caller's choice.
+            prompts: All of them, oldest first; a mask among them makes those before it void.
+            multimask: Ask for the three meanings of a list that is a single positive click.
+            cancel: Asked before every slab.
+            progress: Told after every slab.
+
+        Raises:
+            PromptError: Naming the prompt by number and position; the structure stays as it was.
+            Cancelled: `cancel` was set; the structure stays as it was.
+            ResourceError: The memory is full and no retreat is left; the structure stays as it was.
+        """
+        begin, slabs = time.monotonic(), self._open
+        before, said = slabs.encodes, len(slabs.retreat.said)
+        check(prompts, self.grid)
+        placed = place(prompts, self.frame)
+        single = multimask and len(prompts) == 1 and prompts[0].kind == "point" and prompts[0].positive
+        last = replace(prompts[-1], candidate=prompts[-1].candidate or 0) if single else prompts[-1]
+        keys = tuple(prompt.key() for prompt in (*prompts[:-1], last))
+        held = self._structures.get(structure, _Structure())
+        steps = _Steps(placed, slabs, cancel, progress)
+        states, new = self._replay(held, keys, placed, single, steps)
+        steps.finish()
+        chosen = states[(last.candidate or 0) if len(states) > 1 else 0]
+        kept = {**{k: v for k, v in held.snapshots.items() if k not in new}, **new, keys: chosen}
+        self._structures[structure] = _Structure(shown=chosen, snapshots=_latest(kept))
+        return replace(
+            update(self.frame, self.card.labels, structure, held.shown, chosen),
+            candidates=tuple(candidate(self.frame, state, placed[-1].z) for state in states)
+            if single and placed[-1]
+            else (),
+            encoded=slabs.encodes - before,
+            seconds=time.monotonic() - begin,
+            messages=(*chosen.notes, *slabs.retreat.said[said:]),
+        )
+
+    def _replay(
+        self,
+        held: _Structure,
+        keys: tuple[Hashable, ...],
+        placed: Sequence[Placed | None],
+        single: bool,
+        step: _Steps,
+    ) -> tuple[list[State], dict[tuple[Hashable, ...], State]]:
+        """The states after the last prompt, several for a click with candidates, and those on the way there."""
+        known = 0 if single else max((n for n in range(len(keys) + 1) if keys[:n] in held.snapshots), default=0)
+        states = [held.snapshots[keys[:known]]] if known else [State()]
+        new: dict[tuple[Hashable, ...], State] = {}
+        for index in range(known, len(placed)):
+            wanted = placed[index]
+            several = wanted is not None and (single or wanted.candidate is not None)
+            states = self._next(states[0], placed[: index + 1], several, step)
+            if several and not single and wanted is not None and len(states) > 1:
+                states = [states[wanted.candidate or 0]]
+            new[keys[: index + 1]] = states[0]
+        return states, new
+
+    def _next(self, state: State, placed: Sequence[Placed | None], several: bool, step: _Steps) -> list[State]:
+        """The state after the last of these prompts, or one for each candidate, the best first."""
+        new, slabs = placed[-1], self._open
+        if new is None:
+            return [replace(state, notes=(EMPTY,))]
+        if new.mask is not None:
+            return [self._start(new.mask)]
+        if self._constant:
+            return [replace(state, notes=(CONSTANT,))]
+        masks = [index for index, each in enumerate(placed) if each is not None and each.kind == "mask"]
+        since = [each for each in placed[masks[-1] if masks else 0 :] if each is not None]
+        step()
+        answers, said = seed(slabs, state, since, multimask=several)
+        if not answers:
+            return [replace(state, notes=(NOTHING,))]
+        own, clip, weight = Own.of(since), limit(state.clip, new), profile(slabs)
+        states = []
+        for rank, answer in enumerate(answers):
+            draft = Draft(state, clip)
+            for z in writable(answer, own, new):
+                draft.write(z, answer, float(weight[z - answer.start]))
+            if new.scope == "volume" and rank == (new.candidate or 0):
+                propagate(slabs, draft, answer, said, own, step)
+            states.append(draft.finish(self.frame, answer, new.z))
+        return states
+
+    def _start(self, prompt: Prompt) -> State:
+        """The state that an existing mask is: its own voxels, and logits where the network can read them."""
+        block = np.asarray(prompt.mask) != 0
+        bounds = [(low, low + n) for low, n in zip(prompt.mask_box, block.shape, strict=True)]
+        corner = [0, 0, 0]
+        for axis, (source, flip) in enumerate(zip(self.frame.record.axes, self.frame.record.flips, strict=True)):
+            low, high = bounds[source]
+            corner[axis] = self.frame.size[axis] - high if flip else low
+        slices, planes = of_mask(self.frame.turned(block), (corner[0], corner[1], corner[2]), self.frame)
+        return State(planes=planes, given=frozenset(planes), slices=slices)
+
+    def mask(self, structure: int) -> np.ndarray:
+        """uint8 0/1 (K, J, I) on the whole scan; zeros for a structure without an answer."""
+        held = self._structures.get(structure)
+        out: np.ndarray = np.zeros(self.grid.shape, np.uint8)
+        turned = self.frame.turned(out)
+        for d, tile in held.shown.slices.items() if held else ():
+            y0, y1, x0, x1 = tile.rect
+            turned[d, y0:y1, x0:x1] = tile.array
+        return out
+
+    def drop(self, structure: int) -> Update:
+        """Forget a structure; the update clears what it held. What has none is answered with an empty update."""
+        held = self._structures.pop(structure, _Structure())
+        return update(self.frame, self.card.labels, structure, held.shown, State())
+
+    def release(self) -> None:
+        """Forget the scan and all structures; encoded slabs that other sessions may use stay in the cache."""
+        self._slabs = None
+        self._structures.clear()
+
+    def encode(
+        self,
+        position: Triple | None = None,
+        *,
+        slabs: int | None = None,
+        cancel: CancelToken | None = None,
+        progress: Progress = no_progress,
+    ) -> int:
+        """Encode ahead of demand: the slab at `position` first, then its neighbours outward; returns encoder runs.
+
+        Args:
+            position: (i, j, k) in view; None for the middle of the scan.
+            slabs: Most slabs, known ones included; None for as many as the cache keeps.
+            cancel: Asked before every slab; raises Cancelled, what is encoded stays.
+            progress: Told after every slab.
+        """
+        own = self._open
+        before, room = own.encodes, own.cache.capacity
+        if self._constant:
+            return 0
+        if position is None:
+            position = tuple((n - 1) / 2 for n in self.grid.shape[::-1])  # type: ignore[assignment]
+        place = self.frame.prepared(self.frame.turn(position))  # type: ignore[arg-type]
+        inside = [min(max(v, 0.0), n - 1.0) for v, n in zip(place, own.size, strict=True)]
+        windows = own.around(inside)[:slabs]
+        for index, start in enumerate(windows):
+            if cancel is not None:
+                cancel.check()
+            room -= own.encoded(start).nbytes
+            progress(index + 1, len(windows), "encoding")
+            if slabs is None and room < 0:
+                break
+        return own.encodes - before
+
+    def automatic(
+        self,
+        label: int,
+        slices: Sequence[int] | None = None,
+        *,
+        cancel: CancelToken | None = None,
+        progress: Progress = no_progress,
+    ) -> list[tuple[Prompt, Prompt]]:
+        """The prompts that the model makes for itself for a label: per slice a box and a point, both of scope "slice".
+
+        Args:
+            label: Id in the model's table.
+            slices: Indices along `axis`; None for all of the scan.
+            cancel: Asked before every slab.
+            progress: Told after every slab.
+
+        Raises:
+            PromptError: The model has no such label, or a slice lies outside of the scan.
+            ModelError: The model makes no prompts of its own.
+        """
+        if self._constant:
+            return []
+        return automatic_prompts(self._open, self.frame, self.card.labels, label, slices, cancel, progress)
+
+
+class _Steps:
+    """What is called before every slab, and at the end: cancel is asked, progress told."""
+
+    def __init__(
+        self, placed: Sequence[Placed | None], slabs: Slabs, cancel: CancelToken | None, progress: Progress
+    ) -> None:
+        far = any(each is not None and each.scope == "volume" for each in placed)
+        self.total = len(placed) + (len(slabs.starts[0]) if far else 0)
+        self.cancel, self.progress, self.done = cancel, progress, 0
+
+    def __call__(self) -> None:
+        if self.cancel is not None:
+            self.cancel.check()
+        self.progress(min(self.done, self.total - 1), self.total, "segmenting")
+        self.done += 1
+
+    def finish(self) -> None:
+        self.progress(self.total, self.total, "segmenting")
+
+
+def _latest(snapshots: dict[tuple[Hashable, ...], State]) -> dict[tuple[Hashable, ...], State]:
+    """The last ones, within `SNAPSHOTS` and `SNAPSHOT_BYTES`; slices that they share count once."""
+    kept: dict[tuple[Hashable, ...], State] = {}
+    tiles: dict[int, int] = {}
+    for keys, state in reversed(list(snapshots.items())[-SNAPSHOTS:]):
+        tiles |= {id(tile): tile.array.nbytes for tile in (*state.planes.values(), *state.slices.values())}
+        if kept and sum(tiles.values()) > SNAPSHOT_BYTES:
+            break
+        kept[keys] = state
+    return dict(reversed(kept.items()))
+
+
+def _require_memory(volume: Volume, plan: Plan) -> None:
+    """Refuse a scan that does not fit into the computer's memory (FAULTS row 48)."""
+    voxels = float(np.prod(volume.grid.shape))
+    planned = voxels * float(np.prod(volume.grid.spacing)) / float(np.prod(plan.spacing))
+    # one channel as float32 beside the prepared image, and the masks of what is empty
+    needed = 4 * planned * (volume.channels + 1) + voxels * (4 + volume.channels)
+    devices.require_ram(
+        int(needed), what=volume.source or "the scan", remedy="Close other programs, or open a smaller part of it."
+    )

@@ -1,0 +1,256 @@
+"""The windows of an opened scan: which one answers a prompt, its intensities, and its encoding (MODEL.md §13.3)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import product
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from MaskSAMCore.device import autocast_dtype
+from MaskSAMCore.errors import ResourceError
+from MaskSAMCore.inference.cache import SlabCache, halved, model_key, slab_key
+from MaskSAMCore.network.types import Slab
+from MaskSAMCore.plan import Plan, Shape
+from MaskSAMCore.resample import pad_to
+from MaskSAMCore.windows import starts
+
+if TYPE_CHECKING:
+    from MaskSAMCore.zoo import ModelCard
+
+T = TypeVar("T")
+Extent = tuple[float, float]
+"""Lowest and highest position along one axis."""
+
+LOG = logging.getLogger(__name__)
+CPU = torch.device("cpu")
+MARGIN = 0.125
+"""A window stays in use as long as the prompts keep this share of it from its border."""
+_SMALLEST_STD = 1e-6
+
+
+class Retreat:
+    """Where the network runs, and what is given up when memory is full (FAULTS row 47).
+
+    Attributes:
+        said: What was given up so far, in words.
+    """
+
+    def __init__(self, network: nn.Module, device: torch.device, cache: SlabCache, precision: str) -> None:
+        self.network, self.cache, self.precision = network.to(device).eval(), cache, precision
+        self._device = device
+        self.said: list[str] = []
+
+    @property
+    def device(self) -> torch.device:
+        """Of the network now; another session may have taken it to the CPU."""
+        first = next(self.network.parameters(), None)
+        return self._device if first is None else first.device
+
+    def run(self, work: Callable[[torch.device], T]) -> T:
+        """`work(device)` under autocast, again after every step back.
+
+        Raises:
+            ResourceError: Memory is full and there is no step left.
+        """
+        steps = self._steps()
+        while True:
+            try:
+                with torch.inference_mode(), self._autocast():
+                    return work(self.device)
+            except torch.OutOfMemoryError as error:
+                full = str(error)
+            # outside of the handler, whose traceback keeps the failed pass's tensors alive
+            if not steps:
+                raise ResourceError(
+                    "the memory is full",
+                    where=str(self.device),
+                    why=full,
+                    remedy="Close other programs, or open a smaller part of the scan.",
+                )
+            steps.pop(0)()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _autocast(self) -> AbstractContextManager:
+        device = self.device
+        dtype = autocast_dtype(device, self.precision) if device.type == "cuda" else None
+        return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+    def _steps(self) -> list[Callable[[], None]]:
+        if self.device.type == "cpu":
+            return [self._clear]
+        return [self._spill, self._to_cpu, self._clear]
+
+    def _spill(self) -> None:
+        self.cache.spill()
+        self._say("the GPU's memory is full: encoded slabs moved to the computer's memory")
+
+    def _to_cpu(self) -> None:
+        self.network.to(CPU)
+        self._device = CPU
+        self._say("the GPU's memory is full: the work goes on, slower, on the CPU")
+
+    def _clear(self) -> None:
+        self.cache.clear()
+        self._say("the computer's memory is full: encoded slabs were given up")
+
+    def _say(self, text: str) -> None:
+        LOG.warning(text)
+        self.said.append(text)
+
+
+class Slabs:
+    """The prepared image in windows on the grid of automatic mode; starts are indices of the prepared image.
+
+    Where the image is smaller than a patch, its one window starts before it, and the border is repeated.
+
+    Attributes:
+        patch: (D, H, W) of a window.
+        size: (D, H, W) of the prepared image.
+        starts: Per axis, ascending.
+        mask_size: (height, width) of mask prompts.
+        encodes: Runs of the encoder so far.
+    """
+
+    def __init__(self, image: np.ndarray, plan: Plan, card: ModelCard, retreat: Retreat) -> None:
+        self.plan, self.retreat, self.cache = plan, retreat, retreat.cache
+        self.patch: Shape = plan.patch
+        self.size: Shape = image.shape[1:]  # type: ignore[assignment]
+        self.image = image
+        self.padded, crop = pad_to(image, plan.patch)
+        self.image.flags.writeable = self.padded.flags.writeable = False
+        self.before = tuple(part.start for part in crop)
+        padded = self.padded.shape[1:]
+        self.starts = tuple(
+            sorted({s - b for s in starts(n, p)}) for n, p, b in zip(padded, plan.patch, self.before, strict=True)
+        )
+        self.mask_size = card.config.model.mask_size
+        self.encodes = 0
+        self._model = model_key(retreat.network, card)
+        self._keys: dict[Shape, bytes] = {}
+        self._last: tuple[Shape, Slab] | None = None
+
+    def deep(self, z: int) -> int:
+        """Start along depth of the slab whose centre is nearest to prepared slice `z`; of two, the lower."""
+        half = (self.patch[0] - 1) / 2
+        return min(self.starts[0], key=lambda start: abs(start + half - z))
+
+    def planes(self, extents: Sequence[Extent], former: tuple[int, int] | None = None) -> list[tuple[int, int]]:
+        """In-plane starts (y, x) of the windows that must be looked at for something of that extent.
+
+        Args:
+            extents: Of rows and of columns, prepared edges.
+            former: The window used before, which is kept where it still holds everything with some margin.
+
+        Returns:
+            The one that holds it with the largest margin, or all that it touches.
+        """
+        axes = [
+            self._along(axis, extent, None if former is None else former[axis - 1])
+            for axis, extent in zip((1, 2), extents, strict=True)
+        ]
+        return [(y, x) for y in axes[0] for x in axes[1]]
+
+    def _along(self, axis: int, extent: Extent, former: int | None) -> list[int]:
+        length, size = self.patch[axis], self.size[axis]
+
+        def margin(start: int) -> float:
+            # the scan's own border is no loss
+            low = np.inf if start <= 0 else extent[0] - start
+            high = np.inf if start + length >= size else start + length - extent[1]
+            return min(low, high)
+
+        if former is not None and margin(former) >= MARGIN * length:
+            return [former]
+        best = max(self.starts[axis], key=lambda start: (margin(start), -abs(start + length / 2 - sum(extent) / 2)))
+        if margin(best) >= 0:
+            return [best]
+        return [s for s in self.starts[axis] if s < extent[1] and s + length > extent[0]] or [best]
+
+    def window(self, start: Shape) -> np.ndarray:
+        """(M, D, H, W) float32 as the encoder gets it; a copy."""
+        part = tuple(slice(s + b, s + b + p) for s, b, p in zip(start, self.before, self.patch, strict=True))
+        out = np.array(self.padded[(slice(None), *part)])
+        around = self._context(start)
+        if around is not None:
+            for index, kind in enumerate(self.plan.normalisation):
+                if kind != "ct":
+                    mean, std = moments(self.image[(index, *around)])
+                    out[index] = 0 if std < _SMALLEST_STD else (out[index] - mean) / std
+        return out
+
+    def _context(self, start: Shape) -> tuple[slice, slice, slice] | None:
+        """As much of the scan around a window as a training scan had; None where that is all of it.
+
+        Intensities are standardised by the scan, so a larger field of view than in training would shift them.
+        """
+        out = []
+        for s, patch, median, size in zip(start, self.patch, self.plan.median_shape, self.size, strict=True):
+            length = min(max(patch, median), size)
+            low = min(max(s + (patch - length) // 2, 0), size - length)
+            out.append(slice(low, low + length))
+        whole = all(part.stop - part.start == n for part, n in zip(out, self.size, strict=True))
+        return None if whole else (out[0], out[1], out[2])
+
+    def around(self, place: Sequence[float]) -> list[Shape]:
+        """All windows, the one whose centre is nearest to a prepared position (d, h, w) first."""
+        d, h, w = place
+
+        def distance(start: Shape) -> float:
+            return float(
+                sum((s + (p - 1) / 2 - v) ** 2 / p**2 for s, p, v in zip(start, self.patch, (d, h, w), strict=True))
+            )
+
+        return sorted(product(*self.starts), key=distance)
+
+    def known(self, start: Shape) -> bool:
+        """Whether the window's encoding is in the cache."""
+        return self._key(start) in self.cache
+
+    def encoded(self, start: Shape) -> Slab:
+        """The window's encoding, in half precision on the network's device.
+
+        Raises:
+            ResourceError: Memory is full and no retreat is left.
+        """
+        key = self._key(start)
+
+        def work(device: torch.device) -> Slab:
+            slab = self.cache.get(key, device)
+            if slab is None:
+                image = torch.from_numpy(self.window(start))[None].to(device)
+                slab = halved(self.retreat.network.slab(image))  # type: ignore[operator]
+                self.encodes += 1
+                self.cache.put(key, slab)
+            return slab
+
+        return self.retreat.run(work)
+
+    def ready(self, start: Shape) -> Slab:
+        """The window's encoding in single precision; the last one stays so, as the next click is mostly into the same.
+
+        Raises:
+            ResourceError: Memory is full and no retreat is left.
+        """
+        last = self._last
+        if last is None or last[0] != start or last[1].embed.device != self.retreat.device:
+            half = self.encoded(start)
+            self._last = last = (start, self.retreat.run(lambda device: half.to(device, torch.float32)))
+        return last[1]
+
+    def _key(self, start: Shape) -> bytes:
+        if start not in self._keys:
+            self._keys[start] = slab_key(self.window(start), self._model)
+        return self._keys[start]
+
+
+def moments(values: np.ndarray) -> tuple[float, float]:
+    """Mean and deviation (D, H, W), summed in double precision slice by slice, so that no second volume is made."""
+    mean = float(np.mean([part.mean(dtype=np.float64) for part in values]))
+    return mean, float(np.sqrt(np.mean([np.mean((part.astype(np.float64) - mean) ** 2) for part in values])))

@@ -1,0 +1,195 @@
+"""SAM as its authors released it, on one slice: what our models are compared with.
+
+Everything but the encoder is segment-anything's own code; the encoder is ours without adapters, filled with base
+weights alone. Pictures are 8-bit RGB at 1024 pixels, as SAM was trained. Coordinates are (x, y) in pixels of the slice
+from its upper left corner, so that the centre of pixel i is i + 0.5, and a box of the columns a..b is (a, b + 1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from MaskSAMCore.config import (
+    BackboneConfig,
+    DecoderConfig,
+    DepthConfig,
+    EncoderAdapterConfig,
+    ImageAdapterConfig,
+    LossConfig,
+    ModelConfig,
+    SourceConfig,
+    StemConfig,
+    TokenAdapterConfig,
+)
+from MaskSAMCore.errors import InputError, PromptError
+from MaskSAMCore.network.build import build_model
+from MaskSAMCore.network.prompts import CANVAS_PIXELS
+from MaskSAMCore.zoo import load_base
+
+if TYPE_CHECKING:
+    from segment_anything import SamPredictor
+
+    from MaskSAMCore.network.encoder import AdaptedEncoder
+
+PERCENTILES = (0.5, 99.5)
+"""Of the whole scan; what lies between them becomes the 256 grey values of the picture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """SAM's masks of one prompt.
+
+    Attributes:
+        logits: (m, H, W) float32 at the slice's own size; above 0 is the mask. m = 1, or 3 with `multimask`.
+        quality: (m,) SAM's estimate of the IoU.
+        low_res: (m, 256, 256) logits, the mask prompt of the next click.
+    """
+
+    logits: np.ndarray
+    quality: np.ndarray
+    low_res: np.ndarray
+
+    @property
+    def best(self) -> int:
+        """The mask that SAM thinks best of."""
+        return int(self.quality.argmax())
+
+
+def bare_config(arch: str, *, kernel: str = "fast") -> ModelConfig:
+    """SAM of that architecture without anything of ours, one slice of 1024 x 1024 pixels at a time."""
+    return ModelConfig(
+        classes=2,
+        patch=(1, CANVAS_PIXELS, CANVAS_PIXELS),
+        backbone=BackboneConfig(arch=arch, attention_kernel=kernel),  # type: ignore[arg-type]
+        stem=StemConfig(kind="repeat", upsample=1),
+        depth=DepthConfig(pe_encoder=False, pe_decoder="none"),
+        enc_adapter=EncoderAdapterConfig(kind="none"),
+        dec_tokens=TokenAdapterConfig(kind="none"),
+        dec_image=ImageAdapterConfig(kind="none"),
+        source=SourceConfig(kind="gt", class_tokens=False),
+        decoder=DecoderConfig(class_head=False),
+        head="argmax",
+        loss=LossConfig(kind="binary"),
+    )
+
+
+class _Encoder(nn.Module):
+    """Our encoder as segment-anything calls one: (B, 3, 1024, 1024) to (B, 256, 64, 64)."""
+
+    img_size = CANVAS_PIXELS
+
+    def __init__(self, encoder: AdaptedEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.encoder.frozen_features(x[:, :, None]).embed[:, :, 0]
+
+
+def sam_predictor(
+    arch: str, weights: Path | None, device: torch.device | str = "cpu", *, kernel: str = "fast"
+) -> SamPredictor:
+    """Segment-anything's predictor around an unchanged SAM.
+
+    Args:
+        arch: As in `model.backbone.arch`.
+        weights: The checkpoint; None leaves random weights, for tests.
+        device: Where it runs.
+        kernel: Of the encoder, as in `model.backbone.attention_kernel`; the same numbers to rounding.
+
+    Raises:
+        ModelError: The checkpoint cannot be read or belongs to another architecture.
+    """
+    from segment_anything import SamPredictor
+    from segment_anything.modeling import Sam
+
+    network = build_model(bare_config(arch, kernel=kernel))
+    if weights is not None:
+        load_base(network, weights)
+    sam = Sam(_Encoder(network.encoder), network.prompts.sam, network.decoder.sam)
+    return SamPredictor(sam.to(device).eval())
+
+
+class ZeroShot:
+    """An unchanged SAM that is shown one slice and asked about it; see `sam_predictor` for the arguments."""
+
+    def __init__(self, arch: str, weights: Path | None, device: torch.device | str = "cpu") -> None:
+        self.predictor = sam_predictor(arch, weights, device)
+
+    def set_image(self, image: np.ndarray) -> None:
+        """Encode a slice, (H, W) or (H, W, 3) uint8; see `picture`.
+
+        Raises:
+            InputError: It is no such picture.
+        """
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)) or not image.size:
+            raise InputError(
+                "not an 8-bit grey or RGB picture", where="set_image", why=f"{image.dtype} of shape {image.shape}"
+            )
+        self.predictor.set_image(np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image)
+
+    def predict(
+        self,
+        points: np.ndarray | None = None,
+        labels: np.ndarray | None = None,
+        box: np.ndarray | None = None,
+        mask_input: np.ndarray | None = None,
+        *,
+        multimask: bool = False,
+    ) -> Answer:
+        """Masks of the prompts, all together one object.
+
+        Args:
+            points: (P, 2), x before y.
+            labels: (P,), 1 for foreground and 0 for background; with `points`.
+            box: (4,), half-open x0, y0, x1, y1.
+            mask_input: (256, 256) logits of an earlier answer.
+            multimask: SAM's three candidates, meant for a single click, instead of its one mask.
+
+        Raises:
+            InputError: No slice was set.
+            PromptError: There is neither point, box nor mask, or a point without its label.
+        """
+        if not self.predictor.is_image_set:
+            raise InputError("no slice was set", where="predict", remedy="Call set_image first.")
+        if points is None and box is None and mask_input is None:
+            raise PromptError("no prompt was given", remedy="Give a point, a box or a mask.")
+        if points is not None and (labels is None or len(labels) != len(points)):
+            raise PromptError("every point needs its label", why=f"{len(points)} points, labels {labels}")
+        pixel = self._pixel()
+        logits, quality, low = self.predictor.predict(
+            None if points is None else np.asarray(points, np.float64).reshape(-1, 2) - pixel / 2,
+            None if points is None else np.asarray(labels),
+            None if box is None else np.asarray(box, np.float64) - [0, 0, *pixel],
+            None if mask_input is None else np.asarray(mask_input)[None],
+            multimask_output=multimask,
+            return_logits=True,
+        )
+        return Answer(logits=logits, quality=quality, low_res=low)
+
+    def _pixel(self) -> np.ndarray:
+        """(x, y) size of a pixel that SAM sees, in pixels of the slice: SAM counts pixels, we count their borders."""
+        scaled, size = self.predictor.input_size[::-1], self.predictor.original_size[::-1]
+        return np.array(size, np.float64) / scaled
+
+
+def grey_values(array: np.ndarray) -> tuple[float, float]:
+    """The intensities of a scan that become black and white: its `PERCENTILES`, NaN and Inf left out."""
+    values = array.reshape(-1)[:: max(1, array.size // 1_000_000)]
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return 0.0, 1.0
+    low, high = (float(v) for v in np.percentile(values, PERCENTILES))
+    return low, high if high > low else low + 1.0
+
+
+def picture(image: np.ndarray, low: float, high: float) -> np.ndarray:
+    """A slice as the 8-bit picture that a viewer with that window shows; NaN is black."""
+    scaled = (np.nan_to_num(np.asarray(image, np.float64), nan=low, posinf=high, neginf=low) - low) / (high - low)
+    return (np.clip(scaled, 0, 1) * 255).round().astype(np.uint8)
