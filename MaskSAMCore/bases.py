@@ -35,7 +35,7 @@ class BaseWeights:
         name: As in `model.backbone.arch` and on the command line.
         file: Its file name in the cache.
         sha256: What decides whether a file is it.
-        size: Bytes, for the eye only.
+        size: Bytes; for the eye, and for `seems_here`.
         licence: SPDX identifier.
         sources: Tried in order.
     """
@@ -155,6 +155,12 @@ def find_base(name: str, *, sha256: str | None = None) -> Path:
         why="; ".join([f"no file with sha256 {wanted} in {' or '.join(map(str, _folders()))}", *wrong]),
         remedy=f"{remedy}, or set MASKSAM_WEIGHTS to a folder that holds them.",
     )
+
+
+def seems_here(name: str) -> bool:
+    """Whether a file of the right size lies where base weights do: no proof, but at once. `find_base` proves it."""
+    base = base_info(name)
+    return any(path.stat().st_size == base.size for path in _candidates(base.file))
 
 
 def fetch_base(

@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
@@ -29,6 +30,10 @@ EXIT_DEVICE_LOST = 3
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 DEVICES = "auto, cpu, cuda or cuda:N"
+PARENT = "MASKSAM_PARENT"
+"""Environment variable of a program that runs a command in the background: the command ends when its stdin does."""
+PATIENCE_S = 30.0
+"""For a command to stop by itself when that program has died."""
 
 
 class _Terminated(BaseException):
@@ -60,6 +65,7 @@ def run(work: Callable[[], int | None]) -> int:
     """
     try:
         with _sigterm_raises():
+            _end_with_parent()
             code = work() or 0
             sys.stdout.flush()
             return code
@@ -119,6 +125,20 @@ def _sigterm_raises() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _end_with_parent() -> None:
+    if os.environ.pop(PARENT, ""):
+        threading.Thread(target=_await_parent, name="parent", daemon=True).start()
+
+
+def _await_parent() -> None:
+    with contextlib.suppress(OSError):
+        while os.read(0, 4096):
+            pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(PATIENCE_S)
+    os._exit(EXIT_TERMINATED)
 
 
 def _translate(error: BaseException) -> MaskSAMError | None:

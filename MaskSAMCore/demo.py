@@ -33,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("-o", "--output", type=Path, default=Path("demo-output"), metavar="FOLDER")
     p.add_argument("-m", "--model", default=MODEL, metavar="MODEL", help=f"default: {MODEL}")
     p.add_argument("--tta", action="store_true", help="average over mirrored copies")
+    p.add_argument("--scan-only", action="store_true", help="only bring the scan here, and print where it lies")
     add_device_option(p)
     return p
 
@@ -125,6 +126,9 @@ def implausible(labels: LabelMap) -> list[str]:
 
 
 def _demo(options: argparse.Namespace) -> int:
+    if options.scan_only:
+        print(sample_scan())
+        return 0
     from MaskSAMCore import device, outputs
     from MaskSAMCore.errors import MaskSAMError
     from MaskSAMCore.inference.predictor import Predictor

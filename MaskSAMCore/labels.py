@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from MaskSAMCore.errors import InputError
 
@@ -72,6 +73,30 @@ class LabelTable:
         for name, other in partner.items():
             if other and partner.get(other) != name:
                 raise InputError("left-right pair is not mutual", where=where, why=f"{name} mirrors to {other}")
+
+    def only(self, names: Iterable[str]) -> LabelTable:
+        """The table of these structures alone, their ids as they were; capitals matter only where names differ by them.
+
+        Raises:
+            InputError: There is no such structure, or none was named; lists all that there are.
+        """
+        kept, strange = [], []
+        for name in names:
+            same = [label for label in self.labels if label.name == name]
+            same = same or [label for label in self.labels if label.name.casefold() == name.casefold()]
+            kept += same
+            strange += [] if same else [name]
+        if strange or not kept:
+            what = "no such structure" if strange else "no structure was named"
+            remedy = f"There are {', '.join(label.name for label in self.labels)}."
+            raise InputError(what, where=", ".join(strange), remedy=remedy)
+        there = {label.name for label in kept}
+        labels = tuple(
+            replace(label, mirror=label.mirror if label.mirror in there else "")
+            for label in self.labels
+            if label.name in there
+        )
+        return LabelTable(labels=labels, mirrored=self.mirrored and len(labels) == len(self.labels))
 
     @property
     def classes(self) -> int:

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
-import logging
-import os
 import re
-import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from MaskSAMCore import __version__
-from MaskSAMCore.errors import InputError, ResourceError
+from MaskSAMCore.errors import InputError
 from MaskSAMCore.labels import LabelTable
 from MaskSAMCore.volume import LabelMap, Volume
 
-LOG = logging.getLogger(__name__)
 SET = (".nii.gz", ".seg.nrrd", ".csv", ".png")
 """What a folder receives for every case."""
 SINGLE = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".mha", ".dcm")
@@ -182,47 +178,22 @@ def write(
         allow_uncoded: Write structures without a DICOM code as Tissue.
 
     Raises:
-        InputError, ResourceError: A target may not or cannot be written; what was there is there still.
+        InputError, ResourceError: A target may not or cannot be written; what was there is there still. A result that
+            could not be moved into place, as another program holds a target, is kept (FAULTS row 60).
     """
-    from MaskSAMCore.io.atomic import check_target
+    from MaskSAMCore.io.atomic import atomic_files, check_target
 
-    try:
-        scratch = Path(tempfile.mkdtemp(prefix=".masksam-", dir=case.targets[0].parent))
-    except OSError as error:
-        raise ResourceError("cannot be written", where=case.targets[0].parent, why=error.strerror or "") from error
-    moved: list[tuple[Path, Path | None]] = []
-    try:
+    folder = case.targets[0].parent
+    with atomic_files(case.targets, home=folder, kept=folder / f"{case.name}-new") as scratch:
         for target in case.targets:
             path = scratch / target.name
             if target.suffix.lower() == ".dcm":
                 _write_dicom(case, labels, path, subtitle, series, allow_uncoded)
             else:
                 _write_one(case, volume, labels, path, subtitle)
-        for number, target in enumerate(case.targets):
+        for target in case.targets:
             check_target(target, overwrite=overwrite, inputs=case.scans)
-            old = scratch / f"old-{number}" if target.exists() else None
-            if old is not None:
-                os.replace(target, old)
-            moved.append((target, old))
-            os.replace(scratch / target.name, target)
-    except BaseException:
-        _put_back(moved)
-        raise
-    finally:
-        # what could not be put back lies there still
-        if not any(old is not None and old.exists() and not target.exists() for target, old in moved):
-            shutil.rmtree(scratch, ignore_errors=True)
     return list(case.targets)
-
-
-def _put_back(moved: list[tuple[Path, Path | None]]) -> None:
-    for target, old in reversed(moved):
-        try:
-            target.unlink(missing_ok=True)
-            if old is not None:
-                os.replace(old, target)
-        except OSError as error:
-            LOG.error("%s: the old file could not be put back and lies in %s (%s)", target, old, error.strerror)
 
 
 def _write_one(case: Case, volume: Volume, labels: LabelMap, path: Path, subtitle: str) -> None:
@@ -241,7 +212,7 @@ def _write_one(case: Case, volume: Volume, labels: LabelMap, path: Path, subtitl
 
 
 def _write_dicom(case: Case, labels: LabelMap, path: Path, model: str, series: str | None, allow_uncoded: bool) -> None:
-    from MaskSAMCore.io.segmentations import write_dicom_seg
+    from MaskSAMCore.io.dicomseg import write_dicom_seg
 
     write_dicom_seg(
         labels,
@@ -289,6 +260,12 @@ def rehearse(
     with tempfile.TemporaryDirectory(prefix=".masksam-", dir=case.targets[0].parent) as scratch:
         one = LabelMap(array=array, grid=volume.grid, labels=labels, source=volume.source)
         _write_dicom(case, one, Path(scratch) / "rehearsal.dcm", "", series, allow_uncoded)
+
+
+def only(labels: LabelMap, wanted: LabelTable) -> LabelMap:
+    """A label map with the structures of a table alone; the rest is background."""
+    kept = np.isin(labels.array, [label.id for label in wanted.labels])
+    return replace(labels, array=np.where(kept, labels.array, 0), labels=wanted)
 
 
 def volume_rows(labels: LabelMap) -> list[tuple[int, str, int, float]]:

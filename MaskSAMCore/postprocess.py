@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import get_args
 
 import numpy as np
@@ -9,6 +10,8 @@ from scipy import ndimage
 
 from MaskSAMCore.config import Largest
 
+ONE_PIECE = 0.99
+"""Share of a structure's voxels in its largest component that counts as all of them."""
 MODES: tuple[Largest, ...] = get_args(Largest)
 _TOUCHING: np.ndarray = np.ones((3, 3, 3), bool)
 
@@ -45,3 +48,31 @@ def choose_largest(scores: dict[Largest, list[float]]) -> Largest:
     # Written so that a structure without a figure, NaN, never counts as worse.
     fair = [m for m, s in scores.items() if not any(a < b for a, b in zip(s, plain, strict=True))]
     return max(fair, key=lambda mode: (float(np.nan_to_num(scores[mode]).mean()), mode == "none"))
+
+
+def largest_of(labels: Iterable[np.ndarray]) -> Largest:
+    """The mode that label maps themselves suggest: what is in one piece in all of them should be so in a result.
+
+    For models of few cases, where validation cases would have to be both judge and teacher.
+
+    Args:
+        labels: Classes (Z, Y, X), 0 is background.
+    """
+    each = whole = True
+    for classes in labels:
+        each = each and all(_in_one_piece(classes[box] == c) for c, box in _boxes(classes))
+        found = ndimage.find_objects((classes > 0).astype(np.uint8))
+        whole = whole and (not found or _in_one_piece(classes[found[0]] > 0))
+        if not (each or whole):
+            return "none"
+    return "each" if each else "foreground"
+
+
+def _boxes(classes: np.ndarray) -> Iterator[tuple[int, tuple[slice, ...]]]:
+    boxes = ndimage.find_objects(np.asarray(classes, np.int32))
+    return ((number, box) for number, box in enumerate(boxes, start=1) if box is not None)
+
+
+def _in_one_piece(mask: np.ndarray) -> bool:
+    parts, count = ndimage.label(mask, _TOUCHING)
+    return count < 2 or np.bincount(parts.ravel())[1:].max() >= ONE_PIECE * np.count_nonzero(mask)

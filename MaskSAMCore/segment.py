@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from MaskSAMCore.commandline import add_device_option, cancel_on_signals, comman
 
 if TYPE_CHECKING:
     from MaskSAMCore.inference.predictor import Result
+    from MaskSAMCore.labels import LabelTable
     from MaskSAMCore.outputs import Case
     from MaskSAMCore.volume import Roi, Volume
 
@@ -47,8 +49,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--preview", action="store_true", help="fast and rough: windows side by side, no mirroring; with a picture"
     )
+    p.add_argument(
+        "--structures", action="append", default=[], metavar="NAME,NAME",
+        help="write these structures only; may be given several times, as it must be for names with a comma",
+    )  # fmt: skip
     p.add_argument("--overwrite", action="store_true", help="replace existing outputs")
-    p.add_argument("--series", metavar="ID", help="which series of a DICOM folder")
+    p.add_argument("--series", metavar="ID", help="which series of a DICOM folder: its key, or one of its files")
     p.add_argument("--list-series", action="store_true", help="list the series of DICOM folders and stop")
     p.add_argument("--frame", type=int, metavar="N", help="which frame of a 4-D file, from 0")
     p.add_argument("--channel", type=int, metavar="N", help="which channel of a colour file, from 0")
@@ -91,6 +97,18 @@ def _share(text: str) -> float:
     return value
 
 
+def _wanted(table: LabelTable, asked: list[str]) -> LabelTable:
+    """The structures that were asked for, or all; a text that is no structure's name is a list of names."""
+    known = {label.name.casefold() for label in table.labels}
+    names = [
+        name.strip()
+        for text in asked
+        for name in ([text] if text.strip().casefold() in known else text.split(","))
+        if name.strip()
+    ]
+    return table.only(names) if asked else table
+
+
 def _list(options: argparse.Namespace) -> int:
     from MaskSAMCore.io.dicom import list_series
 
@@ -107,21 +125,22 @@ def _segment(options: argparse.Namespace) -> int:
 
     rois = [Roi(center=r[:3], size=r[3:]) for r in options.roi]
     card = zoo.load_card(zoo.find_model(options.model))
+    wanted = _wanted(card.labels, options.structures)
     cases = outputs.group(options.scans, card.config.model.channels)
     todo = []
     for case in outputs.place(cases, options.output, preview=options.preview):
         if not options.allow_uncoded:
-            outputs.check_codes(case, card.labels)
+            outputs.check_codes(case, wanted)
         if outputs.ready(case, overwrite=options.overwrite):
             print(f"{case.name}: complete already, skipped (--overwrite does it again)")
         else:
             todo.append(case)
     if todo:
-        _work(options, todo, rois)
+        _work(options, todo, rois, wanted)
     return 0
 
 
-def _work(options: argparse.Namespace, todo: list[Case], rois: list[Roi]) -> None:
+def _work(options: argparse.Namespace, todo: list[Case], rois: list[Roi], wanted: LabelTable) -> None:
     from MaskSAMCore import device, outputs
     from MaskSAMCore.inference.predictor import Predictor
     from MaskSAMCore.io.images import read_volume
@@ -140,9 +159,7 @@ def _work(options: argparse.Namespace, todo: list[Case], rois: list[Roi]) -> Non
                 resample=options.resample,
                 series=options.series,
             )
-            outputs.rehearse(
-                case, volume, predictor.card.labels, series=options.series, allow_uncoded=options.allow_uncoded
-            )
+            outputs.rehearse(case, volume, wanted, series=options.series, allow_uncoded=options.allow_uncoded)
             result = predictor.segment(
                 volume,
                 roi=rois,
@@ -153,6 +170,8 @@ def _work(options: argparse.Namespace, todo: list[Case], rois: list[Roi]) -> Non
             )
             progress.close()
             cancel.check()
+            if options.structures:
+                result = replace(result, labels=outputs.only(result.labels, wanted))
             written = outputs.write(
                 case,
                 volume,

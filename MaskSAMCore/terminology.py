@@ -12,8 +12,13 @@ from MaskSAMCore.errors import InputError
 from MaskSAMCore.labels import Code, Label, LabelTable
 from MaskSAMCore.resources import resource
 
+CONTEXT = "Segmentation category and type - DICOM master list"
+ANATOMY = "Anatomic codes - DICOM master list"
+TISSUE = Code(scheme="SCT", value="85756007", meaning="Tissue")
+_SAY_NOTHING = {(TISSUE.scheme, TISSUE.value), ("SRT", "T-D0050")}
 _SIDES = {"left": "Left", "right": "Right", "l": "Left", "r": "Right", "lt": "Left", "rt": "Right"}
 _BLANKS = re.compile(r"[\s_\-.,()/]+")
+_SEPARATORS = str.maketrans({"~": " ", "^": " ", "|": " ", "\n": " ", "\r": " "})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,3 +135,32 @@ def describe(table: LabelTable, *, about: str = "") -> LabelTable:
             )
         labels.append(label)
     return replace(table, labels=tuple(labels))
+
+
+def _triple(code: Code | None) -> str:
+    if code is None:
+        return "^^"
+    return "^".join(v.translate(_SEPARATORS) for v in (code.scheme, code.value, code.meaning))
+
+
+def terminology_entry(label: Label) -> str:
+    """The label's codes as Slicer serialises them; an uncoded label is Slicer's own default, Tissue."""
+    category, kind = (label.category, label.type) if label.category and label.type else (TISSUE, TISSUE)
+    return "~".join((CONTEXT, _triple(category), _triple(kind), _triple(label.modifier), ANATOMY, "^^", "^^"))
+
+
+def parse_terminology(entry: str) -> tuple[Code | None, Code | None, Code | None]:
+    """Category, type and modifier of a serialised entry; None where one is empty or malformed."""
+    codes = []
+    for part in (entry.split("~") + [""] * 4)[1:4]:
+        fields = part.split("^")
+        full = len(fields) == 3 and all(fields)
+        codes.append(Code(scheme=fields[0], value=fields[1], meaning=fields[2]) if full else None)
+    return codes[0], codes[1], codes[2]
+
+
+def has_codes(label: Label) -> bool:
+    """Whether its codes say what it is; Tissue, which Slicer gives to every new segment, does not."""
+    if label.category is None or label.type is None:
+        return False
+    return (label.type.scheme, label.type.value) not in _SAY_NOTHING

@@ -9,6 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from Testing.slicer.fixtures import rig as rig
+from Testing.slicer.fixtures import scene as scene
+from Testing.slicer.fixtures import slicer_process as slicer_process
+from Testing.slicer.fixtures import views as views
+
 REPO = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("MASKSAM_SHARED", REPO.parent / "shared"))
 

@@ -12,6 +12,7 @@ leaves   prompts call sys.exit
 noisy    prompts print, from Python, C and another process
 parent   prompts start a process that would stay
 breaks   prompts raise an error that nobody expects
+doubts   has a warning about every scan
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ import numpy as np
 
 from MaskSAMCore.errors import InputError, ModelError
 from MaskSAMCore.progress import CancelToken, Progress
+from MaskSAMCore.worker import exports
 from MaskSAMCore.worker.__main__ import parser
 from MaskSAMCore.worker.server import serve
 
-WORDS = ["plain", "parent", "slow", "deaf", "dies", "once", "leaves", "noisy", "breaks"]
+WORDS = ["plain", "parent", "slow", "deaf", "dies", "once", "leaves", "noisy", "breaks", "doubts"]
 HALF = 2
 
 
@@ -44,6 +46,14 @@ def block(shape: tuple[int, ...], prompts: Any) -> np.ndarray:
         place = tuple(slice(max(v - HALF, 0), v + HALF + 1) for v in (k, j, i))
         mask[place] = prompt.get("positive", True)
     return mask
+
+
+def bounds(mask: np.ndarray) -> list[int] | None:
+    """The smallest box around what is set; None where nothing is."""
+    places = np.argwhere(mask)
+    if not len(places):
+        return None
+    return [int(v) for pair in zip(places.min(0), places.max(0) + 1, strict=True) for v in pair]
 
 
 class FakeEngine:
@@ -59,6 +69,8 @@ class FakeEngine:
         return {"device": "none", "models": [{"name": word} for word in WORDS]}
 
     def handle(self, op: str, fields: dict[str, Any], *, progress: Progress, cancel: CancelToken) -> dict[str, Any]:
+        if op in exports.OPERATIONS:
+            return exports.export(op, fields, progress=progress, cancel=cancel)
         if op == "open":
             return self.open(fields)
         if fields["case"] not in self.cases:
@@ -85,7 +97,7 @@ class FakeEngine:
         return self.update(volume, op, fields)
 
     def undelivered(self, op: str, fields: dict[str, Any]) -> None:
-        key = fields["case"], fields.get("structure", -1)
+        key = fields.get("case", -1), fields.get("structure", -1)
         if key in self.before:
             self.masks[key], self.lists[key] = self.before[key]
 
@@ -95,7 +107,10 @@ class FakeEngine:
             raise ModelError("no such model", where=fields["model"])
         self.cases[fields["case"]] = fields["volume"], words
         shape = fields["volume"].shape[-3:]
-        return {"id": fields["case"], "model": fields["model"], "shape": shape, "axis": 0, "labels": [], "warnings": []}
+        return {
+            "id": fields["case"], "model": fields["model"], "shape": shape, "axis": 0, "labels": [],
+            "warnings": ["a doubt"] if "doubts" in words else [],
+        }  # fmt: skip
 
     def work(self, words: list[str], progress: Progress, cancel: CancelToken) -> None:
         for done in range(3):
@@ -132,14 +147,11 @@ class FakeEngine:
         new = block(shape, prompts)
         self.before[key] = old, self.lists.get(key, ())
         self.masks[key], self.lists[key] = new, prompts
-        changed = np.argwhere(old != new)
-        box, mask = None, None
-        if len(changed):
-            low, high = changed.min(0), changed.max(0) + 1
-            box = [int(v) for pair in zip(low, high, strict=True) for v in pair]
-            mask = new[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
+        box, mask = bounds(old != new), None
+        if box is not None:
+            mask = new[tuple(slice(a, b) for a, b in zip(box[::2], box[1::2], strict=True))]
         return {
-            "structure": key[1], "box": box, "mask": mask, "extent": None, "voxels": new.sum(), "axis": 0,
+            "structure": key[1], "box": box, "mask": mask, "extent": bounds(new), "voxels": new.sum(), "axis": 0,
             "quality": [], "worst": None, "candidates": [], "suggestion": None, "encoded": 0, "seconds": 0.0,
             "messages": [],
         }  # fmt: skip

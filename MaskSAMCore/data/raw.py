@@ -3,7 +3,8 @@
 `dataset.json` as nnU-Net version 2 defines it (`channel_names`, `labels`, `file_ending`), and, all optional:
 `name`, `description`, `licence` or `license`, `left_right_pairs` (pairs of label names; an empty list says that no
 label has a side), `patients` (case to patient, where a patient has several cases), `allow_empty` (cases without any
-structure are meant), `terminology` (label name to `category`, `type`, `modifier`: [scheme, value, meaning]).
+structure are meant), `terminology` (label name to `category`, `type`, `modifier`: [scheme, value, meaning]), `colors`
+(label name to [r, g, b], 0 to 255), `structures` (case to the names of the labels in it, kept by `save.save_case`).
 """
 
 from __future__ import annotations
@@ -158,8 +159,7 @@ def _labels(data: dict[str, Any], problems: list[str]) -> LabelTable | None:
     if not isinstance(raw, dict) or not raw:
         problems.append('labels is missing; write for example {"background": 0, "liver": 1}')
         return None
-    if all(isinstance(v, str) for v in raw.values()) and all(str(k).isdigit() for k in raw):
-        raw = {name: int(number) for number, name in raw.items()}  # nnU-Net version 1
+    raw = label_ids(raw)
     wrong = [name for name, i in raw.items() if not isinstance(i, int) or isinstance(i, bool)]
     if wrong:
         problems.append(f"labels: {', '.join(wrong)}: expected one integer (regions of several labels are not known)")
@@ -170,9 +170,9 @@ def _labels(data: dict[str, Any], problems: list[str]) -> LabelTable | None:
         return None
     pairs = _pairs(data.get("left_right_pairs"), set(ids), problems)
     mirror = {a: b for pair in pairs or [] for a, b in (pair, pair[::-1])}
-    codes = data.get("terminology", {})
+    codes, colors = (held if isinstance(held := data.get(key), dict) else {} for key in ("terminology", "colors"))
     labels = tuple(
-        _label(name, number, position, mirror.get(name, ""), codes.get(name) if isinstance(codes, dict) else None)
+        _label(name, number, position, mirror.get(name, ""), codes.get(name), colors.get(name))
         for position, (name, number) in enumerate(sorted(ids.items(), key=lambda item: item[1]))
     )
     table = LabelTable(labels=labels, mirrored=pairs is not None)
@@ -181,6 +181,13 @@ def _labels(data: dict[str, Any], problems: list[str]) -> LabelTable | None:
     except InputError as error:
         problems.append(f"labels: {error}")
     return describe(table, about=str(data.get("name", "")))
+
+
+def label_ids(raw: dict[str, Any]) -> dict[str, Any]:
+    """`labels` as name to id; nnU-Net version 1 wrote id to name."""
+    if all(isinstance(v, str) for v in raw.values()) and all(str(k).isdigit() for k in raw):
+        return {name: int(number) for number, name in raw.items()}
+    return raw
 
 
 def _pairs(raw: Any, names: set[str], problems: list[str]) -> list[tuple[str, str]] | None:
@@ -203,8 +210,11 @@ def _pairs(raw: Any, names: set[str], problems: list[str]) -> list[tuple[str, st
     return pairs
 
 
-def _label(name: str, number: int, position: int, mirror: str, codes: Any) -> Label:
+def _label(name: str, number: int, position: int, mirror: str, codes: Any = None, color: Any = None) -> Label:
+    known = isinstance(color, list) and len(color) == 3 and all(isinstance(v, int) and 0 <= v < 256 for v in color)
     label = Label(id=number, name=name, color=PALETTE[position % len(PALETTE)], mirror=mirror)
+    if known:
+        label = replace(label, color=tuple(color))
     if isinstance(codes, dict):
         given = {
             key: Code(scheme=str(v[0]), value=str(v[1]), meaning=str(v[2]))
@@ -251,7 +261,7 @@ def _list_cases(
 def _read_acdc(folder: Path) -> RawDataset:
     """The ACDC challenge's own folders: patientXXX/patientXXX_frameYY.nii.gz and ..._gt.nii.gz (ED and ES)."""
     names = ("right ventricle", "myocardium", "left ventricle")
-    labels = tuple(_label(name, i, i - 1, "", None) for i, name in enumerate(names, start=1))
+    labels = tuple(_label(name, i, i - 1, "") for i, name in enumerate(names, start=1))
     cases, problems = [], []
     for image in sorted(folder.glob("patient*/patient*_frame[0-9][0-9].nii.gz")):
         case = image.name.removesuffix(".nii.gz")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,33 @@ def folds(
             )
         )
     return tuple(result)
+
+
+def leave_out(
+    structures: Mapping[str, Collection[int]], count: int, seed: int = 0, *, patient: Mapping[str, str]
+) -> Split:
+    """Cases to judge a model by, drawn by patient, and the others to learn from; no structure is left without a lesson.
+
+    Args:
+        structures: Cases, each with the structures that it holds.
+        count: Cases to leave out; fewer where patients and structures do not allow so many, more only for one patient
+            with all their cases.
+        seed: Of the shuffle.
+        patient: Case to patient.
+    """
+    owners: dict[str, list[str]] = {}
+    for case in sorted(structures):
+        owners.setdefault(patient[case], []).append(case)
+    order = [sorted(owners)[i] for i in np.random.default_rng(seed).permutation(len(owners))]
+    left: list[str] = []
+    for name in order:
+        rest = [case for case in structures if case not in left and case not in owners[name]]
+        taught = {number for case in rest for number in structures[case]}
+        lost = {number for case in owners[name] for number in structures[case]} - taught
+        fits = len(left) + len(owners[name]) <= count or (not left and count > 0)
+        if fits and rest and not lost:
+            left += owners[name]
+    return Split(train=tuple(sorted(set(structures) - set(left))), val=tuple(sorted(left)))
 
 
 def load_splits(

@@ -30,7 +30,7 @@ def doubts(volume: Volume, card: ModelCard, plan: Plan, region: bool = False) ->
         volume: The whole scan.
         card: Of the model; its modality and name are read.
         plan: Of the model; its statistics are compared.
-        region: A region of interest was given, so the scan's extent says nothing.
+        region: A region of interest was given, or clicks will say where to look, so the extent says nothing.
     """
     found = []
     trained = card.modality or plan.modality
@@ -76,5 +76,5 @@ def _size_doubts(volume: Volume, plan: Plan, region: bool) -> list[str]:
     usual = [s * n for s, n in zip(plan.spacing, plan.median_shape, strict=True)]
     if not region and any(have > LARGER * want for have, want in zip(extent, usual, strict=True)):
         have, want = (" x ".join(f"{v:.0f}" for v in values) for values in (extent, usual))
-        found.append(f"it spans {have} mm, the scans in training {want} mm; give a region of interest (--roi)")
+        found.append(f"it spans {have} mm, the scans in training {want} mm; give a region of interest")
     return found

@@ -102,7 +102,7 @@ class Session:
         plan: Plan = card.plan if isinstance(card.plan, Plan) else from_dict(Plan, card.plan, where="model.plan")
         _require_memory(volume, plan)
         name = volume.source or "the scan"
-        notes = [*volume.warnings, *(f"{name}: {text}" for text in doubts(volume, card, plan, False))]
+        notes = [*volume.warnings, *(f"{name}: {text}" for text in doubts(volume, card, plan, region=True))]
         prepared = preprocess(volume, plan)
         record = prepared.record
         if record.nonfinite:

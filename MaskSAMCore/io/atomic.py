@@ -7,17 +7,21 @@ import errno
 import json
 import logging
 import os
+import shutil
 import socket
 import sys
+import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from MaskSAMCore.errors import InputError, MaskSAMError, ResourceError
 
 LOCK_NAME = ".masksam.lock"
+SCRATCH = ".masksam-"
+"""How the folders of `atomic_files` are called while they are filled."""
 _LOCK_BYTE = 1 << 30
 _RETRIES, _RETRY_SECONDS = 10, 0.2
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT if hasattr(errno, "EDQUOT") else errno.ENOSPC, errno.EFBIG)
@@ -61,24 +65,120 @@ def _suffixes(name: str) -> str:
 
 
 def _replace(part: Path, target: Path) -> None:
-    """Rename with patience: Windows refuses while another program has the target open."""
-    for attempt in range(_RETRIES):
+    """Rename onto the target, or keep the result beside it where another program holds that."""
+    try:
+        _patiently(part, target)
+    except PermissionError as error:
+        ending = _suffixes(target.name)
+        kept = _unused(target.with_name(f"{target.name[: len(target.name) - len(ending)]}-new{ending}"))
+        os.replace(part, kept)
+        raise _held(target, kept) from error
+
+
+def _patiently(source: Path, target: Path) -> None:
+    """Rename, again and again for two seconds: Windows refuses while another program has one of the two open.
+
+    Raises:
+        PermissionError: It still does.
+    """
+    for _ in range(_RETRIES - 1):
         try:
-            os.replace(part, target)
+            os.replace(source, target)
             return
         except PermissionError:
-            if attempt + 1 < _RETRIES:
-                time.sleep(_RETRY_SECONDS)
-    kept = target.with_name(
-        f"{target.name[: len(target.name) - len(_suffixes(target.name))]}-new{_suffixes(target.name)}"
-    )
-    if kept.exists():
-        kept = kept.with_name(f"{uuid.uuid4().hex[:8]}-{kept.name}")
-    os.replace(part, kept)
-    remedy = "Close the program that has the old file open and rename the new one"
-    raise ResourceError(
-        "another program holds the output", where=target, why=f"the result was kept as {kept}", remedy=remedy
-    )
+            time.sleep(_RETRY_SECONDS)
+    os.replace(source, target)
+
+
+def _unused(path: Path) -> Path:
+    return path.with_name(f"{uuid.uuid4().hex[:8]}-{path.name}") if path.exists() else path
+
+
+def _held(target: Path, kept: Path) -> ResourceError:
+    why = f"the result was kept as {kept}"
+    remedy = "Close the program that has the old file open, then move the new one there"
+    return ResourceError("another program holds the output", where=target, why=why, remedy=remedy)
+
+
+@contextlib.contextmanager
+def atomic_files(targets: Sequence[Path], *, home: Path, kept: Path) -> Iterator[Path]:
+    """A folder whose files replace the targets of their names when the block ends well: all of them, or none.
+
+    Args:
+        targets: The files to make or replace; the block writes each of them into the folder.
+        home: Where the folder is made, on the disk of the targets.
+        kept: What the folder becomes where another program holds a target, so that the work is not lost.
+
+    Raises:
+        ResourceError: The folder cannot be made; or another program holds a target, even after two seconds of trying:
+            names the place of the new files. The old ones are where they were.
+    """
+    try:
+        scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=home))
+    except OSError as error:
+        raise ResourceError("cannot be written", where=home, why=error.strerror or "") from error
+    moves = _Moves(scratch)
+    try:
+        yield scratch
+        moves.make(targets)
+    except BaseException as error:
+        moves.undo()
+        if moves.stuck is not None or moves.lost:
+            moves.keep(_unused(kept))
+        if moves.stuck is not None:
+            raise _held(moves.stuck, moves.folder) from error
+        raise
+    finally:
+        if not moves.kept:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+class _Moves:
+    """Files on their way from a folder to their targets, and the way back.
+
+    Attributes:
+        folder: Where they come from.
+        stuck: The target that another program holds.
+        lost: Targets whose old files could not be put back and lie in the folder.
+        kept: The folder stays.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.stuck: Path | None = None
+        self.lost: list[Path] = []
+        self.kept = False
+        self._done: list[tuple[Path, Path | None]] = []
+
+    def make(self, targets: Sequence[Path]) -> None:
+        for number, target in enumerate(targets):
+            try:
+                old = self.folder / f"old-{number}" if target.exists() else None
+                if old is not None:
+                    _patiently(target, old)
+                self._done.append((target, old))
+                _patiently(self.folder / target.name, target)
+            except PermissionError:
+                self.stuck = target
+                raise
+
+    def undo(self) -> None:
+        for target, old in reversed(self._done):
+            try:
+                if not (self.folder / target.name).exists():
+                    _patiently(target, self.folder / target.name)
+                if old is not None:
+                    _patiently(old, target)
+            except OSError:
+                self.lost.append(target)
+
+    def keep(self, place: Path) -> None:
+        """Rename the folder, if that can be done."""
+        self.kept = True
+        with contextlib.suppress(OSError):
+            self.folder = self.folder.rename(place)
+        for target in self.lost:
+            _log.error("%s: the old file could not be put back and lies in %s", target, self.folder)
 
 
 def sync_file(path: Path) -> None:

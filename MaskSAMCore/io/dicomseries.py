@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -256,13 +256,16 @@ def _stacks(planes: list[Slice]) -> Iterator[tuple[str, list[Slice]]]:
             yield (f"orientation {number}, {name}".rstrip(", ") if len(kinds) > 1 else name), part
 
 
-def list_series(path: str | os.PathLike) -> list[Series]:
+def list_series(path: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Series]:
     """Every volume that a DICOM folder (searched with its subfolders), file or DICOMDIR offers, and what else is there.
+
+    A list of paths offers what they hold together.
 
     Raises:
         InputError: Nothing there, a malformed file, or a DICOMDIR that refers outside its folder.
     """
-    headers = [(file, _read_header(file)) for file in _files(Path(path))]
+    paths = [path] if isinstance(path, (str, os.PathLike)) else path
+    headers = [(file, _read_header(file)) for each in paths for file in _files(Path(each))]
     headers.sort(key=lambda h: (int(h[1].get("SeriesNumber") or 0), str(h[1].get("SeriesInstanceUID", ""))))
     found: list[Series] = []
     for uid, group in groupby(headers, key=lambda h: str(h[1].get("SeriesInstanceUID", ""))):
@@ -310,8 +313,20 @@ def _series(uid: str, group: list[tuple[Path, Any]]) -> list[Series]:
     return out
 
 
-def choose_series(path: str | os.PathLike, series: str | None = None) -> Series:
-    """The one volume meant: by key (or its unique end, or its place in the list from 1), or the only one there is.
+def _holding(offered: list[Series], path: Any, name: str) -> list[Series]:
+    """Those with a file of this name; a plain number is none."""
+    if not isinstance(path, (str, os.PathLike)) or name.isdigit():
+        return []
+    return [series for series in offered if Path(path) / name in series.files]
+
+
+def choose_series(path: str | os.PathLike | Sequence[str | os.PathLike], series: str | None = None) -> Series:
+    """The one volume meant, or the only one there is.
+
+    Args:
+        path: As for `list_series`.
+        series: Its key, or the unique end of that; or one of its files, named from the folder `path` ("./1" where the
+            name is a number); or its place in the list from 1.
 
     Raises:
         InputError: Several fit, or none; lists them all.
@@ -321,7 +336,8 @@ def choose_series(path: str | os.PathLike, series: str | None = None) -> Series:
     if series is None:
         wanted = [s for s in offered if not s.problem]
     else:
-        wanted = [s for s in offered if s.key == series] or [s for s in offered if s.key.endswith(series)]
+        wanted = [s for s in offered if s.key == series] or _holding(offered, path, series)
+        wanted = wanted or [s for s in offered if s.key.endswith(series)]
         if not wanted or (len(wanted) > 1 and series.isdigit()):
             wanted = [s for n, s in enumerate(offered, start=1) if str(n) == series] or wanted
     if len(wanted) == 1 and wanted[0].slices:
@@ -330,4 +346,5 @@ def choose_series(path: str | os.PathLike, series: str | None = None) -> Series:
         what = "offers no volume" if series is None else f"has no volume that is named {series}"
     else:
         what = f"offers {len(wanted)} volumes"
-    raise InputError(what, where=path, why=f"found\n  {lines}\n", remedy="Pick one with --series KEY")
+    where = path if isinstance(path, (str, os.PathLike)) else Path(path[0]).parent
+    raise InputError(what, where=where, why=f"found\n  {lines}\n", remedy="Pick one with --series KEY")

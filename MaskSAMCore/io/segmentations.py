@@ -1,4 +1,4 @@
-"""Segmentations with names, codes and colours: Slicer's .seg.nrrd, plain NRRD, and DICOM SEG."""
+"""Segmentations with names, codes and colours: Slicer's .seg.nrrd, and plain NRRD."""
 
 from __future__ import annotations
 
@@ -7,30 +7,20 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from MaskSAMCore.errors import GeometryError, InputError
 from MaskSAMCore.io.atomic import atomic_path
 from MaskSAMCore.io.formats import read_channels, to_labels
-from MaskSAMCore.labels import PALETTE, Code, Label, LabelTable
-from MaskSAMCore.terminology import lookup
-from MaskSAMCore.volume import SKEW_TOLERANCE, Grid, LabelMap, lps_to_ras, match_grid, ras_to_lps
+from MaskSAMCore.labels import PALETTE, Label, LabelTable
+from MaskSAMCore.terminology import parse_terminology, terminology_entry
+from MaskSAMCore.volume import SKEW_TOLERANCE, Grid, LabelMap, ras_to_lps
 
-CONTEXT = "Segmentation category and type - DICOM master list"
-ANATOMY = "Anatomic codes - DICOM master list"
-TISSUE = Code(scheme="SCT", value="85756007", meaning="Tissue")
 _NRRD_TYPES = {
     "uint8": "uint8", "int8": "int8", "uint16": "uint16", "int16": "int16", "uint32": "uint32", "int32": "int32",
     "float32": "float", "float64": "double",
 }  # fmt: skip
-_MAY_BE_EMPTY = (
-    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
-    "AccessionNumber", "ReferringPhysicianName",
-)  # fmt: skip
-"""DICOM's type 2 attributes, which anonymised files often lack and which may be empty."""
-_SEPARATORS = str.maketrans({"~": " ", "^": " ", "|": " ", "\n": " ", "\r": " "})
 
 
 def _vector(values: Iterable[float]) -> str:
@@ -80,28 +70,6 @@ def _escape(value: str) -> str:
 
 def _unescape(value: str) -> str:
     return "\\".join(part.replace("\\n", "\n") for part in value.split("\\\\"))
-
-
-def _triple(code: Code | None) -> str:
-    if code is None:
-        return "^^"
-    return "^".join(v.translate(_SEPARATORS) for v in (code.scheme, code.value, code.meaning))
-
-
-def terminology_entry(label: Label) -> str:
-    """The label's codes as Slicer serialises them; an uncoded label is Slicer's own default, Tissue."""
-    category, kind = (label.category, label.type) if label.category and label.type else (TISSUE, TISSUE)
-    return "~".join((CONTEXT, _triple(category), _triple(kind), _triple(label.modifier), ANATOMY, "^^", "^^"))
-
-
-def parse_terminology(entry: str) -> tuple[Code | None, Code | None, Code | None]:
-    """Category, type and modifier of a serialised entry; None where one is empty or malformed."""
-    codes = []
-    for part in (entry.split("~") + [""] * 4)[1:4]:
-        fields = part.split("^")
-        full = len(fields) == 3 and all(fields)
-        codes.append(Code(scheme=fields[0], value=fields[1], meaning=fields[2]) if full else None)
-    return codes[0], codes[1], codes[2]
 
 
 def table_for(labelmap: LabelMap) -> LabelTable:
@@ -236,149 +204,3 @@ def read_seg_nrrd(path: str | os.PathLike) -> LabelMap:
     table = LabelTable(labels=tuple(labels))
     table.check(where=path)
     return LabelMap(array=array, grid=grid, labels=table, source=str(path))
-
-
-def _coded(labels: Sequence[Label], allow_uncoded: bool) -> list[Label]:
-    """Labels with category and type: their own, else by their name; the rest as Tissue, or refused."""
-    out, missing = [], []
-    for label in labels:
-        term = None if label.category and label.type else lookup(label.name)
-        if term is not None:
-            label = replace(label, category=term.category, type=term.type, modifier=term.modifier)
-        if not (label.category and label.type):
-            missing.append(label.name)
-            label = replace(label, category=TISSUE, type=TISSUE)
-        out.append(label)
-    if missing and not allow_uncoded:
-        remedy = "Give them a category and type, or allow the general code Tissue"
-        raise InputError(
-            "DICOM SEG needs a code for every structure", why="none for " + ", ".join(missing), remedy=remedy
-        )
-    return out
-
-
-def _description(number: int, label: Label, algorithm: Any) -> Any:
-    import highdicom as hd
-    from highdicom.sr.coding import CodedConcept
-
-    def concept(code: Code | None) -> CodedConcept:
-        code = code or TISSUE
-        return CodedConcept(value=code.value, scheme_designator=code.scheme, meaning=code.meaning[:64])
-
-    description = hd.seg.SegmentDescription(
-        segment_number=number,
-        segment_label=label.name[:64],
-        segmented_property_category=concept(label.category),
-        segmented_property_type=concept(label.type),
-        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-        algorithm_identification=algorithm,
-        tracking_uid=hd.UID(),
-        tracking_id=label.name[:64],
-        display_color=hd.color.CIELabColor.from_rgb(*label.color),
-    )
-    if label.modifier is not None:
-        description.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [
-            concept(label.modifier)
-        ]
-    return description
-
-
-def _complete(image: Any, step_mm: float) -> None:
-    """Add to a header in memory what highdicom takes for granted; the file is not touched.
-
-    Anonymised files lack type 2 attributes; multi-frame files may hold the geometry, equal in all frames of one stack,
-    in each frame instead of once.
-    """
-    for name in _MAY_BE_EMPTY:
-        if name not in image:
-            setattr(image, name, "")
-    if "PerFrameFunctionalGroupsSequence" not in image:
-        if not image.get("SliceThickness"):
-            image.SliceThickness = step_mm
-        return
-    shared, first = image.SharedFunctionalGroupsSequence[0], image.PerFrameFunctionalGroupsSequence[0]
-    for name in ("PixelMeasuresSequence", "PlaneOrientationSequence"):
-        if name not in shared and name in first:
-            setattr(shared, name, first[name].value)
-
-
-def write_dicom_seg(
-    labelmap: LabelMap,
-    source: str | os.PathLike,
-    path: str | os.PathLike,
-    *,
-    series: str | None = None,
-    model: str = "MaskSAM",
-    version: str = "0",
-    allow_uncoded: bool = False,
-    overwrite: bool = False,
-) -> None:
-    """Write a DICOM SEG that refers to the series it was made on; complete or absent.
-
-    Args:
-        labelmap: On exactly the grid of the series, with its label table.
-        source: Folder (or file) of the scan.
-        path: The .dcm to write.
-        series: Which series of the folder, as for `dicom.read_series`.
-        model, version: What segmented it, for the record.
-        allow_uncoded: Whether a structure without codes may go out as Tissue.
-        overwrite: Whether an existing file may be replaced.
-
-    Raises:
-        InputError: No segment, a structure without codes, or a source that cannot be read.
-        GeometryError: The label map lies on another grid (a series that was resampled cannot be referred to).
-    """
-    import highdicom as hd
-    import pydicom
-    from pydicom.sr.codedict import codes
-
-    from MaskSAMCore.io.dicom import choose_series, stack_geometry
-
-    chosen = choose_series(source, series)
-    planes, _, affine, irregular = stack_geometry(chosen, where=source)
-    if irregular:
-        raise GeometryError("slice spacing is irregular", where=source, why=irregular)
-    grid = Grid(shape=(len(planes), *planes[0].size), affine=lps_to_ras(affine))
-    match_grid(labelmap.grid, grid, where=f"{path} and {source}")
-    present = set(np.unique(labelmap.array).tolist())
-    labels = _coded([label for label in table_for(labelmap).labels if label.id in present], allow_uncoded)
-    if not labels:
-        raise InputError("nothing is segmented", where=path, remedy="A DICOM SEG needs at least one structure")
-    numbers: np.ndarray = np.zeros(int(max(present)) + 1, dtype=np.uint8 if len(labels) < 256 else np.uint16)
-    for number, label in enumerate(labels, start=1):
-        numbers[label.id] = number
-    files = list(dict.fromkeys(p.path for p in planes))
-    images = [pydicom.dcmread(f, stop_before_pixels=True) for f in files]
-    for image in images:
-        _complete(image, grid.spacing[2])
-    pixels = np.zeros(
-        (max(p.frame for p in planes) + 1 if len(files) == 1 else len(files), *grid.shape[1:]), numbers.dtype
-    )
-    for k, plane in enumerate(planes):
-        pixels[plane.frame if len(files) == 1 else files.index(plane.path)] = numbers[labelmap.array[k]]
-    if len(files) > 1 and len(files) != len(planes):
-        raise InputError("several multi-frame files cannot be referred to at once", where=source)
-    algorithm = hd.AlgorithmIdentificationSequence(
-        name=model, version=version, family=codes.cid7162.ArtificialIntelligence
-    )
-    try:
-        made = hd.seg.Segmentation(
-            source_images=images,
-            pixel_array=pixels,
-            segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-            segment_descriptions=[_description(n, label, algorithm) for n, label in enumerate(labels, start=1)],
-            series_instance_uid=hd.UID(),
-            series_number=int(images[0].get("SeriesNumber") or 0) + 900,
-            sop_instance_uid=hd.UID(),
-            instance_number=1,
-            manufacturer="SlicerMaskSAM",
-            manufacturer_model_name=model,
-            software_versions=version,
-            device_serial_number="0",
-            series_description=f"{model} segmentation"[:64],
-        )
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
-        why = f"{type(error).__name__}: {error}"
-        raise InputError("the series cannot carry a DICOM SEG", where=source, why=why) from error
-    with atomic_path(path, overwrite=overwrite, inputs=files) as part:
-        made.save_as(part)

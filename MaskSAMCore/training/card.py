@@ -71,14 +71,6 @@ def model_readme(card: ModelCard) -> str:
         f"| {label.id} | {label.name} | {label.type.meaning + ' (' + label.type.value + ')' if label.type else '-'} |"
         for label in card.labels.labels
     )
-    done = card.provenance
-    origin = (
-        f"{done['dataset']}, fold {done['fold']} of {done['folds']} (seed {done['seed']}, by case): "
-        f"{len(done['training_cases'])} training cases and {len(done['validation_cases'])} validation cases, all named "
-        f"in `model.json`. Trained for {done['steps']} steps from preset `{card.config.preset}`"
-    )
-    before = done.get("starts_from")
-    origin += f", starting from {before['name']} after {before['steps']} steps." if before else "."
     base = f"{card.base.name} (sha256 `{card.base.sha256}`)" if card.base else "none: random weights, for tests only"
     measured = "\n\n".join(_figures(command, rows) for command, rows in card.metrics.items())
     limits = card.limits or "Nothing is known beyond these figures."
@@ -92,7 +84,7 @@ def model_readme(card: ModelCard) -> str:
 
 ## Data
 
-{origin}
+{_origin(card)}
 
 Base weights: {base}. This folder holds adapters and heads only.
 
@@ -110,6 +102,33 @@ Research on images like the training data. Not a medical device; every result mu
 """
 
 
+def _origin(card: ModelCard) -> str:
+    """Which cases, and how they were learned from."""
+    done = card.provenance
+    learned, kept = len(done["training_cases"]), len(done["validation_cases"])
+    lesson = done.get("lesson")
+    if lesson:
+        return (
+            f"{done['dataset']}: taught from {learned} case(s) in {lesson['minutes']:g} minutes ({lesson['device']}, "
+            f"{lesson['precision']}); "
+            f"{kept} more were left out to judge it by. All are named in `model.json`. {done['steps']} steps from "
+            f"preset `{card.config.preset}` on {lesson['patches']} augmented patches, {HOW[card.config.train.mode]}, "
+            "with SAM's encoder as it is (its adapters are not trained)."
+        )
+    origin = (
+        f"{done['dataset']}, fold {done['fold']} of {done['folds']} (seed {done['seed']}, by case): {learned} training "
+        f"cases and {kept} validation cases, all named in `model.json`. Trained for {done['steps']} steps from preset "
+        f"`{card.config.preset}`"
+    )
+    before = done.get("starts_from")
+    return origin + (f", starting from {before['name']} after {before['steps']} steps." if before else ".")
+
+
+HOW = {
+    "auto": "for use without prompts only",
+    "prompt": "with simulated clicks and boxes only",
+    "mixed": "some without prompts and some with simulated clicks and boxes",
+}
 HEADINGS = {
     "dice_1": "Dice, 1 click",
     "dice_3": "3 clicks",

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
-from MaskSAMCore.config import Config, TrainConfig, to_dict
-from MaskSAMCore.errors import MaskSAMError, ModelError
+from MaskSAMCore.config import TrainConfig, to_dict
+from MaskSAMCore.errors import ModelError
 from MaskSAMCore.network.build import is_frozen
 from MaskSAMCore.network.masksam import MaskSAM
-from MaskSAMCore.network.types import Features, QueryOutputs
 from MaskSAMCore.progress import Cancelled, CancelToken, Progress
 from MaskSAMCore.training import checkpoint as checkpoints
 from MaskSAMCore.training.batches import Batch, prefetch
-from MaskSAMCore.training.prompted import train_prompted
+from MaskSAMCore.training.learner import Learner
 from MaskSAMCore.training.schedule import learning_rate
 
 CHECKPOINTS = "checkpoints"
-Criterion = Callable[[QueryOutputs, Tensor, Tensor], dict[str, Tensor]]
 
 
 @dataclass(kw_only=True)
@@ -58,28 +53,6 @@ class Sources:
     full: Callable[[int, int], Batch]
 
 
-class Task(nn.Module):
-    """One pass to the loss in either mode; what a distributed run wraps."""
-
-    def __init__(self, model: MaskSAM, criterion: Criterion) -> None:
-        super().__init__()
-        self.model, self.criterion = model, criterion
-
-    def forward(
-        self, image: Tensor, features: Features | None, label: Tensor, valid: Tensor, user: tuple[int, ...] | None
-    ) -> dict[str, Tensor]:
-        """Loss and terms; tensors as of `Batch`.
-
-        Args:
-            image, features, label, valid: The batch.
-            user: Seed of the simulated users, or None for automatic mode.
-        """
-        if user is None:
-            return self.criterion(self.model(image, features, label), label, valid)
-        slab = self.model.slab(image, features)
-        return train_prompted(self.model, slab, label, valid, np.random.default_rng(user))
-
-
 def prompts_at(step: int, cfg: TrainConfig) -> bool:
     """Whether a step trains on simulated prompts (MODEL.md §2.4, §14.3)."""
     if cfg.mode != "mixed":
@@ -89,50 +62,23 @@ def prompts_at(step: int, cfg: TrainConfig) -> bool:
     return bool(np.random.default_rng([cfg.seed, 6, step]).random() >= cfg.auto_chance)
 
 
-class Trainer:
+class Trainer(Learner):
     """Trains one model into one folder.
 
     Args:
-        model: With its base weights loaded.
-        config: What to train.
-        criterion: Outputs, labels and valid slices to the terms of the loss.
+        sources: Where batches come from.
+        hooks: What is told to others.
         folder: Where checkpoints go.
         base: Name and hash of the base weights, kept in every checkpoint.
-        device: Where to train.
-        dtype: Of autocast, or None for fp32.
-        rank, world: Place among the processes of a distributed run.
+        learner: Arguments of `Learner`.
     """
 
-    def __init__(
-        self,
-        *,
-        model: MaskSAM,
-        config: Config,
-        criterion: Criterion,
-        sources: Sources,
-        hooks: Hooks,
-        folder: Path,
-        base: dict[str, str],
-        device: torch.device,
-        dtype: torch.dtype | None = None,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        self.model, self.config = model.to(device), config
-        self.sources, self.hooks, self.base = sources, hooks, base
-        self.folder, self.device, self.dtype, self.rank, self.world = folder / CHECKPOINTS, device, dtype, rank, world
-        self.cfg = config.train
-        self.model.encoder.checkpointing = self.model.decoder.checkpointing = self.cfg.checkpointing
-        self.trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.optimizer = _optimizer(config, list(self.trainable.values()))
-        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)  # type: ignore[attr-defined]
-        self.ema = {n: p.detach().clone() for n, p in self.trainable.items()} if self.cfg.ema else {}
-        self.step, self.best = 0, 0.0
-        self.net: nn.Module = Task(self.model, criterion)
-        if world > 1:
-            ids = [device] if device.type == "cuda" else None
-            # The frozen phase leaves the encoder's adapters out, prompts from the ground truth the class head.
-            self.net = DistributedDataParallel(self.net, device_ids=ids, find_unused_parameters=True)
+    if_it_diverges = "The last good checkpoint stands; lower train.lr, or set train.precision=fp32, and resume."
+
+    def __init__(self, *, sources: Sources, hooks: Hooks, folder: Path, base: dict[str, str], **learner: Any) -> None:
+        super().__init__(**learner)
+        self.sources, self.hooks, self.folder, self.base = sources, hooks, folder / CHECKPOINTS, base
+        self.best = 0.0
 
     @property
     def frozen_steps(self) -> int:
@@ -190,7 +136,7 @@ class Trainer:
                 with torch.no_grad():
                     batch.features = self.model.encode_frozen(batch.image)
             began = time.monotonic()
-            self._optimise(iter([batch] * self.cfg.accumulate), prompts=prompts)
+            self.optimise(iter([batch] * self.cfg.accumulate), lr=learning_rate(self.cfg, self.step), prompts=prompts)
             times.append(time.monotonic() - began)
         return sorted(times)[len(times) // 2]
 
@@ -207,7 +153,9 @@ class Trainer:
         batches = prefetch(lambda index: source(index, self.rank), micro)
         try:
             while self.step < last:
-                for name, value in self._optimise(batches, prompts=prompts_at(self.step, self.cfg)).items():
+                lr = learning_rate(self.cfg, self.step)
+                terms = self.optimise(batches, lr=lr, prompts=prompts_at(self.step, self.cfg))
+                for name, value in terms.items():
                     sums[name] = sums.get(name, 0.0) + value
                     counts[name] = counts.get(name, 0) + 1
                 self.step += 1
@@ -227,45 +175,6 @@ class Trainer:
         means = {name: round(value / counts[name], 6) for name, value in sums.items()}
         return {"phase": phase, "lr": lr, "seconds_per_step": round(seconds, 4), **means}
 
-    def _optimise(self, batches: Iterator[Batch], *, prompts: bool) -> dict[str, float]:
-        """One optimiser step over `accumulate` micro-batches; returns the mean loss terms."""
-        # Seeded by its number, a step draws the same random numbers after a resume.
-        seed = (self.cfg.seed, self.step, self.rank)
-        torch.manual_seed(hash(seed) & 0x7FFFFFFF)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.cfg, self.step)
-        terms: dict[str, float] = {}
-        for index in range(self.cfg.accumulate):
-            batch = next(batches).to(self.device)
-            synchronise = index + 1 == self.cfg.accumulate or self.world == 1
-            with nullcontext() if synchronise else self.net.no_sync():  # type: ignore[operator]
-                with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-                    user = (*seed, index) if prompts else None
-                    losses = self.net(batch.image, batch.features, batch.label, batch.valid, user)
-                self.scaler.scale(losses["loss"] / self.cfg.accumulate).backward()
-            # One transfer for all terms: each would wait for the GPU.
-            values = torch.stack([value.detach().float() for value in losses.values()]).tolist()
-            for name, value in zip(losses, values, strict=True):
-                terms[name] = terms.get(name, 0.0) + value / self.cfg.accumulate
-        if not math.isfinite(terms["loss"]):
-            raise _diverged(self.step, "the loss is not a number")
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.trainable.values(), self.cfg.clip)
-        if not self.scaler.is_enabled() and not torch.isfinite(norm):
-            raise _diverged(self.step, "a gradient is not a number")
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        self._average()
-        return terms
-
-    def _average(self) -> None:
-        if self.ema:
-            decay = min(self.cfg.ema, (1 + self.step) / (10 + self.step))
-            with torch.no_grad():
-                averages = list(self.ema.values())
-                torch._foreach_lerp_(averages, [p.detach() for p in self.trainable.values()], 1 - decay)
-
     def _report(self, began: float, first: int, sums: dict[str, float]) -> None:
         done = self.step - first
         total = self.cfg.epochs * self.cfg.iterations
@@ -277,22 +186,6 @@ class Trainer:
                 f"{rate:.2f} s per step, {memory(self.device)}; about {left:.0f} min to the end of this phase"
             )
         self.hooks.progress(self.step, total, f"loss {sums.get('loss', 0.0) / done:.3f}")
-
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """The model in evaluation mode with averaged weights, and with its adapters as they are trained."""
-        current = {name: p.detach().clone() for name, p in self.trainable.items()} if self.ema else {}
-        with torch.no_grad():
-            for name, value in self.ema.items():
-                self.trainable[name].copy_(value)
-        self.model.eval()
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for name, value in current.items():
-                    self.trainable[name].copy_(value)
-            self.model.train()
 
     def save(self) -> None:
         """Write the state after the last finished step."""
@@ -336,24 +229,6 @@ class Trainer:
             self.scaler.load_state_dict(stored.meta["scaler"])
         self.step, self.best = stored.step, float(stored.meta["best"])
         self.hooks.note(f"resumed after step {self.step}")
-
-
-def _optimizer(config: Config, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    cfg = config.train
-    if cfg.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters, lr=cfg.lr, momentum=cfg.momentum, nesterov=True, weight_decay=cfg.weight_decay
-        )
-    return torch.optim.AdamW(parameters, lr=cfg.lr, eps=cfg.eps, weight_decay=cfg.weight_decay)
-
-
-def _diverged(step: int, why: str) -> MaskSAMError:
-    return MaskSAMError(
-        "training diverged",
-        where=f"step {step}",
-        why=why,
-        remedy="The last good checkpoint stands; lower train.lr, or set train.precision=fp32, and resume.",
-    )
 
 
 def _difference(stored: Any, mine: Any, where: str = "") -> str:

@@ -18,7 +18,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from MaskSAMCore import presets, zoo
-from MaskSAMCore.config import Largest, override, to_dict
+from MaskSAMCore.config import Config, Largest, override, to_dict
 from MaskSAMCore.data.augment import augment_case, for_fixed_copies, generator
 from MaskSAMCore.data.dataset import PreparedDataset, is_prepared
 from MaskSAMCore.data.sampling import PatchSampler
@@ -102,7 +102,8 @@ class Run:
                 override(presets.get(self.options.preset), list(self.options.overrides)), self.dataset
             )
             self.split = self._split()
-            self.model, self.base = self._build()
+            self.dataset.check_config(self.config)
+            self.model, self.base = new_model(self.config, self.options.base, self.note)
             self.origin = self._initialise()
             self.log = MetricsLog(folder)
             trainer = self._trainer(device)
@@ -162,21 +163,6 @@ class Run:
         if not self.options.fold.isdecimal():
             raise InputError("expected a number or 'all'", where=f"--fold {self.options.fold}")
         return self.dataset.fold(int(self.options.fold))
-
-    def _build(self) -> tuple[MaskSAM, dict[str, str]]:
-        self.dataset.check_config(self.config)
-        torch.manual_seed(self.config.train.seed)
-        model = build_model(self.config.model)
-        arch = self.config.model.backbone.arch
-        if arch == "tiny" and self.options.base is None:
-            self.note("backbone 'tiny' has random weights: for tests only")
-            return model, {"name": "", "sha256": ""}
-        path = self.options.base or zoo.find_base(arch)
-        zoo.load_base(model, path)
-        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        total = sum(p.numel() for p in model.parameters())
-        self.note(f"{arch}: {trainable:,} of {total:,} parameters are trained")
-        return model, {"name": arch, "sha256": zoo.cached_sha256(path)}
 
     def _initialise(self) -> dict[str, Any]:
         """Start from another model's weights, if asked to; returns what the card says about it."""
@@ -362,6 +348,31 @@ class Run:
         )
         tensors = trained_tensors(model, base=bool(self.base["name"]))
         zoo.save_model(self.options.folder / MODEL, card, tensors, model_readme(card), overwrite=True)
+
+
+def new_model(config: Config, base: Path | None, note: Callable[[str], None]) -> tuple[MaskSAM, dict[str, str]]:
+    """An untrained network on its base weights, and their name and hash.
+
+    Args:
+        config: What to build; its seed decides the first weights.
+        base: File of the base weights; None finds them.
+        note: Told what is trained.
+
+    Raises:
+        ModelError: The base weights are missing or damaged.
+    """
+    torch.manual_seed(config.train.seed)
+    model = build_model(config.model)
+    arch = config.model.backbone.arch
+    if arch == "tiny" and base is None:
+        note("backbone 'tiny' has random weights: for tests only")
+        return model, {"name": "", "sha256": ""}
+    path = base or zoo.find_base(arch)
+    zoo.load_base(model, path)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    note(f"{arch}: {trainable:,} of {total:,} parameters are trained")
+    return model, {"name": arch, "sha256": zoo.cached_sha256(path)}
 
 
 class GivenLabels(nn.Module):

@@ -14,6 +14,7 @@ import numpy as np
 
 from MaskSAMCore.errors import InputError, ResourceError
 from MaskSAMCore.progress import CancelToken, Progress
+from MaskSAMCore.worker import exports
 
 if TYPE_CHECKING:
     import torch
@@ -112,6 +113,8 @@ class Engine:
         Raises:
             torch.OutOfMemoryError: That did not help.
         """
+        if op in exports.OPERATIONS:
+            return exports.export(op, fields, progress=progress, cancel=cancel)
         import torch
 
         try:
@@ -148,7 +151,7 @@ class Engine:
 
     def undelivered(self, op: str, fields: dict[str, Any]) -> None:
         """The client did not get this answer: the structure counts as it was before, and is brought back when used."""
-        case, structure = self._cases.get(fields["case"]), fields.get("structure")
+        case, structure = self._cases.get(fields.get("case", -1)), fields.get("structure")
         if case is not None and structure is not None and op in ("prompt", "propagate", "drop"):
             case.stale.add(structure)
             if structure in case.before:

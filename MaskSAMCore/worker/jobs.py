@@ -92,7 +92,8 @@ def _plain(name: str, value: Any) -> Any:
     if name == "volume":
         return _numbers(name, value, "biuf")
     if name == "mask":
-        return (_numbers(name, value, "biu") != 0).astype(np.uint8)
+        mask = _numbers(name, value, "biu")
+        return (mask if mask.dtype == np.bool_ else mask != 0).view(np.uint8)
     if name == "model":
         path = Path(value).expanduser()  # the worker's current folder is another one
         return str(path.absolute()) if (path / "model.json").is_file() else os.fspath(value)
@@ -112,11 +113,10 @@ def _numbers(name: str, value: Any, kinds: str) -> np.ndarray:
     return array
 
 
-def _described(value: Any) -> Any:
+def _described(value: Any, name: str = "") -> Any:
     """Fields as they will stand in the message, for its check before anything is written."""
     if isinstance(value, np.ndarray):
-        kind = "uint8" if value.dtype == np.uint8 and value.ndim == 3 else "float32"
-        return ArrayRef(file="-", dtype=kind, shape=value.shape).plain()
+        return ArrayRef(file="-", dtype=protocol.ARRAYS[name], shape=value.shape).plain()
     if isinstance(value, dict):
-        return {key: _described(each) for key, each in value.items()}
+        return {key: _described(each, key) for key, each in value.items()}
     return [_described(each) for each in value] if isinstance(value, list) else value

@@ -4,31 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import signal
 import subprocess
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from MaskSAMCore.commandline import EXIT_DEVICE_LOST
 from MaskSAMCore.errors import MaskSAMError, ResourceError
-from MaskSAMCore.worker import protocol
+from MaskSAMCore.worker import child, protocol
 from MaskSAMCore.worker.folder import PrivateFolder
 from MaskSAMCore.worker.protocol import ArrayRef, TooLong
 
 LOG = logging.getLogger(__name__)
-HOME = Path(__file__).resolve().parents[2]
-"""Where the package lies; the worker runs the same one."""
 QUIT_S = 2.0
 STDERR_LINES = 40
 MAX_REPLY = 64 << 20
-ARRAYS = {"volume": "float32", "mask": "uint8"}
-"""Fields of requests that are arrays, and the numbers that they travel as."""
 
 
 class WorkerGone(Exception):
@@ -60,20 +52,17 @@ class WorkerProcess:
         self._errors: deque[str] = deque(maxlen=STDERR_LINES)
         self.folder = PrivateFolder.make()
         try:
-            self._process = subprocess.Popen(
+            self._process = child.start(
+                "the engine",
                 [*command, "--folder", str(self.folder.path)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 bufsize=0,
-                cwd=HOME,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(_paths())},
-                start_new_session=True,  # Ctrl-C is for the client, which ends the worker in its own time
-                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
             )
-        except OSError as error:
+        except ResourceError:
             self.folder.remove()
-            raise ResourceError("the engine cannot be started", where=command[0], why=str(error)) from error
+            raise
         self.pid = self._process.pid
         self._drain = threading.Thread(target=self._read_errors, name="engine stderr", daemon=True)
         self._drain.start()
@@ -133,13 +122,9 @@ class WorkerProcess:
 
     def kill(self) -> None:
         """End the whole process tree now; where a group can be killed, even what would outlive the worker."""
-        with self._reaping, contextlib.suppress(OSError):
-            if self._process.returncode is not None:
-                return  # its number may belong to another process by now
-            if hasattr(os, "killpg"):
-                os.killpg(self.pid, signal.SIGKILL)
-            else:
-                self._process.kill()
+        with self._reaping:
+            if self._process.returncode is None:  # else its number may belong to another process by now
+                child.kill_tree(self._process)
 
     def _reap(self) -> None:
         self.kill()
@@ -148,15 +133,7 @@ class WorkerProcess:
 
     def cause(self) -> str:
         """Why it ended, for people: the exit code or signal, and the last line that it wrote to stderr."""
-        code = self._process.poll()
-        if code is None:
-            how = "it does not answer"
-        elif code < 0:
-            how = f"it was ended by {_signal_name(-code)}"
-        elif code == EXIT_DEVICE_LOST:
-            how = "the GPU was lost"
-        else:
-            how = f"it left with exit code {code}"
+        how = child.how_it_ended(self._process.poll())
         self._drain.join(0.2)
         last = next((line for line in reversed(self._errors) if line.strip()), "")
         return f"{how}; its last words: {last[:300]}" if last else how
@@ -206,15 +183,5 @@ def _with_files(value: Any, folder: PrivateFolder, written: list[ArrayRef], kind
         written.append(folder.write(value, kind))
         return written[-1].plain()
     if isinstance(value, dict):
-        return {key: _with_files(each, folder, written, ARRAYS.get(key, "")) for key, each in value.items()}
+        return {key: _with_files(each, folder, written, protocol.ARRAYS.get(key, "")) for key, each in value.items()}
     return [_with_files(each, folder, written) for each in value] if isinstance(value, (list, tuple)) else value
-
-
-def _paths() -> list[str]:
-    return [str(HOME), *filter(None, [os.environ.get("PYTHONPATH")])]
-
-
-def _signal_name(number: int) -> str:
-    with contextlib.suppress(ValueError):
-        return signal.Signals(number).name
-    return f"signal {number}"

@@ -28,8 +28,12 @@ MAX_LINE = 4 << 20
 CHUNK = 1 << 16
 MAX_PROMPTS = 10_000
 MAX_AXIS = 1 << 16
+MAX_SEGMENTS = 1000
+MAX_FILES = 8192
 KINDS = {"uint8": 1, "uint16": 2, "float32": 4}
 """Types of numbers in arrays, with their bytes."""
+ARRAYS = {"volume": "float32", "mask": "uint8"}
+"""Fields of requests that are arrays, and the numbers that they travel as."""
 SCOPES = ("slice", "slab", "volume")
 _NAMES = {
     kind.__name__: kind
@@ -225,6 +229,12 @@ def _number(value: Any, where: str) -> float:
     raise _wrong(where, "a finite number", value)
 
 
+def _byte(value: Any, where: str) -> int:
+    if _whole(value, where) > 255:
+        raise _wrong(where, "at most 255", value)
+    return value
+
+
 def _share(value: Any, where: str) -> float:
     if not 0 < _number(value, where) <= 1:
         raise _wrong(where, "above 0 and at most 1", value)
@@ -328,15 +338,22 @@ def _prompts(value: Any, where: str) -> tuple[dict[str, Any], ...]:
 _CASE = {"case": Field(_whole)}
 _STRUCTURE = _CASE | {"structure": Field(_whole)}
 _REGION = _of({"center": Field(_TRIPLE), "size": Field(_TRIPLE)})
+_AFFINE = {"affine": Field(_list(_list(_number, 4, 4), 4, 4))}
+_CODE = _maybe(_of({"scheme": Field(_text), "value": Field(_text), "meaning": Field(_text)}))
+_SEGMENT = _of(
+    {"name": Field(_text), "color": Field(_list(_byte, 3, 3)), "category": _CODE, "type": _CODE, "modifier": _CODE}
+    | {"box": Field(_list(_whole, 6, 6)), "mask": Field(_array("uint8", axes=(3, 3)))}
+)
+_SEGMENTS = {"segments": Field(_list(_SEGMENT, 1, MAX_SEGMENTS))}
 
 REQUESTS: dict[str, dict[str, Field]] = {
     # the first one; answers versions, device and models
     "hello": {"protocol": Field(_whole)},
     # a scan (K, J, I) or (C, K, J, I) with its affine, ijk to RAS mm, for a model; `case` is the caller's number for it
     "open": _CASE
+    | _AFFINE
     | {
         "volume": Field(_array("float32", axes=(3, 4))),
-        "affine": Field(_list(_list(_number, 4, 4), 4, 4)),
         "model": Field(_text),
         "modality": _maybe(_one_of("CT", "MR")),
         "source": Field(_text, "the scan"),
@@ -354,6 +371,25 @@ REQUESTS: dict[str, dict[str, Field]] = {
     | {"roi": Field(_list(_REGION, 0, 64), ()), "tta": Field(_flag, False), "step": Field(_share, 0.5)},
     "drop": _STRUCTURE,
     "release": _CASE,
+    # segments on the grid of a DICOM series, named by its files, as a DICOM SEG that refers to it
+    "export_seg": _AFFINE
+    | _SEGMENTS
+    | {
+        "shape": Field(_list(_whole, 3, 3)),
+        "files": Field(_list(_text, 1, MAX_FILES)),
+        "path": Field(_text),
+        "model": Field(_text, "MaskSAM"),
+        "allow_uncoded": Field(_flag, False),
+    },
+    # a scan (K, J, I) with its segments as a training case, into a data set in nnU-Net's raw format
+    "save_case": _AFFINE
+    | _SEGMENTS
+    | {
+        "volume": Field(_array("float32", axes=(3, 3))),
+        "folder": Field(_text),
+        "name": Field(_text),
+        "modality": _maybe(_one_of("CT", "MR")),
+    },
     # these two are answered at once, whatever the engine does
     "cancel": {"target": Field(_whole)},
     "quit": {},

@@ -95,6 +95,33 @@ class Segmented:
     seconds: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """A DICOM SEG that was written: its path, and the names of its segments."""
+
+    path: str
+    structures: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedCase:
+    """A training case that was saved.
+
+    Attributes:
+        name: Of the case in its data set.
+        folder: The data set.
+        labels: Ids of its structures by name.
+        replaced: The data set had this scan already, and its old labels are gone.
+        notes: What the user should know, one line each.
+    """
+
+    name: str
+    folder: str
+    labels: dict[str, int]
+    replaced: bool
+    notes: tuple[str, ...]
+
+
 def typed(op: str, result: dict[str, Any]) -> Any:
     """The result of a reply as the type of its operation; a plain dictionary for those without one."""
     if op == "open":
@@ -106,6 +133,10 @@ def typed(op: str, result: dict[str, Any]) -> Any:
     if op == "segment":
         blocks = tuple(_masked(Block, each) for each in result["blocks"])
         return Segmented(**(_tuples(result, "warnings") | {"blocks": blocks}))
+    if op == "export_seg":
+        return Exported(**_tuples(result, "structures"))
+    if op == "save_case":
+        return SavedCase(**_tuples(result, "notes"))
     return result
 
 

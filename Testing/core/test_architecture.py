@@ -21,7 +21,7 @@ ROOMS = {
     "device": "device",
     "zoo": "fetch bases modelfolder zoo",
     "audit": "audit",
-    "commands": "outputs segment prepare train evaluate interactive users models demo",
+    "commands": "outputs segment prepare train evaluate interactive users models demo teach judge",
 }
 FOLDERS = ("io", "network", "data", "inference", "training", "worker")
 
@@ -39,7 +39,7 @@ ALLOWED = {
     "data": {"base", "volume", "io", "preprocess", "network.types"},
     "inference": {"base", "volume", "io", "preprocess", "network", "objective", "device", "zoo"},
     "training": {"base", "volume", "io", "preprocess", "network", "objective", "device", "zoo", "data"},
-    "worker": {"base", "volume", "io", "preprocess", "network", "device", "zoo", "inference"},
+    "worker": {"base", "volume", "io", "preprocess", "network", "device", "zoo", "inference", "data"},
     "commands": {*ROOMS, *FOLDERS},
 }
 

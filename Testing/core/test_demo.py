@@ -77,6 +77,14 @@ def test_no_scan_is_an_error_that_says_why(home: Path, monkeypatch: pytest.Monke
     assert not list((home / "samples").iterdir())
 
 
+def test_the_scan_alone_is_brought_and_named(home: Path, tmp_path: Path, capsys):
+    scan = home / "samples" / demo.SCAN
+    scan.parent.mkdir()
+    scan.touch()
+    assert demo.main(["--scan-only", "-o", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out == f"{scan}\n" and not (tmp_path / "out").exists()
+
+
 def test_from_scan_to_pictures(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     """The threshold finds two bright balls where the hippocampi lie; a second run replaces the first."""
     labels = head((27, -20, -14), (-27, -20, -14))

@@ -45,3 +45,23 @@ def test_a_bad_table_is_refused(labels: tuple[Label, ...], word: str) -> None:
     with pytest.raises(InputError, match=word) as caught:
         LabelTable(labels=labels).check(where="dataset.json")
     assert caught.value.where == "dataset.json"
+
+
+def test_a_table_of_some_structures_keeps_their_ids_and_pairs() -> None:
+    table = LabelTable(labels=(label(9, "stem"), label(4, "right", "left"), label(5, "left", "right")), mirrored=True)
+    some = table.only(["Left", "stem"])
+    assert [(each.id, each.name, each.mirror) for each in some.labels] == [(9, "stem", ""), (5, "left", "")]
+    assert not some.mirrored
+    some.check()
+    assert table.only(["left", "right", "stem"]) == table
+
+
+def test_capitals_matter_where_names_differ_by_them() -> None:
+    table = LabelTable(labels=(label(1, "a"), label(2, "A"), label(3, "b")))
+    assert [each.id for each in table.only(["A", "B"]).labels] == [2, 3]
+
+
+@pytest.mark.parametrize(("names", "word"), [(["a", "x"], "x: no such structure.*There are a, b"), ([], "was named")])
+def test_only_known_structures_can_be_asked_for(names: list[str], word: str) -> None:
+    with pytest.raises(InputError, match=word):
+        LabelTable(labels=(label(1, "a"), label(2, "b"))).only(names)

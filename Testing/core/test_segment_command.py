@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from MaskSAMCore import outputs, segment
 from MaskSAMCore.errors import InputError
 from MaskSAMCore.inference import predictor
 from MaskSAMCore.io.images import read_labels, read_volume, write_volume
+from MaskSAMCore.labels import Label, LabelTable
 from MaskSAMCore.plan import ChannelStats
+from MaskSAMCore.terminology import lookup
 from MaskSAMCore.volume import Volume
 from Testing.toy_model import Threshold, bright_scan, make_card, make_plan, save_tiny
 
@@ -93,6 +96,71 @@ def test_regions_are_boxes_in_mm(model, scan, tmp_path):
     assert run(scan, "-m", "toy", "-o", tmp_path / "r.nii.gz", "--roi=10,17,10,6,100,100", "--roi=-1,0,5,8,8,8") == 0
     found = np.nonzero(read_labels(tmp_path / "r.nii.gz").array)[2]
     assert found.min() == 7 and found.max() == 13
+
+
+TWO = LabelTable(labels=(Label(id=3, name="bright", color=(1, 2, 3)), Label(id=5, name="Rest, of it", color=(4, 5, 6))))
+
+
+class Halves(Threshold):
+    """A second class, beside the first."""
+
+    def segment_patch(self, image):
+        scores = super().segment_patch(image)
+        right = torch.arange(image.shape[-1], device=image.device) >= image.shape[-1] // 2
+        return torch.stack([scores[:, 0], scores[:, 1] * ~right, scores[:, 1] * right], dim=1)
+
+
+@pytest.fixture
+def two(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
+    """The model finds two structures."""
+    card = make_card(TWO)
+    monkeypatch.setattr("MaskSAMCore.zoo.load_model", lambda name, device: (Halves().to(device), card))
+    monkeypatch.setattr("MaskSAMCore.zoo.load_card", lambda path: card)
+
+
+@pytest.mark.parametrize(
+    ("options", "ids"),
+    [
+        ([], {3, 5}),
+        (["--structures", "bright"], {3}),
+        (["--structures", "rest, of it"], {5}),
+        (["--structures", "Bright", "--structures=Rest, of it"], {3, 5}),
+    ],
+)
+def test_only_the_structures_that_were_named_are_written(two, scan, tmp_path, capsys, options, ids):
+    assert run(scan, "-m", "toy", "-o", tmp_path / "out", *options) == 0
+    found = read_labels(tmp_path / "out" / "case 1.nii.gz").array
+    assert set(np.unique(found)) == {0, *ids}
+    segments = read_labels(tmp_path / "out" / "case 1.seg.nrrd").labels.labels
+    assert {label.id for label in segments} == ids
+    rows = csv.DictReader((tmp_path / "out" / "case 1.csv").open(encoding="utf-8"))
+    assert {int(row["label"]) for row in rows} == ids
+    assert ("Rest, of it" in capsys.readouterr().out) == (5 in ids)
+
+
+def test_structures_are_as_they_would_be_among_all(two, scan, tmp_path):
+    assert run(scan, "-m", "toy", "-o", tmp_path / "all.nii.gz") == 0
+    assert run(scan, "-m", "toy", "-o", tmp_path / "one.nii.gz", "--structures", "bright") == 0
+    every, one = (read_labels(tmp_path / name).array for name in ("all.nii.gz", "one.nii.gz"))
+    assert np.array_equal(one, np.where(every == 3, 3, 0)) and (every == 5).any()
+
+
+def test_a_dicom_seg_of_some_structures_needs_the_codes_of_those_alone(two, tmp_path, monkeypatch):
+    from Testing.dicom_phantom import dicom_series
+
+    coded = LabelTable(labels=(TWO.labels[0], lookup("liver").label(5)))
+    monkeypatch.setattr("MaskSAMCore.zoo.load_card", lambda path: make_card(coded))
+    monkeypatch.setattr("MaskSAMCore.zoo.load_model", lambda name, device: (Halves().to(device), make_card(coded)))
+    dicom_series(tmp_path / "ct", bright_scan()[0].array.astype(np.int16), modality="MR")
+    assert run(tmp_path / "ct", "-m", "toy", "-o", tmp_path / "a.dcm") == 2
+    assert run(tmp_path / "ct", "-m", "toy", "-o", tmp_path / "a.dcm", "--structures", "Liver") == 0
+
+
+@pytest.mark.parametrize("names", ["bright,gizzard", ","])
+def test_structures_that_the_model_does_not_know_are_refused_before_it_runs(two, scan, tmp_path, capsys, names):
+    assert run(scan, "-m", "toy", "-o", tmp_path / "r.nii.gz", "--structures", names) == 2
+    assert "There are bright, Rest, of it" in capsys.readouterr().err
+    assert not (tmp_path / "r.nii.gz").exists()
 
 
 def test_several_scans_are_several_cases(model, scan, tmp_path):

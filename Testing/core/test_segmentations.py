@@ -9,11 +9,12 @@ import SimpleITK as sitk
 
 from MaskSAMCore.errors import GeometryError, InputError
 from MaskSAMCore.io.dicom import read_series
+from MaskSAMCore.io.dicomseg import write_dicom_seg
 from MaskSAMCore.io.formats import grid_of
 from MaskSAMCore.io.images import read_labels
-from MaskSAMCore.io.segmentations import parse_terminology, read_seg_nrrd, write_dicom_seg, write_seg_nrrd
+from MaskSAMCore.io.segmentations import read_seg_nrrd, write_seg_nrrd
 from MaskSAMCore.labels import Code, Label, LabelTable
-from MaskSAMCore.terminology import describe, lookup
+from MaskSAMCore.terminology import describe, lookup, parse_terminology
 from MaskSAMCore.volume import Grid, LabelMap
 from Testing.dicom_phantom import dicom_series, ramp
 

@@ -32,6 +32,9 @@ EYE = np.eye(4).tolist()
 POINT = {"kind": "point", "position": [1, 2, 3]}
 BOX = {"kind": "box", "corners": [[0, 0, 0], [2, 2, 0]], "scope": "slice"}
 MASK = {"kind": "mask", "mask": {"file": "f", "dtype": "uint8", "shape": [1, 2, 3]}, "mask_box": [0, 0, 0]}
+CODE = {"scheme": "SCT", "value": "10200004", "meaning": "Liver"}
+SEGMENT = {"name": "Liver", "color": [1, 2, 255], "category": CODE, "type": CODE, "modifier": None}
+SEGMENT |= {"box": [0, 1, 0, 2, 0, 3], "mask": MASK["mask"]}
 GOOD: list[dict[str, Any]] = [
     {"op": "hello", "protocol": 1},
     {"op": "open", "case": 0, "volume": VOLUME, "affine": EYE, "model": "m", "modality": "MR"},
@@ -43,6 +46,15 @@ GOOD: list[dict[str, Any]] = [
     {"op": "segment", "case": 0, "roi": [{"center": [0, 0, 0], "size": [1, 1, 1]}], "tta": True, "step": 1},
     {"op": "drop", "case": 0, "structure": 1},
     {"op": "release", "case": 0},
+    {
+        "op": "export_seg",
+        "segments": [SEGMENT],
+        "shape": [1, 2, 3],
+        "affine": EYE,
+        "files": ["/a.dcm"],
+        "path": "/s.dcm",
+    },
+    {"op": "save_case", "segments": [SEGMENT], "volume": VOLUME, "affine": EYE, "folder": "/set", "name": "case"},
     {"op": "cancel", "target": 3},
     {"op": "quit"},
 ]
@@ -162,6 +174,25 @@ def test_a_wrong_field_is_named(change: dict[str, Any], text: str) -> None:
     with pytest.raises(Refused) as refused:
         parsed({"id": 1, **GOOD[1], **change})
     assert text in str(refused.value.error) and refused.value.id == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"segments": []}, "save_case.segments"),
+        ({"segments": [SEGMENT | {"color": [0, 0, 256]}]}, "save_case.segments[0].color[2]"),
+        ({"segments": [SEGMENT, SEGMENT | {"type": {"scheme": "SCT"}}]}, "save_case.segments[1].type.value"),
+        ({"segments": [SEGMENT | {"box": [0, 1, 0, 2]}]}, "save_case.segments[0].box"),
+        ({"segments": [SEGMENT | {"mask": VOLUME}]}, "save_case.segments[0].mask.dtype"),
+        ({"volume": VOLUME | {"shape": [1, 2, 3, 4]}}, "save_case.volume.shape"),
+        ({"case": 0}, "save_case.case"),
+    ],
+)
+def test_a_wrong_segment_is_named(change: dict[str, Any], text: str) -> None:
+    good = next(message for message in GOOD if message["op"] == "save_case")
+    with pytest.raises(Refused) as refused:
+        parsed({"id": 1, **good, **change})
+    assert text in str(refused.value.error)
 
 
 def test_whatever_is_done_to_a_request_it_is_understood_or_refused() -> None:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from MaskSAMCore.io.dicom import read_series
+from MaskSAMCore.io.dicomseg import write_dicom_seg
 from MaskSAMCore.io.images import read_labels, read_volume, write_labels
-from MaskSAMCore.io.segmentations import write_dicom_seg
 from MaskSAMCore.labels import Label, LabelTable
 from MaskSAMCore.volume import Grid, LabelMap
 from Testing.dicom_phantom import dicom_series, ramp

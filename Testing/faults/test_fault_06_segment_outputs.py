@@ -98,7 +98,7 @@ def test_a_set_that_cannot_be_completed_leaves_the_old_one_intact(tmp_path, monk
             raise OSError(28, "No space left on device")
         return original(source, target)
 
-    monkeypatch.setattr(outputs.os, "replace", replace)
+    monkeypatch.setattr(os, "replace", replace)
     monkeypatch.setattr("MaskSAMCore.inference.montage.save_montage", lambda *a, **k: Path(a[2]).write_bytes(b"p"))
     with pytest.raises(OSError, match="No space"):
         outputs.write(case, volume, labels, overwrite=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from MaskSAMCore.errors import GeometryError, InputError
-from MaskSAMCore.io.dicom import list_series, read_series
+from MaskSAMCore.io.dicom import choose_series, list_series, read_series
 from Testing.dicom_phantom import dicom_series, dicom_slice, ramp
 
 
@@ -58,3 +58,25 @@ def test_two_orientations_in_one_series_are_two_volumes(tmp_path):
     uid = dicom_series(tmp_path, ramp(), name="a")
     dicom_series(tmp_path, ramp() + 500, name="b", series=uid, orientation=(0, 1, 0, 0, 0, -1))
     assert [len(s.slices) for s in list_series(tmp_path)] == [5, 5]
+
+
+def test_a_volume_is_named_by_one_of_its_files(tmp_path):
+    uid = dicom_series(tmp_path / "in", ramp(), EchoTime="10", name="a", modality="MR")
+    dicom_series(tmp_path / "in", ramp() + 500, EchoTime="20", name="b", series=uid, modality="MR")
+    dicom_series(tmp_path / "in", ramp() + 900, name="", modality="MR")
+    for name, series in (("a002.dcm", 0), ("b002.dcm", 500), ("./b001.dcm", 500), ("./002.dcm", 900)):
+        assert np.array_equal(read_series(tmp_path / "in", series=name).array, ramp() + series)
+    assert np.array_equal(read_series(tmp_path, series="in/b002.dcm").array, ramp() + 500)
+    for path in (tmp_path / "in").glob("0*"):
+        path.rename(path.with_suffix(""))
+    assert np.array_equal(read_series(tmp_path / "in", series="./002").array, ramp() + 900)
+
+
+def test_files_that_were_picked_are_one_volume(tmp_path):
+    dicom_series(tmp_path / "a", ramp())
+    dicom_series(tmp_path / "b", ramp() + 500)
+    (found,) = list_series(sorted((tmp_path / "a").iterdir()))
+    assert len(found.slices) == 5
+    assert len(list_series([tmp_path / "a", tmp_path / "b"])) == 2
+    with pytest.raises(InputError, match=f"{tmp_path.name}: offers 2 volumes"):
+        choose_series([tmp_path / "a", tmp_path / "b"])

@@ -1,0 +1,326 @@
+"""Adding a segmented scan to a training data set in nnU-Net's raw format.
+
+A label keeps its id over all cases: structures are matched by name with those that dataset.json has, new ones get the
+lowest free id. A scan that the data set has already is not added twice: its labels are replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from MaskSAMCore.data.raw import RawCase, RawDataset, label_ids, read_dataset
+from MaskSAMCore.data.verify import file_hash
+from MaskSAMCore.errors import InputError, ResourceError
+from MaskSAMCore.io.atomic import SCRATCH, FolderLock, atomic_files, write_json
+from MaskSAMCore.io.formats import to_labels
+from MaskSAMCore.io.images import replace_nonfinite, write_array
+from MaskSAMCore.labels import Label
+from MaskSAMCore.plan import modality_of
+from MaskSAMCore.progress import CancelToken, Progress, no_progress
+from MaskSAMCore.terminology import has_codes
+from MaskSAMCore.volume import LabelMap, Volume, match_grid
+
+DESCRIPTION = "dataset.json"
+IMAGES, LABELS = "imagesTr", "labelsTr"
+BACKGROUND = "background"
+UNKNOWN_CHANNEL = "image"
+MOST_CHARACTERS = 60
+_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)", re.IGNORECASE)
+"""Names that Windows gives to no file, whatever its suffix."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedCase:
+    """A case as it was saved.
+
+    Attributes:
+        name: Of the case; its files are imagesTr/NAME_0000 and labelsTr/NAME.
+        labels: Ids of its structures by their names in dataset.json.
+        replaced: The data set had this scan already, and its old labels are gone.
+        notes: What the user should know, a line each.
+    """
+
+    name: str
+    labels: Mapping[str, int]
+    replaced: bool
+    notes: tuple[str, ...]
+
+
+def save_case(
+    folder: str | Path,
+    volume: Volume,
+    labels: LabelMap,
+    *,
+    name: str = "",
+    progress: Progress = no_progress,
+    cancel: CancelToken | None = None,
+) -> SavedCase:
+    """Add a scan with its labels to a data set, which is begun where there is none; complete or not at all.
+
+    Args:
+        folder: Of the data set; made where it does not exist.
+        volume: The scan, one channel `(K, J, I)`; saved on its own grid, as int16 where that loses nothing.
+        labels: On the same grid, with its label table; ids and order do not matter, names do.
+        name: For the case; made safe for every file system, and unique.
+
+    Raises:
+        InputError: No structure, a constant scan, two structures of one name, a folder of another modality or of
+            something else.
+        DatasetError: Its dataset.json cannot be used.
+        ResourceError: Another process holds the folder; the disk is full; or another program holds a file that must be
+            replaced: the new files are kept, and the message tells where (FAULTS row 60).
+    """
+    folder, token = Path(folder), cancel or CancelToken()
+    match_grid(labels.grid, volume.grid, where=volume.source)
+    array, notes = _usable(volume)
+    _make(folder)
+    with FolderLock(folder):
+        for left in folder.glob(f"{SCRATCH}*"):  # of a process that died; nobody else saves here now
+            shutil.rmtree(left, ignore_errors=True)
+        book = _Book(folder, volume.modality)
+        for part in (IMAGES, LABELS):
+            _make(folder / part)
+        targets: list[Path] = []
+        with atomic_files(targets, home=folder, kept=folder / f"{safe_name(name)}-new") as scratch:
+            progress(0, 3, "saving the scan")
+            image = scratch / f"image{book.ending}"
+            write_array(array, volume.grid, image)
+            token.check()
+            known = book.case_of(image)
+            case = known.id if known else book.unused(safe_name(name))
+            progress(1, 3, "saving the labels")
+            numbers = book.enter(case, labels)
+            label = folder / LABELS / f"{case}{book.ending}"
+            write_array(to_labels(numbers[labels.array]), volume.grid, scratch / label.name)
+            write_json(scratch / DESCRIPTION, book.data)
+            token.check()
+            progress(2, 3, "saving the case")
+            image = image.rename(scratch / f"{case}_0000{book.ending}")
+            targets += [] if known else [folder / IMAGES / image.name]
+            targets += [label, folder / DESCRIPTION]
+    progress(3, 3, "saved")
+    replaced = known is not None and known.label is not None
+    if replaced:
+        notes.append(f"the data set had this scan as case {case}: its labels were replaced")
+    return SavedCase(name=case, labels=book.held(case), replaced=replaced, notes=(*notes, *book.notes))
+
+
+def remove_case(folder: str | Path, name: str) -> None:
+    """Take a case out of a data set, with the structures that no other case has; the last one takes all with it.
+
+    Raises:
+        InputError: There is no such case.
+        DatasetError: The data set's dataset.json cannot be used.
+        ResourceError: Another process holds the folder, or another program a file.
+    """
+    folder = Path(folder)
+    known = {case.id: case for case in read_dataset(folder).cases}
+    if name not in known:
+        raise InputError("there is no such case", where=name, why=f"{folder.name} has {', '.join(known) or 'none'}")
+    with FolderLock(folder):
+        book = _Book(folder, None)
+        book.leave(name)
+        files = [path for path in (*known[name].images, known[name].label) if path is not None and path.exists()]
+        try:
+            for path in files:
+                path.unlink()
+        except PermissionError as error:
+            why, remedy = "another program has it open", "Close that program and remove the case again."
+            raise ResourceError("cannot be deleted", where=path, why=why, remedy=remedy) from error
+        if len(known) > 1:
+            write_json(folder / DESCRIPTION, book.data, overwrite=True)
+        else:
+            (folder / DESCRIPTION).unlink()
+
+
+def safe_name(text: str) -> str:
+    """A name of ASCII letters, digits, - and _ that every file system takes; "case" where nothing is left."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    name = re.sub(r"[^A-Za-z0-9-]+", "_", plain)[:MOST_CHARACTERS].strip("_-").removesuffix("_0000") or "case"
+    return f"{name}_" if _DEVICES.fullmatch(name) else name
+
+
+def _usable(volume: Volume) -> tuple[np.ndarray, list[str]]:
+    """The voxels as they will be saved, and what was done to them."""
+    array = volume.array
+    if array.ndim != 3:
+        raise InputError("a training case has one channel here", where=volume.source, why=f"found {volume.channels}")
+    notes = []
+    if not np.isfinite(array).all():
+        array = np.array(array, np.float32)
+        bad = replace_nonfinite(array, where=volume.source)
+        notes.append(f"{bad} voxels were NaN or Inf: they were saved as the smallest or the largest finite value")
+    if array.min() == array.max():
+        raise InputError("the scan is constant", where=volume.source, why=f"every voxel is {float(array.flat[0]):g}")
+    low, high = np.iinfo(np.int16).min, np.iinfo(np.int16).max
+    if all(low <= plane.min() and plane.max() <= high and (plane == np.rint(plane)).all() for plane in array):
+        return array.astype(np.int16), notes
+    return array.astype(np.float32, copy=False), notes
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError("the training folder cannot be made", where=folder, why=error.strerror or "") from error
+
+
+def _key(name: str) -> str:
+    """What two spellings of one structure's name have in common."""
+    return " ".join(re.findall(r"[^\W_]+", name.casefold())) or name
+
+
+class _Book:
+    """dataset.json, and how one more case changes it.
+
+    Attributes:
+        data: Its content.
+        ending: Of the data set's files.
+        notes: What the user should know.
+
+    Raises:
+        InputError: The folder holds another modality, several channels, or something that is no data set.
+        DatasetError: It cannot be used.
+    """
+
+    def __init__(self, folder: Path, modality: str | None) -> None:
+        self.notes: list[str] = []
+        self._folder = folder
+        self._dataset: RawDataset | None = None
+        path = folder / DESCRIPTION
+        if path.exists():
+            self._dataset = read_dataset(folder)
+            self.data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            self._check(self._dataset, modality)
+        elif any(any(folder.glob(kind)) for kind in (f"{IMAGES}/*", f"{LABELS}/*", "patient*/Info.cfg")):
+            why, remedy = f"it has files, but no {DESCRIPTION}", "Choose an empty folder."
+            raise InputError("the folder holds something else", where=folder, why=why, remedy=remedy)
+        else:
+            self.data = {"name": folder.resolve().name, "channel_names": {"0": modality or UNKNOWN_CHANNEL}}
+        self.ending = str(self.data.setdefault("file_ending", ".nii.gz"))
+        self._ids: dict[str, int] = label_ids(self.data.get("labels", {})) or {BACKGROUND: 0}
+        for key in ("terminology", "colors", "structures"):
+            if not isinstance(self.data.get(key), dict):
+                self.data[key] = {}
+
+    @staticmethod
+    def _check(dataset: RawDataset, modality: str | None) -> None:
+        remedy = "Choose another training folder."
+        if len(dataset.channels) != 1:
+            why = f"it takes {len(dataset.channels)} channels per case"
+            raise InputError("the folder holds another kind of data set", where=dataset.folder, why=why, remedy=remedy)
+        there = modality_of(dataset.channels)
+        if modality and there and modality != there:
+            why = f"the folder holds {there}, this scan is {modality}"
+            raise InputError("scans of two modalities make no data set", where=dataset.folder, why=why, remedy=remedy)
+
+    @property
+    def _cases(self) -> tuple[RawCase, ...]:
+        return self._dataset.cases if self._dataset else ()
+
+    def case_of(self, image: Path) -> RawCase | None:
+        """The case that has this very scan."""
+        size = image.stat().st_size
+        same = (case for case in self._cases if case.images and case.images[0].stat().st_size == size)
+        wanted = file_hash(image)
+        return next((case for case in same if file_hash(case.images[0]) == wanted), None)
+
+    def unused(self, name: str) -> str:
+        """The name, or with a number where another case has it, also in other capitals."""
+        taken = {case.id.casefold() for case in self._cases}
+        tries = (name, *(f"{name}-{number}" for number in range(2, len(taken) + 3)))
+        return next(each for each in tries if each.casefold() not in taken)
+
+    def enter(self, case: str, labels: LabelMap) -> np.ndarray:
+        """Note a case and its structures; returns the data set's id for every id of the label map.
+
+        Raises:
+            InputError: It has no structure, or two of one name.
+        """
+        found = self._matched(labels)
+        before = self.data["structures"].get(case, [])
+        self.data["structures"][case] = list(found)
+        self._drop(before, case)
+        for name, label in found.items():
+            if name not in self._ids:
+                self._ids[name] = min(set(range(1, len(self._ids) + 2)) - set(self._ids.values()))
+                self._describe(name, label)
+        absent = [name for name, number in self._ids.items() if number and name not in found]
+        if absent:
+            self.notes.append(f"{', '.join(absent)}: not in this case, whose other voxels count as background")
+        self.data["labels"] = self._ids
+        self.data["numTraining"] = len({case, *(each.id for each in self._cases)})
+        numbers: np.ndarray = np.zeros(max(int(labels.array.max()), 0) + 1, np.uint16)
+        for name, label in found.items():
+            numbers[label.id] = self._ids[name]
+        return numbers
+
+    def leave(self, case: str) -> None:
+        """Note that a case goes, and with it the structures that no other one has."""
+        before = self.data["structures"].pop(case, [])
+        if self._dataset:
+            self._dataset = replace(self._dataset, cases=tuple(each for each in self._cases if each.id != case))
+        self._drop(before, case)
+        self.data["labels"] = self._ids
+        self.data["numTraining"] = len(self._cases)
+
+    def held(self, case: str) -> dict[str, int]:
+        """Ids of a case's structures by name."""
+        return {name: self._ids[name] for name in self.data["structures"][case]}
+
+    def _matched(self, labels: LabelMap) -> dict[str, Label]:
+        """The structures that have voxels, by their names in the data set."""
+        known: dict[str, str] = {}
+        described = {label.id: label.name for label in self._dataset.labels.labels} if self._dataset else {}
+        for name, number in self._ids.items():
+            known.setdefault(_key(name), name)
+            known.setdefault(_key(described.get(number, name)), name)
+        present = set(np.unique(labels.array).tolist())
+        found: dict[str, Label] = {}
+        for label in labels.labels.labels if labels.labels else ():
+            name = known.setdefault(_key(label.name), label.name)
+            if label.id not in present:
+                continue
+            if self._ids.get(name) == 0:
+                self.notes.append(f"{label.name}: counts as background, as its name says")
+            elif name in found:
+                why = f"{found[name].name!r} and {label.name!r}"
+                raise InputError("two structures have one name", where=why, remedy="Rename one of them.")
+            else:
+                found[name] = label
+        if not found:
+            raise InputError("nothing is segmented", remedy="A training case needs at least one structure.")
+        return found
+
+    def _drop(self, names: list[str], case: str) -> None:
+        """Forget those of a case's former structures that no case has any more; training refuses such labels."""
+        held = self.data["structures"]
+        if any(each.id not in held for each in self._cases):
+            return
+        there = {case, *(each.id for each in self._cases)}
+        kept = {name for other, structures in held.items() if other in there for name in structures}
+        gone = [name for name in names if name in self._ids and name not in kept]
+        for name in gone:
+            del self._ids[name]
+            self.data["terminology"].pop(name, None)
+            self.data["colors"].pop(name, None)
+        pairs = self.data.get("left_right_pairs")
+        if gone and pairs:
+            self.data["left_right_pairs"] = [pair for pair in pairs if not set(pair) & set(gone)]
+
+    def _describe(self, name: str, label: Label) -> None:
+        self.data["colors"][name] = list(label.color)
+        if has_codes(label):
+            codes = {"category": label.category, "type": label.type, "modifier": label.modifier}
+            self.data["terminology"][name] = {
+                key: [code.scheme, code.value, code.meaning] for key, code in codes.items() if code
+            }

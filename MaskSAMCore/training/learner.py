@@ -1,0 +1,159 @@
+"""One optimiser step, and the averaged weights: what a long run and a lesson share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from MaskSAMCore.config import Config
+from MaskSAMCore.errors import MaskSAMError
+from MaskSAMCore.network.masksam import MaskSAM
+from MaskSAMCore.network.types import Features, QueryOutputs
+from MaskSAMCore.training.batches import Batch
+from MaskSAMCore.training.prompted import train_prompted
+
+Criterion = Callable[[QueryOutputs, Tensor, Tensor], dict[str, Tensor]]
+
+
+class Task(nn.Module):
+    """One pass to the loss in either mode; what a distributed run wraps."""
+
+    def __init__(self, model: MaskSAM, criterion: Criterion) -> None:
+        super().__init__()
+        self.model, self.criterion = model, criterion
+
+    def forward(
+        self, image: Tensor, features: Features | None, label: Tensor, valid: Tensor, user: tuple[int, ...] | None
+    ) -> dict[str, Tensor]:
+        """Loss and terms; tensors as of `Batch`.
+
+        Args:
+            image, features, label, valid: The batch.
+            user: Seed of the simulated users, or None for automatic mode.
+        """
+        if user is None:
+            return self.criterion(self.model(image, features, label), label, valid)
+        slab = self.model.slab(image, features)
+        return train_prompted(self.model, slab, label, valid, np.random.default_rng(user))
+
+
+class Learner:
+    """A model and the state of its optimisation; `step` counts the steps done.
+
+    Args:
+        model: With its base weights loaded.
+        config: What to train.
+        criterion: Outputs, labels and valid slices to the terms of the loss.
+        device: Where to train.
+        dtype: Of autocast, or None for fp32.
+        rank, world: Place among the processes of a distributed run.
+    """
+
+    if_it_diverges = "Lower train.lr, or set train.precision=fp32."
+
+    def __init__(
+        self,
+        *,
+        model: MaskSAM,
+        config: Config,
+        criterion: Criterion,
+        device: torch.device,
+        dtype: torch.dtype | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.model, self.config, self.cfg = model.to(device), config, config.train
+        self.device, self.dtype, self.rank, self.world = device, dtype, rank, world
+        self.model.encoder.checkpointing = self.model.decoder.checkpointing = self.cfg.checkpointing
+        self.trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.optimizer = _optimizer(config, list(self.trainable.values()))
+        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)  # type: ignore[attr-defined]
+        self.ema = {n: p.detach().clone() for n, p in self.trainable.items()} if self.cfg.ema else {}
+        self.step = 0
+        self.net: nn.Module = Task(self.model, criterion)
+        if world > 1:
+            ids = [device] if device.type == "cuda" else None
+            # The frozen phase leaves the encoder's adapters out, prompts from the ground truth the class head.
+            self.net = DistributedDataParallel(self.net, device_ids=ids, find_unused_parameters=True)
+
+    def optimise(self, batches: Iterator[Batch], *, lr: float, prompts: bool) -> dict[str, float]:
+        """One optimiser step over `accumulate` micro-batches; returns the mean loss terms. `step` stays as it is.
+
+        Args:
+            batches: The next ones are taken.
+            lr: Learning rate.
+            prompts: Train on simulated users rather than on the model's own prompts.
+
+        Raises:
+            MaskSAMError: Loss or gradient are no number; the weights are those before the step.
+        """
+        # Seeded by its number, a step draws the same random numbers after a resume.
+        seed = (self.cfg.seed, self.step, self.rank)
+        torch.manual_seed(hash(seed) & 0x7FFFFFFF)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        terms: dict[str, float] = {}
+        for index in range(self.cfg.accumulate):
+            batch = next(batches).to(self.device)
+            synchronise = index + 1 == self.cfg.accumulate or self.world == 1
+            with nullcontext() if synchronise else self.net.no_sync():  # type: ignore[operator]
+                with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+                    user = (*seed, index) if prompts else None
+                    losses = self.net(batch.image, batch.features, batch.label, batch.valid, user)
+                self.scaler.scale(losses["loss"] / self.cfg.accumulate).backward()
+            # One transfer for all terms: each would wait for the GPU.
+            values = torch.stack([value.detach().float() for value in losses.values()]).tolist()
+            for name, value in zip(losses, values, strict=True):
+                terms[name] = terms.get(name, 0.0) + value / self.cfg.accumulate
+        if not math.isfinite(terms["loss"]):
+            raise self._diverged("the loss is not a number")
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.trainable.values(), self.cfg.clip)
+        if not self.scaler.is_enabled() and not torch.isfinite(norm):
+            raise self._diverged("a gradient is not a number")
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._average()
+        return terms
+
+    def _diverged(self, why: str) -> MaskSAMError:
+        return MaskSAMError("training diverged", where=f"step {self.step}", why=why, remedy=self.if_it_diverges)
+
+    def _average(self) -> None:
+        if self.ema:
+            decay = min(self.cfg.ema, (1 + self.step) / (10 + self.step))
+            with torch.no_grad():
+                averages = list(self.ema.values())
+                torch._foreach_lerp_(averages, [p.detach() for p in self.trainable.values()], 1 - decay)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model in evaluation mode with averaged weights, and with its adapters as they are trained."""
+        current = {name: p.detach().clone() for name, p in self.trainable.items()} if self.ema else {}
+        with torch.no_grad():
+            for name, value in self.ema.items():
+                self.trainable[name].copy_(value)
+        self.model.eval()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, value in current.items():
+                    self.trainable[name].copy_(value)
+            self.model.train()
+
+
+def _optimizer(config: Config, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    cfg = config.train
+    if cfg.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=cfg.lr, momentum=cfg.momentum, nesterov=True, weight_decay=cfg.weight_decay
+        )
+    return torch.optim.AdamW(parameters, lr=cfg.lr, eps=cfg.eps, weight_decay=cfg.weight_decay)

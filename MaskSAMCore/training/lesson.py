@@ -1,0 +1,301 @@
+"""A model in minutes: what stands behind SAM's frozen encoder, trained against the clock (MODEL.md §14.4)."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from MaskSAMCore.config import Config
+from MaskSAMCore.data.augment import for_fixed_copies
+from MaskSAMCore.data.dataset import PreparedDataset
+from MaskSAMCore.data.sampling import PatchSampler
+from MaskSAMCore.data.splits import Split
+from MaskSAMCore.device import autocast_dtype
+from MaskSAMCore.errors import ResourceError
+from MaskSAMCore.losses import build_loss
+from MaskSAMCore.network.masksam import MaskSAM
+from MaskSAMCore.network.types import Features
+from MaskSAMCore.plan import mirror_rule
+from MaskSAMCore.progress import CancelToken, Progress
+from MaskSAMCore.training.batches import Batch, prefetch
+from MaskSAMCore.training.learner import Learner
+from MaskSAMCore.training.pool import PatchPool
+
+FIRST_STEPS = 6
+"""After so many steps the speed is known; the first of them is slower and does not count."""
+
+FEWEST_QUERIES = 4
+WORTH_IT = 0.8
+"""Share of float32's time below which a CPU trains in bf16; CPUs that cannot compute in it take longer, not less."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """How a lesson uses its time.
+
+    Attributes:
+        encoding: Share of the time that is left, at most, for encoding patches.
+        patches: Fewest and most of them.
+        steps: Fewest that make a model, and most that still help.
+        warm_up: Share of the learning in which the learning rate rises.
+        auto_first: Share of the learning that begins in automatic mode (§14.3).
+        auto_chance: Of an automatic step after it.
+    """
+
+    encoding: float = 0.2
+    patches: tuple[int, int] = (8, 160)
+    steps: tuple[int, int] = (60, 1600)
+    warm_up: float = 0.05
+    auto_first: float = 0.2
+    auto_chance: float = 0.5
+
+
+class Clock:
+    """The seconds that a lesson may take.
+
+    Args:
+        seconds: From `began` to the end.
+        began: When `now` counted from; None for this moment.
+        now: Seconds that only grow.
+    """
+
+    def __init__(
+        self, seconds: float, *, began: float | None = None, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.seconds, self._now = seconds, now
+        self._began = now() if began is None else began
+
+    @property
+    def passed(self) -> float:
+        """Seconds since the beginning."""
+        return self._now() - self._began
+
+    @property
+    def left(self) -> float:
+        """Seconds until the end; negative behind it."""
+        return self.seconds - self.passed
+
+    def told_to(self, progress: Progress) -> Progress:
+        """A progress that tells stages by their text, and how much of the whole time is over."""
+
+        def tell(done: int, total: int, text: str) -> None:
+            whole = max(1, round(self.seconds))
+            progress(min(max(0, int(self.passed)), whole), whole, text)
+
+        return tell
+
+
+class Lesson:
+    """Trains one network from a prepared data set; nothing is kept but the network.
+
+    Args:
+        model: With its base weights, and nothing trained yet.
+        config: The preset, fitted to the data set.
+        dataset: Prepared.
+        split: Cases to learn from; the others are not looked at.
+        folder: For the encoded patches.
+        device: Where to compute.
+        clock: The time for everything.
+        rules: How to use it.
+        note: Receives lines for the user.
+        progress: Told after every patch and step.
+        cancel: Asked before every patch and step.
+
+    Attributes:
+        steps: Done.
+        pool: The patches.
+    """
+
+    def __init__(
+        self,
+        model: MaskSAM,
+        config: Config,
+        *,
+        dataset: PreparedDataset,
+        split: Split,
+        folder: Path,
+        device: torch.device,
+        clock: Clock,
+        rules: Rules | None = None,
+        note: Callable[[str], None],
+        progress: Progress,
+        cancel: CancelToken,
+    ) -> None:
+        self.rules, self.clock, self.note, self.cancel = rules or Rules(), clock, note, cancel
+        self._progress = clock.told_to(progress)
+        self._learner = Learner(
+            model=model,
+            config=config,
+            criterion=build_loss(config.model),
+            device=device,
+            dtype=autocast_dtype(device, config.train.precision),
+        )
+        self.pool = PatchPool(folder, seed=config.train.seed)
+        self._sampler = PatchSampler(
+            dataset,
+            split.train,
+            patch=config.model.patch,
+            batch=config.train.batch,
+            foreground=config.data.foreground,
+            seed=config.train.seed,
+            augment=for_fixed_copies(config.data.augment),
+            mirror=mirror_rule(dataset.plan, dataset.labels, config.data),
+        )
+
+    @property
+    def model(self) -> MaskSAM:
+        """The network; see `averaged` for its weights."""
+        return self._learner.model
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps done."""
+        return self._learner.step
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._learner.device
+
+    @property
+    def averaged(self) -> Any:
+        """A context in which the network has its averaged weights, the ones to keep, and is ready for inference."""
+        return self._learner.averaged
+
+    @property
+    def precision(self) -> str:
+        """What it computes in."""
+        dtype = self._learner.dtype
+        return {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "fp32") if dtype is not None else "fp32"
+
+    def choose_precision(self) -> None:
+        """Train in bf16 where this CPU is faster with it; what was asked for, or suits a GPU, stays."""
+        if self.device.type != "cpu" or self._learner.cfg.precision != "auto":
+            return
+        image = self._sampler.batch(0).image
+        seconds: dict[torch.dtype | None, float] = {}
+        for dtype in (None, torch.bfloat16, None, torch.bfloat16):
+            self._learner.dtype = dtype
+            began = self.clock.passed
+            self._frozen(image)
+            seconds[dtype] = min(self.clock.passed - began, seconds.get(dtype, math.inf))
+        if seconds[torch.bfloat16] >= WORTH_IT * seconds[None]:
+            self._learner.dtype = None
+
+    def encode(self) -> None:
+        """Fill the pool, as far as its time and the disk allow.
+
+        Raises:
+            ResourceError: The disk takes too little.
+            Cancelled: `cancel` was set.
+        """
+        least, most = self.rules.patches
+        most = min(most, self.rules.steps[1])
+        end = self.clock.passed + self.rules.encoding * self.clock.left
+        while self.pool.count < most:
+            self.cancel.check()
+            if self.pool.count >= least and (self.clock.passed >= end or self.pool.full):
+                break
+            drawn = self._sampler.batch(self.pool.count)
+            batch = Batch(drawn.image, drawn.label, drawn.valid)
+            batch.features = self._frozen(drawn.image.to(self.device))
+            self.pool.add(batch)
+            self._progress(0, 0, "encoding patches")
+
+    @torch.inference_mode()
+    def _frozen(self, image: torch.Tensor) -> Features:
+        self.model.eval()
+        dtype = self._learner.dtype
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+            return self.model.encode_frozen(image)
+
+    def seconds_per_window(self) -> float:
+        """What one window takes in use; measured on a patch of the pool."""
+        self.model.eval()
+        image = self.pool.batch(0).image[:1].to(self.device)
+        times = []
+        for _ in range(2):  # the first is slower
+            began = self.clock.passed
+            with torch.inference_mode():
+                self.model.segment_patch(image).sum().item()
+            times.append(self.clock.passed - began)
+        return times[-1]
+
+    def learn(self, *, reserve: float) -> None:
+        """Train until only `reserve` seconds are left; the schedule follows the clock.
+
+        Raises:
+            ResourceError: The speed of the first steps tells that the time is too short for a model.
+            MaskSAMError: The loss is no number.
+            Cancelled: `cancel` was set.
+        """
+        learner = self._learner
+        learner.model.train()
+        learner.model.encoder.set_adapters(False)
+        began, length = self.clock.passed, self.clock.left - reserve
+        batches = prefetch(self.pool.batch, range(self.rules.steps[1]))
+        first = began
+        try:
+            while (done := self._done(began, length)) < 1:
+                self.cancel.check()
+                learner.optimise(batches, lr=self._rate(done), prompts=self._prompts(done))
+                learner.step += 1
+                self._progress(0, 0, "learning")
+                if learner.step == 1:
+                    first = self.clock.passed
+                elif learner.step == FIRST_STEPS:
+                    self._look_ahead((self.clock.passed - first) / (FIRST_STEPS - 1), began + length)
+        finally:
+            batches.close()  # type: ignore[attr-defined]
+            learner.model.encoder.set_adapters(True)
+        if self.steps < FIRST_STEPS:
+            self._look_ahead((self.clock.passed - began) / max(self.steps, 1), began + length)
+
+    def _done(self, began: float, length: float) -> float:
+        """Share of the learning that is over, by the clock or by the number of steps."""
+        by_clock = (self.clock.passed - began) / length if length > 0 else 1.0
+        return max(by_clock, self.steps / self.rules.steps[1])
+
+    def _rate(self, done: float) -> float:
+        """The learning rate: a short rise, then half a cosine down to zero."""
+        rise = min(1.0, done / self.rules.warm_up + 1e-2)
+        return self._learner.cfg.lr * rise * 0.5 * (1 + math.cos(math.pi * done))
+
+    def _prompts(self, done: float) -> bool:
+        cfg = self._learner.cfg
+        if cfg.mode != "mixed":
+            return cfg.mode == "prompt"
+        chance = np.random.default_rng([cfg.seed, 6, self.steps]).random()
+        return bool(done >= self.rules.auto_first and chance >= self.rules.auto_chance)
+
+    def _look_ahead(self, pace: float, end: float) -> None:
+        least, most = self.rules.steps
+        expected = min(most, self.steps + max(0, int((end - self.clock.passed) / max(pace, 1e-6))))
+        self.note(f"{self.pool.count} patches, {self.precision}, {pace:.2f} s per step: about {expected} steps")
+        if expected < least:
+            missing = (least - expected) * pace
+            minutes = math.ceil((self.clock.seconds + 1.2 * missing) / 60)
+            raise ResourceError(
+                "the time is too short for a model",
+                why=f"about {expected} steps fit into it, {least} are needed at least",
+                remedy=f"Give it {minutes} minutes (--minutes {minutes}), or use a GPU.",
+            )
+
+
+def for_lesson(config: Config) -> Config:
+    """A fitted preset with no more queries than few structures need: each costs the decoder's time in every step."""
+    source = replace(config.model.source, queries=max(config.model.classes + 1, FEWEST_QUERIES))
+    return replace(config, model=replace(config.model, source=source))
+
+
+def as_done(config: Config, steps: int) -> Config:
+    """A configuration as the card tells it: what was done, rather than what the preset would do."""
+    train = replace(config.train, epochs=1, iterations=steps, frozen_epochs=1, frozen_copies=1, warmup_steps=0)
+    return replace(config, train=train)

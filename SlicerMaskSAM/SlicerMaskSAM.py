@@ -1,0 +1,151 @@
+"""The module MaskSAM of 3D Slicer: what Slicer loads. The work is done in SlicerMaskSAMLib."""
+
+from __future__ import annotations
+
+import sys
+import unittest
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+from slicer.i18n import translate
+from slicer.ScriptedLoadableModule import (
+    ScriptedLoadableModule,
+    ScriptedLoadableModuleLogic,
+    ScriptedLoadableModuleTest,
+    ScriptedLoadableModuleWidget,
+)
+from slicer.util import VTKObservationMixin
+
+if not Path(__file__).resolve().with_name("MaskSAMCore").is_dir():
+    # In a checkout the engine lies beside this folder; installed, it lies in the same one.
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from MaskSAMCore.worker.client import EngineClient
+from SlicerMaskSAMLib import sample_data
+from SlicerMaskSAMLib.commands import interpreter
+from SlicerMaskSAMLib.controller import Controller
+from SlicerMaskSAMLib.icons import icon_file
+from SlicerMaskSAMLib.install import Setup
+from SlicerMaskSAMLib.panel import Panel
+from SlicerMaskSAMLib.parameters import MaskSAMParameterNode
+from SlicerMaskSAMLib.views import Views
+
+SHIPPED_TESTS = Path(__file__).resolve().parent / "Testing" / "Python"
+
+
+class SlicerMaskSAM(ScriptedLoadableModule):
+    """What the module says of itself."""
+
+    def __init__(self, parent: Any) -> None:
+        super().__init__(parent)
+        parent.title = _("MaskSAM")
+        parent.categories = [translate("qSlicerAbstractCoreModule", "Segmentation")]
+        parent.dependencies = []
+        parent.contributors = ["The SlicerMaskSAM contributors"]
+        parent.helpText = _(
+            "Segments CT and MRI by itself, every structure with its name, code and colour; clicks and boxes correct "
+            "and add structures, and own models are taught on this computer. For research, not a medical device."
+        )
+        parent.acknowledgementText = _(
+            "After MaskSAM (B. Xie et al., ICCV 2025), with Segment Anything (A. Kirillov et al., ICCV 2023) and "
+            "MobileSAM (C. Zhang et al., 2023)."
+        )
+        parent.icon = qt.QIcon(str(icon_file("SlicerMaskSAM")))
+        slicer.app.connect("startupCompleted()", sample_data.register)
+
+
+class SlicerMaskSAMLogic(ScriptedLoadableModuleLogic):
+    """The module without its panel, for scripts: `logic.controller` does what the buttons do.
+
+    Whoever uses it without the panel calls `controller.tick()` again and again, as the panel's timer does.
+
+    Args:
+        changed: Called whenever the controller's status may have changed.
+    """
+
+    def __init__(self, changed: Callable[[], None] = lambda: None) -> None:
+        super().__init__()
+        self.parameters = self.getParameterNode()
+        self.controller = Controller(
+            slicer.mrmlScene,
+            self.parameters,
+            start_engine=self._start_engine,
+            views=Views(slicer.mrmlScene),
+            setup=Setup(),
+            changed=changed,
+        )
+
+    def getParameterNode(self) -> MaskSAMParameterNode:
+        """The module's parameters in the scene as it is now."""
+        return MaskSAMParameterNode(super().getParameterNode())
+
+    def renew_parameters(self) -> MaskSAMParameterNode:
+        """Go on with the parameters of a scene that has just begun."""
+        self.parameters = self.getParameterNode()
+        self.controller.set_parameters(self.parameters)
+        return self.parameters
+
+    def _start_engine(self, on_event: Callable[[dict[str, Any]], None]) -> EngineClient:
+        return EngineClient(python=interpreter(), device=self.parameters.device, on_event=on_event)
+
+
+class SlicerMaskSAMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
+    """The panel in Slicer's module area."""
+
+    def __init__(self, parent: Any = None) -> None:
+        ScriptedLoadableModuleWidget.__init__(self, parent)
+        VTKObservationMixin.__init__(self)
+
+    def setup(self) -> None:
+        """Slicer's: the module is opened for the first time."""
+        ScriptedLoadableModuleWidget.setup(self)
+        scene = slicer.mrmlScene
+        # Before the controller's own, which are to find the new parameters.
+        self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
+        self.addObserver(scene, scene.EndCloseEvent, self.onSceneEnd)
+        self.addObserver(scene, scene.EndImportEvent, self.onSceneEnd)
+        self.panel = Panel()
+        self.layout.addWidget(self.panel.widget)
+        self.logic = SlicerMaskSAMLogic(self.panel.mark_changed)
+        self.panel.bind(self.logic.controller, self.logic.parameters)
+
+    def enter(self) -> None:
+        """Slicer's: the module is opened."""
+        self.panel.enter()
+
+    def exit(self) -> None:
+        """Slicer's: another module is opened."""
+        self.panel.exit()
+
+    def cleanup(self) -> None:
+        """Slicer's: the module or the application ends."""
+        self.removeObservers()
+        self.panel.close()
+        self.logic.controller.close()
+
+    def onSceneStartClose(self, _caller: Any, _event: str) -> None:
+        """The nodes are about to go."""
+        self.panel.unbind()
+
+    def onSceneEnd(self, _caller: Any, _event: str) -> None:
+        """An empty scene begins, or one was read: its parameters name nodes that were not there before."""
+        self.panel.bind(self.logic.controller, self.logic.renew_parameters())
+
+
+class SlicerMaskSAMTest(ScriptedLoadableModuleTest):
+    """What "Reload and Test" runs."""
+
+    def runTest(self, **_options: Any) -> None:
+        """Run the tests that are shipped with the module."""
+        sys.path.append(str(SHIPPED_TESTS))
+        try:
+            suite = unittest.defaultTestLoader.loadTestsFromName("SlicerMaskSAMModuleTest")
+        finally:
+            sys.path.remove(str(SHIPPED_TESTS))
+        result = unittest.TestResult()
+        suite.run(result)
+        self.assertEqual([f"{test}: {text}" for test, text in (*result.failures, *result.errors)], [])

@@ -1,0 +1,242 @@
+"""Programs that run in the background, such as `python -m MaskSAMCore.teach`, as something that a task waits for."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from MaskSAMCore.commandline import EXIT_BAD_INPUT
+from MaskSAMCore.errors import InputError, MaskSAMError
+from MaskSAMCore.progress import Cancelled
+from MaskSAMCore.worker import child
+from MaskSAMCore.worker.folder import PrivateFolder
+
+PATIENCE_S = 10.0
+"""From the request to end, which lets a command finish its step and clean up, to the end by force."""
+READ_BYTES = 1 << 20
+STDERR_LINES = 200
+ERROR_CHARACTERS = 2000
+_ERROR = re.compile(r"(python -m \S+: )?error: ", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandResult:
+    """What a command that succeeded left: its exit code, 0, and all that it wrote to stdout."""
+
+    stdout: str
+    code: int = 0
+
+
+def interpreter() -> str:
+    """Slicer's Python, which is another program than Slicer; outside Slicer, the one that runs."""
+    return shutil.which("PythonSlicer") or sys.executable
+
+
+def core_command(*words: str | os.PathLike) -> CommandJob:
+    """Start `python -m MaskSAMCore.<first word> <other words>` in the background."""
+    name, *rest = map(str, words)
+    return CommandJob([interpreter(), "-m", f"MaskSAMCore.{name}", *rest], name=name, env=child.watched())
+
+
+class CommandJob:
+    """A program that runs in the background. It and all that it starts end with this process, or when cancelled.
+
+    Nothing here waits, and nothing needs a thread to be told how far it is: what the program writes goes to files,
+    and `done` reads on in them.
+
+    Args:
+        words: The program and its arguments.
+        name: What it is, for messages: "teach".
+        env: Environment variables in addition to those of this process.
+        narrates: Whether the lines that it writes to stdout tell people what it does; the last one is then the
+            text of `progress`, of which nobody knows the total, 0.
+
+    Attributes:
+        progress: The last `(done, total, text)` that it told; None before the first.
+
+    Raises:
+        ResourceError: It cannot be started.
+    """
+
+    def __init__(
+        self,
+        words: Sequence[str],
+        *,
+        name: str = "",
+        env: Mapping[str, str] | None = None,
+        narrates: bool = False,
+    ) -> None:
+        self.progress: tuple[int, int, str] | None = None
+        self._name = name or Path(words[0]).name
+        self._narrates = narrates
+        self._ending = threading.Lock()
+        self._ended = self._cancelled = False
+        self._error: MaskSAMError | None = None
+        self._said: deque[str] = deque(maxlen=STDERR_LINES)
+        self._told: list[str] = []
+        self._owner = os.getpid()
+        self._folder = PrivateFolder.make()
+        try:
+            self._process = self._start(words, env or {})
+        except MaskSAMError:
+            self._folder.remove()
+            raise
+        self._stdout = _Lines(self._folder.path / "stdout")
+        self._stderr = _Lines(self._folder.path / "stderr")
+        self.pid = self._process.pid
+        atexit.register(self.close)
+
+    def done(self) -> bool:
+        """Whether it has ended; reads what it wrote since the last time."""
+        if not self._ended and self._ending.acquire(blocking=False):  # held while another thread ends it
+            try:
+                self._look()
+            finally:
+                self._ending.release()
+        return self._ended
+
+    def result(self) -> CommandResult:
+        """What it left.
+
+        Raises:
+            Cancelled: It was cancelled before it had succeeded.
+            MaskSAMError: It failed; says what the program said.
+            RuntimeError: It is not done.
+        """
+        if not self.done():
+            raise RuntimeError(f"{self._name} is not done")
+        if self._error is not None:
+            raise self._error
+        return CommandResult(stdout="\n".join(self._told))
+
+    def cancel(self) -> None:
+        """Ask for its end; what does not obey is ended by force some seconds later, whether anybody waits or not."""
+        if not self._cancelled and not self.done():
+            self._cancelled = True
+            threading.Thread(target=self._see_off, name=f"end of {self._name}", daemon=True).start()
+
+    def close(self) -> None:
+        """End it now, with all that it started. Twice does no harm, nor in a forked child."""
+        if os.getpid() != self._owner:
+            return
+        with self._ending:
+            if not self._ended:
+                self._cancelled = True
+                child.kill_tree(self._process)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(PATIENCE_S)
+                self._end(self._process.returncode or -signal.SIGTERM)
+
+    def _start(self, words: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen:
+        with (
+            open(self._folder.path / "stdout", "xb") as stdout,
+            open(self._folder.path / "stderr", "xb") as stderr,
+        ):
+            return child.start(
+                f"the command {self._name!r}",
+                words,
+                env={"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8", **env},
+                stdin=subprocess.PIPE,
+                stdout=stdout,
+                stderr=stderr,
+            )
+
+    def _see_off(self) -> None:
+        child.ask_to_end(self._process)
+        try:
+            self._process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self.close()
+        else:
+            with self._ending:
+                self._look()
+
+    def _look(self) -> None:
+        """Called with the lock held, as `_end` is."""
+        if self._ended:
+            return
+        code = self._process.poll()  # before the files are read, or its last words would be missed
+        self._listen(last=code is not None)
+        if code is not None:
+            self._end(code)
+
+    def _listen(self, *, last: bool) -> None:
+        for line in self._stdout.read(last=last):
+            self._told.append(line)
+            if self._narrates and line.strip():
+                self.progress = (0, 0, line.strip())
+        for line in self._stderr.read(last=last):
+            event = _event(line)
+            if event is None:
+                self._said.append(line)
+            else:
+                self.progress = event
+
+    def _end(self, code: int) -> None:
+        child.kill_tree(self._process)  # what the program left running
+        assert self._process.stdin is not None
+        for pipe in (self._process.stdin, self._stdout, self._stderr):
+            with contextlib.suppress(OSError):
+                pipe.close()
+        self._folder.remove()
+        if code:
+            self._error = Cancelled() if self._cancelled else _failure(self._name, code, list(self._said))
+        atexit.unregister(self.close)
+        self._ended = True
+
+
+class _Lines:
+    """The lines of a file that another process writes."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "rb")  # noqa: SIM115  # closed by its owner
+        self._rest = b""
+
+    def read(self, *, last: bool) -> list[str]:
+        """Those that are complete since the last time; with `last`, what stands behind them as well."""
+        lines: list[bytes] = []
+        while part := self._file.read(READ_BYTES):
+            *whole, self._rest = (self._rest + part).split(b"\n")
+            lines += whole
+        if last and self._rest:
+            lines, self._rest = [*lines, self._rest], b""
+        return [line.decode("utf-8", "replace").rstrip("\r") for line in lines]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _event(line: str) -> tuple[int, int, str] | None:
+    """A line of `progress.TerminalProgress`; None for any other."""
+    try:
+        event = json.loads(line) if line.startswith("{") else {}
+        if event.get("event") != "progress":
+            return None
+        return int(event["done"]), int(event["total"]), str(event["text"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _failure(name: str, code: int, said: Sequence[str]) -> MaskSAMError:
+    """The command's own message; where it gave none, how it ended and its last words."""
+    kind = InputError if code == EXIT_BAD_INPUT else MaskSAMError
+    first = max((number for number, line in enumerate(said) if _ERROR.match(line)), default=None)
+    if first is not None:
+        message = _ERROR.sub("", "\n".join(said[first:]), count=1).strip()
+        return kind(message[:ERROR_CHARACTERS])
+    words = next((line.strip() for line in reversed(said) if line.strip()), "")
+    how = child.how_it_ended(code)
+    return kind("the command failed", where=name, why=f"{how}; its last words: {words[:300]}" if words else how)

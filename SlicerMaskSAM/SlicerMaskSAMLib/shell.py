@@ -1,0 +1,32 @@
+"""Commands as people paste them into a terminal."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+
+_PLAIN = re.compile(r"[\w@+=:,./\\-]+", re.ASCII)
+
+
+def command(words: Sequence[str], environment: Mapping[str, str], *, windows: bool = os.name == "nt") -> str:
+    """One line that a shell splits into exactly these words: for cmd.exe on Windows, for sh elsewhere.
+
+    Args:
+        words: The program and its arguments.
+        environment: Variables that are set for it.
+        windows: For which shell.
+    """
+    if windows:
+        settings = [f'set "{name}={value}"' for name, value in environment.items()]
+        return " && ".join([*settings, " ".join(map(_for_cmd, words))])
+    settings = [f"{name}={shlex.quote(value)}" for name, value in environment.items()]
+    return " ".join([*settings, shlex.join(words)])
+
+
+def _for_cmd(word: str) -> str:
+    """In quotes where needed. Backslashes before a quote are doubled, as Microsoft's C runtime reads them."""
+    if _PLAIN.fullmatch(word):
+        return word
+    return '"' + re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + ("\\" + found[2] if found[2] else ""), word) + '"'

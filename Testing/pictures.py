@@ -1,0 +1,167 @@
+"""The README's pictures, from the real module, scene and engine: `python -m Testing.pictures [FOLDER]`.
+
+The panel is drawn by Qt offscreen, the views by Slicer's displayable managers; the scan is that of `make demo`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "SlicerMaskSAM"))
+
+import numpy as np
+import pytest
+
+from MaskSAMCore.demo import sample_scan
+from MaskSAMCore.worker.client import EngineClient
+from Testing.panel import slicer_gui
+from Testing.panel.pictures import picture
+from Testing.slicer import environment, rig
+from Testing.slicer.offscreen import SliceView, ThreeDView
+
+FOLDER = Path(__file__).resolve().parents[1] / "Resources" / "Screenshots"
+VIEW = (440, 403)
+"""Pixels of one view: two rows of them are as high as the panel."""
+CENTRE = (28.0, -24.0, -16.0)
+"""In the right hippocampus of the template, mm RAS."""
+FIELD_MM = 110.0
+"""Width of what a slice view shows."""
+GAP = 4
+WINDOW = (95.0, 50.0)
+"""Grey values, width and level, in which the template's grey matter is seen."""
+
+
+class Room:
+    """The panel with its real controller, and the views around it."""
+
+    def __init__(self) -> None:
+        from SlicerMaskSAMLib import sample_data
+        from SlicerMaskSAMLib.controller import Controller
+        from SlicerMaskSAMLib.panel import Panel
+        from SlicerMaskSAMLib.views import Views
+
+        scene = environment.start()
+        self.views = [SliceView("Red", "Axial", VIEW), SliceView("Yellow", "Sagittal", VIEW)]
+        self.views.append(SliceView("Green", "Coronal", VIEW))
+        self.solid = ThreeDView("1", VIEW)
+        self.parameters = rig.parameters()
+        self.panel = Panel()
+        self.controller = Controller(
+            scene,
+            self.parameters,
+            start_engine=lambda on_event: EngineClient(on_event=on_event),
+            views=Views(scene),
+            changed=self.panel.mark_changed,
+        )
+        self.panel.bind(self.controller, self.parameters)
+        self.panel.enter()
+        self.volume = sample_data.load(sample_scan())
+        self.parameters.roi = sample_data.add_region(scene)
+
+    def show(self) -> None:
+        """Put the scan into all views, near the hippocampus."""
+        self.volume.GetDisplayNode().AutoWindowLevelOff()
+        self.volume.GetDisplayNode().SetWindowLevel(*WINDOW)
+        for view in self.views:
+            view.show(self.volume)
+            width, height = VIEW
+            view.node.SetFieldOfView(FIELD_MM, FIELD_MM * height / width, 1.0)
+            view.jump(CENTRE)
+
+    def settle(self) -> None:
+        """Let the timer run until nothing is going on."""
+        import time
+
+        for _ in range(60_000):
+            self.panel.tick()
+            if not self.controller.status().task and self.controller.status().headline == "Ready":
+                return
+            time.sleep(0.01)
+        raise SystemExit(f"it never ended: {self.controller.status()}")
+
+    def close(self) -> None:
+        """End the engine and free the views."""
+        self.panel.close()
+        self.controller.close()
+        for view in (*self.views, self.solid):
+            view.close()
+
+
+@contextmanager
+def room() -> Iterator[Room]:
+    """A room over an empty scene."""
+    environment.start()
+    slicer_gui.start()
+    environment.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        slicer_gui.open_window(patch)
+        made = Room()
+        try:
+            yield made
+        finally:
+            made.close()
+
+
+def pixels(path: Path) -> np.ndarray:
+    """A written picture, (height, width, 3)."""
+    from matplotlib.image import imread
+
+    return np.round(imread(path)[..., :3] * 255).astype(np.uint8)
+
+
+def beside(panel: np.ndarray, views: Sequence[np.ndarray]) -> np.ndarray:
+    """The panel, and two by two views to its right."""
+    rows = [np.hstack([left, np.zeros((VIEW[1], GAP, 3), np.uint8), right]) for left, right in (views[:2], views[2:])]
+    right = np.vstack([rows[0], np.zeros((GAP, rows[0].shape[1], 3), np.uint8), rows[1]])
+    height = max(len(panel), len(right))
+    padded = [
+        np.pad(each, ((0, height - len(each)), (0, 0), (0, 0)), constant_values=shade)
+        for each, shade in ((panel, int(panel[-1, 0, 0])), (right, 0))
+    ]
+    return np.hstack([padded[0], np.zeros((height, GAP, 3), np.uint8), padded[1]])
+
+
+def draw(folder: Path) -> list[Path]:
+    """All pictures of the README that show the module."""
+    from matplotlib.image import imsave
+
+    from SlicerMaskSAMLib.choices import Region
+
+    folder.mkdir(parents=True, exist_ok=True)
+    written = [folder / f"{name}.png" for name in ("panel_segment", "panel_refine", "slicer")]
+    with room() as here:
+        here.controller.choose_volume(here.volume)
+        here.controller.choose_model("hippocampus-mr")
+        here.parameters.region = Region.ROI
+        here.settle()
+        here.show()
+        here.controller.segment()
+        here.settle()
+        picture(here.panel, written[0], ("segmentSection",))
+
+        segmentation = here.parameters.segmentation
+        here.controller.choose_segment(rig.segments(segmentation)["Anterior hippocampus"])
+        here.panel.ui.pointButton.click()
+        here.controller.click(CENTRE, True, here.views[0].node)
+        here.settle()
+        here.controller.click((CENTRE[0] - 4, CENTRE[1] + 16, CENTRE[2]), False, here.views[0].node)
+        here.settle()
+        picture(here.panel, written[1], ("refineSection",))
+
+        here.parameters.roi.SetDisplayVisibility(False)
+        segmentation.CreateClosedSurfaceRepresentation()
+        here.solid.renderer.SetBackground(0.55, 0.6, 0.75)
+        here.solid.fit()
+        views = [view.picture() for view in (here.views[0], here.solid, here.views[2], here.views[1])]
+        imsave(written[2], beside(pixels(written[1]), views))
+    return written
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
+    for drawn in draw(Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER):
+        sys.stdout.write(f"{drawn}\n")

@@ -1,0 +1,5 @@
+"""Fixtures of the tests in this folder; those that need Slicer's scene alone are in Testing/slicer/fixtures.py."""
+
+from __future__ import annotations
+
+from Testing.slicer.heart import heart as heart
