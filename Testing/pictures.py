@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from MaskSAMCore.demo import sample_scan
+from MaskSAMCore.masks import interior_voxel
 from MaskSAMCore.worker.client import EngineClient
 from Testing.panel import slicer_gui
 from Testing.panel.pictures import picture
@@ -26,13 +27,10 @@ from Testing.slicer.offscreen import SliceView, ThreeDView
 FOLDER = Path(__file__).resolve().parents[1] / "Resources" / "Screenshots"
 VIEW = (440, 403)
 """Pixels of one view: two rows of them are as high as the panel."""
-CENTRE = (28.0, -24.0, -16.0)
-"""In the right hippocampus of the template, mm RAS."""
+CLOSER = 2.5
 FIELD_MM = 110.0
-"""Width of what a slice view shows."""
+"""Width of what a slice view shows. The views have names of their own: those of the layout have nodes already."""
 GAP = 4
-WINDOW = (95.0, 50.0)
-"""Grey values, width and level, in which the template's grey matter is seen."""
 
 
 class Room:
@@ -45,8 +43,7 @@ class Room:
         from SlicerMaskSAMLib.views import Views
 
         scene = environment.start()
-        self.views = [SliceView("Red", "Axial", VIEW), SliceView("Yellow", "Sagittal", VIEW)]
-        self.views.append(SliceView("Green", "Coronal", VIEW))
+        self.views = [SliceView(name, name, VIEW) for name in ("Axial", "Sagittal", "Coronal")]
         self.solid = ThreeDView("1", VIEW)
         self.parameters = rig.parameters()
         self.panel = Panel()
@@ -62,15 +59,26 @@ class Room:
         self.volume = sample_data.load(sample_scan())
         self.parameters.roi = sample_data.add_region(scene)
 
-    def show(self) -> None:
-        """Put the scan into all views, near the hippocampus."""
-        self.volume.GetDisplayNode().AutoWindowLevelOff()
-        self.volume.GetDisplayNode().SetWindowLevel(*WINDOW)
+    def aim(self, place: np.ndarray) -> None:
+        """Look at a place, mm RAS, in all views."""
+        width, height = VIEW
         for view in self.views:
             view.show(self.volume)
-            width, height = VIEW
             view.node.SetFieldOfView(FIELD_MM, FIELD_MM * height / width, 1.0)
-            view.jump(CENTRE)
+            view.jump(place)
+        bounds = [0.0] * 6
+        self.parameters.segmentation.CreateClosedSurfaceRepresentation()
+        self.parameters.segmentation.GetRASBounds(bounds)
+        self.solid.node.SetBoxVisible(False)
+        self.solid.node.SetAxisLabelsVisible(False)
+        self.solid.renderer.SetBackground(0.55, 0.6, 0.75)
+        self.solid.render()
+        camera = self.solid.renderer.GetActiveCamera()
+        camera.SetFocalPoint(place)
+        camera.SetPosition(place + (90, -40, 40))
+        camera.SetViewUp(0, 0, 1)
+        self.solid.renderer.ResetCamera(*bounds)
+        camera.Zoom(CLOSER)
 
     def settle(self) -> None:
         """Let the timer run until nothing is going on."""
@@ -106,6 +114,17 @@ def room() -> Iterator[Room]:
             made.close()
 
 
+def clicks(here: Room) -> list[tuple[np.ndarray, bool]]:
+    """A click into the middle of the front part, and one that excludes a place on its outer side, mm RAS."""
+    from SlicerMaskSAMLib import bridge
+
+    inside = rig.voxels(here.parameters.segmentation, "Anterior hippocampus", here.volume)
+    k, j, i = interior_voxel(inside)
+    outer = int(np.flatnonzero(inside[k, j]).max())
+    middle, side = bridge.ijk_to_world(here.volume, [(i, j, k), (outer, j, k)])
+    return [(middle, True), (side, False)]
+
+
 def pixels(path: Path) -> np.ndarray:
     """A written picture, (height, width, 3)."""
     from matplotlib.image import imread
@@ -138,7 +157,6 @@ def draw(folder: Path) -> list[Path]:
         here.controller.choose_model("hippocampus-mr")
         here.parameters.region = Region.ROI
         here.settle()
-        here.show()
         here.controller.segment()
         here.settle()
         picture(here.panel, written[0], ("segmentSection",))
@@ -146,16 +164,14 @@ def draw(folder: Path) -> list[Path]:
         segmentation = here.parameters.segmentation
         here.controller.choose_segment(rig.segments(segmentation)["Anterior hippocampus"])
         here.panel.ui.pointButton.click()
-        here.controller.click(CENTRE, True, here.views[0].node)
-        here.settle()
-        here.controller.click((CENTRE[0] - 4, CENTRE[1] + 16, CENTRE[2]), False, here.views[0].node)
-        here.settle()
+        prompts = clicks(here)
+        for world, positive in prompts:
+            here.controller.click(world, positive, here.views[0].node)
+            here.settle()
         picture(here.panel, written[1], ("refineSection",))
 
         here.parameters.roi.SetDisplayVisibility(False)
-        segmentation.CreateClosedSurfaceRepresentation()
-        here.solid.renderer.SetBackground(0.55, 0.6, 0.75)
-        here.solid.fit()
+        here.aim(prompts[-1][0])
         views = [view.picture() for view in (here.views[0], here.solid, here.views[2], here.views[1])]
         imsave(written[2], beside(pixels(written[1]), views))
     return written

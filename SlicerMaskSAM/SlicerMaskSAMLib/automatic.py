@@ -20,7 +20,7 @@ from SlicerMaskSAMLib.bridge import Box
 from SlicerMaskSAMLib.context import Context
 from SlicerMaskSAMLib.history import Change, Step
 from SlicerMaskSAMLib.order import Order, segment_ids
-from SlicerMaskSAMLib.sparse import Sparse, around, size
+from SlicerMaskSAMLib.sparse import Sparse, around, common, size
 from SlicerMaskSAMLib.tasks import Steps
 
 AT_ONCE = 4_000_000
@@ -156,7 +156,7 @@ class AutomaticRun:
             self._created.append((segment_id, bridge.segment_label(target, segment_id, label.id)))
         if not segment_id:
             return
-        for box, mask in _parts(block, bridge.extent(target, segment_id, geometry)):
+        for box, mask in _parts(block, common(bridge.extent(target, segment_id, geometry), self._order.reach)):
             before = bridge.read_segment(target, segment_id, geometry, box)
             change = Change.between(segment_id, box, before, mask)
             if change is not None:
@@ -200,7 +200,7 @@ class AutomaticRun:
 
 
 def _parts(block: Block, extent: Box | None) -> Iterator[tuple[Box, np.ndarray]]:
-    """What a segment shall hold, box by box: the block, and nothing in the rest of its present extent."""
+    """What a segment shall hold, box by box: the block, and nothing in the rest of what it holds in reach."""
     whole = around(block.box, extent)
     if whole is None:
         return

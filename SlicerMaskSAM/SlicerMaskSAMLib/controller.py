@@ -21,7 +21,7 @@ from SlicerMaskSAMLib.history import History
 from SlicerMaskSAMLib.install import BASE
 from SlicerMaskSAMLib.lessons import Lessons
 from SlicerMaskSAMLib.link import EngineLink, StartEngine
-from SlicerMaskSAMLib.order import Order, segment_ids, segmentation_of
+from SlicerMaskSAMLib.order import Order, adopt, segment_ids, segmentation_of
 from SlicerMaskSAMLib.output import Output
 from SlicerMaskSAMLib.prompts import PromptNodes
 from SlicerMaskSAMLib.refine import Refinement
@@ -130,7 +130,7 @@ class Controller:
             self._work.cancel()
             return
         with self._told():
-            self._work.check()
+            self._ready()
             order = Order.of(self._context, self._slice_node)
             self._work.begin("segment", lambda: AutomaticRun(self._context, order).steps())
 
@@ -143,13 +143,13 @@ class Controller:
     def click(self, world: Sequence[float], positive: bool, slice_node: Any) -> None:
         """Include or exclude a place, (3,) mm RAS, that was clicked in a slice view (None: in another one)."""
         with self._told():
-            self._work.check()
+            self._ready()
             self._refinement.click(world, positive, slice_node)
 
     def draw_box(self, corner: Sequence[float], opposite: Sequence[float], slice_node: Any) -> None:
         """Prompt by a box, drawn in a slice view between two corners, (3,) mm RAS each."""
         with self._told():
-            self._work.check()
+            self._ready()
             self._refinement.draw_box(corner, opposite, slice_node)
 
     def choose_segment(self, segment_id: str) -> None:
@@ -319,6 +319,11 @@ class Controller:
         model = self._context.model
         base = model.card.base if model is not None and model.card is not None else None
         return base.name if base is not None and base.name in zoo.BASES else BASE
+
+    def _ready(self) -> None:
+        """Raise InputError where the engine cannot be used; else the chosen segmentation is one of the volume's."""
+        self._work.check()
+        adopt(self._context.parameters.segmentation, self._volume)
 
     def _look_at_setup(self) -> None:
         self._work.missing = self._setup is not None and bool(self._setup.missing(self._base))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from MaskSAMCore.terminology import has_codes, lookup
 from MaskSAMCore.worker.results import Exported, SavedCase
 from SlicerMaskSAMLib import bridge, labelmaps
 from SlicerMaskSAMLib.bridge import Box, Geometry, Source
+from SlicerMaskSAMLib.commands import interpreter
 from SlicerMaskSAMLib.context import Context
 from SlicerMaskSAMLib.link import ENGINE_MODALITIES
 from SlicerMaskSAMLib.modality import modality
@@ -75,7 +75,7 @@ class Output:
     Args:
         context: Volume, segmentation and model are read from its parameters when they are needed.
         dicom_files: File of an instance UID; Slicer's DICOM database if None.
-        python: The interpreter of the printed command.
+        python: The interpreter of the printed command; Slicer's if empty.
     """
 
     def __init__(
@@ -83,9 +83,9 @@ class Output:
         context: Context,
         *,
         dicom_files: Callable[[str], str] | None = None,
-        python: str = sys.executable,
+        python: str = "",
     ) -> None:
-        self._context, self._dicom_files, self._python = context, dicom_files, python
+        self._context, self._dicom_files, self._python = context, dicom_files, python or interpreter()
 
     # -- the table ---------------------------------------------------------------------------------------------------
 

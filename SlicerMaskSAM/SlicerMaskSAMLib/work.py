@@ -148,8 +148,9 @@ class Work:
         self._context.changed()
 
     def rest(self) -> None:
-        """End what goes on in the background."""
+        """End what goes on in the background; it begins anew with the next tick."""
         self._machine.drop_background()
+        self._lookout.again()
 
     def close(self) -> None:
         """End everything, the engine's process included."""

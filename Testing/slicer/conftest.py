@@ -2,4 +2,6 @@
 
 from __future__ import annotations
 
+from Testing.slicer.desk import desk as desk
+from Testing.slicer.desk import liver as liver
 from Testing.slicer.heart import heart as heart

@@ -8,8 +8,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from MaskSAMCore.errors import MaskSAMError
+from MaskSAMCore.labels import Label
 from MaskSAMCore.worker.client import EngineClient
 from MaskSAMCore.zoo import InstalledModel
 from SlicerMaskSAMLib import bridge
@@ -25,6 +27,8 @@ from Testing.slicer.toy_engine import ToyEngine
 from Testing.workers import eventually
 
 SHAPE = (20, 30, 40)
+BLOCK = np.s_[4:9, 5:12, 6:14]
+"""Where a segment lies that was there before."""
 MODELS = rig.fake_model("plain"), rig.fake_model("slow")
 
 
@@ -170,3 +174,33 @@ def cube(i: int, j: int, k: int, half: int = 3, shape: Sequence[int] = SHAPE) ->
         "candidate": HALVES.index(half),
     }
     return answer(shape, [prompt])
+
+
+def point(i: int, j: int, k: int, **more: Any) -> dict[str, Any]:
+    """A click as the engine gets it."""
+    return {"kind": "point", "position": (i, j, k), "positive": True, "scope": "slab", **more}
+
+
+def block(*places: tuple[slice, ...]) -> np.ndarray:
+    """bool (K, J, I), set in these places."""
+    out = np.zeros(SHAPE, bool)
+    for place in places:
+        out[place] = True
+    return out
+
+
+@pytest.fixture
+def desk(scene: Any) -> Desk:
+    """A desk with a volume of noise and an engine whose answers are known."""
+    return Desk(scene)
+
+
+@pytest.fixture
+def liver(desk: Desk) -> Desk:
+    """A desk with a segment that was there before, and is chosen."""
+    segmentation = bridge.new_segmentation(desk.scene, "before", volume=desk.volume)
+    segment_id = bridge.add_segment(segmentation, Label(id=1, name="Liver", color=(200, 100, 0)))
+    desk.parameters.segmentation = segmentation
+    desk.paint("Liver", BLOCK)
+    desk.refinement.choose_segment(segment_id)
+    return desk

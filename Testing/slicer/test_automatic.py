@@ -203,8 +203,7 @@ def test_structures_arrive_named_coded_coloured_and_in_place(desk: Desk) -> None
     for label in rig.fake_model("plain").card.labels.labels:
         there = bridge.segment_label(found, rig.segments(found)[label.name], label.id)
         assert (there.type, there.category, there.color) == (label.type, label.category, label.color)
-    assert found.GetName() == "Scan segmentation"
-    assert desk.said == ["a doubt"]
+    assert found.GetName() == "Scan segmentation" and desk.said == ["a doubt"]
 
 
 def test_they_lie_in_the_transform_of_the_volume(desk: Desk) -> None:
@@ -280,6 +279,29 @@ def test_the_whole_import_is_one_step_back(desk: Desk) -> None:
     assert not voxels(found, BRIGHT, desk.volume).any() and desk.history.undo_text == ""
 
 
+def test_what_lies_beyond_the_region_stays(desk: Desk) -> None:
+    found = desk.segment()
+    desk.parameters.region = Region.ROI
+    desk.parameters.roi = roi = desk.scene.AddNewNodeByClass("vtkMRMLMarkupsROINode")
+    roi.SetCenter(5, 5, 2)
+    roi.SetSize(4, 4, 10)
+    inside = cuboid(slice(0, 6), slice(3, 8), slice(3, 8))
+    piece = cuboid(slice(1, 3), slice(4, 6), slice(4, 6))
+    desk.engine.will_find(piece, None)
+    desk.segment()
+    np.testing.assert_array_equal(voxels(found, BRIGHT, desk.volume), np.where(inside, piece, FIRST))
+    np.testing.assert_array_equal(voxels(found, CORNER, desk.volume), SECOND)
+
+
+def test_a_region_beside_the_volume_is_refused(desk: Desk) -> None:
+    desk.parameters.region = Region.ROI
+    desk.parameters.roi = roi = desk.scene.AddNewNodeByClass("vtkMRMLMarkupsROINode")
+    roi.SetCenter(500, 500, 500)
+    roi.SetSize(4, 4, 4)
+    with pytest.raises(InputError, match="holds no voxel"):
+        desk.press()
+
+
 def test_other_segments_stay(desk: Desk) -> None:
     found = desk.segment()
     found.GetSegmentation().GetSegment(rig.segments(found)[BRIGHT]).SetName("Mine")
@@ -296,13 +318,10 @@ def test_a_segmentation_under_another_transform_is_left_alone(desk: Desk) -> Non
     desk.engine.will_find(OTHER, None)
     second = desk.segment()
     assert second is not first
-    np.testing.assert_array_equal(bridge.read_segment(first, rig.segments(first)[BRIGHT], grid(desk)), FIRST)
+    np.testing.assert_array_equal(
+        bridge.read_segment(first, rig.segments(first)[BRIGHT], bridge.geometry(desk.volume)), FIRST
+    )
     assert any("another transform" in line for line in desk.said)
-
-
-def grid(desk: Desk) -> bridge.Geometry:
-    """Of the volume."""
-    return bridge.geometry(desk.volume)
 
 
 # -- in the middle ---------------------------------------------------------------------------------------------------
@@ -311,7 +330,9 @@ def grid(desk: Desk) -> bridge.Geometry:
 def at_first_voxels(desk: Desk, task: Task) -> Any:
     """Go on until the first structure has been written; the segmentation that it is in."""
     while not any(
-        bridge.extent(node, each, grid(desk)) for node in rig.segmentations() for each in rig.segments(node).values()
+        bridge.extent(node, each, bridge.geometry(desk.volume))
+        for node in rig.segmentations()
+        for each in rig.segments(node).values()
     ):
         task.tick()
     return rig.segmentations()[-1]
@@ -355,7 +376,7 @@ def test_structures_join_a_segmentation_that_was_begun_meanwhile(desk: Desk) -> 
     desk.finish(task)
     assert rig.segmentations() == [begun]
     assert list(rig.segments(begun)) == [BRIGHT, f"{BRIGHT} (2)", CORNER]
-    np.testing.assert_array_equal(bridge.read_segment(begun, mine, grid(desk)), OTHER)
+    np.testing.assert_array_equal(bridge.read_segment(begun, mine, bridge.geometry(desk.volume)), OTHER)
     np.testing.assert_array_equal(voxels(begun, f"{BRIGHT} (2)", desk.volume), FIRST)
 
 
@@ -373,8 +394,7 @@ def test_another_volume_that_was_chosen_meanwhile_keeps_its_segmentation(desk: D
 
 
 def test_progress_is_told_in_slices() -> None:
-    job = Answer("voxels")
-    told = InSlices(job, 30)
+    told = InSlices(job := Answer("voxels"), 30)
     assert told.progress == (7, 30, "Slices")
     job.progress = None
     assert told.progress is None and told.done() and told.result() == "voxels"

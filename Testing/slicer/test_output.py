@@ -149,6 +149,18 @@ def test_the_centroid_is_where_the_world_sees_it(desk: Desk) -> None:
     assert moved == pytest.approx([100, 0, -50], abs=1e-3) and after[:3] == before[:3]
 
 
+def test_segments_that_are_read_in_several_parts_are_whole(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.show(rig.volume(affine=OBLIQUE), a=(LIVER, LOW), b=(BLOB, HIGH))
+    before = rows(done(desk.output.volumes_table()))
+    monkeypatch.setattr("SlicerMaskSAMLib.output.AT_ONCE", 1)
+    assert rows(done(desk.output.volumes_table())) == before
+    done(desk.output.save_case())
+    dataset = read_dataset(tmp_path / "set")
+    assert np.bincount(read_case(dataset, dataset.cases[0])[1].array.ravel())[1:].tolist() == [50, 450]
+
+
 def test_the_table_of_a_segmentation_is_filled_anew(desk: Desk) -> None:
     segmentation = desk.show(rig.volume(), a=(LIVER, LOW))
     table = done(desk.output.volumes_table())

@@ -2,46 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from MaskSAMCore.labels import Label
-from SlicerMaskSAMLib import bridge
 from SlicerMaskSAMLib.choices import Neighbours, Scope
-from Testing.slicer import environment, rig
-from Testing.slicer.desk import SHAPE, Desk, cube
+from Testing.slicer import environment
+from Testing.slicer.desk import BLOCK, SHAPE, Desk, block, cube, point
 from Testing.slicer.toy_engine import answer
 
-BLOCK = np.s_[4:9, 5:12, 6:14]
 FAR = np.s_[17:19, 25:28, 35:38]
-
-
-@pytest.fixture
-def desk(scene: Any) -> Desk:
-    return Desk(scene)
-
-
-@pytest.fixture
-def liver(desk: Desk) -> Desk:
-    """A desk with a segment that was there before, and is chosen."""
-    segmentation = bridge.new_segmentation(desk.scene, "before", volume=desk.volume)
-    segment_id = bridge.add_segment(segmentation, Label(id=1, name="Liver", color=(200, 100, 0)))
-    desk.parameters.segmentation = segmentation
-    desk.paint("Liver", BLOCK)
-    desk.refinement.choose_segment(segment_id)
-    return desk
-
-
-def block(place: Any = BLOCK) -> np.ndarray:
-    out = np.zeros(SHAPE, bool)
-    out[place] = True
-    return out
-
-
-def point(i: int, j: int, k: int, **more: Any) -> dict[str, Any]:
-    return {"kind": "point", "position": (i, j, k), "positive": True, "scope": "slab", **more}
 
 
 # -- clicks ------------------------------------------------------------------------------------------------------------
@@ -152,11 +123,20 @@ def test_without_prompts_a_new_structure_is_empty_again(desk: Desk) -> None:
     assert not desk.voxels().any() and desk.rows == []
 
 
-def test_without_prompts_a_segment_is_what_it_was_before_the_first_one(liver: Desk) -> None:
-    liver.click(20, 15, 10)
-    liver.refinement.delete_prompt(liver.shown.prompts[-1].key)
+@pytest.mark.parametrize(
+    "delete",
+    [
+        lambda desk: desk.refinement.delete_prompt(desk.shown.prompts[-1].key),
+        lambda desk: desk.refinement.clear_prompts(),
+    ],
+)
+def test_without_prompts_a_segment_is_what_it_was_before_the_first_one(
+    liver: Desk, delete: Callable[[Desk], None]
+) -> None:
+    liver.click(13, 8, 6, positive=False)
+    delete(liver)
     liver.settle()
-    assert np.array_equal(liver.voxels(), block()) and liver.rows == []
+    assert np.array_equal(liver.voxels(), block(BLOCK)) and liver.rows == []
 
 
 def test_clearing_gives_back_what_was_taken_from_other_segments(liver: Desk) -> None:
@@ -164,10 +144,10 @@ def test_clearing_gives_back_what_was_taken_from_other_segments(liver: Desk) -> 
     liver.refinement.new_structure("Spleen")
     liver.click(10, 8, 6)
     liver.click(15, 8, 6)
-    assert not np.array_equal(liver.voxels("Liver"), block())
+    assert not np.array_equal(liver.voxels("Liver"), block(BLOCK))
     liver.refinement.clear_prompts()
     liver.settle()
-    assert np.array_equal(liver.voxels("Liver"), block()) and not liver.voxels("Spleen").any()
+    assert np.array_equal(liver.voxels("Liver"), block(BLOCK)) and not liver.voxels("Spleen").any()
 
 
 def test_after_undo_and_redo_it_is_still_known_what_was_taken(liver: Desk) -> None:
@@ -178,7 +158,7 @@ def test_after_undo_and_redo_it_is_still_known_what_was_taken(liver: Desk) -> No
     liver.refinement.redo()
     liver.refinement.clear_prompts()
     liver.settle()
-    assert np.array_equal(liver.voxels("Liver"), block())
+    assert np.array_equal(liver.voxels("Liver"), block(BLOCK))
 
 
 def test_after_undo_nothing_counts_as_taken(liver: Desk) -> None:
@@ -207,7 +187,7 @@ def test_a_click_right_after_the_last_was_deleted_starts_from_the_segment_before
     liver.click(20, 15, 10)
     liver.refinement.clear_prompts()
     liver.click(30, 15, 10)
-    assert np.array_equal(liver.voxels(), block() | answer(SHAPE, [point(30, 15, 10)]))
+    assert np.array_equal(liver.voxels(), block(BLOCK) | answer(SHAPE, [point(30, 15, 10)]))
 
 
 # -- segments that were there before -----------------------------------------------------------------------------------
@@ -215,15 +195,22 @@ def test_a_click_right_after_the_last_was_deleted_starts_from_the_segment_before
 
 def test_the_first_click_on_a_segment_starts_from_it(liver: Desk) -> None:
     liver.click(15, 8, 6)
-    assert np.array_equal(liver.voxels(), block() | answer(SHAPE, [point(15, 8, 6)]))
+    assert np.array_equal(liver.voxels(), block(BLOCK) | answer(SHAPE, [point(15, 8, 6)]))
     assert [each["kind"] for each in liver.engine.prompted()[-1]] == ["mask", "point"]
     liver.refinement.undo()
-    assert np.array_equal(liver.voxels(), block()) and liver.rows == []
+    assert np.array_equal(liver.voxels(), block(BLOCK)) and liver.rows == []
 
 
 def test_a_first_click_may_exclude_from_a_segment(liver: Desk) -> None:
     liver.click(13, 8, 6, positive=False)
-    assert np.array_equal(liver.voxels(), block() & ~answer(SHAPE, [point(13, 8, 6)]))
+    assert np.array_equal(liver.voxels(), block(BLOCK) & ~answer(SHAPE, [point(13, 8, 6)]))
+
+
+def test_it_may_exclude_several_pieces_at_once(liver: Desk) -> None:
+    liver.paint("Liver", np.s_[4:9, 8:9, 6:14], 0)
+    liver.click(10, 9, 6, positive=False)
+    parts = block(BLOCK) & ~block(np.s_[4:9, 8:9, 6:14])
+    assert np.array_equal(liver.voxels(), parts & ~answer(SHAPE, [point(10, 9, 6)]))
 
 
 def test_what_was_painted_between_two_clicks_stays(desk: Desk) -> None:
@@ -268,10 +255,10 @@ def test_a_structure_starts_from_a_copy_of_another(liver: Desk) -> None:
     source = liver.parameters.segmentID
     liver.refinement.new_structure("Spleen")
     liver.refinement.start_from(source)
-    assert np.array_equal(liver.voxels("Spleen"), block()) and np.array_equal(liver.voxels("Liver"), block())
+    assert np.array_equal(liver.voxels("Spleen"), block(BLOCK)) and np.array_equal(liver.voxels("Liver"), block(BLOCK))
     liver.click(20, 8, 6)
-    assert np.array_equal(liver.voxels("Spleen"), block() | answer(SHAPE, [point(20, 8, 6)]))
-    assert np.array_equal(liver.voxels("Liver"), block())
+    assert np.array_equal(liver.voxels("Spleen"), block(BLOCK) | answer(SHAPE, [point(20, 8, 6)]))
+    assert np.array_equal(liver.voxels("Liver"), block(BLOCK))
     liver.refinement.undo()
     liver.refinement.undo()
     assert not liver.voxels("Spleen").any() and liver.rows == []
@@ -288,7 +275,7 @@ def test_a_click_follows_the_policy_and_is_undone_as_one_step(liver: Desk, polic
     liver.parameters.neighbours = policy
     liver.refinement.new_structure("Spleen")
     liver.click(14, 8, 6)
-    spleen, old = cube(14, 8, 6), block()
+    spleen, old = cube(14, 8, 6), block(BLOCK)
     assert np.array_equal(liver.voxels("Spleen"), spleen & ~old if policy is Neighbours.PROTECT else spleen)
     assert np.array_equal(liver.voxels("Liver"), old & ~spleen if policy is Neighbours.REPLACE else old)
     liver.refinement.undo()
@@ -301,112 +288,3 @@ def test_a_click_into_a_protected_segment_says_so(liver: Desk) -> None:
     liver.refinement.new_structure("Spleen")
     liver.click(13, 8, 6)
     assert liver.said == ["Liver is there, and other segments are protected; change that to take from it."]
-
-
-# -- undo and redo -----------------------------------------------------------------------------------------------------
-
-
-def test_five_and_twenty_steps_are_undone_and_redone_exactly(liver: Desk) -> None:
-    liver.parameters.neighbours = Neighbours.REPLACE
-    liver.refinement.new_structure("Spleen")
-    states = []
-    for number in range(25):
-        states.append((liver.voxels("Liver"), liver.voxels("Spleen"), tuple(liver.rows)))
-        liver.click(8 + number, 5 + number % 7, 4 + number % 5, positive=number % 3 != 2)
-    states.append((liver.voxels("Liver"), liver.voxels("Spleen"), tuple(liver.rows)))
-
-    def same(state: Any) -> bool:
-        now = liver.voxels("Liver"), liver.voxels("Spleen"), tuple(liver.rows)
-        return all(np.array_equal(a, b) for a, b in zip(now, state, strict=True))
-
-    for state in reversed(states[:-1]):
-        liver.refinement.undo()
-        assert same(state)
-    for state in states[1:]:
-        liver.refinement.redo()
-        assert same(state)
-
-
-def test_after_undo_a_click_goes_on_from_there(desk: Desk) -> None:
-    desk.click(20, 15, 10)
-    desk.click(26, 15, 10)
-    desk.refinement.undo()
-    desk.click(14, 15, 10)
-    assert np.array_equal(desk.voxels(), answer(SHAPE, [point(20, 15, 10, candidate=0), point(14, 15, 10)]))
-    assert desk.context.history.redo_text == ""
-
-
-def test_after_undo_the_quality_is_that_of_what_is_shown(desk: Desk) -> None:
-    desk.click(20, 15, 10)
-    before = desk.shown.quality
-    desk.refinement.set_scope(Scope.VOLUME)
-    desk.settle()
-    assert desk.shown.quality != before
-    desk.refinement.undo()
-    assert desk.shown.quality == {}
-    desk.settle()
-    assert desk.shown.quality == before
-
-
-def test_undo_of_the_first_click_and_of_the_structure(desk: Desk) -> None:
-    desk.click(20, 15, 10)
-    desk.refinement.undo()
-    assert not desk.voxels().any() and desk.rows == []
-    desk.refinement.undo()
-    assert rig.segments(desk.segmentation) == {}
-    desk.refinement.redo()
-    desk.refinement.redo()
-    assert np.array_equal(desk.voxels(), cube(20, 15, 10)) and desk.rows == ["Include (20, 15, 10), slab"]
-
-
-def test_a_structure_that_somebody_drew_in_stays_when_its_making_is_undone(desk: Desk) -> None:
-    desk.click(20, 15, 10)
-    desk.paint(desk.name, FAR)
-    desk.refinement.undo()
-    desk.refinement.undo()
-    assert np.array_equal(desk.voxels("Structure 1"), block(FAR))
-
-
-def test_undo_goes_back_to_the_structure_that_it_changes(desk: Desk) -> None:
-    desk.click(20, 15, 10)
-    first = desk.parameters.segmentID
-    desk.refinement.new_structure()
-    desk.refinement.undo()
-    desk.refinement.undo()
-    assert desk.parameters.segmentID == first and desk.rows == []
-
-
-def test_undo_says_what_it_cannot_bring_back(desk: Desk) -> None:
-    desk.click(20, 15, 10)
-    bridge.remove_segment(desk.segmentation, desk.parameters.segmentID)
-    desk.refinement.undo()
-    assert desk.said == ["Click in Structure 1: a segment of it is gone; the others changed."]
-    desk.scene.RemoveNode(desk.segmentation)
-    desk.refinement.undo()
-    assert desk.said[1:] == ["New structure Structure 1: its segmentation is gone, so nothing changes."]
-
-
-def test_nothing_to_undo_or_redo(desk: Desk) -> None:
-    desk.refinement.undo()
-    desk.refinement.redo()
-    assert desk.said == []
-
-
-# -- surfaces ----------------------------------------------------------------------------------------------------------
-
-
-def test_the_surface_that_is_shown_follows_every_step(desk: Desk) -> None:
-    def width() -> float:
-        segment = desk.segmentation.GetSegmentation().GetSegment(desk.parameters.segmentID)
-        low, high = np.reshape(segment.GetRepresentation("Closed surface").GetBounds(), (3, 2)).T
-        return float(high[0] - low[0])
-
-    desk.click(20, 15, 10)
-    desk.segmentation.CreateClosedSurfaceRepresentation()
-    before = width()
-    desk.click(26, 15, 10)
-    after = width()
-    assert after > before + 3
-    desk.refinement.undo()
-    desk.settle()
-    assert width() == before

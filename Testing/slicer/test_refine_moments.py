@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,13 +11,8 @@ from MaskSAMCore.errors import ResourceError
 from SlicerMaskSAMLib import bridge
 from SlicerMaskSAMLib.choices import Scope
 from Testing.slicer import environment, rig
-from Testing.slicer.desk import SHAPE, Desk, cube
+from Testing.slicer.desk import SHAPE, Desk, block, cube, point
 from Testing.slicer.toy_engine import answer
-
-
-@pytest.fixture
-def desk(scene: Any) -> Desk:
-    return Desk(scene)
 
 
 @pytest.fixture(params=[False, True], ids=["obeys", "deaf"])
@@ -29,10 +23,6 @@ def asked(desk: Desk, request: pytest.FixtureRequest) -> Desk:
     desk.tick(5)
     assert len(desk.engine.prompted()) == 1
     return desk
-
-
-def point(i: int, j: int, k: int, **more: Any) -> dict[str, Any]:
-    return {"kind": "point", "position": (i, j, k), "positive": True, "scope": "slab", **more}
 
 
 def go_on(desk: Desk) -> None:
@@ -220,9 +210,10 @@ def test_a_segment_that_came_back_without_its_prompts_is_what_it_is(desk: Desk) 
     segment_id, label = desk.parameters.segmentID, bridge.segment_label(desk.segmentation, desk.parameters.segmentID)
     bridge.remove_segment(desk.segmentation, segment_id)
     bridge.add_segment(desk.segmentation, label, segment_id=segment_id)
-    desk.paint(desk.name, np.s_[17:19, 25:28, 35:38])
+    left = np.s_[9:11, 14:16, 19:21]  # where the click was
+    desk.paint(desk.name, left)
     desk.click(8, 15, 10)
-    assert desk.voxels()[17:19, 25:28, 35:38].all() and not desk.voxels()[cube(20, 15, 10)].any()
+    assert np.array_equal(desk.voxels(), block(left) | answer(SHAPE, [point(8, 15, 10)]))
 
 
 # -- no answer ---------------------------------------------------------------------------------------------------------
@@ -356,112 +347,3 @@ def test_without_a_model_nothing_is_prompted(desk: Desk) -> None:
     desk.parameters.model = ""
     desk.click(20, 15, 10)
     assert desk.said == ["no model is chosen. Choose a model first."] and desk.segmentation is None
-
-
-# -- the engine, the model and the scene are others --------------------------------------------------------------------
-
-
-def test_another_engine_is_told_all_prompts(desk: Desk) -> None:
-    desk.click(20, 15, 10)
-    desk.click(26, 15, 10)
-    desk.sit_down()
-    desk.click(26, 17, 10, positive=False)
-    assert [len(prompts) for prompts in desk.engine.prompted()] == [2, 3]
-    assert np.array_equal(desk.voxels(), TWO & ~answer(SHAPE, [point(26, 17, 10)]))
-    desk.refinement.undo()
-    assert np.array_equal(desk.voxels(), TWO)
-
-
-def test_another_model_is_told_all_prompts(desk: Desk) -> None:
-    desk.click(20, 15, 10)
-    desk.click(26, 15, 10)
-    desk.parameters.model = "slow"
-    desk.click(26, 17, 10, positive=False)
-    assert [len(prompts) for prompts in desk.engine.prompted()] == [1, 2, 2, 3]
-    assert np.array_equal(desk.voxels(), TWO & ~answer(SHAPE, [point(26, 17, 10)]))
-
-
-def test_prompts_that_were_dragged_before_anything_was_asked_are_answered(desk: Desk) -> None:
-    desk.click(20, 15, 10)
-    desk.sit_down()
-    assert desk.rows == ["Include (20, 15, 10), slab"]
-    (node,) = environment.nodes("vtkMRMLMarkupsFiducialNode")
-    node.SetNthControlPointPositionWorld(0, desk.world(8, 15, 10))
-    desk.settle()
-    assert np.array_equal(desk.voxels(), cube(8, 15, 10))
-
-
-def test_a_saved_scene_goes_on_where_it_was(desk: Desk, tmp_path: Any) -> None:
-    desk.refinement.new_structure("Spleen")
-    desk.click(20, 15, 10)
-    desk.click(26, 15, 10)
-    desk.paint("Spleen", np.s_[17:19, 25:28, 35:38])
-    path = environment.save_scene(tmp_path / "scene.mrb")
-    again = Desk.reopened(path)
-    assert again.rows == ["Include (20, 15, 10), slab", "Include (26, 15, 10), slab"] and again.name == "Spleen"
-    again.click(26, 17, 10, positive=False)
-    edited = TWO & ~answer(SHAPE, [point(26, 17, 10)])
-    edited[17:19, 25:28, 35:38] = True
-    assert np.array_equal(again.voxels(), edited)
-
-
-# -- transforms --------------------------------------------------------------------------------------------------------
-
-
-def test_under_a_transform_a_click_means_the_place_that_is_seen(desk: Desk) -> None:
-    matrix = environment.affine(angles=(10, 20, 30), origin=(5, -6, 7))
-    environment.add_transform(matrix, desk.volume)
-    desk.click(20, 15, 10)
-    assert np.array_equal(desk.voxels(), cube(20, 15, 10))
-    assert desk.segmentation.GetTransformNodeID() == desk.volume.GetTransformNodeID()
-
-
-def test_where_the_volume_goes_its_prompts_go_without_a_new_answer(desk: Desk) -> None:
-    transform = environment.add_transform(environment.affine(), desk.volume)
-    desk.click(20, 15, 10)
-    rig_matrix = environment.affine(angles=(0, 0, 40), origin=(50, 0, 0))
-    import slicer.util
-
-    slicer.util.updateTransformMatrixFromArray(transform, rig_matrix)
-    desk.settle()
-    assert len(desk.engine.prompted()) == 1
-    desk.click(26, 15, 10)
-    assert np.array_equal(desk.voxels(), TWO)
-
-
-def test_where_a_transform_was_hardened_the_same_prompts_are_not_asked_again(desk: Desk) -> None:
-    environment.add_transform(environment.affine(angles=(0, 0, 40), origin=(50, 0, 0)), desk.volume)
-    desk.click(20, 15, 10)
-    desk.segmentation.HardenTransform()
-    desk.volume.HardenTransform()
-    desk.refinement.accept()
-    desk.settle()
-    assert desk.rows == [] and len(desk.engine.prompted()) == 1
-    assert np.array_equal(desk.voxels(), cube(20, 15, 10))
-
-
-def test_what_was_done_before_a_transform_was_hardened_is_not_undone_elsewhere(desk: Desk) -> None:
-    environment.add_transform(environment.affine(origin=(50, 0, 0)), desk.volume)
-    desk.click(20, 15, 10)
-    desk.segmentation.HardenTransform()
-    desk.volume.HardenTransform()
-    desk.refinement.undo()
-    assert desk.said == ["Click in Structure 1: the volume lies elsewhere now, so nothing changes."]
-    assert np.array_equal(desk.voxels(), cube(20, 15, 10))
-
-
-def test_a_segmentation_under_another_transform_is_refused(desk: Desk) -> None:
-    desk.click(20, 15, 10)
-    environment.add_transform(environment.affine(origin=(5, 0, 0)), desk.volume)
-    desk.click(26, 15, 10)
-    assert desk.said == [
-        "Scan segmentation: lies under another transform than the volume. "
-        "Put both under the same one (module Transforms)."
-    ]
-
-
-def test_an_oblique_anisotropic_volume(scene: Any) -> None:
-    affine = environment.affine(spacing=(0.7, 0.9, 2.5), angles=(12, -25, 40), origin=(3, 9, -80))
-    desk = Desk(scene, volume=rig.volume(SHAPE, affine=affine))
-    desk.click(20, 15, 10)
-    assert np.array_equal(desk.voxels(), cube(20, 15, 10))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -13,11 +11,6 @@ from Testing.slicer import environment, rig
 from Testing.slicer.desk import SHAPE, Desk, cube
 from Testing.slicer.rig import BRIGHT, CORNER
 from Testing.slicer.toy_engine import answer
-
-
-@pytest.fixture
-def desk(scene: Any) -> Desk:
-    return Desk(scene)
 
 
 def names(desk: Desk) -> list[str]:
