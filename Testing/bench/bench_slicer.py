@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "SlicerMaskSAM"))
 import numpy as np
 
 from MaskSAMCore.io.images import read_labels, read_volume
+from MaskSAMCore.volume import Grid
 from MaskSAMCore.worker.client import EngineClient
 from MaskSAMCore.zoo import find_model, load_card
 from Testing.slicer import environment
@@ -41,15 +42,18 @@ class Gui:
 
     def __init__(self, volume: Any, threads: int) -> None:
         from SlicerMaskSAMLib.controller import Controller
+        from SlicerMaskSAMLib.views import Views
         from Testing.slicer import rig
 
         environment.start()
         self.took: dict[str, list[float]] = defaultdict(list)
-        self.encoding = False
+        self.view = environment.start().AddNewNodeByClass("vtkMRMLSliceNode")
+        self.view.SetOrientationToAxial()
         self.parameters = rig.parameters()
         self.controller = Controller(
             environment.start(),
             self.parameters,
+            views=Views(environment.start()),
             start_engine=lambda on_event: EngineClient(threads=threads, on_event=on_event),
         )
         self.volume = volume
@@ -73,6 +77,15 @@ class Gui:
                 raise SystemExit(f"still not there: {self.controller.status().messages}")
             time.sleep(TIMER_S)
 
+    def look_at(self, grid: Grid) -> None:
+        """Segment a region as large as a grid only, in a corner of the volume."""
+        from SlicerMaskSAMLib.choices import Region
+
+        roi = environment.start().AddNewNodeByClass("vtkMRMLMarkupsROINode")
+        roi.SetCenter(*grid.center)
+        roi.SetSize(*(float(v) for v in np.abs(grid.affine[:3, :3]) @ grid.shape[::-1]))
+        self.parameters.roi, self.parameters.region = roi, Region.ROI
+
     def close(self) -> None:
         """End the engine and close the scene."""
         self.controller.close()
@@ -81,7 +94,7 @@ class Gui:
 
 def idle(status: Any) -> bool:
     """Nothing is going on that the user waits for."""
-    return not status.task and status.headline == "Ready"
+    return not status.task
 
 
 def session(gui: Gui, places: list[np.ndarray]) -> tuple[float, list[float]]:
@@ -91,14 +104,13 @@ def session(gui: Gui, places: list[np.ndarray]) -> tuple[float, list[float]]:
     gui.call("enter")
     gui.call("choose_volume", gui.volume)
     gui.call("choose_model", MODEL)
-    gui.until(idle)
     gui.call("segment")
     automatic = gui.until(idle)
     gui.call("new_structure", "Benchmark")
     clicks = []
     for place in places:
         before = len(gui.controller.status().prompts)
-        gui.call("click", bridge.ijk_to_world(gui.volume, place[None])[0], True, None)
+        gui.call("click", bridge.ijk_to_world(gui.volume, place[None])[0], True, gui.view)
         clicks.append(gui.until(lambda status, before=before: idle(status) and len(status.prompts) > before))
     for name in ("undo", "redo"):
         gui.call(name)
@@ -142,8 +154,8 @@ def main() -> None:
         array = array[: large[0], : large[1], : large[2]].astype(np.int16)
         environment.start()
         gui = Gui(environment.add_volume(array, scan.grid.affine, name), options.threads)
-        if array.size > scan.array.size:  # the whole of it would take minutes; the region is what is asked for
-            gui.controller.want([label.name for label in load_card(find_model(MODEL)).labels.labels], True)
+        if array.size > scan.array.size:  # the whole of it would take minutes
+            gui.look_at(scan.grid)
         try:
             report(name, gui, *session(gui, places))
         finally:
