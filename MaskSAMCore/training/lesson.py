@@ -22,7 +22,7 @@ from MaskSAMCore.errors import ResourceError
 from MaskSAMCore.losses import build_loss
 from MaskSAMCore.network.masksam import MaskSAM
 from MaskSAMCore.network.types import Features
-from MaskSAMCore.plan import mirror_rule
+from MaskSAMCore.plan import MirrorRule, mirror_rule
 from MaskSAMCore.progress import CancelToken, Progress
 from MaskSAMCore.training.batches import Batch, prefetch
 from MaskSAMCore.training.learner import Learner
@@ -146,7 +146,7 @@ class Lesson:
             foreground=config.data.foreground,
             seed=config.train.seed,
             augment=for_fixed_copies(config.data.augment),
-            mirror=mirror_rule(dataset.plan, dataset.labels, config.data),
+            mirror=sides_only(mirror_rule(dataset.plan, dataset.labels, config.data)),
         )
 
     @property
@@ -293,6 +293,15 @@ def for_lesson(config: Config) -> Config:
     """A fitted preset with no more queries than few structures need: each costs the decoder's time in every step."""
     source = replace(config.model.source, queries=max(config.model.classes + 1, FEWEST_QUERIES))
     return replace(config, model=replace(config.model, source=source))
+
+
+def sides_only(rule: MirrorRule) -> MirrorRule:
+    """Mirroring that exchanges left and right, where that is allowed, and no other.
+
+    Scans come in one orientation. A few hundred steps do not suffice to tell a front from a back that are exchanged in
+    every other patch.
+    """
+    return replace(rule, axes=tuple(axis for axis in rule.axes if axis == rule.left_right))
 
 
 def as_done(config: Config, steps: int) -> Config:

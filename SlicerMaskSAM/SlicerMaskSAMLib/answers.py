@@ -81,18 +81,14 @@ class Answers:
         """Answer until nothing waits, and bring the surfaces up to date.
 
         Raises:
+            Cancelled: Somebody ended it, or other prompts took the place of those that were asked about; what waits
+                is to be answered by new steps.
             MaskSAMError: A prompt cannot be answered, and was taken back; or the engine failed, and the prompts wait
                 until they are touched again.
         """
         while self._touched:
             structure = next(iter(self._touched.values()))
-            try:
-                yield from self._look_at(structure)
-            except Cancelled:
-                if not structure.withdrawn:
-                    raise
-            finally:
-                structure.withdrawn = False
+            yield from self._look_at(structure)
             yield None
         yield from self._redraw()
 

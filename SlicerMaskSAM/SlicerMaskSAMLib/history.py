@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from MaskSAMCore.labels import Label
+from SlicerMaskSAMLib.sparse import Box, used
 
-Box = tuple[int, int, int, int, int, int]
-"""(k0, k1, j0, j1, i0, i1) of the volume's array, each upper one exclusive."""
 FAST = 1
 """Level of zlib: masks shrink by hundreds at once, and more effort gains little."""
 
@@ -37,17 +36,16 @@ class Change:
         """From two states of a box, (k, j, i) with anything but 0 inside; None where they are the same."""
         old = before != 0
         flipped = old ^ (after != 0)
-        used = _used(flipped)
-        if used is None:
+        place = used(flipped)
+        if place is None:
             return None
-        starts = tuple(start + place.start for start, place in zip(box[::2], used, strict=True))
-        k, j, i = (slice(start, start + place.stop - place.start) for start, place in zip(starts, used, strict=True))
-        flipped = flipped[used]
+        k, j, i = (slice(low + each.start, low + each.stop) for low, each in zip(box[::2], place, strict=True))
+        flipped = flipped[place]
         return cls(
             segment_id=segment_id,
             box=(k.start, k.stop, j.start, j.stop, i.start, i.stop),
             flipped=_packed(flipped),
-            before=_packed(old[used][flipped]),
+            before=_packed(old[place][flipped]),
         )
 
     @property
@@ -155,16 +153,6 @@ class History:
             return None
         target.append(source.pop())
         return target[-1]
-
-
-def _used(mask: np.ndarray) -> tuple[slice, slice, slice] | None:
-    """The smallest box around what is set."""
-    plane = np.logical_or.reduce(mask, axis=0)
-    hits = [np.flatnonzero(line) for line in (mask.any(axis=(1, 2)), plane.any(axis=1), plane.any(axis=0))]
-    if not len(hits[0]):
-        return None
-    k, j, i = (slice(int(line[0]), int(line[-1]) + 1) for line in hits)
-    return k, j, i
 
 
 def _packed(bits: np.ndarray) -> bytes:

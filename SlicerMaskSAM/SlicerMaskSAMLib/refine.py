@@ -297,7 +297,7 @@ class Refinement:
             return False
         ijk = bridge.world_to_ijk(volume, world)
         size = np.array(bridge.geometry(volume).shape[::-1])
-        if np.isfinite(ijk).all() and (ijk.max(axis=0) >= -0.5).all() and (ijk.min(axis=0) <= size - 0.5).all():
+        if (ijk.max(axis=0) >= -0.5).all() and (ijk.min(axis=0) <= size - 0.5).all():
             return True
         self._context.say(f"That is outside of {volume.GetName()}; click inside of it.")
         return False

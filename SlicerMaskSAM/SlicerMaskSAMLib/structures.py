@@ -115,6 +115,7 @@ class Structure:
         taken: Voxels that it took from other segments, by their IDs.
         facts: What is known of the answer that is shown.
         stale: Whether `facts` are not about the prompts that are applied.
+        withdrawn: Whether the answer that was on its way was cancelled by `withdraw`.
         accepted: Whether it shall be accepted as soon as all is answered.
     """
 
@@ -239,6 +240,7 @@ class Structure:
         self._job = job = link.client.submit(
             "prompt", case=self._case, structure=number, prompts=plain, multimask=single(snapshot)
         )
+        self.withdrawn = False
         self._number = 0  # as long as there is no answer, nobody knows what the engine holds
         try:
             update: Update = yield job
@@ -251,6 +253,7 @@ class Structure:
             raise
         finally:
             self._job = None
+        self.withdrawn = False  # the answer came all the same
         self._number, self._said, self.facts = number, words, Facts.of(update)
         self._raw = self._raw.put(update.box, update.mask, reach=update.extent) if update.extent else Sparse()
 

@@ -21,8 +21,10 @@ from MaskSAMCore.errors import ResourceError
 from MaskSAMCore.judge import plan_exam
 from MaskSAMCore.network.masksam import MaskSAM
 from MaskSAMCore.network.types import Features
+from MaskSAMCore.plan import MirrorRule
 from MaskSAMCore.postprocess import largest_of
 from MaskSAMCore.progress import Cancelled, CancelToken, no_progress
+from MaskSAMCore.training import lesson as lessons
 from MaskSAMCore.training import pool
 from MaskSAMCore.training.batches import Batch
 from MaskSAMCore.training.fit import fit_config
@@ -218,6 +220,14 @@ def test_few_structures_take_few_queries(prepared):
     assert for_lesson(config).model.source.queries == 4
     many = replace(config, model=replace(config.model, classes=9))
     assert for_lesson(many).model.source.queries == 10
+
+
+@pytest.mark.parametrize(("left_right", "axes"), [(2, (2,)), (-1, ())])
+def test_patches_are_mirrored_from_side_to_side_alone(prepared, tmp_path, time, monkeypatch, left_right, axes):
+    rule = MirrorRule(axes=(0, 1, 2) if left_right == 2 else (0, 1), left_right=left_right, swap=(0, 1, 2))
+    monkeypatch.setattr(lessons, "mirror_rule", lambda *_: rule)
+    used = lesson(prepared, tmp_path, time)._sampler.mirror
+    assert used is not None and used.axes == axes and used.left_right == left_right
 
 
 def test_cancel_stops_both_halves(prepared, tmp_path, time, taught):

@@ -55,7 +55,7 @@ def test_the_wrong_scan_is_doubted(array: np.ndarray, modality: str | None, plan
 
 def test_extent_and_spacing_are_doubted_but_not_inside_a_region():
     whole_head = scan(RNG.uniform(0, 200, (30, 60, 60)))
-    assert any("--roi" in w for w in warnings(whole_head))
+    assert any("region of interest" in w for w in warnings(whole_head))
     assert warnings(whole_head, roi=Roi(center=(30, 30, 15), size=(20, 20, 8))) == ()
     assert any("coarser" in w for w in warnings(scan(RNG.uniform(0, 200, (4, 8, 8)), spacing=4.0)))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import types
 import typing
+import weakref
 from collections.abc import Callable, Iterable, MutableSequence
 from contextlib import contextmanager
 from enum import Enum
@@ -202,7 +203,14 @@ class _Wrapper:
         self._values: dict[str, Any] = {}
         self._writing = False
         self._read_all()
-        parameterNode.AddObserver("ModifiedEvent", self._on_modified)
+        myself = weakref.ref(self)  # VTK would let the garbage collector empty a wrapper that the node still calls
+
+        def on_modified(_node: Any, _event: str) -> None:
+            wrapper = myself()
+            if wrapper is not None:
+                wrapper._on_modified()
+
+        parameterNode.AddObserver("ModifiedEvent", on_modified)
 
     def _read_all(self) -> None:
         for name, (storage, default) in self.allParameters.items():
@@ -210,7 +218,7 @@ class _Wrapper:
                 storage.write(self.parameterNode, self._prefix + name, default.value)
             self._values[name] = storage.read(self.parameterNode, self._prefix + name)
 
-    def _on_modified(self, _caller: Any, _event: str) -> None:
+    def _on_modified(self) -> None:
         if not self._writing:
             self._writing = True
             try:

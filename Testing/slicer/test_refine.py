@@ -241,7 +241,7 @@ def test_a_structure_starts_from_itself(desk: Desk) -> None:
     desk.click(20, 15, 10)
     desk.paint(desk.name, FAR)
     desk.refinement.start_from(desk.parameters.segmentID)
-    assert desk.rows == ["The segment as it was"]
+    assert desk.rows == ["The segment as it was"] and desk.shown.quality == {}
     assert np.array_equal(desk.voxels(), cube(20, 15, 10) | block(FAR))
     desk.click(30, 15, 10)
     assert np.array_equal(desk.engine.prompted()[-1][0]["mask"][-1, -1, -1], 1)

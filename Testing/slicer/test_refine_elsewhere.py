@@ -39,7 +39,7 @@ def test_another_model_is_told_all_prompts(desk: Desk) -> None:
 def test_prompts_that_were_dragged_before_anything_was_asked_are_answered(desk: Desk) -> None:
     desk.click(20, 15, 10)
     desk.sit_down()
-    assert desk.rows == ["Include (20, 15, 10), slab"]
+    desk.refinement.choose_segment(desk.parameters.segmentID)
     (node,) = environment.nodes("vtkMRMLMarkupsFiducialNode")
     node.SetNthControlPointPositionWorld(0, desk.world(8, 15, 10))
     desk.settle()
@@ -93,6 +93,15 @@ def test_where_a_transform_was_hardened_the_same_prompts_are_not_asked_again(des
     desk.settle()
     assert desk.rows == [] and len(desk.engine.prompted()) == 1
     assert np.array_equal(desk.voxels(), cube(20, 15, 10))
+
+
+def test_after_a_transform_was_hardened_refining_goes_on(desk: Desk) -> None:
+    environment.add_transform(environment.affine(angles=(0, 0, 40), origin=(50, 0, 0)), desk.volume)
+    desk.click(20, 15, 10)
+    desk.segmentation.HardenTransform()
+    desk.volume.HardenTransform()
+    desk.click(22, 15, 10, positive=False)
+    assert np.array_equal(desk.voxels(), cube(20, 15, 10) & ~answer(SHAPE, [point(22, 15, 10)]))
 
 
 def test_what_was_done_before_a_transform_was_hardened_is_not_undone_elsewhere(desk: Desk) -> None:

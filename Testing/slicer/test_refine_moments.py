@@ -324,6 +324,19 @@ def test_a_later_answer_that_came_in_spite_of_cancel_is_forgotten_too(desk: Desk
     assert np.array_equal(desk.voxels(), TWO)
 
 
+def test_an_answer_that_comes_after_the_work_was_ended_does_not_mislead(desk: Desk) -> None:
+    desk.click(20, 15, 10)
+    desk.engine.held = True
+    desk.press(26, 15, 10)
+    desk.tick(5)
+    desk.engine.deaf = True
+    desk.engine.go_on()
+    desk.task.abandon()
+    desk.task = None
+    go_on(desk)
+    assert np.array_equal(desk.voxels(), TWO)
+
+
 def test_an_answer_that_came_in_spite_of_cancel_is_forgotten(asked: Desk) -> None:
     asked.engine.go_on()
     asked.task.cancel()

@@ -138,6 +138,12 @@ def test_a_suggestion_is_taken_over_and_taken_back(desk: Desk) -> None:
     assert bridge.segment_label(desk.segmentation, desk.parameters.segmentID).type == label.type
 
 
+def test_what_the_engine_has_to_say_is_told(desk: Desk) -> None:
+    desk.engine.messages = ("the image is constant; the result is empty",)
+    desk.click(20, 15, 10)
+    assert desk.said == ["the image is constant; the result is empty"]
+
+
 def test_no_suggestion(desk: Desk) -> None:
     desk.click(20, 15, 10)
     desk.refinement.take_suggestion()

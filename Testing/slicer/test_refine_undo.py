@@ -88,6 +88,16 @@ def test_undo_goes_back_to_the_structure_that_it_changes(desk: Desk) -> None:
     assert desk.parameters.segmentID == first and desk.rows == []
 
 
+def test_redo_goes_on_to_the_structure_that_it_brings_back(desk: Desk) -> None:
+    desk.refinement.new_structure("Liver")
+    first = desk.parameters.segmentID
+    desk.refinement.new_structure("Spleen")
+    desk.refinement.undo()
+    desk.refinement.choose_segment(first)
+    desk.refinement.redo()
+    assert desk.name == "Spleen"
+
+
 def test_undo_says_what_it_cannot_bring_back(desk: Desk) -> None:
     desk.click(20, 15, 10)
     bridge.remove_segment(desk.segmentation, desk.parameters.segmentID)

@@ -106,6 +106,7 @@ class ToyEngine:
         deaf: Whether a prompt that was cancelled is answered all the same.
         failing: What the next prompts fail with; None for nothing.
         bad: Voxels (i, j, k) that cannot be prompted.
+        messages: What comes with every answer for the user.
         suggested: The suggestion that comes with every answer.
         asked: The operations and fields of all requests.
     """
@@ -114,6 +115,7 @@ class ToyEngine:
         self.held = self.deaf = False
         self.failing: MaskSAMError | None = None
         self.bad: set[tuple[int, int, int]] = set()
+        self.messages: tuple[str, ...] = ()
         self.suggested: dict[str, Any] | None = None
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self._waiting: list[ToyJob] = []
@@ -191,4 +193,5 @@ class ToyEngine:
             worst=min(quality, key=quality.__getitem__) if quality else None,
             candidates=tuple(Candidate(box=place, mask=mask, quality=0.5) for place, mask in map(block, candidates)),
             suggestion=self.suggested,
+            messages=self.messages,
         )
