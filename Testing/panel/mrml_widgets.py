@@ -58,6 +58,13 @@ class _Observing:
             watched.RemoveObserver(tag)
         self._tags = [] if what is None else [(what, what.AddObserver(event, lambda *_: call())) for event in events]
 
+    def watch_segments(self, node: Any, call: Callable[[], None]) -> None:
+        """Observe the segments of a segmentation node, or nothing."""
+        segmentation = node.GetSegmentation() if node is not None else None
+        kinds = type(segmentation)
+        events = () if node is None else (kinds.SegmentAdded, kinds.SegmentRemoved, kinds.SegmentModified)
+        self.watch(segmentation, events, call)
+
 
 @offer
 class qMRMLNodeComboBox(QtWidgets.QWidget):
@@ -193,10 +200,7 @@ class qMRMLSegmentsTableView(qMRMLWidget):
 
     def setSegmentationNode(self, node: Any) -> None:
         self._node = node
-        segmentation = node.GetSegmentation() if node is not None else None
-        kinds = type(segmentation)
-        events = () if node is None else (kinds.SegmentAdded, kinds.SegmentRemoved, kinds.SegmentModified)
-        self._observing.watch(segmentation, events, self._fill)
+        self._observing.watch_segments(node, self._fill)
         self._fill()
 
     def _fill(self) -> None:
@@ -253,10 +257,7 @@ class qMRMLSegmentSelectorWidget(qMRMLWidget):
 
     def setCurrentNode(self, node: Any) -> None:
         self._node = node
-        segmentation = node.GetSegmentation() if node is not None else None
-        kinds = type(segmentation)
-        events = () if node is None else (kinds.SegmentAdded, kinds.SegmentRemoved, kinds.SegmentModified)
-        self._observing.watch(segmentation, events, self._fill)
+        self._observing.watch_segments(node, self._fill)
         self._fill()
 
     def _fill(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import slicer
 import slicer.util
 import vtk
@@ -22,6 +23,24 @@ WHOLE = (0, 10, 0, 24, 0, 30)
 def add_scan() -> Any:
     """An empty volume on the grid."""
     return environment.add_volume(np.zeros(SHAPE, np.int16), OBLIQUE, "Scan")
+
+
+@pytest.fixture
+def volume(scene: Any) -> Any:
+    """The volume on the grid, in an otherwise empty scene."""
+    return add_scan()
+
+
+@pytest.fixture
+def grid(volume: Any) -> bridge.Geometry:
+    """Of the test's volume."""
+    return bridge.geometry(volume)
+
+
+@pytest.fixture
+def segmentation(scene: Any, volume: Any) -> Any:
+    """An empty one that belongs to the test's volume."""
+    return bridge.new_segmentation(scene, "Segmentation", volume=volume)
 
 
 def label(name: str) -> Label:

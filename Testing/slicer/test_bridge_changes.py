@@ -30,11 +30,6 @@ def volume(scene: Any) -> Any:
 
 
 @pytest.fixture
-def grid(volume: Any) -> bridge.Geometry:
-    return bridge.geometry(volume)
-
-
-@pytest.fixture
 def pair(scene: Any, volume: Any, grid: bridge.Geometry) -> tuple[Any, str, str]:
     """A segmentation with two segments side by side in one labelmap."""
     segmentation = bridge.new_segmentation(scene, "Segmentation", volume=volume)

@@ -16,29 +16,12 @@ from Testing.slicer.masks import (
     SHAPE,
     WHOLE,
     add,
-    add_scan,
     block,
     by_slicer,
     labelmap,
     layers,
     put_by_slicer,
 )
-
-
-@pytest.fixture
-def volume(scene: Any) -> Any:
-    return add_scan()
-
-
-@pytest.fixture
-def grid(volume: Any) -> bridge.Geometry:
-    return bridge.geometry(volume)
-
-
-@pytest.fixture
-def segmentation(scene: Any, volume: Any) -> Any:
-    return bridge.new_segmentation(scene, "Segmentation", volume=volume)
-
 
 # -- what Slicer made of it ----------------------------------------------------------------------------------------
 

@@ -20,29 +20,12 @@ from Testing.slicer import environment
 from Testing.slicer.masks import (
     SHAPE,
     add,
-    add_scan,
     block,
     by_slicer,
     label,
     labelmap,
     layers,
 )
-
-
-@pytest.fixture
-def volume(scene: Any) -> Any:
-    return add_scan()
-
-
-@pytest.fixture
-def grid(volume: Any) -> bridge.Geometry:
-    return bridge.geometry(volume)
-
-
-@pytest.fixture
-def segmentation(scene: Any, volume: Any) -> Any:
-    return bridge.new_segmentation(scene, "Segmentation", volume=volume)
-
 
 # -- reading and writing -------------------------------------------------------------------------------------------
 

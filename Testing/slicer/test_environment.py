@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -147,3 +148,13 @@ def test_a_displacement_field_moves_what_lies_under_it(scene: Any) -> None:
     place = np.zeros(3)
     marker.GetNthControlPointPositionWorld(0, place)
     assert np.allclose(place, (6, -4, 10))
+
+
+def test_a_wrapper_that_was_let_go_is_not_called_any_more(scene: Any) -> None:
+    wrapper = Parameters(environment.parameter_node())  # nobody in Python but the wrapper holds the node
+    wrapper._circle = wrapper
+    del wrapper
+    gc.collect()
+    node = environment.parameter_node()
+    node.SetParameter("text", "changed")  # what an observer raises fails the test by its scene
+    assert node.GetParameter("text") == "changed"
