@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 import types
 import typing
-import weakref
 from collections.abc import Callable, Iterable, MutableSequence
 from contextlib import contextmanager
 from enum import Enum
@@ -192,6 +191,10 @@ def _annotated(hint: Any, owner: type, name: str) -> tuple[_Storage, Default]:
     return storage, defaults[0] if defaults else Default(storage.default)
 
 
+_KEPT: list[Any] = []
+"""Nodes with observers: one that only its wrapper holds would be emptied by the garbage collector, and still call it."""
+
+
 class _Wrapper:
     """What the decorated class becomes: typed attributes over a parameter node."""
 
@@ -203,14 +206,8 @@ class _Wrapper:
         self._values: dict[str, Any] = {}
         self._writing = False
         self._read_all()
-        myself = weakref.ref(self)  # VTK would let the garbage collector empty a wrapper that the node still calls
-
-        def on_modified(_node: Any, _event: str) -> None:
-            wrapper = myself()
-            if wrapper is not None:
-                wrapper._on_modified()
-
-        parameterNode.AddObserver("ModifiedEvent", on_modified)
+        parameterNode.AddObserver("ModifiedEvent", self._on_modified)
+        _KEPT.append(parameterNode)
 
     def _read_all(self) -> None:
         for name, (storage, default) in self.allParameters.items():
@@ -218,7 +215,7 @@ class _Wrapper:
                 storage.write(self.parameterNode, self._prefix + name, default.value)
             self._values[name] = storage.read(self.parameterNode, self._prefix + name)
 
-    def _on_modified(self) -> None:
+    def _on_modified(self, _caller: Any, _event: str) -> None:
         if not self._writing:
             self._writing = True
             try:
