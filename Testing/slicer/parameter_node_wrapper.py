@@ -192,7 +192,7 @@ def _annotated(hint: Any, owner: type, name: str) -> tuple[_Storage, Default]:
 
 
 _KEPT: list[Any] = []
-"""Nodes with observers: one that only its wrapper holds would be emptied by the garbage collector, and still call it."""
+"""Nodes with observers: the garbage collector would empty the wrapper of one that nobody else holds."""
 
 
 class _Wrapper:
