@@ -72,6 +72,8 @@ class Desk:
 
     def sit_down(self, engine: EngineClient | None = None) -> None:
         """The module's parts, made anew over the scene as it is; the engine is another one."""
+        if hasattr(self, "context"):
+            self.context.prompts.close()
         self.said: list[str] = []
         self.engine: Any = engine or ToyEngine()
         self.context = Context(

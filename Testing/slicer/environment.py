@@ -9,7 +9,8 @@ from __future__ import annotations
 import shutil
 import tempfile
 import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,28 @@ def stop() -> None:
 
     if getattr(slicer, "app", None) is not None:
         shutil.rmtree(slicer.app.temporaryPath, ignore_errors=True)
+
+
+@contextmanager
+def observers(node: Any) -> Iterator[dict[int, str]]:
+    """What Python lets observe a node inside, and has not removed yet: name of the callable by tag."""
+    add, remove = node.AddObserver, node.RemoveObserver
+    tags: dict[int, str] = {}
+
+    def added(event: Any, heard: Any, *priority: float) -> int:
+        tag: int = add(event, heard, *priority)
+        tags[tag] = getattr(heard, "__qualname__", repr(heard))
+        return tag
+
+    def removed(tag: Any) -> None:
+        tags.pop(tag, None)
+        remove(tag)
+
+    node.AddObserver, node.RemoveObserver = added, removed
+    try:
+        yield tags
+    finally:
+        node.AddObserver, node.RemoveObserver = add, remove
 
 
 def nodes(kind: str) -> list[Any]:

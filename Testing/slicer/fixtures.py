@@ -28,14 +28,19 @@ def slicer_process() -> Iterator[Any]:
 def scene(slicer_process: Any) -> Iterator[Any]:
     """Slicer's scene (slicer.mrmlScene), empty before and closed after the test.
 
-    VTK only prints what an observer raises; here the test fails.
+    VTK only prints what an observer raises; here the test fails. Observers that it leaves behind are removed: they would
+    meddle with the next test's nodes.
     """
     from Testing.slicer import environment
 
     raised: list[str] = []
     hook, sys.excepthook = sys.excepthook, lambda *error: raised.append("".join(traceback.format_exception(*error)))
     try:
-        yield environment.clear()
+        scene = environment.clear()
+        with environment.observers(scene) as left:
+            yield scene
+        for tag in left:
+            scene.RemoveObserver(tag)
         environment.clear()
     finally:
         sys.excepthook = hook

@@ -5,6 +5,8 @@ Needs EGL (libegl1 with libgl1-mesa-dri) or OSMesa; without them VTK ends the pr
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,6 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+# torchvision loads it; where Mesa has drawn before, its LLVM meets Mesa's, and the process ends.
+with contextlib.suppress(ImportError):
+    importlib.import_module("triton")
 
 SLICE_MANAGERS = (
     "vtkMRMLCrosshairDisplayableManager",

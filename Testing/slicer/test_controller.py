@@ -260,3 +260,10 @@ def test_close_ends_the_engine_and_listens_no_more(rig: Rig, scan: Any) -> None:
     before = rig.changes
     rig.scene.Clear(False)
     assert rig.changes == before
+
+
+def test_after_close_nothing_of_it_observes_the_scene(scene: Any) -> None:
+    with environment.observers(scene) as observers:
+        with Rig(scene):
+            assert observers
+        assert not observers
