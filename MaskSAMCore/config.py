@@ -155,9 +155,15 @@ class DecoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Terms of the set loss (MODEL.md §9); `kind="binary"` is BCE + Dice with given prompts."""
+    """Terms of the set loss (MODEL.md §9); `kind="binary"` is BCE + Dice with given prompts.
+
+    Attributes:
+        assignment: Which query answers for a class: the cheapest of each slice, or ("own") always query k for class k.
+        generator: Weight of the segmentation loss (§9.4) of the generator's own masks; needs `assignment="own"`.
+    """
 
     kind: Literal["set", "binary"] = "set"
+    assignment: Literal["cheapest", "own"] = "cheapest"
     classification: float = 0.2
     bce: float = 1.5
     dice: float = 1.5
@@ -165,6 +171,7 @@ class LossConfig:
     box_l1: float = 0.5
     box_giou: float = 0.2
     no_object: float = 0.1
+    generator: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,6 +246,18 @@ class ModelConfig:
                 where="model.source.queries",
                 why=f"{self.source.queries} < {self.classes}",
             )
+        if self.loss.generator and not self.names_masks:
+            raise InputError(
+                "the generator's masks have no classes to be compared with",
+                where="model.loss.generator",
+                remedy="Set model.loss.assignment=own and model.source.mask=true, or model.loss.generator=0.",
+            )
+
+    @property
+    def names_masks(self) -> bool:
+        """Whether the generator has masks, and mask k is of class k."""
+        own = self.loss.kind == "set" and self.loss.assignment == "own"
+        return own and self.source.kind == "query" and self.source.mask
 
 
 @dataclass(frozen=True, kw_only=True)

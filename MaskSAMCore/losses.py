@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from MaskSAMCore.config import LossConfig, ModelConfig
-from MaskSAMCore.matching import ALL_PIXELS, Assignment, SliceTargets, match, slice_targets
+from MaskSAMCore.matching import ALL_PIXELS, Assignment, SliceTargets, match, own, slice_targets
 from MaskSAMCore.network.boxes import giou
 from MaskSAMCore.network.gt_source import class_masks
 from MaskSAMCore.network.types import Prompted, QueryOutputs
@@ -40,12 +40,28 @@ class SetLoss(nn.Module):
 
         Returns:
             `loss`, the weighted total, and the unweighted terms, detached: `class`, `bce`, `dice`,
-            `aux_bce`, `aux_dice`, `box_l1`, `box_giou`.
+            `aux_bce`, `aux_dice`, `generator`, `box_l1`, `box_giou`.
         """
         with torch.autocast(outputs.masks.device.type, enabled=False):
             targets = slice_targets(labels, self.classes, valid)
-            pairs = match(outputs, targets, self.cfg, valid=valid)
+            if self.cfg.assignment == "own":
+                pairs = own(targets, valid=valid)
+            else:
+                pairs = match(outputs, targets, self.cfg, valid=valid)
             return self._sum(self._terms(outputs, targets, pairs), outputs)
+
+    def generator(self, masks: Tensor, labels: Tensor, valid: Tensor | None = None) -> dict[str, Tensor]:
+        """The loss of the generator's masks alone, mask k for class k (§9.4); arguments and result as of `forward`.
+
+        Args:
+            masks: (B, N, D, H, W) logits, N >= K.
+            labels, valid: As of `forward`.
+        """
+        with torch.autocast(masks.device.type, enabled=False):
+            targets = slice_targets(labels, self.classes, valid)
+            used = own(targets, valid=valid).used
+            loss = segmentation_loss(masks[:, : self.classes], targets, used)
+            return {"loss": loss, "generator": loss.detach()}
 
     def _terms(self, outputs: QueryOutputs, targets: SliceTargets, pairs: Assignment) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}
@@ -54,6 +70,8 @@ class SetLoss(nn.Module):
             terms["class"] = _class_term(outputs.cls, pairs, self.classes, self.cfg.no_object)
         chosen = targets.masks.flatten(0, 1)[pairs.slices * self.classes + pairs.classes]
         terms["bce"], terms["dice"] = mask_terms(_matched(outputs.masks, pairs), chosen, count)
+        if outputs.aux_masks is not None and self.cfg.generator:
+            terms["generator"] = segmentation_loss(outputs.aux_masks[:, : self.classes], targets, pairs.used)
         if outputs.aux_masks is not None:
             terms["aux_bce"], terms["aux_dice"] = mask_terms(_matched(outputs.aux_masks, pairs), chosen, count)
         if outputs.aux_boxes is not None:
@@ -71,6 +89,7 @@ class SetLoss(nn.Module):
             "dice": cfg.dice,
             "aux_bce": cfg.aux,
             "aux_dice": cfg.aux,
+            "generator": cfg.generator,
             "box_l1": cfg.box_l1,
             "box_giou": cfg.box_giou,
         }
@@ -121,6 +140,26 @@ def binary_loss(
             mine, theirs = mine.index_select(0, index), theirs.index_select(0, index)
         cross, overlap = mask_terms(mine, theirs, max(1, len(mine)))
         return {"loss": bce * cross + dice * overlap, "bce": cross.detach(), "dice": overlap.detach()}
+
+
+def segmentation_loss(logits: Tensor, targets: SliceTargets, used: Tensor) -> Tensor:
+    """Cross entropy + Dice of one mask per class that compete for every voxel (MODEL.md §9.4), in float32.
+
+    Dice is the mean over the structures, each taken over the whole batch, without the background.
+
+    Args:
+        logits: (B, K, D, H, W).
+        targets: Of the same slices.
+        used: (B * D,) bool, slices that count.
+    """
+    mine = logits.float().transpose(1, 2).flatten(0, 1)[used]
+    theirs = targets.masks[used].float()
+    if not len(mine):
+        return logits.sum() * 0.0
+    cross = F.cross_entropy(mine, theirs)
+    probability = mine.softmax(1)
+    overlap, total = ((t.sum((0, 2, 3))[1:]) for t in (probability * theirs, probability + theirs))
+    return cross + (1 - (2 * overlap + 1) / (total + 1)).mean()
 
 
 def build_loss(cfg: ModelConfig) -> SetLoss | BinaryLoss:

@@ -73,6 +73,13 @@ def slice_targets(labels: Tensor, classes: int, valid: Tensor | None = None) -> 
     return SliceTargets(masks=masks, boxes=boxes, present=present)
 
 
+def own(targets: SliceTargets, *, valid: Tensor | None = None) -> Assignment:
+    """Query k for class k wherever that is present; arguments as of `match`."""
+    slices, classes = targets.present.nonzero(as_tuple=True)
+    used = torch.ones_like(targets.present[:, 0]) if valid is None else valid.flatten().to(slices.device)
+    return Assignment(slices=slices, queries=classes, classes=classes, used=used)
+
+
 def match(outputs: QueryOutputs, targets: SliceTargets, cfg: LossConfig, *, valid: Tensor | None = None) -> Assignment:
     """The assignment of least cost in every slice; each class that is present gets one query.
 

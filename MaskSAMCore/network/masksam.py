@@ -56,6 +56,16 @@ class MaskSAM(nn.Module):
             remedy="Use a model that makes its own prompts, or give it prompts.",
         )
 
+    def own_masks(self, features: Features, image: Tensor) -> Tensor:
+        """The generator's masks (B, N, D, H, W), logits, without the decoder: what its first steps are trained on.
+
+        Raises:
+            ModelError: The model has no generator, or one without masks.
+        """
+        if self.generator is None or self.generator.mask_head is None:
+            raise self._no_generator()
+        return self.generator.mask_head(self.generator.trunk(features, image)[-1])
+
     def tokenize(self, prompts: PromptBatch, grid: tuple[int, int]) -> PromptTokens:
         """Prompts of any source in SAM's embedding space."""
         return self.prompts(prompts, grid)

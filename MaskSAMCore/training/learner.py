@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from enum import Enum
 
 import numpy as np
 import torch
@@ -13,34 +14,56 @@ from torch.nn.parallel import DistributedDataParallel
 
 from MaskSAMCore.config import Config
 from MaskSAMCore.errors import MaskSAMError
+from MaskSAMCore.losses import BinaryLoss, SetLoss
 from MaskSAMCore.network.masksam import MaskSAM
-from MaskSAMCore.network.types import Features, QueryOutputs
+from MaskSAMCore.network.types import Features
 from MaskSAMCore.training.batches import Batch
 from MaskSAMCore.training.prompted import train_prompted
 
-Criterion = Callable[[QueryOutputs, Tensor, Tensor], dict[str, Tensor]]
+
+class Practice(Enum):
+    """What a step trains: the generator alone, automatic mode with all that it takes, or prompts of users."""
+
+    GENERATOR = "generator"
+    AUTOMATIC = "automatic"
+    PROMPTS = "prompts"
 
 
 class Task(nn.Module):
-    """One pass to the loss in either mode; what a distributed run wraps."""
+    """One pass to the loss of any practice; what a distributed run wraps."""
 
-    def __init__(self, model: MaskSAM, criterion: Criterion) -> None:
+    def __init__(self, model: MaskSAM, criterion: SetLoss | BinaryLoss) -> None:
         super().__init__()
         self.model, self.criterion = model, criterion
 
     def forward(
-        self, image: Tensor, features: Features | None, label: Tensor, valid: Tensor, user: tuple[int, ...] | None
+        self,
+        image: Tensor,
+        features: Features | None,
+        label: Tensor,
+        valid: Tensor,
+        practice: Practice,
+        user: tuple[int, ...],
     ) -> dict[str, Tensor]:
         """Loss and terms; tensors as of `Batch`.
 
         Args:
             image, features, label, valid: The batch.
-            user: Seed of the simulated users, or None for automatic mode.
+            practice: What is trained.
+            user: Seed of the simulated users.
+
+        Raises:
+            ValueError: The generator alone, where its masks have no classes (`ModelConfig.names_masks`).
         """
-        if user is None:
+        if practice is Practice.PROMPTS:
+            slab = self.model.slab(image, features)
+            return train_prompted(self.model, slab, label, valid, np.random.default_rng(user))
+        if practice is Practice.AUTOMATIC:
             return self.criterion(self.model(image, features, label), label, valid)
-        slab = self.model.slab(image, features)
-        return train_prompted(self.model, slab, label, valid, np.random.default_rng(user))
+        if not isinstance(self.criterion, SetLoss):
+            raise ValueError("the generator alone is trained by the set loss")
+        features = self.model.encode(image) if features is None else features
+        return self.criterion.generator(self.model.own_masks(features, image), label, valid)
 
 
 class Learner:
@@ -49,7 +72,7 @@ class Learner:
     Args:
         model: With its base weights loaded.
         config: What to train.
-        criterion: Outputs, labels and valid slices to the terms of the loss.
+        criterion: Of the automatic mode.
         device: Where to train.
         dtype: Of autocast, or None for fp32.
         rank, world: Place among the processes of a distributed run.
@@ -62,7 +85,7 @@ class Learner:
         *,
         model: MaskSAM,
         config: Config,
-        criterion: Criterion,
+        criterion: SetLoss | BinaryLoss,
         device: torch.device,
         dtype: torch.dtype | None = None,
         rank: int = 0,
@@ -82,13 +105,13 @@ class Learner:
             # The frozen phase leaves the encoder's adapters out, prompts from the ground truth the class head.
             self.net = DistributedDataParallel(self.net, device_ids=ids, find_unused_parameters=True)
 
-    def optimise(self, batches: Iterator[Batch], *, lr: float, prompts: bool) -> dict[str, float]:
+    def optimise(self, batches: Iterator[Batch], *, lr: float, practice: Practice) -> dict[str, float]:
         """One optimiser step over `accumulate` micro-batches; returns the mean loss terms. `step` stays as it is.
 
         Args:
             batches: The next ones are taken.
             lr: Learning rate.
-            prompts: Train on simulated users rather than on the model's own prompts.
+            practice: What is trained.
 
         Raises:
             MaskSAMError: Loss or gradient are no number; the weights are those before the step.
@@ -104,8 +127,8 @@ class Learner:
             synchronise = index + 1 == self.cfg.accumulate or self.world == 1
             with nullcontext() if synchronise else self.net.no_sync():  # type: ignore[operator]
                 with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-                    user = (*seed, index) if prompts else None
-                    losses = self.net(batch.image, batch.features, batch.label, batch.valid, user)
+                    given = batch.image, batch.features, batch.label, batch.valid
+                    losses = self.net(*given, practice, (*seed, index))
                 self.scaler.scale(losses["loss"] / self.cfg.accumulate).backward()
             # One transfer for all terms: each would wait for the GPU.
             values = torch.stack([value.detach().float() for value in losses.values()]).tolist()

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from MaskSAMCore.config import Config
-from MaskSAMCore.data.augment import for_fixed_copies
 from MaskSAMCore.data.dataset import PreparedDataset
 from MaskSAMCore.data.sampling import PatchSampler
 from MaskSAMCore.data.splits import Split
@@ -25,13 +24,12 @@ from MaskSAMCore.network.types import Features
 from MaskSAMCore.plan import MirrorRule, mirror_rule
 from MaskSAMCore.progress import CancelToken, Progress
 from MaskSAMCore.training.batches import Batch, prefetch
-from MaskSAMCore.training.learner import Learner
+from MaskSAMCore.training.learner import Learner, Practice
 from MaskSAMCore.training.pool import PatchPool
 
 FIRST_STEPS = 6
 """After so many steps the speed is known; the first of them is slower and does not count."""
 
-FEWEST_QUERIES = 4
 WORTH_IT = 0.8
 """Share of float32's time below which a CPU trains in bf16; CPUs that cannot compute in it take longer, not less."""
 
@@ -44,16 +42,19 @@ class Rules:
         encoding: Share of the time that is left, at most, for encoding patches.
         patches: Fewest and most of them.
         steps: Fewest that make a model, and most that still help.
-        warm_up: Share of the learning in which the learning rate rises.
-        auto_first: Share of the learning that begins in automatic mode (§14.3).
+        rate: Learning rate, in multiples of the preset's, which is for longer runs.
+        warm_up: Share of the learning in which it rises.
+        generator_first: Share of the learning that begins with the generator alone: a step without the decoder takes
+            a third of the time, and the decoder then begins with sensible prompts (as in §9.4).
         auto_chance: Of an automatic step after it.
     """
 
     encoding: float = 0.2
     patches: tuple[int, int] = (8, 160)
     steps: tuple[int, int] = (60, 1600)
+    rate: float = 2.0
     warm_up: float = 0.05
-    auto_first: float = 0.2
+    generator_first: float = 0.3
     auto_chance: float = 0.5
 
 
@@ -145,7 +146,7 @@ class Lesson:
             batch=config.train.batch,
             foreground=config.data.foreground,
             seed=config.train.seed,
-            augment=for_fixed_copies(config.data.augment),
+            augment=config.data.augment,
             mirror=sides_only(mirror_rule(dataset.plan, dataset.labels, config.data)),
         )
 
@@ -245,7 +246,7 @@ class Lesson:
         try:
             while (done := self._done(began, length)) < 1:
                 self.cancel.check()
-                learner.optimise(batches, lr=self._rate(done), prompts=self._prompts(done))
+                learner.optimise(batches, lr=self._rate(done), practice=self._practice(done))
                 learner.step += 1
                 self._progress(0, 0, "learning")
                 if learner.step == 1:
@@ -266,19 +267,23 @@ class Lesson:
     def _rate(self, done: float) -> float:
         """The learning rate: a short rise, then half a cosine down to zero."""
         rise = min(1.0, done / self.rules.warm_up + 1e-2)
-        return self._learner.cfg.lr * rise * 0.5 * (1 + math.cos(math.pi * done))
+        return self.rules.rate * self._learner.cfg.lr * rise * 0.5 * (1 + math.cos(math.pi * done))
 
-    def _prompts(self, done: float) -> bool:
+    def _practice(self, done: float) -> Practice:
+        """What the next step trains; the first steps are of the slower kind, for their speed is the one to know."""
         cfg = self._learner.cfg
-        if cfg.mode != "mixed":
-            return cfg.mode == "prompt"
-        chance = np.random.default_rng([cfg.seed, 6, self.steps]).random()
-        return bool(done >= self.rules.auto_first and chance >= self.rules.auto_chance)
+        if self._learner.config.model.names_masks and self.steps >= FIRST_STEPS and done < self.rules.generator_first:
+            return Practice.GENERATOR
+        prompts = cfg.mode == "prompt"
+        if cfg.mode == "mixed" and done >= self.rules.generator_first:
+            chance = np.random.default_rng([cfg.seed, 6, self.steps]).random()
+            prompts = bool(chance >= self.rules.auto_chance)
+        return Practice.PROMPTS if prompts else Practice.AUTOMATIC
 
     def _look_ahead(self, pace: float, end: float) -> None:
         least, most = self.rules.steps
         expected = min(most, self.steps + max(0, int((end - self.clock.passed) / max(pace, 1e-6))))
-        self.note(f"{self.pool.count} patches, {self.precision}, {pace:.2f} s per step: about {expected} steps")
+        self.note(f"{self.pool.count} patches, {self.precision}, {pace:.2f} s per step: {expected} steps or more")
         if expected < least:
             missing = (least - expected) * pace
             minutes = math.ceil((self.clock.seconds + 1.2 * missing) / 60)
@@ -290,9 +295,16 @@ class Lesson:
 
 
 def for_lesson(config: Config) -> Config:
-    """A fitted preset with no more queries than few structures need: each costs the decoder's time in every step."""
-    source = replace(config.model.source, queries=max(config.model.classes + 1, FEWEST_QUERIES))
-    return replace(config, model=replace(config.model, source=source))
+    """A fitted preset that learns from few steps: a query of its own for every class, and no more of them.
+
+    What is to be matched first, and a query that stands for nothing, cost steps and time.
+    """
+    model = config.model
+    if model.source.kind != "query":
+        return config
+    source = replace(model.source, queries=model.classes)
+    loss = replace(model.loss, assignment="own", generator=1.0 if source.mask else 0.0)
+    return replace(config, model=replace(model, source=source, loss=loss))
 
 
 def sides_only(rule: MirrorRule) -> MirrorRule:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from MaskSAMCore.network.masksam import MaskSAM
 from MaskSAMCore.progress import Cancelled, CancelToken, Progress
 from MaskSAMCore.training import checkpoint as checkpoints
 from MaskSAMCore.training.batches import Batch, prefetch
-from MaskSAMCore.training.learner import Learner
+from MaskSAMCore.training.learner import Learner, Practice
 from MaskSAMCore.training.schedule import learning_rate
 
 CHECKPOINTS = "checkpoints"
@@ -53,13 +54,12 @@ class Sources:
     full: Callable[[int, int], Batch]
 
 
-def prompts_at(step: int, cfg: TrainConfig) -> bool:
-    """Whether a step trains on simulated prompts (MODEL.md §2.4, §14.3)."""
-    if cfg.mode != "mixed":
-        return cfg.mode == "prompt"
-    if step < cfg.auto_share * cfg.epochs * cfg.iterations:
-        return False
-    return bool(np.random.default_rng([cfg.seed, 6, step]).random() >= cfg.auto_chance)
+def practice_at(step: int, cfg: TrainConfig) -> Practice:
+    """What a step trains (MODEL.md §2.4, §14.3)."""
+    prompts = cfg.mode == "prompt"
+    if cfg.mode == "mixed" and step >= cfg.auto_share * cfg.epochs * cfg.iterations:
+        prompts = bool(np.random.default_rng([cfg.seed, 6, step]).random() >= cfg.auto_chance)
+    return Practice.PROMPTS if prompts else Practice.AUTOMATIC
 
 
 class Trainer(Learner):
@@ -118,16 +118,14 @@ class Trainer(Learner):
                 continue
             self.model.train()
             self.model.encoder.set_adapters(phase == "full")
-            prompted = sum(prompts_at(step, cfg) for step in run)
-            seconds = 0.0
-            for prompts, count in ((False, len(run) - prompted), (True, prompted)):
-                seconds += count * self._pace(phase == "frozen", prompts, steps) if count else 0.0
+            practices = Counter(practice_at(step, cfg) for step in run)
+            seconds = sum(n * self._pace(phase == "frozen", practice, steps) for practice, n in practices.items())
             self.hooks.note(
                 f"{phase} phase: {seconds / len(run):.2f} s per step, {len(run)} steps, about {seconds / 60:.0f} min; "
                 f"{memory(self.device)} at most so far"
             )
 
-    def _pace(self, frozen: bool, prompts: bool, steps: int) -> float:
+    def _pace(self, frozen: bool, practice: Practice, steps: int) -> float:
         """Seconds of a step, the median of a few."""
         times = []
         for index in range(steps * self.cfg.accumulate):
@@ -136,7 +134,8 @@ class Trainer(Learner):
                 with torch.no_grad():
                     batch.features = self.model.encode_frozen(batch.image)
             began = time.monotonic()
-            self.optimise(iter([batch] * self.cfg.accumulate), lr=learning_rate(self.cfg, self.step), prompts=prompts)
+            lr = learning_rate(self.cfg, self.step)
+            self.optimise(iter([batch] * self.cfg.accumulate), lr=lr, practice=practice)
             times.append(time.monotonic() - began)
         return sorted(times)[len(times) // 2]
 
@@ -154,7 +153,7 @@ class Trainer(Learner):
         try:
             while self.step < last:
                 lr = learning_rate(self.cfg, self.step)
-                terms = self.optimise(batches, lr=lr, prompts=prompts_at(self.step, self.cfg))
+                terms = self.optimise(batches, lr=lr, practice=practice_at(self.step, self.cfg))
                 for name, value in terms.items():
                     sums[name] = sums.get(name, 0.0) + value
                     counts[name] = counts.get(name, 0) + 1

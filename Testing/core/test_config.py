@@ -7,7 +7,7 @@ import json
 import pytest
 
 from MaskSAMCore import presets
-from MaskSAMCore.config import Config, ModelConfig, SourceConfig, from_dict, override, to_dict
+from MaskSAMCore.config import Config, LossConfig, ModelConfig, SourceConfig, from_dict, override, to_dict
 from MaskSAMCore.errors import InputError
 
 
@@ -76,6 +76,8 @@ def test_override_refuses(text: str) -> None:
         ModelConfig(patch=(0, 64, 64)),
         ModelConfig(classes=1),
         ModelConfig(source=SourceConfig(queries=3)),
+        ModelConfig(loss=LossConfig(generator=1.0)),
+        ModelConfig(loss=LossConfig(generator=1.0, assignment="own"), source=SourceConfig(mask=False)),
     ],
 )
 def test_a_network_that_cannot_be_is_refused(model: ModelConfig) -> None:

@@ -28,8 +28,8 @@ from MaskSAMCore.training import lesson as lessons
 from MaskSAMCore.training import pool
 from MaskSAMCore.training.batches import Batch
 from MaskSAMCore.training.fit import fit_config
-from MaskSAMCore.training.learner import Learner
-from MaskSAMCore.training.lesson import Clock, Lesson, Rules, for_lesson
+from MaskSAMCore.training.learner import Learner, Practice
+from MaskSAMCore.training.lesson import FIRST_STEPS, Clock, Lesson, Rules, for_lesson
 from MaskSAMCore.training.pool import PatchPool
 from MaskSAMCore.training.run import new_model
 
@@ -70,8 +70,8 @@ def taught(monkeypatch: pytest.MonkeyPatch, time: Time) -> list[SimpleNamespace]
     """The steps of the lesson; each takes one second and computes nothing."""
     steps: list[SimpleNamespace] = []
 
-    def optimise(learner: Learner, batches: object, *, lr: float, prompts: bool) -> dict[str, float]:
-        steps.append(SimpleNamespace(lr=lr, prompts=prompts, batch=next(batches)))  # type: ignore[call-overload]
+    def optimise(learner: Learner, batches: object, *, lr: float, practice: Practice) -> dict[str, float]:
+        steps.append(SimpleNamespace(lr=lr, practice=practice, batch=next(batches)))  # type: ignore[call-overload]
         return {"loss": 1.0}
 
     time.costs(monkeypatch, Learner, "optimise", 1.0, optimise)
@@ -118,24 +118,34 @@ def test_the_learning_rate_rises_and_then_falls_to_nothing_with_the_clock(prepar
     course.learn(reserve=0)
     rates = np.array([step.lr for step in taught])
     peak = int(rates.argmax())
-    assert 0 < peak < 10 and rates.max() <= MIXED.train.lr
+    assert 0 < peak < 10 and MIXED.train.lr < rates.max() <= Rules.rate * MIXED.train.lr
     assert (np.diff(rates[: peak + 1]) > 0).all() and (np.diff(rates[peak:]) < 0).all()
     assert rates[-1] < 0.01 * rates.max()
 
 
-def test_clicks_are_learned_once_automatic_mode_has_begun(prepared, tmp_path, time, taught):
-    course = lesson(prepared, tmp_path, time, rules=Rules(patches=(2, 2), steps=(20, 1000), auto_first=0.3))
+def test_the_generator_learns_first_once_the_speed_of_slower_steps_is_known(prepared, tmp_path, time, taught):
+    rules = Rules(patches=(2, 2), steps=(20, 1000), generator_first=0.3)
+    course = lesson(prepared, tmp_path, time, rules=rules, config=for_lesson(MIXED))
     course.encode()
     course.learn(reserve=0)
-    prompted = [step.prompts for step in taught]
-    assert not any(prompted[:30]) and 20 < sum(prompted[30:]) < 60
+    done = [step.practice for step in taught]
+    assert set(done[:FIRST_STEPS]) == {Practice.AUTOMATIC} and set(done[FIRST_STEPS:30]) == {Practice.GENERATOR}
+    assert set(done[30:]) == {Practice.AUTOMATIC, Practice.PROMPTS} and 20 < done.count(Practice.PROMPTS) < 60
+
+
+def test_masks_without_a_class_are_not_taught_alone(prepared, tmp_path, time, taught):
+    course = lesson(prepared, tmp_path, time, rules=Rules(patches=(2, 2), steps=(20, 1000), generator_first=0.3))
+    course.encode()
+    course.learn(reserve=0)
+    done = [step.practice for step in taught]
+    assert set(done[:30]) == {Practice.AUTOMATIC} and set(done[30:]) == {Practice.AUTOMATIC, Practice.PROMPTS}
 
 
 def test_a_model_without_prompts_is_never_taught_them(prepared, tmp_path, time, taught):
     course = lesson(prepared, tmp_path, time, config=presets.get("tiny"))
     course.encode()
     course.learn(reserve=0)
-    assert not any(step.prompts for step in taught)
+    assert {step.practice for step in taught} == {Practice.AUTOMATIC}
 
 
 def test_enough_steps_end_the_lesson_before_its_time(prepared, tmp_path, time, taught):
@@ -215,11 +225,18 @@ def test_a_cpu_learns_in_what_it_is_faster_with(prepared, tmp_path, time, monkey
     assert course.precision == chosen
 
 
-def test_few_structures_take_few_queries(prepared):
+def test_in_a_lesson_every_class_has_one_query_of_its_own(prepared):
     config = fit_config(MIXED, prepared)
-    assert for_lesson(config).model.source.queries == 4
-    many = replace(config, model=replace(config.model, classes=9))
-    assert for_lesson(many).model.source.queries == 10
+    model = for_lesson(replace(config, model=replace(config.model, classes=5))).model
+    assert model.source.queries == 5 and model.loss.assignment == "own" and model.loss.generator == 1
+    assert model.names_masks
+
+
+def test_a_lesson_without_a_generator_stays_as_it_is():
+    config = presets.get("masksam-acdc-gt")
+    assert for_lesson(config) == config
+    without = presets.get("B2")
+    assert for_lesson(without).model.loss.generator == 0 and not for_lesson(without).model.names_masks
 
 
 @pytest.mark.parametrize(("left_right", "axes"), [(2, (2,)), (-1, ())])
@@ -243,7 +260,8 @@ def test_cancel_stops_both_halves(prepared, tmp_path, time, taught):
     assert not taught and not unbegun.pool.count
 
 
-def test_a_lesson_lowers_the_loss_and_leaves_the_encoder_alone(prepared, tmp_path, time, monkeypatch):
+@pytest.mark.parametrize("prepare_config", [lambda config: config, for_lesson], ids=["preset", "lesson"])
+def test_a_lesson_lowers_the_loss_and_leaves_the_encoder_alone(prepared, tmp_path, time, monkeypatch, prepare_config):
     losses: list[float] = []
     optimise = Learner.optimise
 
@@ -253,7 +271,7 @@ def test_a_lesson_lowers_the_loss_and_leaves_the_encoder_alone(prepared, tmp_pat
         return terms
 
     time.costs(monkeypatch, Learner, "optimise", 1.0, listen)
-    course = lesson(prepared, tmp_path, time, seconds=30, config=presets.get("tiny"))
+    course = lesson(prepared, tmp_path, time, seconds=30, config=prepare_config(presets.get("tiny")))
     before = {name: value.clone() for name, value in course.model.state_dict().items() if name.startswith("encoder.")}
     course.encode()
     course.learn(reserve=0)

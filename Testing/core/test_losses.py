@@ -82,6 +82,49 @@ def test_unmatched_queries_weigh_a_tenth() -> None:
     assert heavy == pytest.approx(3 * math.log(4) / 4, abs=1e-4)
 
 
+def test_own_queries_answer_for_their_classes_however_wrong_they_are() -> None:
+    y, cfg = labels(), LossConfig(assignment="own")
+    out = perfect(y)
+    assert SetLoss(cfg, K)(out, y)["bce"].item() < 1e-3
+    turned = replace(out, masks=out.masks[:, [1, 0, 2, 3]], cls=out.cls[:, [1, 0, 2, 3]])  # type: ignore[index]
+    assert SetLoss(LossConfig(), K)(turned, y)["bce"].item() < 1e-3
+    wrong = SetLoss(cfg, K)(turned, y)
+    assert wrong["bce"].item() > 5 and wrong["class"].item() > 5
+
+
+def test_the_generators_masks_compete_for_every_voxel() -> None:
+    y, cfg = labels(), LossConfig(assignment="own", generator=0.7)
+    out, right = outputs(), perfect(y)
+    terms = SetLoss(cfg, K)(out, y)
+    assert out.aux_masks is not None and right.aux_masks is not None
+    mine = out.aux_masks[:, :K].softmax(1)
+    cross = F.nll_loss(mine.log(), y)
+    dice = [2 * (mine[:, c] * (y == c)).sum() + 1 for c in (1, 2)]
+    both = [mine[:, c].sum() + (y == c).sum() + 1 for c in (1, 2)]
+    expected = cross + 1 - (dice[0] / both[0] + dice[1] / both[1]) / 2
+    assert terms["generator"].item() == pytest.approx(expected.item(), rel=1e-5)
+    without = SetLoss(replace(cfg, generator=0.0), K)(out, y)
+    assert "generator" not in without
+    assert (terms["loss"] - without["loss"]).item() == pytest.approx(0.7 * expected.item(), rel=1e-4)
+    assert SetLoss(cfg, K).generator(right.aux_masks, y)["loss"].item() < 1e-3
+
+
+def test_the_generator_alone_learns_nothing_from_padding() -> None:
+    y, criterion = labels(), SetLoss(LossConfig(assignment="own"), K)
+    masks = torch.randn(2, N, *SHAPE).requires_grad_()
+    valid = torch.ones(2, SHAPE[0], dtype=torch.bool)
+    valid[1, 1] = False
+    terms = criterion.generator(masks, y, valid)
+    terms["loss"].backward()
+    assert masks.grad is not None and masks.grad[1, :K, 0].abs().min() > 0
+    assert not masks.grad[1, :, 1].any() and not masks.grad[:, K:].any()
+    other = masks.detach().clone()
+    other[1, :, 1] = torch.nan
+    assert criterion.generator(other, y, valid)["loss"] == terms["loss"]
+    nothing = criterion.generator(masks, y, torch.zeros_like(valid))
+    assert nothing["loss"] == 0
+
+
 def test_the_total_is_the_weighted_sum_and_only_it_has_a_gradient() -> None:
     cfg = LossConfig(classification=0.3, bce=1.1, dice=0.7, aux=0.4, box_l1=0.9, box_giou=0.6)
     terms = SetLoss(cfg, K)(outputs(), labels())

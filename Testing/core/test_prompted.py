@@ -16,7 +16,8 @@ from MaskSAMCore.modelfolder import load_trained, save_model
 from MaskSAMCore.network.build import build_model, is_for_prompts
 from MaskSAMCore.network.types import Prompted
 from MaskSAMCore.progress import Cancelled, CancelToken
-from MaskSAMCore.training.loop import prompts_at
+from MaskSAMCore.training.learner import Practice
+from MaskSAMCore.training.loop import practice_at
 from MaskSAMCore.training.prompted import (
     STARTS,
     User,
@@ -106,12 +107,13 @@ def test_the_loss_takes_the_best_candidate_and_leaves_out_what_weighs_nothing():
     assert float(terms["quality"]) == pytest.approx(0.5)
 
 
-def test_modes_of_the_steps():
+def test_what_the_steps_train():
     cfg = TrainConfig(mode="mixed", auto_share=0.5, auto_chance=0.25, epochs=20, iterations=100)
-    drawn = [prompts_at(step, cfg) for step in range(2000)]
-    assert not any(drawn[:1000]) and 0.7 < np.mean(drawn[1000:]) < 0.8
-    assert all(prompts_at(step, TrainConfig(mode="prompt")) for step in range(5))
-    assert not any(prompts_at(step, TrainConfig()) for step in range(5))
+    drawn = [practice_at(step, cfg) for step in range(2000)]
+    assert set(drawn[:1000]) == {Practice.AUTOMATIC} and 0.7 < drawn[1000:].count(Practice.PROMPTS) / 1000 < 0.8
+    assert set(drawn) == {Practice.AUTOMATIC, Practice.PROMPTS}
+    assert {practice_at(step, TrainConfig(mode="prompt")) for step in range(5)} == {Practice.PROMPTS}
+    assert {practice_at(step, TrainConfig()) for step in range(5)} == {Practice.AUTOMATIC}
 
 
 @pytest.mark.parametrize(("preset", "goal"), [("core-mobile", 0.65), ("core-acdc", 0.95)])

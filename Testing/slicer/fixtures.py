@@ -28,8 +28,8 @@ def slicer_process() -> Iterator[Any]:
 def scene(slicer_process: Any) -> Iterator[Any]:
     """Slicer's scene (slicer.mrmlScene), empty before and closed after the test.
 
-    VTK only prints what an observer raises; here the test fails. Observers that it leaves behind are removed: they would
-    meddle with the next test's nodes.
+    VTK only prints what an observer raises; here the test fails. Observers that it leaves behind are removed; they
+    would meddle with the next test's nodes.
     """
     from Testing.slicer import environment
 
