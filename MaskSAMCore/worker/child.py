@@ -19,12 +19,16 @@ from MaskSAMCore.errors import ResourceError
 HOME = Path(__file__).resolve().parents[2]
 """Where the package lies; what is started runs the same one."""
 _NO_WINDOW = getattr(subprocess, "CREATE_NO_WINDOW", 0)
+_BELOW_NORMAL = getattr(subprocess, "BELOW_NORMAL_PRIORITY_CLASS", 0)
+NICE = 10
+"""How much a process of `start` steps back on Linux and macOS."""
 
 
 def start(what: str, words: Sequence[str], *, env: Mapping[str, str] | None = None, **pipes: Any) -> subprocess.Popen:
     """Start a program that finds this package, as the head of a process group and without a console window.
 
-    Ctrl-C is for the program that started it, which ends it in its own time.
+    Ctrl-C is for the program that started it, which ends it in its own time. It gives way to that program's window, which
+    would stand still otherwise where the work takes all cores.
 
     Args:
         what: For the message: "the engine".
@@ -36,16 +40,20 @@ def start(what: str, words: Sequence[str], *, env: Mapping[str, str] | None = No
         ResourceError: It cannot be started.
     """
     try:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             list(words),
             cwd=HOME,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(_paths()), **(env or {})},
             start_new_session=True,
-            creationflags=_NO_WINDOW,
+            creationflags=_NO_WINDOW | _BELOW_NORMAL,
             **pipes,
         )
     except OSError as error:
         raise ResourceError(f"{what} cannot be started", where=words[0], why=str(error)) from error
+    if hasattr(os, "setpriority"):
+        with contextlib.suppress(OSError):  # gone already, or its priority is not ours to choose
+            os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + NICE)
+    return process
 
 
 def watched() -> dict[str, str]:

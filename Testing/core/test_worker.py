@@ -15,6 +15,7 @@ import pytest
 from MaskSAMCore import __version__
 from MaskSAMCore.errors import InputError, MaskSAMError, ModelError, PromptError, ResourceError
 from MaskSAMCore.progress import Cancelled
+from MaskSAMCore.worker import child
 from MaskSAMCore.worker.client import EngineClient
 from Testing.fake_engine import block
 from Testing.workers import LONG_S, SHAPE, alive, apply, eventually, fake, left, place, point, raw, scan
@@ -64,6 +65,13 @@ def test_help_version_and_wrong_options(repo: Path, temporary: Path) -> None:
     for words in (["--no-such-option"], ["--threads", "0"], ["--folder", str(temporary)]):
         done = run(*words)
         assert done.returncode == 2 and "Traceback" not in done.stderr and done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "getpriority"), reason="Windows has priority classes")
+def test_it_gives_way_to_the_program_that_started_it(temporary: Path) -> None:
+    with fake() as client:
+        own, its = (os.getpriority(os.PRIO_PROCESS, pid) for pid in (0, client.hello["pid"]))
+    assert its == min(own + child.NICE, 19)
 
 
 # -- answers ---------------------------------------------------------------------------------------------------------
