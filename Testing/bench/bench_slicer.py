@@ -119,7 +119,7 @@ def session(gui: Gui, places: list[np.ndarray]) -> tuple[float, list[float]]:
 
 
 def report(name: str, gui: Gui, automatic: float, clicks: list[float]) -> None:
-    """The longest and the middle call of every kind, in milliseconds and of the budget, and the most that one computed."""
+    """Of every kind of call the middle and the longest, in milliseconds and of the budget, and the most computing."""
     print(f"\n{name}: segmented in {automatic:.2f} s; clicks, to the shown voxels: first {clicks[0]:.3f} s,")
     print(f"  later {statistics.median(clicks[1:]):.3f} s (a timer of {1000 * TIMER_S:.0f} ms is part of it)")
     print(f"  {'call':16} {'calls':>6} {'median ms':>10} {'longest ms':>11} {'of 50 ms':>9} {'computing ms':>13}")
