@@ -12,6 +12,7 @@ from pathlib import Path
 from MaskSAMCore.commandline import EXIT_FAILED, command_parser, run
 
 MIB = 1 << 20
+GIGA = 1e9
 
 
 def parser() -> argparse.ArgumentParser:
@@ -29,7 +30,9 @@ def parser() -> argparse.ArgumentParser:
     remove = actions.add_parser("remove", help="delete base weights or a model of yours")
     remove.add_argument("name", metavar="NAME")
     actions.add_parser("verify", help="check every file's hash and every card; exit 1 on damage")
-    presets = actions.add_parser("presets", help="named configurations")
+    presets = actions.add_parser(
+        "presets", help="named configurations: what each switches, its size, cost and published score"
+    )
     presets.add_argument("name", metavar="NAME", nargs="?", help="print this one in full, as JSON")
     actions.add_parser("audit", help="count parameters and compare them with the papers' numbers")
     return p
@@ -144,13 +147,32 @@ def _presets(options: argparse.Namespace) -> int:
     if options.name:
         print(json.dumps(to_dict(presets.get(options.name)), indent=2))
         return 0
-    names = presets.names()
-    width = max(map(len, names))
-    for name in names:
-        preset = presets.describe(name)
-        score = f"  [ACDC Dice {preset.score:.2f} %, published]" if preset.score is not None else ""
-        print(f"{name:{width}}  {preset.about}{score}")
+    print("\n".join(preset_lines()))
     return 0
+
+
+def preset_lines() -> list[str]:
+    """Every preset and row: what it switches, parameters, GFLOP per slice, the published score.
+
+    Costs that did not come with the program are counted, which takes seconds each.
+    """
+    from MaskSAMCore import cost, presets
+
+    rows = [("preset", "trained", "all", "GFLOP/slice", "published", "what it switches")]
+    kept = cost.kept()
+    for name in presets.names():
+        preset = presets.describe(name)
+        model = preset.config.model
+        counted = kept.get(cost.key(model)) or cost.count(model)
+        score = f"{preset.benchmark} {preset.score:.2f} %" if preset.score is not None else ""
+        sizes = (f"{counted.trained:,}", f"{counted.total:,}", f"{counted.flop / GIGA:,.1f}")
+        rows.append((name, *sizes, score, preset.about))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    return [
+        f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]:>{widths[3]}}  "
+        f"{row[4]:<{widths[4]}}  {row[5]}"
+        for row in rows
+    ]
 
 
 def _audit(options: argparse.Namespace) -> int:

@@ -31,12 +31,14 @@ class Preset:
     Attributes:
         config: The configuration itself.
         about: What it switches, in one line.
-        score: Published ACDC Dice in percent for that row, where there is one.
+        score: Published figure in percent, where there is one.
+        benchmark: What the score is of.
     """
 
     config: Config
     about: str
     score: float | None = None
+    benchmark: str = "ACDC Dice"
 
 
 def names() -> list[str]:

@@ -27,8 +27,8 @@ NICE = 10
 def start(what: str, words: Sequence[str], *, env: Mapping[str, str] | None = None, **pipes: Any) -> subprocess.Popen:
     """Start a program that finds this package, as the head of a process group and without a console window.
 
-    Ctrl-C is for the program that started it, which ends it in its own time. It gives way to that program's window, which
-    would stand still otherwise where the work takes all cores.
+    Ctrl-C is for the program that started it, which ends it in its own time. It gives way to that program's window,
+    which would stand still otherwise where the work takes all cores.
 
     Args:
         what: For the message: "the engine".

@@ -20,7 +20,7 @@ ROOMS = {
     "objective": "losses matching metrics",
     "device": "device",
     "zoo": "fetch bases modelfolder zoo",
-    "audit": "audit",
+    "audit": "audit cost",
     "commands": "outputs segment prepare train evaluate interactive users models demo teach judge",
 }
 FOLDERS = ("io", "network", "data", "inference", "training", "worker")

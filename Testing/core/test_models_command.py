@@ -106,7 +106,11 @@ def test_import_and_remove_a_model(home: Path, tmp_path: Path, capsys: pytest.Ca
 def test_presets_are_listed_and_shown(capsys: pytest.CaptureFixture) -> None:
     code, out, _ = call(capsys, "presets")
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()] == presets.names()
+    head, *lines = out.splitlines()
+    assert head.split() == ["preset", "trained", "all", "GFLOP/slice", "published", "what", "it", "switches"]
+    assert [line.split()[0] for line in lines] == presets.names()
+    b9 = next(line for line in lines if line.startswith("B9 "))
+    assert "21,406,240" in b9 and "ACDC Dice 93.39 %" in b9 and "depth convolutions" in b9
     code, out, _ = call(capsys, "presets", "core-mobile")
     assert (code, json.loads(out)["preset"]) == (0, "core-mobile")
     assert call(capsys, "presets", "no-such")[0] == 2
