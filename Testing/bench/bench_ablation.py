@@ -1,6 +1,6 @@
 """An ablation's rows, trained and judged alike: same cases, steps, seed and backbone; only a row's switches differ.
 
-    python Testing/bench/bench_ablation.py OUT [--rows B1 B2 ...] [--seeds 0 1] [--frozen 200] [--full 200]
+    python Testing/bench/bench_ablation.py OUT [--rows B1 B2 ...] [--seeds 0 1] [--steps 300]
 
 Real ACDC scans from the folder of shared data (MASKSAM_SHARED), in the papers' split: 70 patients to learn from, 10 to
 judge by, both frames of each. Resampled to 10 x 2.5 x 2.5 mm and encoded by MobileSAM, so that two CPU cores get
@@ -70,8 +70,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the runs and the table")
     parser.add_argument("--rows", nargs="+", default=ROWS, metavar="ROW", help="presets (default: B1 to B9)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
-    parser.add_argument("--frozen", type=int, default=200, metavar="STEPS", help="on SAM's own features (default: 200)")
-    parser.add_argument("--full", type=int, default=200, metavar="STEPS", help="with all adapters (default: 200)")
+    parser.add_argument("--steps", type=int, default=300, help="of every run (default: 300)")
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
 
@@ -81,7 +80,8 @@ def one(row: str, seed: int, options: argparse.Namespace, data: Path, cache: Pat
     folder = options.out / f"{row}-seed{seed}"
     table = folder / "dice.csv"
     if not table.is_file():
-        words = [word for setting in (*ALIKE, *budget(options), f"train.seed={seed}") for word in ("--set", setting)]
+        own = f"train.epochs={-(-options.steps // ITERATIONS)}", f"train.seed={seed}"
+        words = [word for setting in (*ALIKE, *own) for word in ("--set", setting)]
         begun = any((folder / "checkpoints").glob("*.safetensors"))
         again = ["--resume"] if begun else []
         call("train", str(cache), "-o", str(folder), "--preset", row, "--mode", "auto", *words, *again)
@@ -96,12 +96,6 @@ def one(row: str, seed: int, options: argparse.Namespace, data: Path, cache: Pat
     return {structure: statistics.fmean(each) for structure, each in values.items()}
 
 
-def budget(options: argparse.Namespace) -> tuple[str, ...]:
-    """The settings that say how long is trained."""
-    frozen, full = (-(-steps // ITERATIONS) for steps in (options.frozen, options.full))
-    return f"train.epochs={frozen + full}", f"train.frozen_epochs={frozen}"
-
-
 def call(name: str, *words: str) -> None:
     """One of the project's commands."""
     command = [sys.executable, "-m", f"MaskSAMCore.{name}", *words]
@@ -112,10 +106,10 @@ def told(options: argparse.Namespace) -> list[str]:
     """On what, with what, by what the table was made."""
     words = f"--rows {' '.join(options.rows)} --seeds {' '.join(map(str, options.seeds))}"
     return [
-        f"`python Testing/bench/bench_ablation.py OUT {words} --frozen {options.frozen} --full {options.full}`",
+        f"`python Testing/bench/bench_ablation.py OUT {words} --steps {options.steps}`",
         "",
         f"ACDC, the papers' 10 validation patients (20 frames), MobileSAM, lr {TrainConfig().lr:g}, {SPACING}, "
-        f"{options.frozen} + {options.full} steps of one patch, seeds {options.seeds}, {options.threads} thread(s), "
+        f"{options.steps} steps of one patch, seeds {options.seeds}, {options.threads} thread(s), "
         f"{platform.processor() or platform.machine()}.",
     ]
 
