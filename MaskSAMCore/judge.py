@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 STEPS = (0.5, 1.0)
 """Distances of two windows, as shares of a patch, that cases are segmented with: as `segment` does, or coarsely."""
+POOR = 0.5
+"""Dice below which a structure is not found well enough to be of use."""
 USER_WINDOWS = 3
 """What the simulated user of one structure costs, in windows."""
 
@@ -64,6 +66,10 @@ class Judgement:
             name: {"dice": round(sum(values) / len(values), 4), "cases": len(values)}
             for name, values in _columns(self.dice.values()).items()
         }
+
+    def poor(self) -> list[str]:
+        """Structures that the model is of no use for yet."""
+        return [name for name, row in self.structures().items() if row["dice"] < POOR]
 
     def prompts(self) -> dict[str, float]:
         """Mean Dice of the simulated users."""

@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +51,7 @@ SLACK = 1.3
 """Times the estimate that is kept free for it."""
 ENDING_S = 6.0
 """For saving, loading and installing the model."""
+NOT_YET = "Not good enough to rely on for {names}: Dice below {poor:g}. More cases or more minutes help."
 LIMITS = "It has seen {cases} case(s) only: scans from elsewhere, unusual anatomy and disease may be beyond it."
 
 
@@ -301,7 +302,8 @@ class Teacher:
         if verdict.users:
             how = f"{command}, simulated users in one patch around each structure of the same cases, Dice"
             metrics[how] = {"mean": verdict.prompts()}
-        card = replace(card, metrics=metrics)
+        limits = f"{not_yet(verdict.poor())} {card.limits}".strip()
+        card = replace(card, metrics=metrics, limits=limits)
         zoo.save_card(model, card, model_readme(card))
 
     def _draw(self, prepared: PreparedDataset, verdict: Judgement) -> None:
@@ -335,6 +337,7 @@ class Teacher:
             "model": name,
             "folder": str(target),
             "dice": {structure: row["dice"] for structure, row in verdict.structures().items()},
+            "poor": verdict.poor(),
             "prompts": verdict.prompts(),
             "left_out": list(verdict.dice),
             "worst_case": verdict.worst,
@@ -390,12 +393,19 @@ def told(result: dict[str, Any]) -> list[str]:
     if result["left_out"]:
         lines.append(f"Dice on the cases left out ({', '.join(result['left_out'])}):")
         lines += [f"  {name}: {dice:.3f}" for name, dice in result["dice"].items()]
+    if result["poor"]:
+        lines.append(not_yet(result["poor"]))
     if result["prompts"]:
         figures = ", ".join(f"{name} {dice:.3f}" for name, dice in result["prompts"].items())
         lines.append(f"Simulated users in one patch: {figures}")
     if result["overlay"]:
         lines.append(f"The worst of them, {result['worst_case']}: {result['overlay']}")
     return [*lines, f"done: {result['folder']}"]
+
+
+def not_yet(names: Sequence[str]) -> str:
+    """A warning that names the structures a model is of no use for; "" where there is none."""
+    return NOT_YET.format(names=", ".join(names), poor=judge.POOR) if names else ""
 
 
 def note(text: str) -> None:

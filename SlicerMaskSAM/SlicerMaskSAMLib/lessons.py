@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,7 @@ class Lessons:
             overlay=told["overlay"],
             seconds=told["seconds"],
         )
-        self._context.say(_summary(self.lesson))
+        self._context.say(_summary(self.lesson, told["poor"]))
         self._context.changed()
         return self.lesson
 
@@ -137,9 +137,10 @@ def _rows(dataset: RawDataset) -> tuple[CaseRow, ...]:
     return tuple(CaseRow(name=case.id, structures=tuple(held.get(case.id, ()))) for case in dataset.cases)
 
 
-def _summary(lesson: Lesson) -> str:
+def _summary(lesson: Lesson, poor: Sequence[str]) -> str:
     text = f"{lesson.model} was taught in {lesson.seconds / 60:.1f} minutes."
     if not lesson.dice:
         return f"{text} No case was left out to judge it by."
     figures = ", ".join(f"{name} {dice:.2f}" for name, dice in lesson.dice.items())
-    return f"{text} Dice on {', '.join(lesson.left_out)}: {figures}."
+    text = f"{text} Dice on {', '.join(lesson.left_out)}: {figures}."
+    return f"{text} Not good enough yet for {', '.join(poor)}: more cases help." if poor else text

@@ -117,12 +117,21 @@ def test_the_model_may_go_to_a_folder_instead(phantom_data, home, capsys, tmp_pa
 
 def test_people_get_sentences():
     result = {
-        "model": "liver", "folder": "/x/liver", "dice": {"liver": 0.9123}, "prompts": {"click 1": 0.8},
+        "model": "liver", "folder": "/x/liver", "dice": {"liver": 0.9123}, "poor": [], "prompts": {"click 1": 0.8},
         "left_out": ["a", "b"], "worst_case": "b", "overlay": "/x/b.png", "steps": 400, "seconds": 510.0,
     }  # fmt: skip
     text = "\n".join(teach.told(result))
     for part in ("8.5 minutes", "left out (a, b)", "liver: 0.912", "click 1 0.800", "worst of them, b: /x/b.png"):
         assert part in text
+    assert "Not good enough" not in text
+    assert "Not good enough to rely on for liver" in "\n".join(teach.told(result | {"poor": ["liver"]}))
+
+
+def test_a_model_that_found_little_says_so_on_its_card(phantom_data, home, capsys):
+    told = learn(capsys, *words(phantom_data, "--name", "balls"))
+    poor = [name for name, dice in told["dice"].items() if dice < 0.5]
+    assert told["poor"] == poor and poor, "six steps teach next to nothing"
+    assert f"Not good enough to rely on for {', '.join(poor)}" in zoo.load_card(home / "models/balls").limits
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ class Answered:
 
 TOLD = {
     "model": "livers", "folder": "/models/livers", "dice": {"Liver": 0.912}, "prompts": {}, "left_out": ["b"],
-    "worst_case": "b", "overlay": "/tmp/b.png", "steps": 400, "seconds": 510.0,
+    "poor": [], "worst_case": "b", "overlay": "/tmp/b.png", "steps": 400, "seconds": 510.0,
 }  # fmt: skip
 
 
@@ -261,6 +261,14 @@ def test_no_case_left_out_is_said(desk: Desk):
     desk.answer = TOLD | {"dice": {}, "left_out": [], "worst_case": "", "overlay": ""}
     desk.teach("livers")
     assert "No case was left out" in desk.said[-1]
+
+
+def test_a_model_that_finds_too_little_is_told_of(desk: Desk):
+    desk.teach("livers")
+    assert "Not good enough" not in desk.said[-1]
+    desk.answer = TOLD | {"dice": {"Liver": 0.31}, "poor": ["Liver"]}
+    desk.teach("livers")
+    assert desk.said[-1].endswith("Liver 0.31. Not good enough yet for Liver: more cases help.")
 
 
 def test_pictures_of_patients_go_with_the_process(desk: Desk, temporary: Path):
