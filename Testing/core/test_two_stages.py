@@ -19,7 +19,7 @@ from MaskSAMCore.inference.session import Prompt, Session
 from MaskSAMCore.io.images import read_volume
 from MaskSAMCore.network.build import build_model
 from MaskSAMCore.progress import Cancelled
-from MaskSAMCore.training import loop
+from MaskSAMCore.training import checkpoint, loop
 from MaskSAMCore.training.learner import Practice
 from MaskSAMCore.training.loop import practice_at
 from MaskSAMCore.training.run import released
@@ -29,16 +29,17 @@ from Testing.runs import assert_equal, final
 SMALL = (
     "model.backbone.arch=tiny",
     "model.patch=[4, 16, 16]",
+    "model.stem.kind=lean",
     "model.source.widths=[16, 8, 8]",
     "train.optimizer=adamw",
     "train.lr=0.002",
     "train.weight_decay=0.1",
     "train.batch=1",
-    "train.iterations=3",
+    "train.iterations=2",
     "train.epochs=3",
     "train.generator_epochs=2",
     "train.ema=0.9",
-    "train.validate_every=1",
+    "train.validate_every=0",
 )
 DECODER = ("model.decoder.", "model.multiclass.")
 
@@ -101,7 +102,8 @@ def test_the_terms_of_both_stages_are_logged(run: Path) -> None:
     with (run / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [bool(row["segmentation"]) for row in rows] == [False, False, True]
-    assert all(float(row["generator"]) > 0 and row["val dice"] for row in rows)
+    assert all(float(row["generator"]) > 0 for row in rows)
+    assert [bool(row["val dice"]) for row in rows] == [False, True, True]
 
 
 def test_a_model_of_the_first_stage_is_its_generator_and_the_last_one_is_whole(run: Path, first_stage: Path) -> None:
@@ -128,11 +130,11 @@ def test_validation_uses_what_is_trained(phantom_data: Path, tmp_path: Path, mon
 
     monkeypatch.setattr(loop.Trainer, "averaged", averaged)
     # The end of the stage is worth a look whatever `validate_every` says.
-    assert train.main(words(phantom_data, tmp_path / "run", settings=("train.validate_every=0",))) == 0
-    assert seen == [(6, False), (9, True)]
+    assert train.main(words(phantom_data, tmp_path / "run")) == 0
+    assert seen == [(4, False), (6, True)]
 
 
-@pytest.mark.parametrize("after", [4, 7])
+@pytest.mark.parametrize("after", [3, 5])
 def test_a_resumed_run_ends_as_if_nothing_had_been(
     after: int, phantom_data: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,15 +170,18 @@ def test_features_of_the_frozen_encoder_serve_the_first_stage(phantom_data: Path
 
 def test_two_processes_train_both_stages(phantom_data: Path, tmp_path: Path, repo: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
-    start = fresh()
-    for epochs, name in ((2, "first"), (3, "whole")):
-        options = words(phantom_data, tmp_path / name, settings=(f"train.epochs={epochs}",))
-        process = subprocess.run(
-            [*launch, "-m", "MaskSAMCore.train", *options], cwd=repo, capture_output=True, text=True, timeout=300
-        )
-        assert process.returncode == 0, process.stdout + process.stderr
-        same = [torch.equal(tensor, start[key]) for key, tensor in of_decoder(final(tmp_path / name)).items()]
-        assert all(same) is (name == "first")
+    run, start = tmp_path / "run", fresh()
+    process = subprocess.run(
+        [*launch, "-m", "MaskSAMCore.train", *words(phantom_data, run)],
+        cwd=repo,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    for step, untouched in ((4, True), (6, False)):
+        tensors = checkpoint.load(run / f"checkpoints/step-{step:08d}.safetensors").tensors
+        assert all(torch.equal(tensor, start[key]) for key, tensor in of_decoder(tensors).items()) is untouched
 
 
 @pytest.mark.parametrize("preset", ["S1", "S2", "S8"])
@@ -207,9 +212,11 @@ def test_a_released_configuration_tells_whether_there_is_a_decoder() -> None:
 
 def test_it_learns_segments_and_takes_prompts(phantom_data: Path, tmp_path: Path) -> None:
     """From the phantoms to a model folder that finds their structures, proposes prompts and answers them."""
-    settings = ("train.epochs=6", "train.generator_epochs=3", "train.iterations=40", "train.lr=0.005")
-    quick = ("train.weight_decay=0.01", "train.validate_every=0")
-    assert train.main(words(phantom_data, tmp_path / "run", settings=(*settings, *quick))) == 0
+    settings = ("train.iterations=30", "train.lr=0.01", "train.weight_decay=0.01", "model.source.image_skip=true")
+    # A decoder of random weights has nothing to correct with in so few steps.
+    assert (
+        train.main(words(phantom_data, tmp_path / "run", settings=(*settings, "model.decoder.mask_residual=true"))) == 0
+    )
     network, card = zoo.load_model(tmp_path / "run/model")
     volume = read_volume(phantom_data / "imagesTr" / "case_000_0000.nii.gz")
     wanted = read_volume(phantom_data / "labelsTr" / "case_000.nii.gz").array
