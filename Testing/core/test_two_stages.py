@@ -13,9 +13,8 @@ import torch
 
 from MaskSAMCore import presets, segment, train, zoo
 from MaskSAMCore.config import TrainConfig, override
-from MaskSAMCore.errors import InputError
 from MaskSAMCore.inference.predictor import Predictor
-from MaskSAMCore.inference.session import Prompt, Session
+from MaskSAMCore.inference.session import Prompt, Session, SlabCache
 from MaskSAMCore.io.images import read_volume
 from MaskSAMCore.network.build import build_model
 from MaskSAMCore.progress import Cancelled
@@ -24,7 +23,7 @@ from MaskSAMCore.training.learner import Practice
 from MaskSAMCore.training.loop import practice_at
 from MaskSAMCore.training.run import released
 from Testing.core.test_training import free_port
-from Testing.runs import assert_equal, final
+from Testing.runs import arguments, assert_equal, final
 
 SMALL = (
     "model.backbone.arch=tiny",
@@ -120,6 +119,16 @@ def test_a_model_of_the_first_stage_is_its_generator_and_the_last_one_is_whole(r
         assert not torch.allclose(whole.segment_patch(image), own)
 
 
+def test_a_model_of_the_first_stage_proposes_and_answers_prompts(first_stage: Path, phantom_data: Path) -> None:
+    network, card = zoo.load_model(first_stage / "model")
+    volume = read_volume(phantom_data / "imagesTr" / "case_000_0000.nii.gz")
+    session = Session.open(network, card, volume)
+    found = session.automatic(1)
+    assert all(box.corners is not None and point.position is not None for box, point in found)
+    session.prompt(1, [Prompt(kind="point", position=(16.0, 16.0, 5.0), scope="slice")])
+    assert session.mask(1)[5, 16, 16] == 1
+
+
 def test_validation_uses_what_is_trained(phantom_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, bool]] = []
     validate = loop.Trainer.averaged
@@ -168,6 +177,16 @@ def test_features_of_the_frozen_encoder_serve_the_first_stage(phantom_data: Path
     assert [(row["phase"], bool(row["segmentation"])) for row in rows] == [("frozen", False), ("full", True)]
 
 
+def test_simulated_users_can_join_in_the_second_stage(phantom_data: Path, tmp_path: Path) -> None:
+    settings = ("train.epochs=4", "train.generator_epochs=1", "train.auto_share=0", "train.auto_chance=0.5")
+    extra = ("--mode", "mixed")
+    assert train.main(words(phantom_data, tmp_path / "run", *extra, settings=settings)) == 0
+    with (tmp_path / "run/metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert not rows[0]["prompt_dice"] and any(row["prompt_dice"] for row in rows[1:])
+    assert any(row["segmentation"] for row in rows[1:]) and rows[-1]["val click 1"]
+
+
 def test_two_processes_train_both_stages(phantom_data: Path, tmp_path: Path, repo: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
     run, start = tmp_path / "run", fresh()
@@ -195,10 +214,11 @@ def test_rows_train_and_segment(preset: str, phantom_data: Path, tmp_path: Path)
     assert out.is_file()
 
 
-def test_other_models_have_no_first_stage() -> None:
-    config = override(presets.get("tiny"), ["train.generator_epochs=1"])
-    with pytest.raises(InputError, match="generator_epochs"):
-        config.check()
+def test_other_models_have_no_first_stage(
+    phantom_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main(arguments(phantom_data, tmp_path / "run", settings=("train.generator_epochs=1",))) == 2
+    assert "train.generator_epochs" in capsys.readouterr().err
 
 
 def test_a_released_configuration_tells_whether_there_is_a_decoder() -> None:
@@ -220,11 +240,12 @@ def test_it_learns_segments_and_takes_prompts(phantom_data: Path, tmp_path: Path
     network, card = zoo.load_model(tmp_path / "run/model")
     volume = read_volume(phantom_data / "imagesTr" / "case_000_0000.nii.gz")
     wanted = read_volume(phantom_data / "labelsTr" / "case_000.nii.gz").array
-    found = Predictor.of(network, card).segment(volume).labels.array
+    cache = SlabCache()
+    found = Predictor.of(network, card, cache=cache).segment(volume).labels.array
     for label in (1, 2):
         dice = 2 * ((found == label) & (wanted == label)).sum() / ((found == label).sum() + (wanted == label).sum())
         assert dice > 0.7, (label, dice)
-    session = Session.open(network, card, volume)
+    session = Session.open(network, card, volume, cache=cache)
     k = int((wanted == 2).sum((1, 2)).argmax())
     (box, point), *_ = session.automatic(2, [k])
     assert box.corners is not None and point.position is not None
@@ -236,4 +257,4 @@ def test_it_learns_segments_and_takes_prompts(phantom_data: Path, tmp_path: Path
         [low[0], high[0], low[1], high[1]], [columns.min(), columns.max(), rows.min(), rows.max()], atol=3
     )
     update = session.prompt(1, [Prompt(kind="point", position=point.position, scope="slice")])
-    assert session.mask(1)[k, j, i] == 1 and update.encoded == 1
+    assert session.mask(1)[k, j, i] == 1 and update.encoded == 0
