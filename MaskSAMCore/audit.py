@@ -26,6 +26,7 @@ PARTS: dict[str, str] = {
     "stem.gamma": "residual of the stem (ours)",
     "generator.": "generator",
     "upsampler.": "mask upsampler",
+    "multiclass.": "multi-class head",
     "blend.": "mask residual (ours)",
     "fine.": "fine masks (ours)",
     "prompts.offsets": "slice offsets (ours)",

@@ -114,12 +114,16 @@ class ImageAdapterConfig:
 class SourceConfig:
     """Where automatic prompts come from (MODEL.md §6).
 
-    `kind="query"` is the MaskSAM generator, `"gt"` takes the prompts from the ground truth.
+    `kind="query"` is the MaskSAM generator, `"class"` Self-Prompt-SAM's, `"gt"` takes the prompts from the
+    ground truth.
     `image_skip` gives the trunk the scan itself at its finest stage; not in the paper: a frozen
     encoder's finest level has been seen to blur borders one voxel wide.
+
+    Of the class generator only: `points` prompts with the innermost pixel of every class (its Euclidean distance
+    transform), and `deep_supervision` gives every stage of the trunk logits of its own.
     """
 
-    kind: Literal["query", "gt"] = "query"
+    kind: Literal["query", "class", "gt"] = "query"
     trunk: Literal["pyramid", "stacked"] = "pyramid"
     widths: tuple[int, ...] = (256, 128, 128)
     queries: int = 8
@@ -131,11 +135,16 @@ class SourceConfig:
     floor_boxes: bool = False
     class_tokens: bool = True
     image_skip: bool = False
+    points: Literal["none", "edt"] = "none"
+    deep_supervision: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
     """SAM's mask decoder and what is added to it (MODEL.md §7).
+
+    With `kind="none"` automatic mode ends with the class generator's own scores; the decoder, with whatever is added to
+    it, answers clicks only, and automatic training leaves it as it is.
 
     `mask_residual` adds the generator's mask to the decoded one, so the decoder learns a
     correction; not in the paper: SAM's decoder sees the mask prompt at stride 16 only.
@@ -146,6 +155,7 @@ class DecoderConfig:
     the patch how far it is from its own.
     """
 
+    kind: Literal["sam", "none"] = "sam"
     class_head: bool = True
     upsampler: bool = False
     mask_residual: bool = False
@@ -157,12 +167,15 @@ class DecoderConfig:
 class LossConfig:
     """Terms of the set loss (MODEL.md §9); `kind="binary"` is BCE + Dice with given prompts.
 
+    `kind="segmentation"` is cross entropy + Dice of class logits (§9.4, §9.6), weighted by `bce` and `dice`.
+
     Attributes:
         assignment: Which query answers for a class: the cheapest of each slice, or ("own") always query k for class k.
-        generator: Weight of the segmentation loss (§9.4) of the generator's own masks; needs `assignment="own"`.
+        generator: Weight of the segmentation loss (§9.4) of the query generator's masks; needs `assignment="own"`.
+        background: The segmentation loss's Dice counts the background as a structure too.
     """
 
-    kind: Literal["set", "binary"] = "set"
+    kind: Literal["set", "binary", "segmentation"] = "set"
     assignment: Literal["cheapest", "own"] = "cheapest"
     classification: float = 0.2
     bce: float = 1.5
@@ -172,6 +185,7 @@ class LossConfig:
     box_giou: float = 0.2
     no_object: float = 0.1
     generator: float = 0.0
+    background: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +209,7 @@ class ModelConfig:
     dec_image: ImageAdapterConfig = field(default_factory=ImageAdapterConfig)
     source: SourceConfig = field(default_factory=SourceConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
-    head: Literal["query", "argmax"] = "query"
+    head: Literal["query", "argmax", "softmax", "multiclass"] = "query"
     loss: LossConfig = field(default_factory=LossConfig)
 
     @property
@@ -232,7 +246,7 @@ class ModelConfig:
                 why=f"{height}x{width} exceeds SAM's canvas of 1024x1024",
                 remedy="Choose a smaller patch or stem.upsample.",
             )
-        if self.decoder.fine_masks and self.source.kind != "query":
+        if self.decoder.fine_masks and self.source.kind not in ("query", "class"):
             raise InputError(
                 "fine masks are made of the generator's features, and this model has no generator",
                 where="model.decoder.fine_masks",
@@ -246,16 +260,61 @@ class ModelConfig:
                 where="model.source.queries",
                 why=f"{self.source.queries} < {self.classes}",
             )
-        if self.loss.generator and not self.names_masks:
+        if self.loss.generator and not self._owns_masks:
             raise InputError(
                 "the generator's masks have no classes to be compared with",
                 where="model.loss.generator",
                 remedy="Set model.loss.assignment=own and model.source.mask=true, or model.loss.generator=0.",
             )
+        self._check_classes()
+
+    def _check_classes(self) -> None:
+        """What class logits need, and what needs class logits (MODEL.md §6.4, §7.5)."""
+        wanted = {
+            "model.head": (self.head in ("softmax", "multiclass"), "softmax"),
+            "model.loss.kind": (self.loss.kind == "segmentation", "segmentation"),
+        }
+        for where, (fits, remedy) in wanted.items():
+            if self.source.kind == "class" and not fits:
+                raise InputError(
+                    "class prompts end in class logits", where=where, remedy=f"Set {where}={remedy} for this source."
+                )
+            if self.source.kind in ("query", "gt") and fits:
+                raise InputError(
+                    "masks of queries are no class logits",
+                    where=where,
+                    why=f"model.source.kind={self.source.kind}",
+                    remedy="Set model.source.kind=class, or choose another value here.",
+                )
+        if self.decoder.kind == "none" and self.source.kind != "class":
+            raise InputError(
+                "without the decoder only a class generator's own scores are left",
+                where="model.decoder.kind",
+                why=f"model.source.kind={self.source.kind}",
+                remedy="Set model.source.kind=class, or model.decoder.kind=sam.",
+            )
+        if self.source.kind != "class":
+            return
+        if self.decoder.class_head or self.decoder.upsampler:
+            raise InputError(
+                "prompt k is of class k: nothing has to be classified, and no queries are mixed",
+                where="model.decoder",
+                remedy="Set model.decoder.class_head=false and model.decoder.upsampler=false.",
+            )
+        if self.source.points == "none" and not self.source.box and self.source.mask_prompt == "none":
+            raise InputError(
+                "the generator has no prompt to give",
+                where="model.source",
+                remedy="Set model.source.points=edt, model.source.box=true or model.source.mask_prompt=logits.",
+            )
 
     @property
     def names_masks(self) -> bool:
         """Whether the generator has masks, and mask k is of class k."""
+        return self.source.kind == "class" or self._owns_masks
+
+    @property
+    def _owns_masks(self) -> bool:
         own = self.loss.kind == "set" and self.loss.assignment == "own"
         return own and self.source.kind == "query" and self.source.mask
 
@@ -312,6 +371,7 @@ class TrainConfig:
         auto_chance: In `mixed`, the chance of an automatic step after them.
         frozen_epochs: Epochs of the first phase, on cached features of the frozen encoder (§14.4).
         frozen_copies: Fixed augmented copies of every case in that cache; 1 is the case itself.
+        generator_epochs: Epochs that train the class generator alone, before anything is decoded (§9.4).
         ema: Decay of the averaged weights that are validated and released; 0 turns it off.
         validate_every: Epochs between two validations.
         validate_cases: Most cases of a validation during training; 0 takes all.
@@ -336,6 +396,7 @@ class TrainConfig:
     checkpointing: bool = False
     frozen_epochs: int = 0
     frozen_copies: int = 1
+    generator_epochs: int = 0
     ema: float = 0.0
     validate_every: int = 10
     validate_cases: int = 0
@@ -351,6 +412,17 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    def check(self) -> None:
+        """Raise InputError for a training that the model cannot have, or a model that cannot be built."""
+        self.model.check()
+        if self.train.generator_epochs and self.model.source.kind != "class":
+            raise InputError(
+                "only a class generator can be trained before the decoder",
+                where="train.generator_epochs",
+                why=f"model.source.kind={self.model.source.kind}",
+                remedy="Set train.generator_epochs=0.",
+            )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

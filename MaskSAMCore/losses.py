@@ -11,6 +11,7 @@ from MaskSAMCore.matching import ALL_PIXELS, Assignment, SliceTargets, match, ow
 from MaskSAMCore.network.boxes import giou
 from MaskSAMCore.network.gt_source import class_masks
 from MaskSAMCore.network.types import Prompted, QueryOutputs
+from MaskSAMCore.segmentation_losses import SegmentationLoss, segmentation_loss
 
 OVERSAMPLE = 2
 UNCERTAIN = 0.75
@@ -50,13 +51,14 @@ class SetLoss(nn.Module):
                 pairs = match(outputs, targets, self.cfg, valid=valid)
             return self._sum(self._terms(outputs, targets, pairs), outputs)
 
-    def generator(self, masks: Tensor, labels: Tensor, valid: Tensor | None = None) -> dict[str, Tensor]:
+    def generator(self, stages: tuple[Tensor, ...], labels: Tensor, valid: Tensor | None = None) -> dict[str, Tensor]:
         """The loss of the generator's masks alone, mask k for class k (§9.4); arguments and result as of `forward`.
 
         Args:
-            masks: (B, N, D, H, W) logits, N >= K.
+            stages: Its masks (B, N, D, H, W), logits, N >= K, as the last and only entry.
             labels, valid: As of `forward`.
         """
+        masks = stages[-1]
         with torch.autocast(masks.device.type, enabled=False):
             targets = slice_targets(labels, self.classes, valid)
             used = own(targets, valid=valid).used
@@ -142,28 +144,10 @@ def binary_loss(
         return {"loss": bce * cross + dice * overlap, "bce": cross.detach(), "dice": overlap.detach()}
 
 
-def segmentation_loss(logits: Tensor, targets: SliceTargets, used: Tensor) -> Tensor:
-    """Cross entropy + Dice of one mask per class that compete for every voxel (MODEL.md §9.4), in float32.
-
-    Dice is the mean over the structures, each taken over the whole batch, without the background.
-
-    Args:
-        logits: (B, K, D, H, W).
-        targets: Of the same slices.
-        used: (B * D,) bool, slices that count.
-    """
-    mine = logits.float().transpose(1, 2).flatten(0, 1)[used]
-    theirs = targets.masks[used].float()
-    if not len(mine):
-        return logits.sum() * 0.0
-    cross = F.cross_entropy(mine, theirs)
-    probability = mine.softmax(1)
-    overlap, total = ((t.sum((0, 2, 3))[1:]) for t in (probability * theirs, probability + theirs))
-    return cross + (1 - (2 * overlap + 1) / (total + 1)).mean()
-
-
-def build_loss(cfg: ModelConfig) -> SetLoss | BinaryLoss:
+def build_loss(cfg: ModelConfig) -> SetLoss | BinaryLoss | SegmentationLoss:
     """The loss that `cfg.loss.kind` names; called with outputs, labels and valid slices."""
+    if cfg.loss.kind == "segmentation":
+        return SegmentationLoss(cfg.loss, cfg.classes)
     if cfg.loss.kind == "binary":
         return BinaryLoss(cfg.loss, cfg.classes)
     return SetLoss(cfg.loss, cfg.classes)

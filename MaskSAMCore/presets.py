@@ -143,6 +143,76 @@ def _row(
     return build
 
 
+def _class_source(*, widths: tuple[int, ...] = (256, 128, 128), trunk: str = "pyramid") -> SourceConfig:
+    return SourceConfig(
+        kind="class",
+        trunk=trunk,  # type: ignore[arg-type]
+        widths=widths,
+        points="edt",
+        deep_supervision=True,
+    )
+
+
+def _class_train(*, decoded: bool = True) -> TrainConfig:
+    return TrainConfig(lr=1e-2, epochs=1000, generator_epochs=200 if decoded else 0)
+
+
+def _selfprompt(data: str, *, classes: int, patch: tuple[int, int, int]) -> Callable[[], Preset]:
+    """Self-Prompt-SAM; the paper names no patches, these are MaskSAM's."""
+    on_acdc = data == "ACDC"
+
+    def build() -> Preset:
+        model = ModelConfig(
+            classes=classes,
+            patch=patch,
+            backbone=BackboneConfig(arch="vit_b" if on_acdc else "vit_h"),
+            stem=StemConfig(upsample=4 if on_acdc else 1),
+            enc_adapter=EncoderAdapterConfig(kind="depth_mlp"),
+            dec_image=ImageAdapterConfig(kind="depth_mlp"),
+            source=_class_source() if on_acdc else _class_source(widths=(256, 128, 128, 64, 64)),
+            decoder=DecoderConfig(class_head=False),
+            head="multiclass",
+            loss=LossConfig(kind="segmentation", bce=1.0, dice=1.0),
+        )
+        return Preset(
+            config=Config(model=model, train=_class_train()),
+            about=f"Self-Prompt-SAM, {'ViT-B' if on_acdc else 'ViT-H'}, for {data}",
+        )
+
+    return build
+
+
+def _class_row(
+    about: str,
+    score: float,
+    *,
+    kind: str = "plain",
+    position: str = "middle",
+    depth: bool = False,
+    stem: str = "repeat",
+    multiclass: bool = False,
+    trunk: str = "pyramid",
+) -> Callable[[], Preset]:
+    """One row of Self-Prompt-SAM's ablation on ACDC (MODEL.md §15.3): every adapter of one kind; "none", no decoder."""
+    decoded = kind != "none"
+
+    def build() -> Preset:
+        model = ModelConfig(
+            stem=StemConfig(kind=stem),  # type: ignore[arg-type]
+            depth=DepthConfig(pe_encoder=depth, pe_decoder="full" if depth else "none"),
+            enc_adapter=EncoderAdapterConfig(kind=kind, depth_position=position),  # type: ignore[arg-type]
+            dec_tokens=TokenAdapterConfig(kind=kind, depth_position=position),  # type: ignore[arg-type]
+            dec_image=ImageAdapterConfig(kind=kind, depth_position=position),  # type: ignore[arg-type]
+            source=_class_source(trunk=trunk),
+            decoder=DecoderConfig(kind="sam" if decoded else "none", class_head=False),
+            head="multiclass" if multiclass else "softmax",
+            loss=LossConfig(kind="segmentation", bce=1.0, dice=1.0),
+        )
+        return Preset(config=Config(model=model, train=_class_train(decoded=decoded)), about=about, score=score)
+
+    return build
+
+
 def _core_mobile() -> Preset:
     model = ModelConfig(
         classes=2,
@@ -218,5 +288,17 @@ _PRESETS: dict[str, Callable[[], Preset]] = {
     "B7": _row("B5 with depth MLPs before the adapters", 92.93, kind="depth_mlp", position="before"),
     "B8": _row("B5 with depth MLPs inside the adapters", 93.10, kind="depth_mlp"),
     "B9": _row("B8 with depth convolutions on image tokens", 93.39, kind="depth_mlp", image_kind="depth_conv"),
+    "selfprompt-acdc": _selfprompt("ACDC", classes=4, patch=(4, 256, 256)),
+    "selfprompt-amos": _selfprompt("AMOS22", classes=16, patch=(9, 512, 512)),
+    "selfprompt-synapse": _selfprompt("Synapse", classes=9, patch=(26, 256, 256)),
+    "S1": _class_row("class generator on SAM's last features alone, no decoder", 79.57, kind="none", trunk="stacked"),
+    "S2": _class_row("class generator on features of all depths, no decoder", 82.20, kind="none"),
+    "S3": _class_row("its boxes, points and masks decoded by SAM with plain adapters", 90.08),
+    "S4": _class_row("S3 with depth MLPs before the adapters", 91.45, kind="depth_mlp", position="before"),
+    "S5": _class_row("S3 with depth MLPs behind the adapters", 91.52, kind="depth_mlp", position="after"),
+    "S6": _class_row("S3 with depth MLPs inside the adapters", 91.73, kind="depth_mlp"),
+    "S7": _class_row("S6 with depth position embeddings", 91.88, kind="depth_mlp", depth=True),
+    "S8": _class_row("S7 with the modality stem", 92.20, kind="depth_mlp", depth=True, stem="conv"),
+    "S9": _class_row("S8 with the multi-class head", 93.26, kind="depth_mlp", depth=True, stem="conv", multiclass=True),
     "tiny": _tiny,
 }

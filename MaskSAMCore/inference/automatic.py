@@ -65,11 +65,12 @@ def _look(slabs: Slabs, window: Shape, label: int) -> dict[int, _Found]:
     """What automatic mode finds of a class in one window, by prepared slice, and the box that prompted it."""
     network = slabs.retreat.network
 
-    def work(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def work(device: torch.device) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         found = network(torch.from_numpy(slabs.window(window))[None].to(device))
         labels = network.scores(found)[0].argmax(0) == label  # type: ignore[operator]
         boxes = None if found.fused_boxes is None else found.fused_boxes[0].float().cpu()
-        return labels.cpu(), (found.masks[0] > 0).cpu(), found.cls[0].float().softmax(-1)[..., label].cpu(), boxes
+        cls = None if found.cls is None else found.cls[0].float().softmax(-1)[..., label].cpu()
+        return labels.cpu(), (found.masks[0] > 0).cpu(), cls, boxes
 
     labels, masks, probability, boxes = slabs.retreat.run(work)
     slabs.encodes += 1
@@ -82,9 +83,11 @@ def _look(slabs: Slabs, window: Shape, label: int) -> dict[int, _Found]:
             continue
         box = [float(edge) for edge in tight]
         if boxes is not None:
-            # of the queries, the one that says the most of what was found
-            both = (masks[:, index] & mask).sum((1, 2)) / (masks[:, index].sum((1, 2)) + mask.sum())
-            query = int((both * probability[:, index]).argmax())
+            query = label
+            if probability is not None:
+                # of the queries, the one that says the most of what was found
+                both = (masks[:, index] & mask).sum((1, 2)) / (masks[:, index].sum((1, 2)) + mask.sum())
+                query = int((both * probability[:, index]).argmax())
             box = [float(e) * n for e, n in zip(boxes[query, index], (width, height, width, height), strict=True)]
         out[z] = _Found(
             area=int(mask.sum()),

@@ -153,7 +153,7 @@ class Predictor:
 
     def _runner(self, device: torch.device) -> Network:
         keep = None
-        if self.cache is not None and self.card.config.model.source.kind == "query":
+        if self.cache is not None and self.card.config.model.source.kind in ("query", "class"):
             keep = keeper(self.cache, model_key(self.network, self.card))
         return patch_network(self.network, device, self.card.config.train.precision, keep=keep)
 

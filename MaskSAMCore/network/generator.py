@@ -81,6 +81,10 @@ class QueryGenerator(nn.Module):
         """
         return self.heads(self.trunk(features, image))
 
+    def logits(self, stages: list[Tensor]) -> tuple[Tensor, ...]:
+        """What can be trained without the decoder: from the trunk's stages the masks (B, N, D, H, W), if any."""
+        return () if self.mask_head is None else (self.mask_head(stages[-1]),)
+
     def heads(self, stages: list[Tensor]) -> tuple[PromptBatch, dict[str, Tensor | None]]:
         """The same from the trunk's stages."""
         masks = None if self.mask_head is None else self.mask_head(stages[-1])
@@ -104,8 +108,8 @@ class QueryGenerator(nn.Module):
             return None
         if self.cfg.mask_prompt == "binary":
             hard = (masks.detach() > 0).to(masks.dtype)
-            return _resize(hard, self.mask_size, "nearest")
-        return _resize(masks, self.mask_size, "bilinear")
+            return resize(hard, self.mask_size, "nearest")
+        return resize(masks, self.mask_size, "bilinear")
 
 
 def pool_stages(stages: list[Tensor], cells: int) -> Tensor:
@@ -131,7 +135,8 @@ def _bins(size: int, cells: int) -> Tensor:
     return inside.float() / (stop - start)[:, None]
 
 
-def _resize(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+def resize(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    """Masks (B, N, D, H, W) at the size of SAM's mask prompts; `mode` is "bilinear" for logits or "nearest"."""
     if tuple(x.shape[-2:]) == size:
         return x
     align = None if mode == "nearest" else False

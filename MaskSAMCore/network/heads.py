@@ -111,6 +111,32 @@ class MaskBlend(nn.Module):
         return self.aux * aux + self.sam * sam
 
 
+class MultiClassHead(nn.Module):
+    """Self-Prompt-SAM's MC-Adapter: lets the decoded masks of the classes correct each other (MODEL.md §7.6).
+
+    Two convolutions with four times as many channels between them, added to their input; the last one starts at zero,
+    so that a new head changes nothing.
+
+    Args:
+        classes: K.
+    """
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv3d(classes, 4 * classes, 3, padding=1),
+            nn.InstanceNorm3d(4 * classes, affine=True),
+            nn.GELU(),
+            nn.Conv3d(4 * classes, classes, 1),
+        )
+        nn.init.zeros_(self.layers[-1].weight)
+        nn.init.zeros_(self.layers[-1].bias)
+
+    def forward(self, masks: Tensor) -> Tensor:
+        """masks (B, K, D, H, W) logits, one per class, to the same shape."""
+        return masks + self.layers(masks)
+
+
 class FineMasks(nn.Module):
     """What each mask token reads from the trunk's features at the patch's own size, beside SAM's own mask.
 

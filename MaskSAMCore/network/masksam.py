@@ -8,19 +8,33 @@ from torch import Tensor, nn
 from MaskSAMCore.config import ModelConfig
 from MaskSAMCore.errors import ModelError
 from MaskSAMCore.network.backbone import build_encoder
+from MaskSAMCore.network.class_source import ClassGenerator
 from MaskSAMCore.network.decoder import SamDecoder
 from MaskSAMCore.network.generator import QueryGenerator
 from MaskSAMCore.network.gt_source import gt_prompts
-from MaskSAMCore.network.heads import FineMasks, MaskBlend, MaskUpsampler, argmax_head, resize_masks, semantic
+from MaskSAMCore.network.heads import (
+    FineMasks,
+    MaskBlend,
+    MaskUpsampler,
+    MultiClassHead,
+    argmax_head,
+    resize_masks,
+    semantic,
+)
 from MaskSAMCore.network.prompts import PromptTokenizer
 from MaskSAMCore.network.stem import ModalityStem
-from MaskSAMCore.network.types import Decoded, Features, PromptBatch, Prompted, PromptTokens, QueryOutputs, Slab
+from MaskSAMCore.network.types import Decoded, Features, Level, PromptBatch, Prompted, PromptTokens, QueryOutputs, Slab
 
 CHUNK = 8
 
 
 class MaskSAM(nn.Module):
-    """The whole network; build it with `network.build.build_model`, which also freezes SAM."""
+    """The whole network; build it with `network.build.build_model`, which also freezes SAM.
+
+    Attributes:
+        decodes: Whether automatic mode goes on to SAM's decoder, or ends with the class generator's scores; see
+            `set_decoder`.
+    """
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
@@ -29,8 +43,10 @@ class MaskSAM(nn.Module):
         self.encoder = build_encoder(cfg)
         self.prompts = PromptTokenizer(cfg)
         self.decoder = SamDecoder(cfg)
-        self.generator = QueryGenerator(cfg, self.encoder.levels) if cfg.source.kind == "query" else None
+        self.generator = _generator(cfg, self.encoder.levels)
+        self.decodes = cfg.decoder.kind == "sam"
         self.upsampler = MaskUpsampler(cfg.source.queries) if cfg.decoder.upsampler else None
+        self.multiclass = MultiClassHead(cfg.classes) if cfg.head == "multiclass" else None
         self.blend = MaskBlend() if cfg.decoder.mask_residual else None
         fine = cfg.decoder.fine_masks and self.generator is not None
         self.fine = FineMasks(self.generator.trunk.channels[-1]) if fine and self.generator is not None else None
@@ -43,11 +59,12 @@ class MaskSAM(nn.Module):
         """The features of SAM itself, without adapters: the constant of MODEL.md §14.4."""
         return self.encoder.frozen_features(self.stem.frozen(image))
 
-    def auto_prompts(self, features: Features, image: Tensor) -> tuple[PromptBatch, dict[str, Tensor | None]]:
-        """The generator's prompts and what its own losses need."""
-        if self.generator is None:
-            raise self._no_generator()
-        return self.generator(features, image)
+    def set_decoder(self, on: bool) -> None:
+        """Leave the decoder out of automatic mode (`on=False`), as long as it is not trained yet (MODEL.md §9.4).
+
+        Prompts of a user are decoded all the same.
+        """
+        self.decodes = on and self.cfg.decoder.kind == "sam"
 
     def _no_generator(self) -> ModelError:
         return ModelError(
@@ -56,15 +73,19 @@ class MaskSAM(nn.Module):
             remedy="Use a model that makes its own prompts, or give it prompts.",
         )
 
-    def own_masks(self, features: Features, image: Tensor) -> Tensor:
-        """The generator's masks (B, N, D, H, W), logits, without the decoder: what its first steps are trained on.
+    def own_masks(self, features: Features, image: Tensor) -> tuple[Tensor, ...]:
+        """The generator's logits without the decoder: what its first steps are trained on.
+
+        Returns:
+            (B, N or K, D, h_i, w_i) of every supervised stage, the last at the patch's own size.
 
         Raises:
             ModelError: The model has no generator, or one without masks.
         """
-        if self.generator is None or self.generator.mask_head is None:
+        found = () if self.generator is None else self.generator.logits(self.generator.trunk(features, image))
+        if not found:
             raise self._no_generator()
-        return self.generator.mask_head(self.generator.trunk(features, image)[-1])
+        return found
 
     def tokenize(self, prompts: PromptBatch, grid: tuple[int, int]) -> PromptTokens:
         """Prompts of any source in SAM's embedding space."""
@@ -120,6 +141,8 @@ class MaskSAM(nn.Module):
         return self._automatic(features, self.generator.trunk(features, image), image.shape[-2:])
 
     def _automatic(self, features: Features, stages: list[Tensor], size: tuple[int, int] | torch.Size) -> QueryOutputs:
+        if isinstance(self.generator, ClassGenerator):
+            return self._by_class(self.generator, features, stages, size)
         if self.generator is None:
             raise self._no_generator()
         prompts, aux = self.generator.heads(stages)
@@ -134,6 +157,21 @@ class MaskSAM(nn.Module):
         return QueryOutputs(
             masks=masks, cls=cls, aux_masks=aux_masks, aux_boxes=aux["boxes"], fused_boxes=aux["fused_boxes"]
         )
+
+    def _by_class(
+        self, generator: ClassGenerator, features: Features, stages: list[Tensor], size: tuple[int, int] | torch.Size
+    ) -> QueryOutputs:
+        logits = generator.logits(stages)
+        if not self.decodes:
+            return QueryOutputs(masks=logits[-1], cls=None, stages=logits)
+        prompts = generator.prompts(logits[-1])
+        decoded = self.decode(features, self.tokenize(prompts, features.grid), chunk=self._chunk())
+        masks = self._to_patch(decoded.mask[:, :, :, 0], size)
+        if self.blend is not None:
+            masks = self.blend(logits[-1], masks)
+        if self.multiclass is not None:
+            masks = self.multiclass(masks)
+        return QueryOutputs(masks=masks, cls=None, fused_boxes=prompts.boxes, stages=logits)
 
     def _given(self, image: Tensor, features: Features, labels: Tensor | None) -> QueryOutputs:
         if labels is None:
@@ -160,6 +198,8 @@ class MaskSAM(nn.Module):
         """Class scores (B, K, D, H, W) in [0, 1] of a forward pass (MODEL.md §8)."""
         if self.cfg.head == "argmax":
             return argmax_head(outputs.masks, outputs.valid)
+        if self.cfg.head in ("softmax", "multiclass"):
+            return outputs.masks.float().softmax(1)
         if outputs.cls is None:
             raise ModelError("the semantic head needs class logits", where="model.decoder.class_head")
         return semantic(outputs.cls, outputs.masks)
@@ -176,3 +216,9 @@ class MaskSAM(nn.Module):
         stages = self.generator.trunk(features, image)
         outputs = self._automatic(features, stages, image.shape[-2:])
         return self.scores(outputs), Slab(embed=features.embed, fine=None if self.fine is None else stages[-1])
+
+
+def _generator(cfg: ModelConfig, levels: tuple[Level, ...]) -> QueryGenerator | ClassGenerator | None:
+    if cfg.source.kind == "query":
+        return QueryGenerator(cfg, levels)
+    return ClassGenerator(cfg, levels) if cfg.source.kind == "class" else None

@@ -165,15 +165,17 @@ class Prompted:
 
 @dataclass
 class QueryOutputs:
-    """What the set loss compares with the labels, at the patch's own in-plane size.
+    """What the losses compare with the labels, at the patch's own in-plane size.
 
     Attributes:
-        masks: (B, N, D, H, W) logits.
-        cls: (B, N, D, K+1) logits.
+        masks: (B, N, D, H, W) logits; of a class generator (B, K, D, H, W), which compete for every voxel.
+        cls: (B, N, D, K+1) logits, or None.
         aux_masks: (B, N, D, H, W) logits of the generator, or None.
         aux_boxes: (B, N, D, 4) boxes of the generator in [0, 1], or None.
         fused_boxes: (B, N, D, 4) boxes that prompted the decoder (for the matching cost), or None.
         valid: (B, N, D) bool, which of the given prompts exist; None where the model made its own.
+        stages: Class logits (B, K, D, h_i, w_i) of the generator's supervised stages, the last at the patch's own size,
+            or None. Where nothing is decoded, the last is `masks` itself.
     """
 
     masks: Tensor
@@ -182,3 +184,4 @@ class QueryOutputs:
     aux_boxes: Tensor | None = None
     fused_boxes: Tensor | None = None
     valid: Tensor | None = None
+    stages: tuple[Tensor, ...] | None = None

@@ -17,8 +17,11 @@ from MaskSAMCore.errors import MaskSAMError
 from MaskSAMCore.losses import BinaryLoss, SetLoss
 from MaskSAMCore.network.masksam import MaskSAM
 from MaskSAMCore.network.types import Features
+from MaskSAMCore.segmentation_losses import SegmentationLoss
 from MaskSAMCore.training.batches import Batch
 from MaskSAMCore.training.prompted import train_prompted
+
+Criterion = SetLoss | BinaryLoss | SegmentationLoss
 
 
 class Practice(Enum):
@@ -32,7 +35,7 @@ class Practice(Enum):
 class Task(nn.Module):
     """One pass to the loss of any practice; what a distributed run wraps."""
 
-    def __init__(self, model: MaskSAM, criterion: SetLoss | BinaryLoss) -> None:
+    def __init__(self, model: MaskSAM, criterion: Criterion) -> None:
         super().__init__()
         self.model, self.criterion = model, criterion
 
@@ -60,8 +63,8 @@ class Task(nn.Module):
             return train_prompted(self.model, slab, label, valid, np.random.default_rng(user))
         if practice is Practice.AUTOMATIC:
             return self.criterion(self.model(image, features, label), label, valid)
-        if not isinstance(self.criterion, SetLoss):
-            raise ValueError("the generator alone is trained by the set loss")
+        if isinstance(self.criterion, BinaryLoss):
+            raise ValueError("given prompts have no generator")
         features = self.model.encode(image) if features is None else features
         return self.criterion.generator(self.model.own_masks(features, image), label, valid)
 
@@ -85,7 +88,7 @@ class Learner:
         *,
         model: MaskSAM,
         config: Config,
-        criterion: SetLoss | BinaryLoss,
+        criterion: Criterion,
         device: torch.device,
         dtype: torch.dtype | None = None,
         rank: int = 0,

@@ -318,5 +318,7 @@ def sides_only(rule: MirrorRule) -> MirrorRule:
 
 def as_done(config: Config, steps: int) -> Config:
     """A configuration as the card tells it: what was done, rather than what the preset would do."""
-    train = replace(config.train, epochs=1, iterations=steps, frozen_epochs=1, frozen_copies=1, warmup_steps=0)
+    train = replace(
+        config.train, epochs=1, iterations=steps, frozen_epochs=1, frozen_copies=1, generator_epochs=0, warmup_steps=0
+    )
     return replace(config, train=train)

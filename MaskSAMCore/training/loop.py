@@ -55,7 +55,9 @@ class Sources:
 
 
 def practice_at(step: int, cfg: TrainConfig) -> Practice:
-    """What a step trains (MODEL.md §2.4, §14.3)."""
+    """What a step trains (MODEL.md §2.4, §9.4, §14.3)."""
+    if step < cfg.generator_epochs * cfg.iterations:
+        return Practice.GENERATOR
     prompts = cfg.mode == "prompt"
     if cfg.mode == "mixed" and step >= cfg.auto_share * cfg.epochs * cfg.iterations:
         prompts = bool(np.random.default_rng([cfg.seed, 6, step]).random() >= cfg.auto_chance)
@@ -85,6 +87,11 @@ class Trainer(Learner):
         """Steps of the first phase."""
         return self.cfg.frozen_epochs * self.cfg.iterations if self.sources.frozen is not None else 0
 
+    @property
+    def generator_steps(self) -> int:
+        """Steps that train the generator alone; until then the model's scores are the generator's own."""
+        return self.cfg.generator_epochs * self.cfg.iterations
+
     def run(self) -> None:
         """Train to the end.
 
@@ -96,7 +103,7 @@ class Trainer(Learner):
             row = self._epoch(epoch)
             last = epoch + 1 == self.cfg.epochs
             due = self.cfg.validate_every and (epoch + 1) % self.cfg.validate_every == 0
-            phase_ends = self.step == self.frozen_steps
+            phase_ends = self.step in (self.frozen_steps, self.generator_steps)
             if self.rank == 0 and (last or due or phase_ends):
                 with self.averaged():
                     figures = self.hooks.validate(self.model, epoch + 1)
@@ -144,6 +151,8 @@ class Trainer(Learner):
         frozen = self.step < self.frozen_steps
         source = self.sources.frozen if frozen and self.sources.frozen is not None else self.sources.full
         self.model.encoder.set_adapters(not frozen)
+        # Stays until the next epoch: validation and release use what was trained.
+        self.model.set_decoder(self.step >= self.generator_steps)
         per_step = self.cfg.accumulate
         last = (epoch + 1) * self.cfg.iterations
         micro = range(self.step * per_step, last * per_step)

@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,7 @@ class Run:
             self.config = fit_config(
                 override(presets.get(self.options.preset), list(self.options.overrides)), self.dataset
             )
+            self.config.check()
             self.split = self._split()
             self.dataset.check_config(self.config)
             self.model, self.base = new_model(self.config, self.options.base, self.note)
@@ -336,7 +337,7 @@ class Run:
         name = self.options.name or model_name(self.dataset.name)
         card = model_card(
             name=name,
-            config=self.config,
+            config=released(self.config, model),
             dataset=self.dataset,
             split=self.split,
             fold=self.options.fold,
@@ -348,6 +349,17 @@ class Run:
         )
         tensors = trained_tensors(model, base=bool(self.base["name"]))
         zoo.save_model(self.options.folder / MODEL, card, tensors, model_readme(card), overwrite=True)
+
+
+def released(config: Config, model: MaskSAM) -> Config:
+    """The configuration as a model folder tells it: without the decoder as long as that was not trained.
+
+    The tensors are the same with it and without, so a later run can start from such a model.
+    """
+    if model.decodes or config.model.decoder.kind == "none":
+        return config
+    decoder = replace(config.model.decoder, kind="none")
+    return replace(config, model=replace(config.model, decoder=decoder))
 
 
 def new_model(config: Config, base: Path | None, note: Callable[[str], None]) -> tuple[MaskSAM, dict[str, str]]:

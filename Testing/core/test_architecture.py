@@ -17,7 +17,7 @@ ROOMS = {
     "base": "__init__ errors config labels progress resources terminology presets windows commandline",
     "volume": "volume",
     "preprocess": "plan preprocess resample postprocess masks",
-    "objective": "losses matching metrics",
+    "objective": "losses segmentation_losses matching metrics",
     "device": "device",
     "zoo": "fetch bases modelfolder zoo",
     "audit": "audit cost",

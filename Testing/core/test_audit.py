@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -89,6 +92,108 @@ def test_trainable_parts(name, parts, total):
 )
 def test_other_rows(name, millions):
     assert audit_config(presets.get(name).model).paper / 1e6 == pytest.approx(millions, abs=6e-4)
+
+
+def plain(channels, middle):
+    """Down to `middle` channels and up again, with biases."""
+    return 2 * channels * middle + middle + channels
+
+
+def depth_mlp(channels, middle, depth):
+    """The same with a layer from D to 4D and one back, with biases, shared by all channels."""
+    return plain(channels, middle) + 8 * depth * depth + 5 * depth
+
+
+def conv(i, o, kernel, *, norm=False):
+    return i * o * kernel + o + 2 * o * norm
+
+
+def class_trunk(channels, widths, joins):
+    """The pyramid over four levels, `joins` of them at its full size through the last skip (MODEL.md §6.1)."""
+
+    def block(i, o):
+        return conv(i, o, 27, norm=True)
+
+    total = block(256, widths[0]) + block(widths[0], widths[0])
+    for step, (before, width) in enumerate(pairwise(widths), start=1):
+        skip = (
+            conv(channels, width, 4) + block(width, width) + (step - 1) * (conv(width, width, 4) + block(width, width))
+        )
+        total += conv(before, width, 4) + skip + block(2 * width, width)
+    return total + joins * block(2 * widths[-1], widths[-1])
+
+
+def self_prompt(*, channels, blocks, depth, grid, classes, widths, joins, stem, positions="full"):
+    stages = [*widths, *[widths[-1]] * joins]
+    return {
+        "encoder adapters": 2 * blocks * depth_mlp(channels, channels // 4, depth),
+        "encoder depth positions": depth * channels,
+        "decoder token adapters": 7 * depth_mlp(256, 64, depth),
+        "decoder image adapters": 2 * depth_mlp(256, 64, depth),
+        "decoder depth positions": depth * 256 * (grid * grid if positions == "full" else 1),
+        "stem": stem,
+        "generator": class_trunk(channels, widths, joins) + sum(conv(width, classes, 1) for width in stages),
+        "multi-class head": conv(classes, 4 * classes, 27, norm=True) + conv(4 * classes, classes, 1),
+    }
+
+
+SELF_PROMPT = {
+    "selfprompt-acdc": {
+        "channels": 768, "blocks": 12, "depth": 4, "grid": 64, "classes": 4,
+        "widths": (256, 128, 128), "joins": 2, "stem": 33_945,
+    },
+    "selfprompt-amos": {
+        "channels": 1280, "blocks": 32, "depth": 9, "grid": 32, "classes": 16,
+        "widths": (256, 128, 128, 64, 64), "joins": 0, "stem": 897,
+    },
+    "selfprompt-synapse": {
+        "channels": 1280, "blocks": 32, "depth": 26, "grid": 16, "classes": 9,
+        "widths": (256, 128, 128, 64, 64), "joins": 0, "stem": 897,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "positions", "total", "millions"),
+    [
+        ("selfprompt-acdc", "full", 21_098_293, "21.10"),
+        ("selfprompt-amos", "full", 65_508_222, "65.51"),
+        ("selfprompt-synapse", "full", 65_204_101, "65.20"),
+        ("selfprompt-acdc", "factorised", 16_905_013, "16.91"),
+        ("selfprompt-amos", "factorised", 63_151_230, "63.15"),
+        ("selfprompt-synapse", "factorised", 63_506_821, "63.51"),
+    ],
+)
+def test_self_prompt_sam(name, positions, total, millions):
+    cfg = presets.get(name).model
+    audit = audit_config(replace(cfg, depth=replace(cfg.depth, pe_decoder=positions)))
+    wanted = self_prompt(**SELF_PROMPT[name], positions=positions)
+    assert {part: count for part, count in audit.parts.items() if "(ours)" not in part} == wanted
+    assert audit.paper == total == sum(wanted.values()) and f"{total / 1e6:.2f}" == millions
+
+
+def test_rows_of_self_prompt_sam():
+    whole = self_prompt(**SELF_PROMPT["selfprompt-acdc"])
+    deep = {part: whole[part] for part in ("encoder adapters", "decoder token adapters", "decoder image adapters")}
+    flat = {
+        "encoder adapters": 24 * plain(768, 192),
+        "decoder token adapters": 7 * plain(256, 64),
+        "decoder image adapters": 2 * plain(256, 64),
+    }
+    alone = {"generator": whole["generator"]}
+    at_depth = {part: whole[part] for part in ("encoder depth positions", "decoder depth positions")}
+    stem = {"stem": whole["stem"]}
+    rows = {
+        "S2": alone, "S3": alone | flat, "S4": alone | deep, "S5": alone | deep, "S6": alone | deep,
+        "S7": alone | deep | at_depth, "S8": alone | deep | at_depth | stem, "S9": whole,
+    }  # fmt: skip
+    for name, parts in rows.items():
+        audit = audit_config(presets.get(name).model)
+        assert {part: count for part, count in audit.parts.items() if "(ours)" not in part} == parts, name
+    stacked = [conv(256, 256, 27, norm=True)] * 2
+    stacked += [conv(i, 128, 4) + conv(128, 128, 27, norm=True) for i in (256, 128)]
+    heads = sum(conv(width, 4, 1) for width in (256, 128, 128))
+    assert audit_config(presets.get("S1").model).parts == {"generator": sum(stacked) + heads}
 
 
 def test_our_stem_adds_six_parameters_and_no_more():

@@ -7,7 +7,16 @@ import json
 import pytest
 
 from MaskSAMCore import presets
-from MaskSAMCore.config import Config, LossConfig, ModelConfig, SourceConfig, from_dict, override, to_dict
+from MaskSAMCore.config import (
+    Config,
+    DecoderConfig,
+    LossConfig,
+    ModelConfig,
+    SourceConfig,
+    from_dict,
+    override,
+    to_dict,
+)
 from MaskSAMCore.errors import InputError
 
 
@@ -83,6 +92,32 @@ def test_override_refuses(text: str) -> None:
 def test_a_network_that_cannot_be_is_refused(model: ModelConfig) -> None:
     with pytest.raises(InputError):
         model.check()
+
+
+@pytest.mark.parametrize(
+    ("setting", "where"),
+    [
+        ("model.head=query", "model.head"),
+        ("model.loss.kind=set", "model.loss.kind"),
+        ("model.decoder.class_head=true", "model.decoder"),
+        ("model.decoder.upsampler=true", "model.decoder"),
+        ("model.source.kind=query", "model.head"),
+    ],
+)
+def test_class_prompts_end_in_class_logits_and_nothing_else_does(setting: str, where: str) -> None:
+    config = presets.get("selfprompt-acdc")
+    config.check()
+    with pytest.raises(InputError) as caught:
+        override(config, [setting]).check()
+    assert caught.value.where == where and caught.value.remedy
+
+
+def test_a_generator_needs_a_prompt_to_give_and_a_decoder_that_takes_it() -> None:
+    mute = ["model.source.points=none", "model.source.box=false", "model.source.mask_prompt=none"]
+    with pytest.raises(InputError, match="no prompt to give"):
+        override(presets.get("selfprompt-acdc"), mute).check()
+    with pytest.raises(InputError, match="without the decoder"):
+        ModelConfig(decoder=DecoderConfig(kind="none")).check()
 
 
 def test_sizes_follow_from_patch_and_stem() -> None:

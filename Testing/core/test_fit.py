@@ -6,8 +6,10 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from MaskSAMCore import presets
+from MaskSAMCore.network.build import build_model
 from MaskSAMCore.training.fit import PATCH_TOKENS, fit_config
 from Testing.toy_model import BRIGHT, make_plan
 
@@ -29,6 +31,22 @@ def test_larger_slices_make_a_thinner_patch(median, patch, upsample):
     assert (fitted.patch, fitted.stem.upsample) == (patch, upsample)
     tokens = fitted.grid[0] * fitted.grid[1] * fitted.patch[0]
     assert tokens <= PATCH_TOKENS or fitted.patch[0] == 4
+
+
+def test_class_prompts_fit_too():
+    config = presets.get("selfprompt-acdc")
+    config = replace(
+        config,
+        data=replace(config.data, fit_patch=True),
+        model=replace(config.model, backbone=replace(config.model.backbone, arch="mobile")),
+    )
+    plan = make_plan(median_shape=(36, 50, 35), channels=("T1", "T2"))
+    fitted = fit_config(config, SimpleNamespace(plan=plan, labels=BRIGHT))
+    fitted.check()
+    assert (fitted.model.patch, fitted.model.stem.upsample, fitted.model.stem.kind) == ((4, 56, 40), 4, "conv")
+    with torch.device("meta"):
+        generator = build_model(fitted.model).generator
+    assert {head.out_channels for head in generator.heads} == {2} and len(generator.heads) == 5
 
 
 def test_channels_and_classes_are_the_datas_and_a_fixed_patch_stays():

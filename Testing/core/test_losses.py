@@ -106,7 +106,7 @@ def test_the_generators_masks_compete_for_every_voxel() -> None:
     without = SetLoss(replace(cfg, generator=0.0), K)(out, y)
     assert "generator" not in without
     assert (terms["loss"] - without["loss"]).item() == pytest.approx(0.7 * expected.item(), rel=1e-4)
-    assert SetLoss(cfg, K).generator(right.aux_masks, y)["loss"].item() < 1e-3
+    assert SetLoss(cfg, K).generator((right.aux_masks,), y)["loss"].item() < 1e-3
 
 
 def test_the_generator_alone_learns_nothing_from_padding() -> None:
@@ -114,14 +114,14 @@ def test_the_generator_alone_learns_nothing_from_padding() -> None:
     masks = torch.randn(2, N, *SHAPE).requires_grad_()
     valid = torch.ones(2, SHAPE[0], dtype=torch.bool)
     valid[1, 1] = False
-    terms = criterion.generator(masks, y, valid)
+    terms = criterion.generator((masks,), y, valid)
     terms["loss"].backward()
     assert masks.grad is not None and masks.grad[1, :K, 0].abs().min() > 0
     assert not masks.grad[1, :, 1].any() and not masks.grad[:, K:].any()
     other = masks.detach().clone()
     other[1, :, 1] = torch.nan
-    assert criterion.generator(other, y, valid)["loss"] == terms["loss"]
-    nothing = criterion.generator(masks, y, torch.zeros_like(valid))
+    assert criterion.generator((other,), y, valid)["loss"] == terms["loss"]
+    nothing = criterion.generator((masks,), y, torch.zeros_like(valid))
     assert nothing["loss"] == 0
 
 

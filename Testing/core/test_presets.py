@@ -53,7 +53,7 @@ def test_learns_a_phantom(name):
     criterion = build_loss(cfg)
     image, labels = phantom(cfg)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3, weight_decay=0)
-    goal = HALVED if cfg.source.kind == "query" else GIVEN
+    goal = GIVEN if cfg.source.kind == "gt" else HALVED
     losses: list[float] = []
     for _ in range(STEPS):
         loss = criterion(model(image, None, labels), labels, None)["loss"]
@@ -77,6 +77,13 @@ def test_rows_differ_from_their_neighbours():
     rows = [presets.get(f"B{i}").model for i in range(1, 10)]
     assert len(set(rows)) == 9
     assert rows[8] == presets.get("masksam-acdc").model
+
+
+def test_rows_of_self_prompt_sam_differ_from_their_neighbours():
+    rows = [presets.get(f"S{i}").model for i in range(1, 10)]
+    assert len(set(rows)) == 9
+    assert rows[8] == presets.get("selfprompt-acdc").model
+    assert [row.decoder.kind for row in rows] == ["none"] * 2 + ["sam"] * 7
 
 
 def test_unknown_preset_lists_the_known():
