@@ -19,6 +19,7 @@ T = TypeVar("T")
 
 AdapterKind = Literal["none", "plain", "depth_mlp", "depth_conv"]
 Conditioning = Literal["none", "add", "concat", "hyper"]
+DepthBranchKind = Literal["none", "gate", "adapter"]
 TrainMode = Literal["auto", "prompt", "mixed"]
 DepthPosition = Literal["before", "middle", "after"]
 Largest = Literal["none", "foreground", "each"]
@@ -59,7 +60,11 @@ class DepthConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderAdapterConfig:
-    """Adapters of the encoder blocks (MODEL.md §4.3)."""
+    """Adapters of the encoder blocks (MODEL.md §4.3).
+
+    `depth_branch` is Med-SA's SD-Trans (§4.4): each block's own attention runs along the slices too, through a `gate`
+    that starts at zero, or, as in the public release, through a third `adapter`.
+    """
 
     kind: AdapterKind = "depth_conv"
     slots: tuple[Literal["attn", "mlp"], ...] = ("attn", "mlp")
@@ -67,6 +72,7 @@ class EncoderAdapterConfig:
     depth_position: DepthPosition = "middle"
     act: Literal["gelu", "relu"] = "gelu"
     scale: float = 0.5
+    depth_branch: DepthBranchKind = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
