@@ -42,10 +42,11 @@ class StemConfig:
     """From M modalities to SAM's three channels (MODEL.md §5.1).
 
     `lean` convolves before it enlarges: at x4 the papers' stem costs as much as all the rest of a
-    MobileSAM, a sixteenth of that is enough for it.
+    MobileSAM, a sixteenth of that is enough for it. `none` is for colour pictures, whose three channels
+    are SAM's own.
     """
 
-    kind: Literal["conv", "lean", "repeat"] = "conv"
+    kind: Literal["conv", "lean", "repeat", "none"] = "conv"
     upsample: Literal[1, 2, 4] = 4
     residual: bool = True
 
@@ -120,12 +121,13 @@ class ImageAdapterConfig:
 class SourceConfig:
     """Where automatic prompts come from (MODEL.md §6).
 
-    `kind="query"` is the MaskSAM generator, `"gt"` takes the prompts from the ground truth.
+    `kind="query"` is the MaskSAM generator, `"gt"` takes the prompts from the ground truth, `"user"` is Med-SA's: no
+    generator, all prompts are clicks and boxes.
     `image_skip` gives the trunk the scan itself at its finest stage; not in the paper: a frozen
     encoder's finest level has been seen to blur borders one voxel wide.
     """
 
-    kind: Literal["query", "gt"] = "query"
+    kind: Literal["query", "gt", "user"] = "query"
     trunk: Literal["pyramid", "stacked"] = "pyramid"
     widths: tuple[int, ...] = (256, 128, 128)
     queries: int = 8
@@ -201,7 +203,7 @@ class ModelConfig:
     dec_image: ImageAdapterConfig = field(default_factory=ImageAdapterConfig)
     source: SourceConfig = field(default_factory=SourceConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
-    head: Literal["query", "argmax"] = "query"
+    head: Literal["query", "argmax", "binary"] = "query"
     loss: LossConfig = field(default_factory=LossConfig)
 
     @property
@@ -238,6 +240,14 @@ class ModelConfig:
                 why=f"{height}x{width} exceeds SAM's canvas of 1024x1024",
                 remedy="Choose a smaller patch or stem.upsample.",
             )
+        if self.stem.kind == "none" and self.channels != 3:
+            raise InputError(
+                "a model without a stem takes colour pictures",
+                where="model.stem.kind",
+                why=f"it has {self.channels} channel(s) and SAM three",
+                remedy="Set model.stem.kind=repeat.",
+            )
+        self._check_prompts_only()
         if self.decoder.fine_masks and self.source.kind != "query":
             raise InputError(
                 "fine masks are made of the generator's features, and this model has no generator",
@@ -258,6 +268,36 @@ class ModelConfig:
                 where="model.loss.generator",
                 remedy="Set model.loss.assignment=own and model.source.mask=true, or model.loss.generator=0.",
             )
+
+    def _check_prompts_only(self) -> None:
+        if self.prompts_only != (self.head == "binary"):
+            raise InputError(
+                "the binary head is for prompts of users, and for nothing else",
+                where="model.head",
+                why=f"model.head={self.head}, model.source.kind={self.source.kind}",
+                remedy="Set model.head=binary together with model.source.kind=user.",
+            )
+        if not self.prompts_only:
+            return
+        if self.loss.kind != "binary":
+            raise InputError(
+                "prompts of users are trained by the binary loss",
+                where="model.loss.kind",
+                why=f"found {self.loss.kind}",
+                remedy="Set model.loss.kind=binary.",
+            )
+        for key in ("upsampler", "mask_residual", "fine_masks"):
+            if getattr(self.decoder, key):
+                raise InputError(
+                    "this belongs to a generator, and this model has none",
+                    where=f"model.decoder.{key}",
+                    remedy=f"Set model.decoder.{key}=false.",
+                )
+
+    @property
+    def prompts_only(self) -> bool:
+        """Whether the model takes clicks and boxes only and segments nothing by itself."""
+        return self.source.kind == "user"
 
     @property
     def names_masks(self) -> bool:
@@ -326,13 +366,13 @@ class TrainConfig:
     mode: TrainMode = "auto"
     auto_share: float = 0.2
     auto_chance: float = 0.5
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: float = 1e-3
     momentum: float = 0.99
     weight_decay: float = 3e-5
     eps: float = 1e-8
     clip: float = 12.0
-    schedule: Literal["poly", "cosine"] = "poly"
+    schedule: Literal["poly", "cosine", "halving"] = "poly"
     warmup_steps: int = 0
     epochs: int = 500
     iterations: int = 250
@@ -357,6 +397,17 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    def check(self) -> None:
+        """Raise InputError for what no network can be built from, or none can be trained by."""
+        self.model.check()
+        if self.model.prompts_only and self.train.mode != "prompt":
+            raise InputError(
+                "the model has no prompts of its own that could be trained",
+                where="train.mode",
+                why=f"found {self.train.mode}, with model.source.kind={self.model.source.kind}",
+                remedy="Set train.mode=prompt (--mode prompt).",
+            )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

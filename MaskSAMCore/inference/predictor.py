@@ -117,11 +117,13 @@ class Predictor:
             cancel: Asked before every window.
 
         Raises:
-            InputError: The channels do not fit, a box misses the scan, or no voxel is finite.
+            InputError: The channels do not fit, a box misses the scan, no voxel is finite, or the model takes prompts
+                only.
             ResourceError: The scan needs more memory than is free.
             Cancelled: `cancel` was set.
         """
         begin = time.monotonic()
+        self.card.require_automatic()
         volume.grid.check(where=volume.source)
         boxes = [roi] if isinstance(roi, Roi) else list(roi or ())
         targets = _targets(boxes, volume.grid)

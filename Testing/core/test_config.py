@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from MaskSAMCore import presets
-from MaskSAMCore.config import Config, LossConfig, ModelConfig, SourceConfig, from_dict, override, to_dict
+from MaskSAMCore.config import (
+    Config,
+    DecoderConfig,
+    LossConfig,
+    ModelConfig,
+    SourceConfig,
+    StemConfig,
+    TrainConfig,
+    from_dict,
+    override,
+    to_dict,
+)
 from MaskSAMCore.errors import InputError
+
+PROMPTS_ONLY = ModelConfig(source=SourceConfig(kind="user"), head="binary", loss=LossConfig(kind="binary"))
 
 
 @pytest.mark.parametrize("name", presets.names())
@@ -77,12 +91,26 @@ def test_override_refuses(text: str) -> None:
         ModelConfig(classes=1),
         ModelConfig(source=SourceConfig(queries=3)),
         ModelConfig(loss=LossConfig(generator=1.0)),
+        ModelConfig(stem=StemConfig(kind="none")),
+        ModelConfig(head="binary"),
+        replace(PROMPTS_ONLY, head="query"),
+        replace(PROMPTS_ONLY, loss=LossConfig()),
+        replace(PROMPTS_ONLY, decoder=DecoderConfig(upsampler=True)),
+        replace(PROMPTS_ONLY, decoder=DecoderConfig(mask_residual=True)),
+        replace(PROMPTS_ONLY, decoder=DecoderConfig(fine_masks=True)),
         ModelConfig(loss=LossConfig(generator=1.0, assignment="own"), source=SourceConfig(mask=False)),
     ],
 )
 def test_a_network_that_cannot_be_is_refused(model: ModelConfig) -> None:
     with pytest.raises(InputError):
         model.check()
+
+
+def test_a_model_for_prompts_alone_is_trained_by_prompts_alone() -> None:
+    Config(model=PROMPTS_ONLY, train=TrainConfig(mode="prompt")).check()
+    for mode in ("auto", "mixed"):
+        with pytest.raises(InputError, match="--mode prompt"):
+            Config(model=PROMPTS_ONLY, train=TrainConfig(mode=mode)).check()  # type: ignore[arg-type]
 
 
 def test_sizes_follow_from_patch_and_stem() -> None:

@@ -78,7 +78,7 @@ def test_slices_meet_in_the_branch_alone(arch, branch):
 @pytest.mark.parametrize("arch", ["tiny", "mobile"])
 @pytest.mark.parametrize("block", [0, 1, 2])
 def test_the_branch_runs_on_the_map_and_not_on_windows(arch, block):
-    """One token's change reaches the same token of the other slices, and no other one, before a block mixes the plane."""
+    """One token's change reaches the same token of the other slices, and no other one."""
     module = encoder(arch)
     width = module.adapters[block]["attn"].down.in_features
     attend = tiny_depth_attention if arch == "mobile" else vit_depth_attention
