@@ -332,6 +332,8 @@ class DataConfig:
     Attributes:
         view: Plane of the slices; `auto` puts the coarsest axis along depth.
         spacing: Target spacing (depth, height, width) in mm; None takes the data's median.
+        normalisation: `rgb` is SAM's own, for colour pictures; `auto` decides by the channels' names.
+        longest: Pixels of a colour picture's longer side, to which each is resized as SAM does it (MODEL.md §12.3).
         fit_patch: Fit the in-plane patch and `stem.upsample` to the data (MODEL.md §12.2); the
             preset's patch then gives the depth only.
         left_right: Mirroring along left-right. `declared` mirrors only where the data set declares
@@ -341,7 +343,8 @@ class DataConfig:
 
     view: Literal["auto", "axial", "coronal", "sagittal"] = "auto"
     spacing: tuple[float, float, float] | None = None
-    normalisation: Literal["auto", "ct", "zscore"] = "auto"
+    normalisation: Literal["auto", "ct", "zscore", "rgb"] = "auto"
+    longest: int = 1024
     fit_patch: bool = False
     left_right: Literal["declared", "never", "always"] = "declared"
     foreground: float = 0.33

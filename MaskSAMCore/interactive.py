@@ -58,7 +58,7 @@ def trials(
     place = devices.choose_device(device)
     network, card = zoo.load_model(model, place)
     chosen = cases(card)
-    study = Study(name=card.name, labels=dataset.labels, slices=slices)
+    study = Study(name=card.name, labels=dataset.labels, slices=slices, colour=dataset.pictures)
     if card.base is not None:
         path = zoo.find_base(card.base.name, sha256=card.base.sha256)
         arch = card.config.model.backbone.arch

@@ -237,6 +237,7 @@ class Study:
         labels: Structures to judge; those that a case lacks are left out.
         sam: An unchanged SAM, and how it is called; None leaves it out.
         slices: Of every structure, at even distances; 0 for all.
+        colour: The scans are colour pictures.
     """
 
     name: str
@@ -244,6 +245,7 @@ class Study:
     sam: ZeroShot | None = None
     sam_name: str = ""
     slices: int = 3
+    colour: bool = False
 
     def judge(
         self, case: str, volume: Volume, reference: LabelMap, session: Session, cancel: CancelToken | None = None
@@ -259,6 +261,8 @@ class Study:
         targets = {label: reference.array == label.id for label in self.labels.labels}
         targets = {label: mask for label, mask in targets.items() if mask.any()}
         yield from self._slices(case, volume, targets, session, cancel)
+        if volume.grid.shape[session.axis] == 1:
+            return  # a picture's one slice is all of it
         for label, mask in targets.items():
             whole = ModelAnswers(self.name, session, volume.grid, None, cancel)
             clicks = click_through(mask, whole, volume.grid.spacing[::-1])
@@ -273,7 +277,7 @@ class Study:
         session: Session,
         cancel: CancelToken | None,
     ) -> Iterator[Trial]:
-        from MaskSAMCore.inference.zeroshot import grey_values, picture
+        from MaskSAMCore.inference.zeroshot import colours, grey_values, picture
 
         axis = session.axis
         others = tuple(a for a in range(3) if a != axis)
@@ -284,7 +288,8 @@ class Study:
         for index in sorted({i for some in chosen.values() for i in some}):
             methods: list[Method] = [ModelAnswers(self.name, session, volume.grid, (axis, index), cancel)]
             if self.sam is not None:
-                self.sam.set_image(picture(channel.take(index, axis=axis), *window))
+                seen = volume.as_channels().take(index, axis=axis + 1) if self.colour else None
+                self.sam.set_image(picture(channel.take(index, axis=axis), *window) if seen is None else colours(seen))
                 methods.append(SamAnswers(self.sam_name, self.sam))
             for label, method in itertools.product((n for n, some in chosen.items() if index in some), methods):
                 target: np.ndarray = targets[label].take(index, axis=axis)

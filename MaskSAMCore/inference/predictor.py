@@ -230,7 +230,9 @@ def context(target: Slices, grid: Grid, plan: Plan) -> Slices:
     and deviation must be taken over as much tissue.
     """
     perm, _ = canonical_axes(grid.affine)
-    by_scan = any(kind != "ct" for kind in plan.normalisation)
+    if plan.longest:  # a part of a picture would be enlarged like the whole
+        return tuple(slice(0, n) for n in grid.shape)  # type: ignore[return-value]
+    by_scan = any(kind == "zscore" for kind in plan.normalisation)
     out = list(target)
     for axis, canonical in enumerate(VIEWS[plan.view]):
         ijk = perm[2 - canonical]
