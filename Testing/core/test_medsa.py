@@ -17,8 +17,11 @@ from MaskSAMCore.inference.predictor import Predictor
 from MaskSAMCore.inference.session import Prompt, Session
 from MaskSAMCore.io.images import read_volume
 from MaskSAMCore.network.build import build_model
+from MaskSAMCore.network.types import PromptBatch
+from MaskSAMCore.worker.client import EngineClient
 from Testing.core.test_presets import small
 from Testing.picture_phantom import write_pictures
+from Testing.workers import place, point
 
 SETTINGS = (
     "model.backbone.arch=tiny",
@@ -147,11 +150,22 @@ def test_a_session_takes_clicks_and_boxes(kind, request, pictures, phantom_data)
         session.automatic(1)
 
 
+def test_a_picture_goes_through_the_worker_as_through_a_session(picture_run, pictures, tmp_path, monkeypatch):
+    place(monkeypatch, tmp_path)
+    volume = read_volume(pictures / "imagesTr/eye_001_0000.png")
+    session = Session.open(*zoo.load_model(picture_run / "model"), volume)
+    expected = session.prompt(1, [Prompt(kind="point", position=(20, 20, 0))])
+    with EngineClient(device="cpu", threads=1) as engine:
+        case = engine.open(volume.array, volume.grid.affine, picture_run / "model")
+        found = engine.prompt(case, 1, [point(20, 20, 0)])
+        assert found.box == expected.box and np.array_equal(found.mask, expected.mask)
+        with pytest.raises(InputError, match="clicks and boxes only"):
+            engine.segment(case)
+
+
 def test_prompts_change_what_the_conditioned_adapters_do(volume_run):
     """Check 22 on a trained model: the order of the clicks does not matter, what they say does."""
     network, card = zoo.load_model(volume_run / "model")
-    from MaskSAMCore.network.types import PromptBatch
-
     torch.manual_seed(0)
     depth = card.config.model.patch[0]
     slab = network.slab(torch.randn(1, 1, *card.config.model.patch))
