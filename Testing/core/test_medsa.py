@@ -188,14 +188,15 @@ def test_simulated_users_judge_it(kind, request, pictures, phantom_data, tmp_pat
     words = [str(data), "--interactive", "--model", str(request.getfixturevalue(kind) / "model"), "-o", str(table)]
     assert evaluate.main([*words, "--fold", "0", "--slices", "1", "--device", "cpu"]) == 0
     said = capsys.readouterr().out
-    for column in ("1 click", "3 clicks", "box 0.5", "box 0.75"):
+    for column in ("1 click", "3 clicks", "1 point", "3 points", "box 0.5", "box 0.75"):
         assert column in said
     rows = list(csv.DictReader(table.open(encoding="utf-8")))
     protocols = {row["protocol"] for row in rows}
     assert protocols == {"single slices"} | ({"whole volumes"} if kind == "volume_run" else set())
     for row in rows:
         if row["protocol"] == "single slices":
-            assert all(0 <= float(row[column]) <= 1 for column in ("dice_1", "dice_3", "box_50", "box_75"))
+            figures = [float(row[column]) for column in ("points_1", "points_3", "box_50", "box_75", "dice_1")]
+            assert all(0 <= value <= 1 for value in figures)
 
 
 def test_without_prompts_there_is_nothing_to_evaluate(picture_run, pictures, capsys):
