@@ -299,10 +299,11 @@ def test_a_readme_shows_both_kinds_of_figures(straight_run):
     text = model_readme(card)
     assert "| | dice | cases |\n|---|---|---|\n| ball | 0.91 | 3 |" in text
     assert "`evaluate B`" in text and "Single slices:" in text and "Whole volumes:" in text
-    assert "| | Dice, 1 click | 3 clicks | 5 clicks | box 0.5 | box 0.75 | NoC@0.85 | reached |" in text
+    heads = "Dice, 1 click | 3 clicks | 5 clicks | 1 random point | 3 random points | box 0.5 | box 0.75 | NoC@0.85"
+    assert f"| | {heads} | reached |" in text and "Random points lie anywhere" in text
     assert "| ball, zero-shot MobileSAM | 0.1 |" in text and "{" not in text
     for row in (line for line in text.splitlines() if line.startswith("| ball, m")):
-        assert row.count("|") == 13
+        assert row.count("|") == 15
 
 
 @pytest.mark.parametrize(
