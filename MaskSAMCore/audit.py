@@ -15,6 +15,7 @@ from MaskSAMCore.network.masksam import MaskSAM
 
 PARTS: dict[str, str] = {
     "encoder.adapters.": "encoder adapters",
+    "encoder.depth_branches.": "encoder depth branches",
     "encoder.depth_pe": "encoder depth positions",
     "decoder.token_adapters.": "decoder token adapters",
     "decoder.image_adapters.": "decoder image adapters",

@@ -19,6 +19,7 @@ T = TypeVar("T")
 
 AdapterKind = Literal["none", "plain", "depth_mlp", "depth_conv"]
 Conditioning = Literal["none", "add", "concat", "hyper"]
+DepthBranchKind = Literal["none", "gate", "adapter"]
 TrainMode = Literal["auto", "prompt", "mixed"]
 DepthPosition = Literal["before", "middle", "after"]
 Largest = Literal["none", "foreground", "each"]
@@ -41,10 +42,11 @@ class StemConfig:
     """From M modalities to SAM's three channels (MODEL.md §5.1).
 
     `lean` convolves before it enlarges: at x4 the papers' stem costs as much as all the rest of a
-    MobileSAM, a sixteenth of that is enough for it.
+    MobileSAM, a sixteenth of that is enough for it. `none` is for colour pictures, whose three channels
+    are SAM's own.
     """
 
-    kind: Literal["conv", "lean", "repeat"] = "conv"
+    kind: Literal["conv", "lean", "repeat", "none"] = "conv"
     upsample: Literal[1, 2, 4] = 4
     residual: bool = True
 
@@ -59,7 +61,11 @@ class DepthConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderAdapterConfig:
-    """Adapters of the encoder blocks (MODEL.md §4.3)."""
+    """Adapters of the encoder blocks (MODEL.md §4.3).
+
+    `depth_branch` is Med-SA's SD-Trans (§4.4): each block's own attention runs along the slices too, through a `gate`
+    that starts at zero, or, as in the public release, through a third `adapter`.
+    """
 
     kind: AdapterKind = "depth_conv"
     slots: tuple[Literal["attn", "mlp"], ...] = ("attn", "mlp")
@@ -67,6 +73,7 @@ class EncoderAdapterConfig:
     depth_position: DepthPosition = "middle"
     act: Literal["gelu", "relu"] = "gelu"
     scale: float = 0.5
+    depth_branch: DepthBranchKind = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +121,8 @@ class ImageAdapterConfig:
 class SourceConfig:
     """Where automatic prompts come from (MODEL.md §6).
 
-    `kind="query"` is the MaskSAM generator, `"class"` Self-Prompt-SAM's, `"gt"` takes the prompts from the
-    ground truth.
+    `kind="query"` is the MaskSAM generator, `"class"` Self-Prompt-SAM's, `"gt"` takes the prompts from the ground
+    truth, `"user"` is Med-SA's: no generator, all prompts are clicks and boxes.
     `image_skip` gives the trunk the scan itself at its finest stage; not in the paper: a frozen
     encoder's finest level has been seen to blur borders one voxel wide.
 
@@ -123,7 +130,7 @@ class SourceConfig:
     transform), and `deep_supervision` gives every stage of the trunk logits of its own.
     """
 
-    kind: Literal["query", "class", "gt"] = "query"
+    kind: Literal["query", "class", "gt", "user"] = "query"
     trunk: Literal["pyramid", "stacked"] = "pyramid"
     widths: tuple[int, ...] = (256, 128, 128)
     queries: int = 8
@@ -209,7 +216,7 @@ class ModelConfig:
     dec_image: ImageAdapterConfig = field(default_factory=ImageAdapterConfig)
     source: SourceConfig = field(default_factory=SourceConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
-    head: Literal["query", "argmax", "softmax", "multiclass"] = "query"
+    head: Literal["query", "argmax", "softmax", "multiclass", "binary"] = "query"
     loss: LossConfig = field(default_factory=LossConfig)
 
     @property
@@ -246,6 +253,14 @@ class ModelConfig:
                 why=f"{height}x{width} exceeds SAM's canvas of 1024x1024",
                 remedy="Choose a smaller patch or stem.upsample.",
             )
+        if self.stem.kind == "none" and self.channels != 3:
+            raise InputError(
+                "a model without a stem takes colour pictures",
+                where="model.stem.kind",
+                why=f"it has {self.channels} channel(s) and SAM three",
+                remedy="Set model.stem.kind=repeat.",
+            )
+        self._check_prompts_only()
         if self.decoder.fine_masks and self.source.kind not in ("query", "class"):
             raise InputError(
                 "fine masks are made of the generator's features, and this model has no generator",
@@ -308,6 +323,36 @@ class ModelConfig:
                 remedy="Set model.source.points=edt, model.source.box=true or model.source.mask_prompt=logits.",
             )
 
+    def _check_prompts_only(self) -> None:
+        if self.prompts_only != (self.head == "binary"):
+            raise InputError(
+                "the binary head is for prompts of users, and for nothing else",
+                where="model.head",
+                why=f"model.head={self.head}, model.source.kind={self.source.kind}",
+                remedy="Set model.head=binary together with model.source.kind=user.",
+            )
+        if not self.prompts_only:
+            return
+        if self.loss.kind != "binary":
+            raise InputError(
+                "prompts of users are trained by the binary loss",
+                where="model.loss.kind",
+                why=f"found {self.loss.kind}",
+                remedy="Set model.loss.kind=binary.",
+            )
+        for key in ("upsampler", "mask_residual", "fine_masks"):
+            if getattr(self.decoder, key):
+                raise InputError(
+                    "this belongs to a generator, and this model has none",
+                    where=f"model.decoder.{key}",
+                    remedy=f"Set model.decoder.{key}=false.",
+                )
+
+    @property
+    def prompts_only(self) -> bool:
+        """Whether the model takes clicks and boxes only and segments nothing by itself."""
+        return self.source.kind == "user"
+
     @property
     def names_masks(self) -> bool:
         """Whether the generator has masks, and mask k is of class k."""
@@ -345,6 +390,8 @@ class DataConfig:
     Attributes:
         view: Plane of the slices; `auto` puts the coarsest axis along depth.
         spacing: Target spacing (depth, height, width) in mm; None takes the data's median.
+        normalisation: `rgb` is SAM's own, for colour pictures; `auto` decides by the channels' names.
+        longest: Pixels of a colour picture's longer side, to which each is resized as SAM does it (MODEL.md §12.3).
         fit_patch: Fit the in-plane patch and `stem.upsample` to the data (MODEL.md §12.2); the
             preset's patch then gives the depth only.
         left_right: Mirroring along left-right. `declared` mirrors only where the data set declares
@@ -354,7 +401,8 @@ class DataConfig:
 
     view: Literal["auto", "axial", "coronal", "sagittal"] = "auto"
     spacing: tuple[float, float, float] | None = None
-    normalisation: Literal["auto", "ct", "zscore"] = "auto"
+    normalisation: Literal["auto", "ct", "zscore", "rgb"] = "auto"
+    longest: int = 1024
     fit_patch: bool = False
     left_right: Literal["declared", "never", "always"] = "declared"
     foreground: float = 0.33
@@ -380,13 +428,13 @@ class TrainConfig:
     mode: TrainMode = "auto"
     auto_share: float = 0.2
     auto_chance: float = 0.5
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: float = 1e-3
     momentum: float = 0.99
     weight_decay: float = 3e-5
     eps: float = 1e-8
     clip: float = 12.0
-    schedule: Literal["poly", "cosine"] = "poly"
+    schedule: Literal["poly", "cosine", "halving"] = "poly"
     warmup_steps: int = 0
     epochs: int = 500
     iterations: int = 250
@@ -422,6 +470,13 @@ class Config:
                 where="train.generator_epochs",
                 why=f"model.source.kind={self.model.source.kind}",
                 remedy="Set train.generator_epochs=0.",
+            )
+        if self.model.prompts_only and self.train.mode != "prompt":
+            raise InputError(
+                "the model has no prompts of its own that could be trained",
+                where="train.mode",
+                why=f"found {self.train.mode}, with model.source.kind={self.model.source.kind}",
+                remedy="Set train.mode=prompt (--mode prompt).",
             )
 
 

@@ -31,9 +31,9 @@ Dice, IoU, and normalised surface Dice (NSD, share of the borders within the tol
 A structure absent in both maps is left out; found in one only it has Dice, IoU and NSD 0 and no HD95, and is counted
 in the column "one-sided".
 
-With --interactive a simulated user clicks into slices and whole volumes: Dice after 1, 3 and 5 clicks and with boxes
-that overlap the structure by an IoU of 0.5 and 0.75, and the clicks needed (NoC) to reach Dice 0.85 and 0.90, in single
-slices beside the model's unchanged SAM."""
+With --interactive a simulated user clicks into slices and whole volumes: Dice after 1, 3 and 5 clicks, with 1 and 3
+random points at once and with boxes that overlap the structure by an IoU of 0.5 and 0.75, and the clicks needed (NoC)
+to reach Dice 0.85 and 0.90, in single slices beside the model's unchanged SAM. Pictures have slices only."""
 
 
 TOLERANCE_MM = 1.0

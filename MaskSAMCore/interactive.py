@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from MaskSAMCore.progress import CancelToken, Progress, no_progress
-from MaskSAMCore.users import CLICKS, COLUMNS, GOALS, MOST, OVERLAPS, SLICES, VOLUMES, Study, Trial
+from MaskSAMCore.users import CLICKS, COLUMNS, GOALS, MOST, OVERLAPS, POINTS, SLICES, VOLUMES, Study, Trial
 
 if TYPE_CHECKING:
     from MaskSAMCore.data.raw import RawCase, RawDataset
@@ -58,7 +58,7 @@ def trials(
     place = devices.choose_device(device)
     network, card = zoo.load_model(model, place)
     chosen = cases(card)
-    study = Study(name=card.name, labels=dataset.labels, slices=slices)
+    study = Study(name=card.name, labels=dataset.labels, slices=slices, colour=dataset.pictures)
     if card.base is not None:
         path = zoo.find_base(card.base.name, sha256=card.base.sha256)
         arch = card.config.model.backbone.arch
@@ -145,7 +145,8 @@ def report(found: Sequence[Trial]) -> list[str]:
     wide, method = (
         max([len(text) for text in texts] + [9]) for texts in ([r.name for r in rows], [r.method for r in rows])
     )
-    heads = [f"{n} click{'s' * (n > 1)}" for n in CLICKS] + [f"box {t}" for t in OVERLAPS]
+    heads = [f"{n} click{'s' * (n > 1)}" for n in CLICKS]
+    heads += [f"{n} point{'s' * (n > 1)}" for n in POINTS] + [f"box {t}" for t in OVERLAPS]
     goals = [f"NoC@{goal:.2f}" for goal in GOALS]
     for protocol in dict.fromkeys(row.protocol for row in rows):
         some = [row for row in rows if row.protocol == protocol]
@@ -162,7 +163,7 @@ def report(found: Sequence[Trial]) -> list[str]:
         lines += [""]
     return [
         *lines,
-        "both methods get the same first click and the same boxes; further clicks correct the largest error",
+        "both methods get the same first click, random points and boxes; further clicks correct the largest error",
     ]
 
 

@@ -82,6 +82,16 @@ class ModelCard:
     code_version: str = __version__
     format_version: int = FORMAT_VERSION
 
+    def require_automatic(self) -> None:
+        """Raise InputError for a model that segments nothing by itself."""
+        if self.config.model.prompts_only:
+            raise InputError(
+                "the model takes clicks and boxes only",
+                where=self.name,
+                why="it was trained without prompts of its own",
+                remedy="Open the scan with it and give it prompts, or segment with another model.",
+            )
+
 
 def save_model(
     folder: Path, card: ModelCard, tensors: Mapping[str, Tensor], readme: str, *, overwrite: bool = False

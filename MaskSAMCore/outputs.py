@@ -14,13 +14,14 @@ import numpy as np
 
 from MaskSAMCore import __version__
 from MaskSAMCore.errors import InputError
+from MaskSAMCore.io.pictures import PICTURE_SUFFIXES
 from MaskSAMCore.labels import LabelTable
 from MaskSAMCore.volume import LabelMap, Volume
 
 SET = (".nii.gz", ".seg.nrrd", ".csv", ".png")
 """What a folder receives for every case."""
 SINGLE = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".mha", ".dcm")
-_SCANS = (".nii.gz", ".seg.nrrd", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm")
+_SCANS = (".nii.gz", ".seg.nrrd", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", *PICTURE_SUFFIXES)
 _CHANNEL = re.compile(r"_(\d{4})$")
 
 
@@ -58,7 +59,7 @@ def group(scans: Sequence[Path], channels: int) -> list[Case]:
     for scan in scans:
         if not scan.exists():
             raise InputError("cannot be read", where=scan, why="no such file or folder", remedy="Check the path.")
-    if channels == 1:
+    if channels == 1 or all(scan.name.lower().endswith(PICTURE_SUFFIXES) for scan in scans):
         cases = [Case(name=case_name(scan), scans=(scan,)) for scan in scans]
     else:
         cases = _group_channels(scans, channels)

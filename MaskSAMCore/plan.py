@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +18,16 @@ from MaskSAMCore.errors import InputError
 from MaskSAMCore.labels import LabelTable
 from MaskSAMCore.volume import LabelMap, Volume, canonical_axes
 
-VIEWS: dict[str, tuple[int, int, int]] = {"axial": (0, 1, 2), "coronal": (1, 0, 2), "sagittal": (2, 0, 1)}
-"""For depth, height and width: which of (S, A, R) it is."""
+VIEWS: dict[str, tuple[int, int, int]] = {
+    "axial": (0, 1, 2),
+    "coronal": (1, 0, 2),
+    "sagittal": (2, 0, 1),
+    "picture": (0, 1, 2),
+}
+"""For depth, height and width: which of (S, A, R) it is. `picture` is axial with rows and columns the other way round,
+as pictures lie: SAM learned from upright ones."""
+COLOURS = ("red", "green", "blue")
+"""Names of the channels of a colour picture."""
 ANISOTROPIC = 3.0
 """Slices thicker than this many pixels are treated in-plane only, as nnU-Net does."""
 COARSER = 1.1
@@ -70,12 +78,13 @@ class Plan:
         spacing: Target (d, h, w), mm.
         patch: (D, H, W) voxels of the network's input.
         normalisation: Per channel, "ct" (clip to the foreground's 0.5-99.5 percentiles, standardise with the data
-            set's mean and deviation) or "zscore" (each scan by itself).
+            set's mean and deviation), "zscore" (each scan by itself) or "rgb" (SAM's mean and deviation).
         stats: Per channel.
         anisotropic: Slices are thicker than `ANISOTROPIC` pixels: nearest along depth, in-plane augmentation.
         median_shape: (D, H, W) of the data set's median case at the target spacing.
         channels: Names of the channels.
         modality: "CT", "MR" or "".
+        longest: Pixels of the longer side that each colour picture is resized to, instead of to a spacing; 0 for scans.
     """
 
     view: str
@@ -87,6 +96,7 @@ class Plan:
     median_shape: Shape
     channels: tuple[str, ...]
     modality: str = ""
+    longest: int = 0
 
     @property
     def left_right_axis(self) -> int:
@@ -166,13 +176,29 @@ def content_box(channels: np.ndarray, background: Iterable[float | None]) -> tup
     return tuple(lower), tuple(upper)  # type: ignore[return-value]
 
 
+def extent(channels: np.ndarray, normalisation: Sequence[str]) -> tuple[Shape, Shape]:
+    """The corners of what is kept of a scan (M, ., ., .): its content, or all of a picture, black margins too."""
+    if "rgb" in normalisation:
+        return (0, 0, 0), tuple(channels.shape[1:])  # type: ignore[return-value]
+    return content_box(channels, [empty_value(kind) for kind in normalisation])
+
+
+def fitted(shape: Sequence[int], longest: int) -> Shape:
+    """(D, H, W) of pictures of that shape, enlarged or made smaller until the longer side has `longest` pixels."""
+    scale = longest / max(shape[1:])
+    return shape[0], max(1, round(shape[1] * scale)), max(1, round(shape[2] * scale))
+
+
 def empty_value(normalisation: str) -> float | None:
     """Background of the crop: 0, or for CT, where 0 is water, the scan's lowest value."""
     return None if normalisation == "ct" else 0.0
 
 
 def normalisation_of(channels: Iterable[str], choice: str) -> tuple[str, ...]:
-    """Per channel "ct" or "zscore": by its name, unless `choice` (config.data.normalisation) says so."""
+    """Per channel "ct", "zscore" or "rgb": by their names, unless `choice` (config.data.normalisation) says so."""
+    channels = tuple(channels)
+    if choice == "auto" and channels == COLOURS:
+        choice = "rgb"
     if choice != "auto":
         return tuple(choice for _ in channels)
     return tuple("ct" if modality_of([name]) == "CT" else "zscore" for name in channels)
@@ -195,7 +221,7 @@ def fingerprint(
     for volume, labels in cases:
         perm, _ = canonical_axes(volume.grid.affine)
         array = volume.as_channels()
-        lower, upper = content_box(array, [empty_value(kind) for kind in kinds])
+        lower, upper = extent(array, kinds)
         size = [u - v for u, v in zip(upper, lower, strict=True)]
         spacings.append(canonical_spacing(volume))
         shapes.append(tuple(size[2 - perm[axis]] for axis in (2, 1, 0)))
@@ -252,6 +278,9 @@ def make_plan(fingerprint: Fingerprint, cfg: Config) -> Plan:
             f"the model {cfg.model.channels}",
             remedy=f"Set model.channels={len(fingerprint.channels)}.",
         )
+    kinds = normalisation_of(fingerprint.channels, cfg.data.normalisation)
+    if "rgb" in kinds:
+        return _picture_plan(fingerprint, cfg, kinds)
     spacings, shapes = np.array(fingerprint.spacings), np.array(fingerprint.shapes)
     target = np.median(spacings, axis=0)
     coarse, voxels = int(np.argmax(target)), np.median(shapes, axis=0)
@@ -267,12 +296,36 @@ def make_plan(fingerprint: Fingerprint, cfg: Config) -> Plan:
         view=view,
         spacing=spacing,  # type: ignore[arg-type]
         patch=cfg.model.patch,
-        normalisation=normalisation_of(fingerprint.channels, cfg.data.normalisation),
+        normalisation=kinds,
         stats=fingerprint.stats,
         anisotropic=spacing[0] > ANISOTROPIC * min(spacing[1:]),
         median_shape=tuple(max(1, round(float(n))) for n in median),  # type: ignore[arg-type]
         channels=fingerprint.channels,
         modality=fingerprint.modality,
+    )
+
+
+def _picture_plan(fingerprint: Fingerprint, cfg: Config, kinds: tuple[str, ...]) -> Plan:
+    """Colour pictures have no spacing: each is resized until its longer side fits (MODEL.md §12.3)."""
+    longest = cfg.data.longest
+    if len(kinds) != len(COLOURS) or longest < 1:
+        raise InputError(
+            "colour pictures have three channels, and a longer side",
+            where="data.normalisation=rgb",
+            why=f"found {len(kinds)} channel(s) and data.longest={longest}",
+        )
+    sides = np.median([fitted(shape, longest) for shape in fingerprint.shapes], axis=0)
+    return Plan(
+        view="picture",
+        spacing=(1.0, 1.0, 1.0),
+        patch=cfg.model.patch,
+        normalisation=kinds,
+        stats=fingerprint.stats,
+        anisotropic=True,
+        median_shape=tuple(max(1, round(float(n))) for n in sides),  # type: ignore[arg-type]
+        channels=fingerprint.channels,
+        modality=fingerprint.modality,
+        longest=longest,
     )
 
 

@@ -24,10 +24,10 @@ from MaskSAMCore.plan import (
     Plan,
     Shape,
     Triple,
-    content_box,
-    empty_value,
+    extent,
     fingerprint,
     fit_patch,
+    fitted,
     make_plan,
     mirror_rule,
 )
@@ -43,6 +43,8 @@ __all__ = [
 LOG = logging.getLogger(__name__)
 pad_patch = pad_to
 _SMALLEST_STD = 1e-8
+SAM_MEAN, SAM_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+"""Of red, green and blue from 0 to 255, as SAM was trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,16 +136,18 @@ def preprocess(volume: Volume, plan: Plan) -> Prepared:
     perm, reverse = canonical_axes(volume.grid.affine)
     order = [2 - c for c in VIEWS[plan.view]]
     axes = tuple(2 - perm[a] for a in order)
-    flips = tuple(reverse[a] for a in order)
+    flips = tuple(reverse[a] != (plan.view == "picture" and a != order[0]) for a in order)
     source, nonfinite = _finite(_orient(source, axes, flips), volume)  # type: ignore[arg-type]
-    lower, upper = content_box(source, [empty_value(kind) for kind in plan.normalisation])
+    lower, upper = extent(source, plan.normalisation)
     spacing = tuple(volume.grid.spacing[perm[a]] for a in order)
     cropped = source[(slice(None), *(slice(a, b) for a, b in zip(lower, upper, strict=True)))]
     shape = tuple(max(1, round(n * s / t)) for n, s, t in zip(cropped.shape[1:], spacing, plan.spacing, strict=True))
+    if plan.longest:
+        shape = fitted(cropped.shape[1:], plan.longest)
     nearest = max(spacing[0] / min(spacing[1:]), plan.spacing[0] / min(plan.spacing[1:])) > ANISOTROPIC
     image, flat = np.empty((len(source), *shape), np.float32), []
     for index, (channel, kind, stats) in enumerate(zip(cropped, plan.normalisation, plan.stats, strict=True)):
-        normal, constant = _normalise(channel, kind, stats)
+        normal, constant = _normalise(channel, kind, stats, index)
         depth: Depth = "nearest" if nearest else "same"
         image[index] = resample(torch.from_numpy(normal), shape, mode="cubic", depth=depth).numpy()  # type: ignore[arg-type]
         flat.append(constant)
@@ -180,7 +184,7 @@ def _finite(channels: np.ndarray, volume: Volume) -> tuple[np.ndarray, int]:
     return np.stack(filled), count
 
 
-def _normalise(channel: np.ndarray, kind: str, stats: ChannelStats) -> tuple[np.ndarray, bool]:
+def _normalise(channel: np.ndarray, kind: str, stats: ChannelStats, index: int) -> tuple[np.ndarray, bool]:
     """A contiguous float32 copy, and whether the channel was constant."""
     values = np.array(channel, np.float32, order="C")
     constant = bool(values.min() == values.max())
@@ -188,6 +192,9 @@ def _normalise(channel: np.ndarray, kind: str, stats: ChannelStats) -> tuple[np.
         np.clip(values, stats.p005, stats.p995, out=values)
         values -= stats.mean
         values /= max(stats.std, _SMALLEST_STD)
+    elif kind == "rgb":
+        values -= SAM_MEAN[index]
+        values /= SAM_STD[index]
     elif constant:
         values[:] = 0
     else:

@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from MaskSAMCore.config import (
     BackboneConfig,
     ConditionConfig,
+    Conditioning,
     Config,
     DataConfig,
     DecoderConfig,
+    DepthBranchKind,
     DepthConfig,
     EncoderAdapterConfig,
     ImageAdapterConfig,
@@ -253,6 +255,49 @@ def _core_acdc() -> Preset:
     )
 
 
+def _medsa(
+    *,
+    about: str,
+    score: float | None = None,
+    volume: bool = True,
+    branch: DepthBranchKind = "gate",
+    condition: Conditioning = "hyper",
+) -> Callable[[], Preset]:
+    """Med-SA on ViT-H, for volumes or for colour pictures (MODEL.md §15.2, §15.3 rows M1 to M5, §16.5)."""
+
+    def build() -> Preset:
+        model = ModelConfig(
+            channels=1 if volume else 3,
+            classes=13 if volume else 3,
+            patch=(16, 512, 512) if volume else (1, 1024, 1024),
+            backbone=BackboneConfig(arch="vit_h"),
+            stem=StemConfig(kind="repeat", upsample=2) if volume else StemConfig(kind="none", upsample=1),
+            depth=DepthConfig(pe_encoder=False, pe_decoder="none"),
+            enc_adapter=EncoderAdapterConfig(kind="plain", ratio=1 / 16, act="relu", depth_branch=branch),
+            dec_tokens=TokenAdapterConfig(
+                kind="plain", slots=("t2i", "mlp"), ratio=1 / 8, act="relu", condition=ConditionConfig(mode=condition)
+            ),
+            dec_image=ImageAdapterConfig(kind="plain", slot="i2t_post", ratio=1 / 8, act="relu"),
+            source=SourceConfig(kind="user", class_tokens=False),
+            decoder=DecoderConfig(class_head=False),
+            head="binary",
+            loss=LossConfig(kind="binary", bce=1.0, dice=1.0),
+        )
+        train = TrainConfig(
+            mode="prompt",
+            optimizer="adam",
+            lr=1e-4,
+            weight_decay=0.0,
+            schedule="halving",
+            epochs=60 if volume else 40,
+            batch=16 if volume else 32,
+            checkpointing=True,
+        )
+        return Preset(config=Config(model=model, train=train), about=about, score=score, benchmark="BTCV Dice")
+
+    return build
+
+
 def _tiny() -> Preset:
     model = ModelConfig(
         classes=3,
@@ -300,5 +345,12 @@ _PRESETS: dict[str, Callable[[], Preset]] = {
     "S7": _class_row("S6 with depth position embeddings", 91.88, kind="depth_mlp", depth=True),
     "S8": _class_row("S7 with the modality stem", 92.20, kind="depth_mlp", depth=True, stem="conv"),
     "S9": _class_row("S8 with the multi-class head", 93.26, kind="depth_mlp", depth=True, stem="conv", multiclass=True),
+    "medsa-2d": _medsa(about="Med-SA, ViT-H, clicks and boxes on colour pictures", volume=False, branch="none"),
+    "medsa-3d": _medsa(about="Med-SA, ViT-H, clicks and boxes on volumes", score=88.3),
+    "M1": _medsa(about="Med-SA's adapters alone", score=79.3, branch="none", condition="none"),
+    "M2": _medsa(about="M1 with attention along the slices", score=84.7, condition="none"),
+    "M3": _medsa(about="M2 with prompts added to the adapter", score=86.1, condition="add"),
+    "M4": _medsa(about="M2 with prompts concatenated in the adapter", score=86.4, condition="concat"),
+    "M5": _medsa(about="M2 with prompts as a hypernetwork of the adapter", score=88.3),
     "tiny": _tiny,
 }

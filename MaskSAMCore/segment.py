@@ -125,6 +125,7 @@ def _segment(options: argparse.Namespace) -> int:
 
     rois = [Roi(center=r[:3], size=r[3:]) for r in options.roi]
     card = zoo.load_card(zoo.find_model(options.model))
+    card.require_automatic()
     wanted = _wanted(card.labels, options.structures)
     cases = outputs.group(options.scans, card.config.model.channels)
     todo = []

@@ -206,10 +206,17 @@ class Teacher:
         from MaskSAMCore.config import override
         from MaskSAMCore.data.build import prepare
         from MaskSAMCore.data.splits import leave_out
+        from MaskSAMCore.errors import InputError
         from MaskSAMCore.training.fit import fit_config
         from MaskSAMCore.training.lesson import for_lesson
 
         config = override(presets.get(self.options.preset), self.options.set)
+        if config.model.prompts_only:
+            raise InputError(
+                "the preset takes clicks and boxes only, and a lesson is judged without",
+                where=self.options.preset,
+                remedy="Use the train command, or another preset.",
+            )
         if config.model.backbone.arch != "tiny":
             zoo.find_base(config.model.backbone.arch)  # before the cases are read: without it there is no lesson
         prepared, _ = prepare(self.options.cases, folder / "cache", config, progress=self.progress, cancel=self.cancel)

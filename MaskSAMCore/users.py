@@ -6,9 +6,10 @@ Two protocols, both on the scan's own grid:
 * whole volumes: the user clicks anywhere in the scan, and every click may change the whole structure.
 
 The first click is the innermost voxel of the structure, each further one the innermost voxel of the largest error that
-is left; nothing is random. A box overlaps the structure's own by an IoU of 0.5 or 0.75, moved in a direction drawn from
-a fixed seed. Both methods get the same boxes and the same first click; then each one's own errors are corrected by the
-same rule. NoC is the number of clicks until a Dice is reached, 20 where 20 were not enough.
+is left; nothing is random. In single slices there is what Med-SA's authors evaluate, too (MODEL.md §15.3), drawn from a
+fixed seed: 1 or 3 random points of the structure at once, and a box that overlaps its own by an IoU of 0.5 or 0.75.
+Both methods get the same points, the same boxes and the same first click; then each one's own errors are corrected by
+the same rule. NoC is the number of clicks until a Dice is reached, 20 where 20 were not enough.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from MaskSAMCore.volume import Grid, LabelMap, Volume
 
 CLICKS = (1, 3, 5)
+POINTS = (1, 3)
 OVERLAPS = (0.5, 0.75)
 GOALS = (0.85, 0.90)
 MOST = 20
@@ -41,6 +43,7 @@ STRUCTURE = 1
 SLICES, VOLUMES = "single slices", "whole volumes"
 COLUMNS = (
     *(f"dice_{n}" for n in CLICKS),
+    *(f"points_{n}" for n in POINTS),
     *(f"box_{round(100 * t)}" for t in OVERLAPS),
     *(f"{kind}_{round(100 * t)}" for t in GOALS for kind in ("noc", "reached")),
 )
@@ -56,6 +59,7 @@ class Trial:
         method: Whose answers they are.
         clicks: Dice after 1, 2, ... clicks; the user stopped when content.
         place: The slice's index along its axis in the scan; None for a whole volume.
+        points: Dice with random points, as many as in `POINTS`; empty where none were drawn.
         boxes: Dice with a box of each of `OVERLAPS`; empty where none were drawn.
     """
 
@@ -66,11 +70,14 @@ class Trial:
     method: str
     clicks: tuple[float, ...]
     place: int | None = None
+    points: tuple[float, ...] = ()
     boxes: tuple[float, ...] = ()
 
     def figures(self) -> dict[str, float]:
         """Values by `COLUMNS`; NaN where there is none."""
         found = {f"dice_{n}": self.clicks[min(n, len(self.clicks)) - 1] for n in CLICKS}
+        points = self.points or (math.nan,) * len(POINTS)
+        found |= {f"points_{n}": value for n, value in zip(POINTS, points, strict=True)}
         boxes = self.boxes or (math.nan,) * len(OVERLAPS)
         found |= {f"box_{round(100 * t)}": value for t, value in zip(OVERLAPS, boxes, strict=True)}
         for goal in GOALS:
@@ -145,6 +152,14 @@ def drawn_box(target: np.ndarray, overlap: float, seed: Sequence[int]) -> Box:
     low = np.clip(np.minimum(low, (low + high - 1) / 2), 0, size - 1)
     high = np.maximum(high, low + 1)
     return float(low[0]), float(low[1]), float(high[0]), float(high[1])
+
+
+def drawn_points(target: np.ndarray, seed: Sequence[int]) -> list[Click]:
+    """Different random pixels of the structure, the most of `POINTS`, or all where it has fewer."""
+    from MaskSAMCore.data.simulate import Click, random_clicks
+
+    places = random_clicks(target, max(POINTS), np.random.default_rng(list(seed)))
+    return [Click(position=(int(y), int(x)), positive=True) for y, x in places]
 
 
 class ModelAnswers:
@@ -237,6 +252,7 @@ class Study:
         labels: Structures to judge; those that a case lacks are left out.
         sam: An unchanged SAM, and how it is called; None leaves it out.
         slices: Of every structure, at even distances; 0 for all.
+        colour: The scans are colour pictures.
     """
 
     name: str
@@ -244,6 +260,7 @@ class Study:
     sam: ZeroShot | None = None
     sam_name: str = ""
     slices: int = 3
+    colour: bool = False
 
     def judge(
         self, case: str, volume: Volume, reference: LabelMap, session: Session, cancel: CancelToken | None = None
@@ -259,6 +276,8 @@ class Study:
         targets = {label: reference.array == label.id for label in self.labels.labels}
         targets = {label: mask for label, mask in targets.items() if mask.any()}
         yield from self._slices(case, volume, targets, session, cancel)
+        if volume.grid.shape[session.axis] == 1:
+            return  # a picture's one slice is all of it
         for label, mask in targets.items():
             whole = ModelAnswers(self.name, session, volume.grid, None, cancel)
             clicks = click_through(mask, whole, volume.grid.spacing[::-1])
@@ -273,7 +292,7 @@ class Study:
         session: Session,
         cancel: CancelToken | None,
     ) -> Iterator[Trial]:
-        from MaskSAMCore.inference.zeroshot import grey_values, picture
+        from MaskSAMCore.inference.zeroshot import colours, grey_values, picture
 
         axis = session.axis
         others = tuple(a for a in range(3) if a != axis)
@@ -284,14 +303,20 @@ class Study:
         for index in sorted({i for some in chosen.values() for i in some}):
             methods: list[Method] = [ModelAnswers(self.name, session, volume.grid, (axis, index), cancel)]
             if self.sam is not None:
-                self.sam.set_image(picture(channel.take(index, axis=axis), *window))
+                seen = volume.as_channels().take(index, axis=axis + 1) if self.colour else None
+                self.sam.set_image(picture(channel.take(index, axis=axis), *window) if seen is None else colours(seen))
                 methods.append(SamAnswers(self.sam_name, self.sam))
             for label, method in itertools.product((n for n, some in chosen.items() if index in some), methods):
                 target: np.ndarray = targets[label].take(index, axis=axis)
                 clicks = click_through(target, method, spacing)
-                boxes = []
+                seed = (SEED, zlib.crc32(case.encode()), label.id, index)
+                drawn, points, boxes = drawn_points(target, seed), [], []
+                for count in POINTS:
+                    method.forget()
+                    points.append(_dice(method.clicks(drawn[:count]), target))
+                method.forget()
                 for overlap in OVERLAPS:
-                    box = drawn_box(target, overlap, (SEED, zlib.crc32(case.encode()), label.id, index))
+                    box = drawn_box(target, overlap, seed)
                     boxes.append(_dice(method.box(box), target))
                 method.forget()
                 yield Trial(
@@ -302,6 +327,7 @@ class Study:
                     place=index,
                     method=method.name,
                     clicks=clicks,
+                    points=tuple(points),
                     boxes=tuple(boxes),
                 )
 

@@ -206,6 +206,8 @@ class PreparedDataset:
             problems.append(f"data.view: asked for {data.view}, prepared as {plan.view}")
         if data.spacing is not None and not np.allclose(data.spacing, plan.spacing, rtol=1e-4):
             problems.append(f"data.spacing: asked for {data.spacing} mm, prepared at {plan.spacing} mm")
+        if plan.longest not in (0, data.longest):
+            problems.append(f"data.longest: asked for {data.longest} pixels, prepared at {plan.longest}")
         wanted = normalisation_of(plan.channels, data.normalisation)
         if wanted != plan.normalisation:
             problems.append(f"data.normalisation: asked for {wanted}, prepared with {plan.normalisation}")

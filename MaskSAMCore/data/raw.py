@@ -5,6 +5,9 @@
 label has a side), `patients` (case to patient, where a patient has several cases), `allow_empty` (cases without any
 structure are meant), `terminology` (label name to `category`, `type`, `modifier`: [scheme, value, meaning]), `colors`
 (label name to [r, g, b], 0 to 255), `structures` (case to the names of the labels in it, kept by `save.save_case`).
+
+With a `file_ending` of .png, .jpg or .tif the cases are colour pictures: one file per case, whatever number of channels
+is declared, and as labels pictures whose pixel values are the labels; beside .jpg pictures they end in .png.
 """
 
 from __future__ import annotations
@@ -18,7 +21,9 @@ from typing import Any
 
 from MaskSAMCore.errors import DatasetError, InputError
 from MaskSAMCore.io.images import read_labels, read_volume
+from MaskSAMCore.io.pictures import PICTURE_SUFFIXES
 from MaskSAMCore.labels import PALETTE, Code, Label, LabelTable
+from MaskSAMCore.plan import COLOURS
 from MaskSAMCore.terminology import describe
 from MaskSAMCore.volume import LabelMap, Volume, match_grid
 
@@ -28,7 +33,7 @@ _CHANNEL = re.compile(r"_(\d{4})$")
 
 @dataclass(frozen=True, kw_only=True)
 class RawCase:
-    """One scan: its `images` (one file per channel) and its label map; None where that file is missing."""
+    """One scan: its `images` (one file per channel, or a picture) and its label map; None where that is missing."""
 
     id: str
     patient: str
@@ -46,6 +51,7 @@ class RawDataset:
         labels: Structures ordered by id; class c of the network is `labels.labels[c - 1]`.
         cases: Ordered by id.
         allow_empty: Cases without any structure are meant.
+        pictures: The cases are colour pictures.
         problems: What was wrong with the list of files; `verify_dataset` reports it with the rest.
     """
 
@@ -57,7 +63,13 @@ class RawDataset:
     labels: LabelTable
     cases: tuple[RawCase, ...]
     allow_empty: bool = False
+    pictures: bool = False
     problems: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> int:
+        """Image files of a case."""
+        return 1 if self.pictures else len(self.channels)
 
 
 def read_dataset(folder: str | Path) -> RawDataset:
@@ -88,7 +100,7 @@ def read_case(dataset: RawDataset, case: RawCase) -> tuple[Volume, LabelMap]:
     Raises:
         InputError: A file is missing or unreadable, or the grids differ.
     """
-    if case.label is None or len(case.images) != len(dataset.channels):
+    if case.label is None or len(case.images) != dataset.files:
         raise InputError("the case is incomplete", where=case.id)
     volume = read_volume(case.images[0] if len(case.images) == 1 else list(case.images))
     labels = read_labels(case.label)
@@ -120,7 +132,10 @@ def _read_nnunet(folder: Path) -> RawDataset:
         problems.append("patients must be an object of case and patient")
     if problems or labels is None:
         raise DatasetError("cannot be used", where=path, problems=problems)
-    cases, missing = _list_cases(folder, ending, len(channels), patients)
+    pictures = ending.lower() in PICTURE_SUFFIXES
+    if pictures:
+        channels = COLOURS
+    cases, missing = _list_cases(folder, ending, 1 if pictures else len(channels), patients)
     return RawDataset(
         folder=folder,
         name=str(data.get("name") or folder.resolve().name),
@@ -130,6 +145,7 @@ def _read_nnunet(folder: Path) -> RawDataset:
         labels=labels,
         cases=cases,
         allow_empty=bool(data.get("allow_empty", False)),
+        pictures=pictures,
         problems=tuple(missing),
     )
 
@@ -240,7 +256,9 @@ def _list_cases(
             problems.append(f"imagesTr/{path.name}: the name must end in a channel, such as _0000{ending}")
             continue
         found.setdefault(stem[: match.start()], {})[int(match.group(1))] = path
-    masks = {p.name[: -len(ending)]: p for p in sorted(labels.glob(f"*{ending}")) if not p.name.startswith(".")}
+    # a JPEG cannot hold labels
+    kept = ".png" if ending.lower() in (".jpg", ".jpeg") else ending
+    masks = {p.name[: -len(kept)]: p for p in sorted(labels.glob(f"*{kept}")) if not p.name.startswith(".")}
     cases = []
     for case in sorted(set(found) | set(masks)):
         have = found.get(case, {})
@@ -250,7 +268,7 @@ def _list_cases(
         for channel in sorted(set(have) - set(range(channels))):
             problems.append(f"{case}: {have[channel].name} is a channel that dataset.json does not name")
         if case not in masks:
-            problems.append(f"{case}: labelsTr/{case}{ending} is missing")
+            problems.append(f"{case}: labelsTr/{case}{kept} is missing")
         paths = tuple(have[c] for c in range(channels) if c in have)
         cases.append(RawCase(id=case, patient=patient_of(case, patients), images=paths, label=masks.get(case)))
     if not cases:

@@ -30,7 +30,7 @@ def verify_dataset(
     """
     dataset = read_dataset(folder)
     problems = list(dataset.problems)
-    complete = [c for c in dataset.cases if c.label is not None and len(c.images) == len(dataset.channels)]
+    complete = [c for c in dataset.cases if c.label is not None and len(c.images) == dataset.files]
     seen: dict[str, str] = {}
     present: set[int] = set()
     read = 0
@@ -75,8 +75,12 @@ def _check_case(dataset: RawDataset, case: RawCase) -> tuple[list[str], set[int]
     problems = []
     if volume.nonfinite:
         problems.append(f"{volume.nonfinite} voxels are NaN or Inf, which training refuses")
-    for channel, name, path in zip(volume.as_channels(), dataset.channels, case.images, strict=True):
-        if channel.min() == channel.max():
+    flat = [channel.min() == channel.max() for channel in volume.as_channels()]
+    if dataset.pictures and not all(flat):  # a picture may well lack a colour
+        flat = [False] * len(flat)
+    for index, (channel, name) in enumerate(zip(volume.as_channels(), dataset.channels, strict=True)):
+        path = case.images[min(index, dataset.files - 1)]
+        if flat[index]:
             problems.append(f"{path.name} ({name}) is constant: every voxel is {float(channel.flat[0]):g}")
     values, counts = np.unique(labels.array, return_counts=True)
     declared = {label.id for label in dataset.labels.labels}

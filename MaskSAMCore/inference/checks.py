@@ -66,6 +66,8 @@ def _intensity_doubts(values: np.ndarray, name: str, kind: str, stats: ChannelSt
 
 
 def _size_doubts(volume: Volume, plan: Plan, region: bool) -> list[str]:
+    if plan.longest:
+        return []
     perm, _ = canonical_axes(volume.grid.affine)
     found = []
     spacing = [volume.grid.spacing[perm[2 - c]] for c in VIEWS[plan.view]]

@@ -117,11 +117,13 @@ class Predictor:
             cancel: Asked before every window.
 
         Raises:
-            InputError: The channels do not fit, a box misses the scan, or no voxel is finite.
+            InputError: The channels do not fit, a box misses the scan, no voxel is finite, or the model takes prompts
+                only.
             ResourceError: The scan needs more memory than is free.
             Cancelled: `cancel` was set.
         """
         begin = time.monotonic()
+        self.card.require_automatic()
         volume.grid.check(where=volume.source)
         boxes = [roi] if isinstance(roi, Roi) else list(roi or ())
         targets = _targets(boxes, volume.grid)
@@ -228,7 +230,9 @@ def context(target: Slices, grid: Grid, plan: Plan) -> Slices:
     and deviation must be taken over as much tissue.
     """
     perm, _ = canonical_axes(grid.affine)
-    by_scan = any(kind != "ct" for kind in plan.normalisation)
+    if plan.longest:  # a part of a picture would be enlarged like the whole
+        return tuple(slice(0, n) for n in grid.shape)  # type: ignore[return-value]
+    by_scan = any(kind == "zscore" for kind in plan.normalisation)
     out = list(target)
     for axis, canonical in enumerate(VIEWS[plan.view]):
         ijk = perm[2 - canonical]

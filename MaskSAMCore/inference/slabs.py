@@ -180,7 +180,7 @@ class Slabs:
         around = self._context(start)
         if around is not None:
             for index, kind in enumerate(self.plan.normalisation):
-                if kind != "ct":
+                if kind == "zscore":
                     mean, std = moments(self.image[(index, *around)])
                     out[index] = 0 if std < _SMALLEST_STD else (out[index] - mean) / std
         return out

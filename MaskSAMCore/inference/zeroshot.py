@@ -189,6 +189,11 @@ def grey_values(array: np.ndarray) -> tuple[float, float]:
     return low, high if high > low else low + 1.0
 
 
+def colours(image: np.ndarray) -> np.ndarray:
+    """A slice of a colour picture, (3, H, W) from 0 to 255, as the (H, W, 3) uint8 that `set_image` takes."""
+    return np.moveaxis(np.clip(image, 0, 255).round().astype(np.uint8), 0, -1)
+
+
 def picture(image: np.ndarray, low: float, high: float) -> np.ndarray:
     """A slice as the 8-bit picture that a viewer with that window shows; NaN is black."""
     scaled = (np.nan_to_num(np.asarray(image, np.float64), nan=low, posinf=high, neginf=low) - low) / (high - low)

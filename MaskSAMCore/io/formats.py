@@ -11,15 +11,16 @@ import numpy as np
 
 from MaskSAMCore.errors import GeometryError, InputError
 from MaskSAMCore.io import nifti
+from MaskSAMCore.io.pictures import is_picture
 from MaskSAMCore.io.textheader import check_text_header
 from MaskSAMCore.volume import SKEW_TOLERANCE, Grid, lps_to_ras
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 LABEL_SUFFIXES = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".mha")
 INTEGER_TOLERANCE = 1e-4
-_READ = "It reads NIfTI (.nii, .nii.gz), NRRD, MetaImage (.mha, .mhd) and DICOM folders"
+_READ = "It reads NIfTI (.nii, .nii.gz), NRRD, MetaImage (.mha, .mhd), DICOM folders, and PNG, JPEG and TIFF pictures"
 _KINDS = (
-    (b"\x89PNG", "a PNG picture"), (b"\xff\xd8\xff", "a JPEG picture"), (b"PK\x03\x04", "a ZIP archive"),
+    (b"PK\x03\x04", "a ZIP archive"),
     (b"%PDF", "a PDF"), (b"<", "an HTML or XML page"), (b"version https://git-lfs", "a Git LFS pointer"),
     (b"\x80", "a Python pickle"), (b"{", "JSON text"),
 )  # fmt: skip
@@ -48,7 +49,7 @@ def existing(path: str | os.PathLike) -> Path:
 
 
 def sniff(path: Path) -> tuple[str, list[str]]:
-    """What a file is by its content: "nifti", "nrrd", "meta" or "dicom"; with warnings where its name says otherwise.
+    """What a file is by its content: "nifti", "nrrd", "meta", "dicom" or "picture"; warns where its name differs.
 
     Raises:
         InputError: It is none of them; says what it looks like.
@@ -57,6 +58,8 @@ def sniff(path: Path) -> tuple[str, list[str]]:
     name = path.name.lower()
     if head[:4] == b"NRRD":
         return "nrrd", []
+    if is_picture(head):
+        return "picture", []
     if head[128:132] == b"DICM":
         return "dicom", []
     if len(head) >= 348 and nifti.looks_like_nifti(head):
@@ -77,7 +80,8 @@ def sniff(path: Path) -> tuple[str, list[str]]:
     raise InputError("is no image that can be read", where=path, why=f"it is {kind}", remedy=_READ)
 
 
-def _pick(count: int, chosen: int | None, what: str, path: Path) -> int:
+def pick(count: int, chosen: int | None, what: str, path: Path) -> int:
+    """The one that was chosen of several frames or channels, or the only one."""
     if chosen is None:
         if count > 1:
             remedy = f"Choose one with {what}=0 to {count - 1}"
@@ -90,8 +94,8 @@ def _pick(count: int, chosen: int | None, what: str, path: Path) -> int:
 
 def read_nifti(path: Path, frame: int | None, channel: int | None) -> tuple[np.ndarray, Grid, list[str]]:
     header = nifti.read_header(path)
-    at = _pick(header.frames, frame, "frame", path)
-    array, header = nifti.read_nifti(path, frame=at, channel=_pick(header.channels, channel, "channel", path))
+    at = pick(header.frames, frame, "frame", path)
+    array, header = nifti.read_nifti(path, frame=at, channel=pick(header.channels, channel, "channel", path))
     return array, header.grid, list(header.warnings)
 
 
@@ -101,7 +105,7 @@ def read_channels(path: str | os.PathLike) -> tuple[list[np.ndarray], Grid]:
 
     path = existing(path)
     kind, _ = sniff(path)
-    if kind == "nifti":
+    if kind in ("nifti", "picture"):
         raise InputError("is no NRRD", where=path)
     check_text_header(path, kind)
     reader = sitk.ImageFileReader()
@@ -138,8 +142,8 @@ def read_itk(path: Path, kind: str, frame: int | None, channel: int | None) -> t
         size = list(reader.GetSize())
         if len(size) > 4:
             raise InputError("has more than four dimensions", where=path, why=f"size {size}")
-        at = _pick(size[3] if len(size) == 4 else 1, frame, "frame", path)
-        part = _pick(reader.GetNumberOfComponents(), channel, "channel", path)
+        at = pick(size[3] if len(size) == 4 else 1, frame, "frame", path)
+        part = pick(reader.GetNumberOfComponents(), channel, "channel", path)
         if len(size) == 4:
             reader.SetExtractSize([*size[:3], 0])
             reader.SetExtractIndex([0, 0, 0, at])

@@ -1,4 +1,4 @@
-"""Images and label maps as files: NIfTI, NRRD, MetaImage, and DICOM by way of `dicom.py`.
+"""Images and label maps as files: NIfTI, NRRD, MetaImage, pictures, and DICOM by way of `dicom.py`.
 
 What a file is, is decided by its content; every header is checked before anything is allocated.
 """
@@ -20,12 +20,14 @@ from MaskSAMCore.io import nifti
 from MaskSAMCore.io.atomic import atomic_path
 from MaskSAMCore.io.formats import (
     existing,
+    pick,
     read_itk,
     read_nifti,
     sniff,
     suffix_of,
     to_labels,
 )
+from MaskSAMCore.io.pictures import read_label_picture, read_picture
 from MaskSAMCore.io.resample import resample_onto, upright_grid
 from MaskSAMCore.volume import SKEW_TOLERANCE, Grid, LabelMap, Volume, match_grid, ras_to_lps
 
@@ -77,8 +79,13 @@ def _read_one(path: Path, frame: int | None, channel: int | None, resampled: boo
     kind, notes = sniff(path)
     if kind == "dicom":
         return _read_dicom(path, series, resampled)
-    read = read_nifti(path, frame, channel) if kind == "nifti" else read_itk(path, kind, frame, channel)
-    array, grid, more = read
+    if kind == "picture":
+        array, grid, more = read_picture(path)
+        array = array if channel is None else array[pick(len(array), channel, "channel", path)]
+    elif kind == "nifti":
+        array, grid, more = read_nifti(path, frame, channel)
+    else:
+        array, grid, more = read_itk(path, kind, frame, channel)
     bad = replace_nonfinite(array, where=path)
     if bad:
         rule = "NaN and -Inf became the smallest, +Inf the largest finite value"
@@ -108,14 +115,16 @@ def read_volume(
     """Read a scan as float32 with its rescale applied.
 
     Args:
-        paths: A NIfTI, NRRD or MetaImage file, a DICOM folder or file; or a list of them, one per channel.
+        paths: A NIfTI, NRRD or MetaImage file, a DICOM folder or file, or a PNG, JPEG or TIFF picture; or a list of
+            scans, one per channel.
         frame: Which frame of a 4-D file, from 0; needed where there are several.
         channel: Which channel of a colour or vector file, from 0; needed where there are several.
         resample: Whether skewed axes (gantry tilt, shear) and irregular slices may be resampled; else refused.
         series: Which DICOM series, as `dicom.list_series` names it.
 
     Returns:
-        `(K, J, I)`, or `(C, K, J, I)` for a list of more than one, on the first one's grid.
+        `(K, J, I)`, or `(C, K, J, I)` for a list of more than one, on the first one's grid; a picture is
+        `(3, 1, J, I)` with its colours from 0 to 255, unless a channel was chosen.
 
     Raises:
         InputError: Missing, truncated, damaged or unknown file; a choice that is needed; a value out of range.
@@ -129,6 +138,9 @@ def read_volume(
     if len(parts) == 1:
         return parts[0]
     first = parts[0]
+    colour = next((p for p in parts if p.channels > 1), None)
+    if colour is not None:
+        raise InputError("holds all its channels itself", where=colour.source, remedy="Give it alone.")
     for other in parts[1:]:
         match_grid(other.grid, first.grid, where=f"{other.source} and {first.source}")
     array: np.ndarray = np.empty((len(parts), *first.grid.shape), dtype=np.float32)
@@ -162,6 +174,9 @@ def read_labels(path: str | os.PathLike) -> LabelMap:
         from MaskSAMCore.io.segmentations import read_seg_nrrd
 
         return read_seg_nrrd(path)
+    if kind == "picture":
+        labels, grid = read_label_picture(path)
+        return LabelMap(array=labels, grid=grid, source=str(path))
     array, grid, more = read_nifti(path, None, None) if kind == "nifti" else read_itk(path, kind, None, None)
     for note in (*notes, *more):
         _log.warning("%s: %s", path, note)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from MaskSAMCore.config import AdapterKind, ConditionConfig, Conditioning, DepthPosition
+from MaskSAMCore.config import AdapterKind, ConditionConfig, Conditioning, DepthBranchKind, DepthPosition
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
 
@@ -190,6 +190,32 @@ class ConditionedAdapter(nn.Module):
         if self.core is not None:
             e = e + self.core(e)
         return self.up(self.condition(e, condition, known, self.act))
+
+
+class DepthBranch(nn.Module):
+    """What attention along the slices adds to attention within them: Med-SA's SD-Trans (MODEL.md §4.4).
+
+    The attention itself has no weights of its own, it borrows the block's; this is how much of it is let in. `gate` is
+    one number per block that starts at zero. The paper adds the branch as it is, which changes SAM from the start, with
+    a single slice too; the public release sends it through a third adapter without a skip, which is `adapter` here.
+
+    Args:
+        channels: C.
+        kind: gate or adapter.
+        ratio, act: Of the adapter.
+    """
+
+    def __init__(self, channels: int, *, kind: DepthBranchKind, ratio: float, act: str) -> None:
+        super().__init__()
+        gate = kind == "gate"
+        self.gate = nn.Parameter(torch.zeros(())) if gate else None
+        self.adapter = None if gate else Adapter(channels, kind="plain", depth=1, ratio=ratio, act=act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., C), attended along the slices; the same shape."""
+        if self.gate is not None:
+            return self.gate * x
+        return x if self.adapter is None else self.adapter(x)
 
 
 def _zero(layer: nn.Linear) -> None:

@@ -129,6 +129,39 @@ def _by_pair(rows: Tensor, size: int) -> Tensor:
     return rows[at[:, None] - at[None, :] + size - 1]
 
 
+def vit_depth_attention(attn: nn.Module, x: Tensor, depth: int) -> Tensor:
+    """The weights of segment-anything's `Attention` along the slices (MODEL.md §4.4).
+
+    Args:
+        attn: Its qkv and proj are used, not its position bias, which knows the two dimensions of a plane.
+        x: (B * D, h, w, C), depth fastest, normalised already; whole maps, never windows.
+        depth: D.
+
+    Returns:
+        (B * D, h, w, C).
+    """
+    q, k, v = attn.qkv(x).unflatten(-1, (3, attn.num_heads, -1)).unbind(-3)
+    return attn.proj(_along_depth(q, k, v, depth, attn.scale))
+
+
+def tiny_depth_attention(attn: nn.Module, x: Tensor, depth: int) -> Tensor:
+    """The same with the weights of timm's TinyViT `Attention`, its norm included."""
+    qkv = attn.qkv(attn.norm(x)).unflatten(-1, (attn.num_heads, -1))
+    q, k, v = qkv.split([attn.key_dim, attn.key_dim, attn.val_dim], dim=-1)
+    return attn.proj(_along_depth(q, k, v, depth, attn.scale))
+
+
+def _along_depth(q: Tensor, k: Tensor, v: Tensor, depth: int, scale: float) -> Tensor:
+    """q, k, v (B * D, h, w, heads, c) to (B * D, h, w, heads * c); each position sees itself in every slice.
+
+    Plain products for both kernels: D is small, so their matrices are smaller than the tokens, and there are more
+    sequences than CUDA's fused kernels take.
+    """
+    q, k, v = (t.unflatten(0, (-1, depth)).movedim(1, -2) for t in (q, k, v))
+    y = ((q * scale) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+    return y.movedim(-2, 1).flatten(0, 1).flatten(-2)
+
+
 def tiny_attention(attn: nn.Module, x: Tensor, *, kernel: Kernel) -> Tensor:
     """Run the weights of timm's TinyViT `Attention` on windows x (N, tokens, C), its norm included.
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from MaskSAMCore.config import TOKEN_STRIDE, ModelConfig
-from MaskSAMCore.network.attention import from_windows, to_windows, vit_attention
+from MaskSAMCore.network.attention import from_windows, to_windows, vit_attention, vit_depth_attention
 from MaskSAMCore.network.encoder import CANVAS, NECK_CHANNELS, AdaptedEncoder
 from MaskSAMCore.network.mobile import MobileEncoder
 from MaskSAMCore.network.types import Features, Level, fold, unfold
@@ -87,6 +87,7 @@ class ViTEncoder(AdaptedEncoder):
             a = from_windows(attend(to_windows(n, block.window_size)), (x.shape[1], x.shape[2]))
         else:
             a = attend(n)
+        a = self._depth_slot(index, a, partial(vit_depth_attention, block.attn, n, depth), adapt)
         x = x + self._attn_slot(index, a, depth, adapt)
         n = block.norm2(x)
         return self._mlp_slot(index, x + block.mlp(n), n, depth, adapt)

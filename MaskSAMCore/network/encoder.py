@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from MaskSAMCore.config import TOKEN_STRIDE, ModelConfig
 from MaskSAMCore.errors import ModelError
-from MaskSAMCore.network.adapters import Adapter
+from MaskSAMCore.network.adapters import Adapter, DepthBranch
 from MaskSAMCore.network.types import Features, Level
 
 CANVAS = 1024
@@ -35,6 +35,7 @@ class AdaptedEncoder(nn.Module):
 
     Attributes:
         adapters: One ModuleDict per block, slot name to Adapter.
+        depth_branches: One `DepthBranch` per block; none where the configuration has none.
         depth_pe: (D, pe_width), zero at first; None where the configuration has none.
         checkpointing: Recompute each block in the backward pass instead of keeping its activations.
         adapters_enabled: Set by `set_adapters`.
@@ -55,6 +56,10 @@ class AdaptedEncoder(nn.Module):
         slots = () if settings.kind == "none" else settings.slots
         self.adapters = nn.ModuleList(
             nn.ModuleDict({slot: _adapter(cfg, width) for slot in dict.fromkeys(slots)}) for width in widths
+        )
+        branches = () if settings.depth_branch == "none" else widths
+        self.depth_branches = nn.ModuleList(
+            DepthBranch(width, kind=settings.depth_branch, ratio=settings.ratio, act=settings.act) for width in branches
         )
         self.depth_pe = nn.Parameter(torch.zeros(self.depth, pe_width)) if cfg.depth.pe_encoder else None
         self._tied_to_depth = cfg.depth.pe_encoder or (bool(slots) and settings.kind == "depth_mlp")
@@ -104,6 +109,19 @@ class AdaptedEncoder(nn.Module):
                 why=f"height and width must be multiples of {TOKEN_STRIDE}, {CANVAS} at most",
                 remedy="Pad or crop the slices.",
             )
+
+    def _depth_slot(self, index: int, a: Tensor, attend: Callable[[], Tensor], adapt: bool) -> Tensor:
+        """The attention's output `a` (B*D, h, w, C) and, where there is a branch, that along the slices with it.
+
+        Args:
+            index: Of the block.
+            a: Windows reversed already.
+            attend: Runs the block's attention along depth on the whole map; (B*D, h, w, C).
+            adapt: Whether the branch is on.
+        """
+        if not adapt or not len(self.depth_branches):
+            return a
+        return a + self.depth_branches[index](attend())
 
     def _attn_slot(self, index: int, a: Tensor, depth: int, adapt: bool) -> Tensor:
         """`a + A(a)` for the attention's output a (B*D, h, w, C), windows reversed already."""

@@ -70,7 +70,7 @@ class MaskSAM(nn.Module):
         return ModelError(
             "this model has no prompt generator",
             where=f"model.source.kind={self.cfg.source.kind}",
-            remedy="Use a model that makes its own prompts, or give it prompts.",
+            remedy="It takes clicks and boxes only: give it prompts, or use a model that makes its own.",
         )
 
     def own_masks(self, features: Features, image: Tensor) -> tuple[Tensor, ...]:
@@ -136,6 +136,8 @@ class MaskSAM(nn.Module):
             Masks at the patch's size, class logits and the generator's own outputs.
         """
         features = self.encode(image) if features is None else features
+        if self.cfg.prompts_only:
+            raise self._no_generator()
         if self.generator is None:
             return self._given(image, features, labels)
         return self._automatic(features, self.generator.trunk(features, image), image.shape[-2:])

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 import warnings
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, channels_last, nn
 
 from MaskSAMCore.config import ModelConfig
-from MaskSAMCore.network.attention import from_windows, tiny_attention, to_windows
+from MaskSAMCore.network.attention import from_windows, tiny_attention, tiny_depth_attention, to_windows
 from MaskSAMCore.network.encoder import NECK_CHANNELS, AdaptedEncoder
 from MaskSAMCore.network.types import Features, Level, fold, unfold
 
@@ -88,6 +89,7 @@ class MobileEncoder(AdaptedEncoder):
         windows = to_windows(x, block.window_size)
         a = tiny_attention(block.attn, windows.flatten(1, 2), kernel=self.backbone.attention_kernel)
         a = from_windows(a.view_as(windows), (x.shape[1], x.shape[2]))
+        a = self._depth_slot(index, a, partial(tiny_depth_attention, block.attn, x, depth), adapt)
         x = x + self._attn_slot(index, a, depth, adapt)
         x = self._conv_norm(block.local_conv, x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         mlp = block.mlp

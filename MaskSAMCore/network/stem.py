@@ -22,10 +22,10 @@ class ModalityStem(nn.Module):
 
     `lean`, ours too, is the x1 stack with that residual at the scan's own size, enlarged afterwards.
 
-    `repeat` has no parameters: three modalities are taken as they are, any other number as their
+    `repeat` and `none` have no parameters: three modalities are taken as they are, any other number as their
     mean, three times.
 
-    Intensities are z-scored by then: SAM's own pixel mean and deviation are not applied.
+    Intensities are normalised by then: scans by themselves, colour pictures by SAM's own mean and deviation.
     """
 
     def __init__(self, cfg: ModelConfig) -> None:
@@ -36,7 +36,7 @@ class ModalityStem(nn.Module):
         self.branch: nn.Sequential | None = None
         self.lift: nn.Conv3d | None = None
         self.gamma: nn.Parameter | None = None
-        if self.kind == "repeat":
+        if self.kind in ("repeat", "none"):
             return
         residual = cfg.stem.residual or self.kind == "lean"
         upsample = 1 if self.kind == "lean" else cfg.stem.upsample
@@ -58,7 +58,7 @@ class ModalityStem(nn.Module):
 
     def frozen(self, x: Tensor) -> Tensor:
         """What the encoder sees when nothing is trained; same shapes as `forward` (MODEL.md §14.4)."""
-        if self.kind == "repeat" and self.channels == SAM_CHANNELS:
+        if self.kind in ("repeat", "none") and self.channels == SAM_CHANNELS:
             return self._enlarge(x)
         mean = x if self.channels == 1 else x.mean(1, keepdim=True)
         return self._enlarge(mean).expand(-1, SAM_CHANNELS, -1, -1, -1)

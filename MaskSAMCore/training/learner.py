@@ -182,4 +182,5 @@ def _optimizer(config: Config, parameters: list[nn.Parameter]) -> torch.optim.Op
         return torch.optim.SGD(
             parameters, lr=cfg.lr, momentum=cfg.momentum, nesterov=True, weight_decay=cfg.weight_decay
         )
-    return torch.optim.AdamW(parameters, lr=cfg.lr, eps=cfg.eps, weight_decay=cfg.weight_decay)
+    kind = torch.optim.Adam if cfg.optimizer == "adam" else torch.optim.AdamW
+    return kind(parameters, lr=cfg.lr, eps=cfg.eps, weight_decay=cfg.weight_decay)

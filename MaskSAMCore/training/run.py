@@ -36,6 +36,7 @@ from MaskSAMCore.resample import pad_to
 from MaskSAMCore.training import features
 from MaskSAMCore.training.batches import Batch
 from MaskSAMCore.training.card import model_card, model_name, model_readme
+from MaskSAMCore.training.figures import click_figures, dice_per_class, in_words
 from MaskSAMCore.training.fit import fit_config
 from MaskSAMCore.training.log import MetricsLog
 from MaskSAMCore.training.loop import CHECKPOINTS, Hooks, Sources, Trainer, trained_tensors
@@ -272,7 +273,10 @@ class Run:
             torch.distributed.barrier()
 
     def _validate(self, model: MaskSAM, epoch: int) -> dict[str, float]:
-        """Dice per label over the validation cases, on the prepared grid; overlays of the first few."""
+        """Dice per label over the validation cases, on the prepared grid; overlays of the first few.
+
+        A model that takes prompts only is asked by simulated users, and "val dice" is the mean over their figures.
+        """
         cases = self._validation_cases()
         names = [label.name for label in self.dataset.labels.labels]
         scores: dict[Largest, list[list[float]]] = {mode: [] for mode in MODES}
@@ -281,17 +285,23 @@ class Run:
             self.cancel.check()
             case = self.dataset.case(case_id)
             image = np.asarray(case.image, dtype=np.float32)
-            predicted = self._predict(model, image, case.label)
             if self.config.train.mode != "auto":
                 padded, labels = (pad_to(a, model.cfg.patch)[0] for a in (image, np.asarray(case.label)))
                 clicks.append(click_dice(model, padded, labels, model.cfg.patch))
+            self.progress(index + 1, len(cases), "validating")
+            if model.cfg.prompts_only:
+                continue
+            predicted = self._predict(model, image, case.label)
             for mode, rows in scores.items():
                 rows.append(dice_per_class(keep_largest(predicted, mode), case.label, len(names) + 1))
             if index < OVERLAYS:
                 self._picture(case_id, image[0], np.asarray(case.label), predicted)
-            self.progress(index + 1, len(cases), "validating")
         if not cases:
             return {}
+        if model.cfg.prompts_only:
+            found = click_figures(clicks)
+            self.note(f"epoch {epoch}: Dice {in_words(found)} on {len(cases)} validation case(s), in one patch")
+            return found | ({"val dice": round(float(np.mean(list(found.values()))), 4)} if found else {})
         means = {mode: [float(v) for v in np.nanmean(np.array(rows), axis=0)] for mode, rows in scores.items()}
         self.largest = choose_largest(means)
         best = means[self.largest]
@@ -301,9 +311,9 @@ class Run:
         kept = "" if self.largest == "none" else f", largest component of {self.largest}"
         self.note(f"epoch {epoch}: Dice {text} on {len(cases)} validation case(s), prepared grid{kept}")
         if clicks:
-            found = {name: round(float(np.mean([c[name] for c in clicks if name in c])), 4) for name in clicks[0]}
-            self.note("  with prompts, in one patch: " + ", ".join(f"{name} {v:.4f}" for name, v in found.items()))
-            figures |= {f"val {name}": value for name, value in found.items()}
+            found = click_figures(clicks)
+            self.note("  with prompts, in one patch: " + in_words(found))
+            figures |= found
         return figures
 
     def _validation_cases(self) -> Sequence[str]:
@@ -398,13 +408,3 @@ class GivenLabels(nn.Module):
         """Patch (B, M + 1, D, H, W) to class scores (B, K, D, H, W)."""
         labels = patch[:, -1].round().long()
         return self.model.scores(self.model(patch[:, :-1], None, labels))
-
-
-def dice_per_class(predicted: np.ndarray, reference: np.ndarray, classes: int) -> list[float]:
-    """Dice of every structure; NaN where neither has it."""
-    found = []
-    for index in range(1, classes):
-        p, r = predicted == index, reference == index
-        total = int(p.sum()) + int(r.sum())
-        found.append(2 * int((p & r).sum()) / total if total else float("nan"))
-    return found

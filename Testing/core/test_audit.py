@@ -77,6 +77,56 @@ def test_trainable_parts(name, parts, total):
     assert audit.paper == total
 
 
+def _medsa_parts(condition: str, branch: bool) -> dict[str, int]:
+    """MODEL.md §16.5 from its formulas: ViT-H's 32 blocks of width 1280 at 1/16, the decoder's two layers at 1/8."""
+
+    def plain(channels: int, width: int) -> int:
+        return 2 * channels * width + width + channels
+
+    m, p, cond = 32, 32, 512
+    reduce = cond * p + p
+    extra = {
+        "none": 0,
+        "add": reduce + p * m + m,
+        "concat": reduce + (m + p) * m + m,
+        "hyper": reduce + 3 * (p * m * m + m * m) + 3 * 2 * m,
+    }[condition]
+    gates = {"encoder depth branches": 32} if branch else {}
+    return {
+        "encoder adapters": 32 * 2 * plain(1280, 80),
+        **gates,
+        "decoder token adapters": 2 * (2 * plain(256, m) + extra),
+        "decoder image adapters": 2 * plain(256, m),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "condition", "branch", "total"),
+    [
+        ("medsa-3d", "hyper", True, 13_530_272),
+        ("medsa-2d", "hyper", False, 13_530_240),
+        ("M1", "none", False, 13_294_272),
+        ("M2", "none", True, 13_294_304),
+        ("M3", "add", True, 13_329_248),
+        ("M4", "concat", True, 13_331_296),
+        ("M5", "hyper", True, 13_530_272),
+    ],
+)
+def test_med_sa(name, condition, branch, total):
+    audit = audit_config(presets.get(name).model)
+    assert audit.parts == _medsa_parts(condition, branch)
+    assert audit.trainable == audit.paper == total
+    assert sum(audit.frozen.values()) == 641_090_608
+
+
+def test_the_released_depth_adapter_makes_a_third_of_the_encoders():
+    """§18.1 row 7: three adapters per block; at the released ratio of 1/4 that is 78.8 M."""
+    model = presets.get("M5").model
+    released = replace(model, enc_adapter=replace(model.enc_adapter, depth_branch="adapter", ratio=0.25))
+    parts = audit_config(released).parts
+    assert parts["encoder adapters"] + parts["encoder depth branches"] == 96 * 820_800
+
+
 @pytest.mark.parametrize(
     ("name", "millions"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -13,11 +14,15 @@ from MaskSAMCore.config import (
     LossConfig,
     ModelConfig,
     SourceConfig,
+    StemConfig,
+    TrainConfig,
     from_dict,
     override,
     to_dict,
 )
 from MaskSAMCore.errors import InputError
+
+PROMPTS_ONLY = ModelConfig(source=SourceConfig(kind="user"), head="binary", loss=LossConfig(kind="binary"))
 
 
 @pytest.mark.parametrize("name", presets.names())
@@ -86,6 +91,13 @@ def test_override_refuses(text: str) -> None:
         ModelConfig(classes=1),
         ModelConfig(source=SourceConfig(queries=3)),
         ModelConfig(loss=LossConfig(generator=1.0)),
+        ModelConfig(stem=StemConfig(kind="none")),
+        ModelConfig(head="binary"),
+        replace(PROMPTS_ONLY, head="query"),
+        replace(PROMPTS_ONLY, loss=LossConfig()),
+        replace(PROMPTS_ONLY, decoder=DecoderConfig(upsampler=True)),
+        replace(PROMPTS_ONLY, decoder=DecoderConfig(mask_residual=True)),
+        replace(PROMPTS_ONLY, decoder=DecoderConfig(fine_masks=True)),
         ModelConfig(loss=LossConfig(generator=1.0, assignment="own"), source=SourceConfig(mask=False)),
     ],
 )
@@ -118,6 +130,11 @@ def test_a_generator_needs_a_prompt_to_give_and_a_decoder_that_takes_it() -> Non
         override(presets.get("selfprompt-acdc"), mute).check()
     with pytest.raises(InputError, match="without the decoder"):
         ModelConfig(decoder=DecoderConfig(kind="none")).check()
+def test_a_model_for_prompts_alone_is_trained_by_prompts_alone() -> None:
+    Config(model=PROMPTS_ONLY, train=TrainConfig(mode="prompt")).check()
+    for mode in ("auto", "mixed"):
+        with pytest.raises(InputError, match="--mode prompt"):
+            Config(model=PROMPTS_ONLY, train=TrainConfig(mode=mode)).check()  # type: ignore[arg-type]
 
 
 def test_sizes_follow_from_patch_and_stem() -> None:

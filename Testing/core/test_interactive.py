@@ -218,7 +218,7 @@ class FakeSam:
         return Answer(np.where(found, 5.0, -5.0)[None], np.full((1, 256, 256), float(len(self.asked))))
 
 
-def test_both_methods_get_the_same_first_click_and_boxes():
+def test_both_methods_get_the_same_first_click_points_and_boxes():
     volume, reference = ball_case()
     session, sam = FakeSession(volume.grid.shape), FakeSam()
     study = Study(name="model", labels=TABLE, sam=sam, sam_name="zero-shot", slices=3)
@@ -232,7 +232,15 @@ def test_both_methods_get_the_same_first_click_and_boxes():
     theirs = [
         asked for asked in sam.asked if "image" not in asked and (asked["box"] is not None or len(asked["points"]) == 1)
     ]
-    assert len(firsts) == len(theirs) == 9
+    # Per slice the first click, one random point, and two boxes.
+    assert len(firsts) == len(theirs) == 12
+    ours = [[prompt.position[:2] for prompt in asked] for asked in session.asked if len(asked) == 3]
+    given = [asked for asked in sam.asked if asked.get("points") is not None and len(asked["points"]) == 3]
+    assert len(given) == 3
+    for asked in given:
+        assert [tuple(point - 0.5) for point in asked["points"]] in ours
+        assert list(asked["labels"]) == [1, 1, 1] and asked["mask_input"] is None
+    assert all(len(t.points) == 2 for t in found if t.protocol == SLICES)
     for ours, other in zip(firsts, theirs, strict=True):
         if ours.kind == "point":
             assert tuple(other["points"][0] - 0.5) == ours.position[:2] and other["mask_input"] is None
@@ -257,9 +265,9 @@ def test_without_an_unchanged_sam_only_the_model_is_judged():
 
 
 FOUND = [
-    trial([0.5, 0.6, 0.9, 0.9, 0.95], [0.7, 0.8]),
-    trial([0.7, 0.8, 0.9, 0.9, 0.91], [0.9, 0.9], case="b"),
-    trial([0.1] * MOST, [0.2, 0.3], method="zero-shot MobileSAM"),
+    trial([0.5, 0.6, 0.9, 0.9, 0.95], [0.7, 0.8], points=(0.4, 0.5)),
+    trial([0.7, 0.8, 0.9, 0.9, 0.91], [0.9, 0.9], points=(0.6, 0.9), case="b"),
+    trial([0.1] * MOST, [0.2, 0.3], points=(0.1, 0.1), method="zero-shot MobileSAM"),
     trial([0.9, 0.9, 0.9, 0.9, 0.9], protocol=VOLUMES, place=None, label=2, name="cube"),
 ]
 
@@ -271,6 +279,7 @@ def test_means_of_every_structure_and_of_all():
     assert (ball.targets, ball.cases) == (2, 2)
     assert ball.mean["dice_1"] == pytest.approx(0.6) and ball.mean["box_50"] == pytest.approx(0.8)
     assert ball.mean["noc_85"] == 3 and ball.mean["reached_85"] == 1
+    assert ball.mean["points_1"] == pytest.approx(0.5) and ball.mean["points_3"] == pytest.approx(0.7)
     assert lines[SLICES, "all", "m"].mean == ball.mean
     assert (SLICES, "cube", "m") not in lines and (VOLUMES, "cube", "m") in lines
     kept = interactive.card_figures(FOUND)
@@ -290,10 +299,11 @@ def test_a_readme_shows_both_kinds_of_figures(straight_run):
     text = model_readme(card)
     assert "| | dice | cases |\n|---|---|---|\n| ball | 0.91 | 3 |" in text
     assert "`evaluate B`" in text and "Single slices:" in text and "Whole volumes:" in text
-    assert "| | Dice, 1 click | 3 clicks | 5 clicks | box 0.5 | box 0.75 | NoC@0.85 | reached |" in text
+    heads = "Dice, 1 click | 3 clicks | 5 clicks | 1 random point | 3 random points | box 0.5 | box 0.75 | NoC@0.85"
+    assert f"| | {heads} | reached |" in text and "Random points lie anywhere" in text
     assert "| ball, zero-shot MobileSAM | 0.1 |" in text and "{" not in text
     for row in (line for line in text.splitlines() if line.startswith("| ball, m")):
-        assert row.count("|") == 13
+        assert row.count("|") == 15
 
 
 @pytest.mark.parametrize(

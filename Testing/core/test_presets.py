@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ from MaskSAMCore.config import ModelConfig, from_dict, to_dict
 from MaskSAMCore.errors import InputError
 from MaskSAMCore.losses import build_loss
 from MaskSAMCore.network.build import build_model
+from MaskSAMCore.training.prompted import train_prompted
 from Testing.phantom import phantom_case
 
 STEPS = 60
@@ -21,27 +23,30 @@ GIVEN = 0.65
 
 
 def small(cfg: ModelConfig) -> ModelConfig:
-    """The same switches on the `tiny` backbone, with two slices of 16x16."""
-    upsampler = cfg.decoder.upsampler
+    """The same switches on the `tiny` backbone, with at most two slices of 16x16."""
+    upsampler, encoder = cfg.decoder.upsampler, cfg.enc_adapter
+    depth = min(cfg.patch[0], 2)
     return replace(
         cfg,
         classes=3,
-        patch=(2, 64, 64) if upsampler else (2, 16, 16),
+        patch=(depth, 64, 64) if upsampler else (depth, 16, 16),
         backbone=replace(cfg.backbone, arch="tiny"),
         stem=replace(cfg.stem, upsample=1 if upsampler else 4),
+        # A twentieth as wide as ViT-H: a sixteenth of that would leave four channels.
+        enc_adapter=replace(encoder, ratio=max(encoder.ratio, 0.25)),
         source=replace(cfg.source, widths=(16, 8, 8, 8, 8), queries=8),
     )
 
 
 def phantom(cfg: ModelConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Image (1, 1, D, H, W) and labels (1, D, H, W) of a phantom's middle slices."""
+    """Image (1, M, D, H, W) and labels (1, D, H, W) of a phantom's middle slices."""
     depth, height, width = cfg.patch
     image, label = phantom_case(1, (10, 32, 32))
     picked = (slice(4, 4 + depth), slice(0, 32), slice(0, 32))
     size = (depth, height, width)
     x = torch.nn.functional.interpolate(torch.from_numpy(image[picked])[None, None], size=size)
     y = torch.nn.functional.interpolate(torch.from_numpy(label[picked])[None, None].float(), size=size)
-    return (x - x.mean()) / x.std(), y[0].long()
+    return ((x - x.mean()) / x.std()).expand(-1, cfg.channels, -1, -1, -1), y[0].long()
 
 
 @pytest.mark.parametrize("name", presets.names())
@@ -52,11 +57,19 @@ def test_learns_a_phantom(name):
     model.train()
     criterion = build_loss(cfg)
     image, labels = phantom(cfg)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3, weight_decay=0)
+    rate = 1.5e-2 if cfg.prompts_only else 5e-3
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate, weight_decay=0)
     goal = GIVEN if cfg.source.kind == "gt" else HALVED
+
+    def practise() -> torch.Tensor:
+        if not cfg.prompts_only:
+            return criterion(model(image, None, labels), labels, None)["loss"]
+        valid = torch.ones(labels.shape[:2], dtype=torch.bool)
+        return train_prompted(model, model.slab(image), labels, valid, np.random.default_rng(3))["loss"]
+
     losses: list[float] = []
     for _ in range(STEPS):
-        loss = criterion(model(image, None, labels), labels, None)["loss"]
+        loss = practise()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -84,6 +97,19 @@ def test_rows_of_self_prompt_sam_differ_from_their_neighbours():
     assert len(set(rows)) == 9
     assert rows[8] == presets.get("selfprompt-acdc").model
     assert [row.decoder.kind for row in rows] == ["none"] * 2 + ["sam"] * 7
+def test_med_sas_rows_switch_one_thing_at_a_time():
+    rows = [presets.get(f"M{i}").model for i in range(1, 6)]
+    branches = [row.enc_adapter.depth_branch for row in rows]
+    modes = [row.dec_tokens.condition.mode for row in rows]
+    assert list(zip(branches, modes, strict=True)) == [
+        ("none", "none"), ("gate", "none"), ("gate", "add"), ("gate", "concat"), ("gate", "hyper"),
+    ]  # fmt: skip
+    assert rows[4] == presets.get("medsa-3d").model
+    scores = [presets.describe(f"M{i}") for i in range(1, 6)]
+    assert [each.score for each in scores] == [79.3, 84.7, 86.1, 86.4, 88.3]
+    assert {each.benchmark for each in scores} == {"BTCV Dice"}
+    train = presets.get("medsa-2d").train
+    assert (train.optimizer, train.schedule, train.lr, train.epochs) == ("adam", "halving", 1e-4, 40)
 
 
 def test_unknown_preset_lists_the_known():

@@ -27,6 +27,12 @@ def test_poly_is_constant_within_an_epoch():
     assert learning_rate(cfg, 10) == learning_rate(cfg, 19) == poly(1.0, 1, 4)
 
 
+def test_halving_every_ten_epochs():
+    cfg = TrainConfig(schedule="halving", epochs=40, iterations=5, lr=1e-4)
+    found = [learning_rate(cfg, epoch * 5 + 4) for epoch in (0, 9, 10, 19, 20, 39)]
+    assert found == pytest.approx([1e-4, 1e-4, 5e-5, 5e-5, 2.5e-5, 1.25e-5])
+
+
 def test_cosine_falls_to_zero_after_warm_up():
     cfg = TrainConfig(schedule="cosine", epochs=2, iterations=50, lr=1.0, warmup_steps=10)
     assert learning_rate(cfg, 0) == pytest.approx(0.1)
