@@ -11,7 +11,7 @@ from MaskSAMCore import presets
 from MaskSAMCore.config import BackboneConfig, ModelConfig, StemConfig
 from MaskSAMCore.errors import ModelError
 from MaskSAMCore.network.build import FROZEN, build_model
-from MaskSAMCore.network.masksam import MaskSAM
+from MaskSAMCore.network.segmenter import Segmenter
 
 PARTS: dict[str, str] = {
     "encoder.adapters.": "encoder adapters",
@@ -29,6 +29,7 @@ PARTS: dict[str, str] = {
     "blend.": "mask residual (ours)",
     "fine.": "fine masks (ours)",
     "prompts.offsets": "slice offsets (ours)",
+    "net.": "student",
 }
 OURS = "(ours)"
 BACKBONES = ("vit_b", "vit_l", "vit_h", "mobile")
@@ -60,7 +61,7 @@ class Audit:
         return self.trainable + sum(self.frozen.values())
 
 
-def audit_model(model: MaskSAM) -> Audit:
+def audit_model(model: Segmenter) -> Audit:
     """Count the parameters of a built network by part.
 
     Raises:

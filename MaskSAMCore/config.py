@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 AdapterKind = Literal["none", "plain", "depth_mlp", "depth_conv"]
 Conditioning = Literal["none", "add", "concat", "hyper"]
-TrainMode = Literal["auto", "prompt", "mixed"]
+TrainMode = Literal["auto", "prompt", "mixed", "distill"]
 DepthPosition = Literal["before", "middle", "after"]
 Largest = Literal["none", "foreground", "each"]
 TOKEN_STRIDE = 16
@@ -28,9 +28,15 @@ MASK_STRIDE = 4
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
-    """The frozen SAM encoder (MODEL.md §3)."""
+    """The frozen SAM encoder (MODEL.md §3), or a network without SAM.
 
-    arch: Literal["vit_b", "vit_l", "vit_h", "mobile", "tiny"] = "vit_b"
+    Attributes:
+        arch: `swin_unetr` is MONAI's SwinUNETR: the whole network, all of it trained (MODEL.md §11).
+        width: Feature size of a `swin_unetr`.
+    """
+
+    arch: Literal["vit_b", "vit_l", "vit_h", "mobile", "tiny", "swin_unetr"] = "vit_b"
+    width: int = 24
     pos_mode: Literal["crop", "interpolate"] = "crop"
     rel_pos_resize: Literal["slice", "interpolate"] = "slice"
     attention_kernel: Literal["fast", "reference"] = "fast"
@@ -114,12 +120,13 @@ class ImageAdapterConfig:
 class SourceConfig:
     """Where automatic prompts come from (MODEL.md §6).
 
-    `kind="query"` is the MaskSAM generator, `"gt"` takes the prompts from the ground truth.
+    `kind="query"` is the MaskSAM generator, `"gt"` takes the prompts from the ground truth;
+    `"none"` belongs to networks without prompts.
     `image_skip` gives the trunk the scan itself at its finest stage; not in the paper: a frozen
     encoder's finest level has been seen to blur borders one voxel wide.
     """
 
-    kind: Literal["query", "gt"] = "query"
+    kind: Literal["query", "gt", "none"] = "query"
     trunk: Literal["pyramid", "stacked"] = "pyramid"
     widths: tuple[int, ...] = (256, 128, 128)
     queries: int = 8
@@ -138,7 +145,8 @@ class DecoderConfig:
     """SAM's mask decoder and what is added to it (MODEL.md §7).
 
     `mask_residual` adds the generator's mask to the decoded one, so the decoder learns a
-    correction; not in the paper: SAM's decoder sees the mask prompt at stride 16 only.
+    correction; not in the paper: SAM's decoder sees the mask prompt at stride 16 only. `kind="none"`
+    belongs to networks without prompts.
 
     Two more are for prompts of a user, and not in the papers either. `fine_masks` lets each mask token
     read the trunk's features at the patch's own size, as it reads SAM's own at stride 4: a click then
@@ -146,6 +154,7 @@ class DecoderConfig:
     the patch how far it is from its own.
     """
 
+    kind: Literal["sam", "none"] = "sam"
     class_head: bool = True
     upsampler: bool = False
     mask_residual: bool = False
@@ -157,12 +166,14 @@ class DecoderConfig:
 class LossConfig:
     """Terms of the set loss (MODEL.md §9); `kind="binary"` is BCE + Dice with given prompts.
 
+    `kind="segmentation"` is CE + Dice of one logit per class (§9.6) and has no weights.
+
     Attributes:
         assignment: Which query answers for a class: the cheapest of each slice, or ("own") always query k for class k.
         generator: Weight of the segmentation loss (§9.4) of the generator's own masks; needs `assignment="own"`.
     """
 
-    kind: Literal["set", "binary"] = "set"
+    kind: Literal["set", "binary", "segmentation"] = "set"
     assignment: Literal["cheapest", "own"] = "cheapest"
     classification: float = 0.2
     bce: float = 1.5
@@ -195,7 +206,7 @@ class ModelConfig:
     dec_image: ImageAdapterConfig = field(default_factory=ImageAdapterConfig)
     source: SourceConfig = field(default_factory=SourceConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
-    head: Literal["query", "argmax"] = "query"
+    head: Literal["query", "argmax", "softmax"] = "query"
     loss: LossConfig = field(default_factory=LossConfig)
 
     @property
@@ -218,6 +229,12 @@ class ModelConfig:
 
     def check(self) -> None:
         """Raise InputError for values that no network can be built from."""
+        if self.classes < 2:
+            raise InputError("a model needs the background and one structure", where="model.classes")
+        self._check_kind()
+        if self.backbone.arch == "swin_unetr":
+            self._check_student()
+            return
         height, width = self.input_size
         if height % TOKEN_STRIDE or width % TOKEN_STRIDE or min(self.patch) < 1:
             raise InputError(
@@ -238,8 +255,6 @@ class ModelConfig:
                 where="model.decoder.fine_masks",
                 remedy="Set model.decoder.fine_masks=false.",
             )
-        if self.classes < 2:
-            raise InputError("a model needs the background and one structure", where="model.classes")
         if self.source.kind == "query" and self.source.queries < self.classes:
             raise InputError(
                 "fewer queries than classes",
@@ -252,6 +267,41 @@ class ModelConfig:
                 where="model.loss.generator",
                 remedy="Set model.loss.assignment=own and model.source.mask=true, or model.loss.generator=0.",
             )
+
+    def _check_kind(self) -> None:
+        """What goes together: a network has prompts and SAM's decoder, or one logit per class and neither."""
+        direct = {
+            "decoder.kind": (self.decoder.kind, self.decoder.kind == "none"),
+            "source.kind": (self.source.kind, self.source.kind == "none"),
+            "head": (self.head, self.head == "softmax"),
+            "loss.kind": (self.loss.kind, self.loss.kind == "segmentation"),
+        }
+        wanted = self.backbone.arch == "swin_unetr"
+        for key, (value, is_direct) in direct.items():
+            if is_direct != wanted:
+                network = "a network without prompts" if wanted else "a network with prompts"
+                raise InputError(
+                    f"{network} cannot have {key}={value}",
+                    where=f"model.{key}",
+                    why=f"model.backbone.arch={self.backbone.arch}",
+                    remedy="Start from a preset of that network, such as swin-tiny, or correct model.backbone.arch.",
+                )
+
+    def _check_student(self) -> None:
+        if min(self.patch) < 1:
+            raise InputError("patch is empty", where="model.patch", why=f"{self.patch}")
+        if self.backbone.width < 12 or self.backbone.width % 12:
+            raise InputError(
+                "a SwinUNETR's feature size is a multiple of 12",
+                where="model.backbone.width",
+                why=f"found {self.backbone.width}",
+                remedy="Use 12 or 24 as in the paper, or 48.",
+            )
+
+    @property
+    def takes_prompts(self) -> bool:
+        """Whether clicks and boxes can be answered; else the network segments whole scans only."""
+        return self.decoder.kind == "sam"
 
     @property
     def names_masks(self) -> bool:
@@ -307,7 +357,12 @@ class TrainConfig:
     """One run of training (MODEL.md §14).
 
     Attributes:
-        mode: `auto` trains the model's own prompts, `prompt` simulated clicks and boxes, `mixed` both (§2.4).
+        mode: `auto` trains the model's own prompts, `prompt` simulated clicks and boxes, `mixed` both (§2.4);
+            `distill` trains a network without prompts on labels and on a teacher's answers (§11).
+        seg_share: In `distill`, λ: the labels' share of the loss; the teacher has the rest.
+        teacher: In `distill`, name and hash of the teacher; filled in by the command.
+        warmup_epochs: Of `schedule="exponential"`: lr·e^{10(e/w−1)} in epoch e of them (§14.2).
+        final_ratio: Of `schedule="exponential"`: the last learning rate as a share of the first.
         auto_share: In `mixed`, the share of the steps that begins the run in automatic mode (§14.3).
         auto_chance: In `mixed`, the chance of an automatic step after them.
         frozen_epochs: Epochs of the first phase, on cached features of the frozen encoder (§14.4).
@@ -320,14 +375,18 @@ class TrainConfig:
     mode: TrainMode = "auto"
     auto_share: float = 0.2
     auto_chance: float = 0.5
+    seg_share: float = 0.5
+    teacher: str = ""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 1e-3
     momentum: float = 0.99
     weight_decay: float = 3e-5
     eps: float = 1e-8
     clip: float = 12.0
-    schedule: Literal["poly", "cosine"] = "poly"
+    schedule: Literal["poly", "cosine", "exponential"] = "poly"
     warmup_steps: int = 0
+    warmup_epochs: int = 0
+    final_ratio: float = 0.01
     epochs: int = 500
     iterations: int = 250
     batch: int = 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,6 +13,9 @@ from MaskSAMCore.matching import ALL_PIXELS, Assignment, SliceTargets, match, ow
 from MaskSAMCore.network.boxes import giou
 from MaskSAMCore.network.gt_source import class_masks
 from MaskSAMCore.network.types import Prompted, QueryOutputs
+
+if TYPE_CHECKING:
+    from MaskSAMCore.segmentation_losses import SegmentationLoss
 
 OVERSAMPLE = 2
 UNCERTAIN = 0.75
@@ -142,15 +147,16 @@ def binary_loss(
         return {"loss": bce * cross + dice * overlap, "bce": cross.detach(), "dice": overlap.detach()}
 
 
-def segmentation_loss(logits: Tensor, targets: SliceTargets, used: Tensor) -> Tensor:
+def segmentation_loss(logits: Tensor, targets: SliceTargets, used: Tensor, *, background: bool = False) -> Tensor:
     """Cross entropy + Dice of one mask per class that compete for every voxel (MODEL.md §9.4), in float32.
 
-    Dice is the mean over the structures, each taken over the whole batch, without the background.
+    Dice is the mean over the structures, each taken over the whole batch.
 
     Args:
         logits: (B, K, D, H, W).
         targets: Of the same slices.
         used: (B * D,) bool, slices that count.
+        background: Whether the background has a share in the Dice as well.
     """
     mine = logits.float().transpose(1, 2).flatten(0, 1)[used]
     theirs = targets.masks[used].float()
@@ -158,12 +164,19 @@ def segmentation_loss(logits: Tensor, targets: SliceTargets, used: Tensor) -> Te
         return logits.sum() * 0.0
     cross = F.cross_entropy(mine, theirs)
     probability = mine.softmax(1)
-    overlap, total = ((t.sum((0, 2, 3))[1:]) for t in (probability * theirs, probability + theirs))
+    overlap, total = (
+        (t.sum((0, 2, 3))[0 if background else 1 :]) for t in (probability * theirs, probability + theirs)
+    )
     return cross + (1 - (2 * overlap + 1) / (total + 1)).mean()
 
 
-def build_loss(cfg: ModelConfig) -> SetLoss | BinaryLoss:
+def build_loss(cfg: ModelConfig) -> SetLoss | BinaryLoss | SegmentationLoss:
     """The loss that `cfg.loss.kind` names; called with outputs, labels and valid slices."""
+    if cfg.loss.kind == "segmentation":
+        # Here, since that module builds on this one.
+        from MaskSAMCore.segmentation_losses import SegmentationLoss
+
+        return SegmentationLoss(cfg.loss, cfg.classes)
     if cfg.loss.kind == "binary":
         return BinaryLoss(cfg.loss, cfg.classes)
     return SetLoss(cfg.loss, cfg.classes)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from MaskSAMCore.network.masksam import MaskSAM
+    from MaskSAMCore.network.segmenter import Segmenter
 
 FORMAT_VERSION = 1
 CARD, WEIGHTS, README = "model.json", "weights.safetensors", "README.md"
@@ -170,7 +170,7 @@ def save_card(folder: Path, card: ModelCard, readme: str) -> None:
     write_json(Path(folder) / CARD, to_dict(card), overwrite=True)
 
 
-def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[MaskSAM, ModelCard]:
+def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Segmenter, ModelCard]:
     """Build a model's network, with base weights and trained tensors, ready for inference.
 
     Raises:
@@ -200,7 +200,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[MaskSA
     return model.to(device).eval(), card
 
 
-def load_trained(model: MaskSAM, folder: Path) -> ModelCard:
+def load_trained(model: Segmenter, folder: Path) -> ModelCard:
     """Fill a network's trained tensors from another model, to train on from there.
 
     What serves a user's prompts alone starts anew where the other model has none.

@@ -20,6 +20,7 @@ from MaskSAMCore.config import (
     StemConfig,
     TokenAdapterConfig,
     TrainConfig,
+    TrainMode,
 )
 from MaskSAMCore.errors import InputError
 
@@ -181,6 +182,42 @@ def _core_acdc() -> Preset:
     )
 
 
+def _student(width: int, about: str) -> Callable[[], Preset]:
+    """A SwinUNETR that learns from a teacher (MODEL.md §11, §15.2); its patch follows the data."""
+
+    def build() -> Preset:
+        config = Config(model=_swin_unetr(width), data=DataConfig(fit_patch=True), train=_autosam_training("distill"))
+        return Preset(config=config, about=about)
+
+    return build
+
+
+def _swin_unetr(width: int, classes: int = 4) -> ModelConfig:
+    return ModelConfig(
+        classes=classes,
+        patch=(128, 128, 128),
+        backbone=BackboneConfig(arch="swin_unetr", width=width),
+        source=SourceConfig(kind="none"),
+        decoder=DecoderConfig(kind="none"),
+        head="softmax",
+        loss=LossConfig(kind="segmentation"),
+    )
+
+
+def _autosam_training(mode: TrainMode = "auto") -> TrainConfig:
+    """AutoSAM Adapter's schedule (MODEL.md §14.2); an epoch is as long as nnU-Net's, since the paper does not say."""
+    return TrainConfig(
+        mode=mode,
+        optimizer="adamw",
+        lr=5e-4,
+        weight_decay=1e-5,
+        schedule="exponential",
+        warmup_epochs=5,
+        epochs=200,
+        batch=1,
+    )
+
+
 def _tiny() -> Preset:
     model = ModelConfig(
         classes=3,
@@ -216,5 +253,7 @@ _PRESETS: dict[str, Callable[[], Preset]] = {
     "B7": _row("B5 with depth MLPs before the adapters", 92.93, kind="depth_mlp", position="before"),
     "B8": _row("B5 with depth MLPs inside the adapters", 93.10, kind="depth_mlp"),
     "B9": _row("B8 with depth convolutions on image tokens", 93.39, kind="depth_mlp", image_kind="depth_conv"),
+    "swin-tiny": _student(12, "SwinUNETR of feature size 12, a student for any teacher"),
+    "swin-small": _student(24, "SwinUNETR of feature size 24, a student for any teacher"),
     "tiny": _tiny,
 }

@@ -13,7 +13,7 @@ from torch import nn
 
 from MaskSAMCore import device as devices
 from MaskSAMCore.config import from_dict
-from MaskSAMCore.errors import InputError
+from MaskSAMCore.errors import InputError, ModelError
 from MaskSAMCore.inference.answer import Draft, Own, limit, profile, seed, writable
 from MaskSAMCore.inference.automatic import automatic_prompts
 from MaskSAMCore.inference.cache import SlabCache
@@ -165,9 +165,11 @@ class Session:
 
         Raises:
             PromptError: Naming the prompt by number and position; the structure stays as it was.
+            ModelError: The model takes no prompts.
             Cancelled: `cancel` was set; the structure stays as it was.
             ResourceError: The memory is full and no retreat is left; the structure stays as it was.
         """
+        self._check_prompts()
         begin, slabs = time.monotonic(), self._open
         before, said = slabs.encodes, len(slabs.retreat.said)
         check(prompts, self.grid)
@@ -250,6 +252,15 @@ class Session:
         slices, planes = of_mask(self.frame.turned(block), (corner[0], corner[1], corner[2]), self.frame)
         return State(planes=planes, given=frozenset(planes), slices=slices)
 
+    def _check_prompts(self) -> None:
+        if not self.card.config.model.takes_prompts:
+            raise ModelError(
+                "this model takes no clicks and no boxes",
+                where=self.card.name,
+                why="it segments whole scans or regions only",
+                remedy="Segment with it automatically, or choose a model that was trained with clicks and boxes.",
+            )
+
     def mask(self, structure: int) -> np.ndarray:
         """uint8 0/1 (K, J, I) on the whole scan; zeros for a structure without an answer."""
         held = self._structures.get(structure)
@@ -280,6 +291,8 @@ class Session:
     ) -> int:
         """Encode ahead of demand: the slab at `position` first, then its neighbours outward; returns encoder runs.
 
+        A model that takes no prompts has nothing to encode.
+
         Args:
             position: (i, j, k) in view; None for the middle of the scan.
             slabs: Most slabs, known ones included; None for as many as the cache keeps.
@@ -288,7 +301,7 @@ class Session:
         """
         own = self._open
         before, room = own.encodes, own.cache.capacity
-        if self._constant:
+        if self._constant or not self.card.config.model.takes_prompts:
             return 0
         if position is None:
             position = tuple((n - 1) / 2 for n in self.grid.shape[::-1])  # type: ignore[assignment]
@@ -324,6 +337,7 @@ class Session:
             PromptError: The model has no such label, or a slice lies outside of the scan.
             ModelError: The model makes no prompts of its own.
         """
+        self._check_prompts()
         if self._constant:
             return []
         return automatic_prompts(self._open, self.frame, self.card.labels, label, slices, cancel, progress)

@@ -6,18 +6,21 @@ from torch import nn
 
 from MaskSAMCore.config import ModelConfig
 from MaskSAMCore.network.masksam import MaskSAM
+from MaskSAMCore.network.segmenter import Segmenter
+from MaskSAMCore.network.student import SwinStudent
 
 FROZEN = {"encoder.sam.": "image_encoder.", "prompts.sam.": "prompt_encoder.", "decoder.sam.": "mask_decoder."}
 
 
-def build_model(cfg: ModelConfig) -> MaskSAM:
+def build_model(cfg: ModelConfig) -> Segmenter:
     """Build the network with SAM frozen and everything of ours trainable.
 
     Raises:
         InputError: The configuration describes no network.
+        ModelError: It needs a package that is not installed.
     """
     cfg.check()
-    model = MaskSAM(cfg)
+    model: Segmenter = SwinStudent(cfg) if cfg.backbone.arch == "swin_unetr" else MaskSAM(cfg)
     freeze(model)
     return model
 

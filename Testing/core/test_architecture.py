@@ -17,7 +17,7 @@ ROOMS = {
     "base": "__init__ errors config labels progress resources terminology presets windows commandline",
     "volume": "volume",
     "preprocess": "plan preprocess resample postprocess masks",
-    "objective": "losses matching metrics",
+    "objective": "losses segmentation_losses distillation matching metrics",
     "device": "device",
     "zoo": "fetch bases modelfolder zoo",
     "audit": "audit",
@@ -53,7 +53,7 @@ LIGHT = {
     "zoo": HEAVY,
     "commands": HEAVY,
 }
-NETWORK_LIBRARIES = {"torch", "torchvision", "segment_anything", "timm", "monai", "numpy"}
+NETWORK_LIBRARIES = {"torch", "torchvision", "segment_anything", "timm", "monai", "einops", "numpy"}
 PREPROCESS_LIBRARIES = {"torch", "numpy", "scipy"}
 DATA_LIBRARIES = {"torch", "numpy", "scipy"}
 THIRD_PARTY = FILE_LIBRARIES | APPLICATION | NETWORK_LIBRARIES | PREPROCESS_LIBRARIES | {
