@@ -13,11 +13,11 @@ from torch import nn
 
 from MaskSAMCore import device as devices
 from MaskSAMCore.config import from_dict
-from MaskSAMCore.errors import InputError, ModelError
+from MaskSAMCore.errors import InputError
 from MaskSAMCore.inference.answer import Draft, Own, limit, profile, seed, writable
 from MaskSAMCore.inference.automatic import automatic_prompts
 from MaskSAMCore.inference.cache import SlabCache
-from MaskSAMCore.inference.checks import doubts
+from MaskSAMCore.inference.checks import doubts, require_prompts
 from MaskSAMCore.inference.frame import Box, Frame
 from MaskSAMCore.inference.prompts import Placed, Prompt, Triple, check, place
 from MaskSAMCore.inference.propagate import propagate
@@ -169,7 +169,7 @@ class Session:
             Cancelled: `cancel` was set; the structure stays as it was.
             ResourceError: The memory is full and no retreat is left; the structure stays as it was.
         """
-        self._check_prompts()
+        require_prompts(self.card)
         begin, slabs = time.monotonic(), self._open
         before, said = slabs.encodes, len(slabs.retreat.said)
         check(prompts, self.grid)
@@ -252,15 +252,6 @@ class Session:
         slices, planes = of_mask(self.frame.turned(block), (corner[0], corner[1], corner[2]), self.frame)
         return State(planes=planes, given=frozenset(planes), slices=slices)
 
-    def _check_prompts(self) -> None:
-        if not self.card.config.model.takes_prompts:
-            raise ModelError(
-                "this model takes no clicks and no boxes",
-                where=self.card.name,
-                why="it segments whole scans or regions only",
-                remedy="Segment with it automatically, or choose a model that was trained with clicks and boxes.",
-            )
-
     def mask(self, structure: int) -> np.ndarray:
         """uint8 0/1 (K, J, I) on the whole scan; zeros for a structure without an answer."""
         held = self._structures.get(structure)
@@ -337,7 +328,7 @@ class Session:
             PromptError: The model has no such label, or a slice lies outside of the scan.
             ModelError: The model makes no prompts of its own.
         """
-        self._check_prompts()
+        require_prompts(self.card)
         if self._constant:
             return []
         return automatic_prompts(self._open, self.frame, self.card.labels, label, slices, cancel, progress)
