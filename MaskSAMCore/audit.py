@@ -30,6 +30,12 @@ PARTS: dict[str, str] = {
     "fine.": "fine masks (ours)",
     "prompts.offsets": "slice offsets (ours)",
     "net.": "student",
+    "encoder.norms.": "encoder norms",
+    "encoder.depth_conv.": "depth patch embedding",
+    "encoder.depth_rows.": "relative depth positions",
+    "encoder.necks.": "3-D necks",
+    "prompt_unet.": "prompt U-Net",
+    "mla.": "aggregation decoder",
 }
 OURS = "(ours)"
 BACKBONES = ("vit_b", "vit_l", "vit_h", "mobile")

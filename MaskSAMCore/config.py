@@ -17,7 +17,7 @@ from MaskSAMCore.errors import InputError
 
 T = TypeVar("T")
 
-AdapterKind = Literal["none", "plain", "depth_mlp", "depth_conv"]
+AdapterKind = Literal["none", "plain", "depth_mlp", "depth_conv", "spatial"]
 Conditioning = Literal["none", "add", "concat", "hyper"]
 TrainMode = Literal["auto", "prompt", "mixed", "distill"]
 DepthPosition = Literal["before", "middle", "after"]
@@ -33,10 +33,13 @@ class BackboneConfig:
     Attributes:
         arch: `swin_unetr` is MONAI's SwinUNETR: the whole network, all of it trained (MODEL.md §11).
         width: Feature size of a `swin_unetr`.
+        attention: `sam` looks at slices; `window3d` at cubes of 8x8x8 tokens of the scan, shifted in every other block
+            (MODEL.md §10); `sam2d` is the same network with SAM's own windows, slice by slice, to compare with.
     """
 
     arch: Literal["vit_b", "vit_l", "vit_h", "mobile", "tiny", "swin_unetr"] = "vit_b"
     width: int = 24
+    attention: Literal["sam", "window3d", "sam2d"] = "sam"
     pos_mode: Literal["crop", "interpolate"] = "crop"
     rel_pos_resize: Literal["slice", "interpolate"] = "slice"
     attention_kernel: Literal["fast", "reference"] = "fast"
@@ -65,10 +68,10 @@ class DepthConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderAdapterConfig:
-    """Adapters of the encoder blocks (MODEL.md §4.3)."""
+    """Adapters of the encoder blocks (MODEL.md §4.3); `pre`, before a block, is `window3d`'s only slot."""
 
     kind: AdapterKind = "depth_conv"
-    slots: tuple[Literal["attn", "mlp"], ...] = ("attn", "mlp")
+    slots: tuple[Literal["attn", "mlp", "pre"], ...] = ("attn", "mlp")
     ratio: float = 0.25
     depth_position: DepthPosition = "middle"
     act: Literal["gelu", "relu"] = "gelu"
@@ -121,12 +124,12 @@ class SourceConfig:
     """Where automatic prompts come from (MODEL.md §6).
 
     `kind="query"` is the MaskSAM generator, `"gt"` takes the prompts from the ground truth;
-    `"none"` belongs to networks without prompts.
+    `"unet3d"` is AutoSAM Adapter's prompt U-Net on the encoder level `apg_level`; `"none"` belongs to students.
     `image_skip` gives the trunk the scan itself at its finest stage; not in the paper: a frozen
     encoder's finest level has been seen to blur borders one voxel wide.
     """
 
-    kind: Literal["query", "gt", "none"] = "query"
+    kind: Literal["query", "gt", "unet3d", "none"] = "query"
     trunk: Literal["pyramid", "stacked"] = "pyramid"
     widths: tuple[int, ...] = (256, 128, 128)
     queries: int = 8
@@ -138,6 +141,7 @@ class SourceConfig:
     floor_boxes: bool = False
     class_tokens: bool = True
     image_skip: bool = False
+    apg_level: Literal["last", "first", "none"] = "last"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,8 +149,8 @@ class DecoderConfig:
     """SAM's mask decoder and what is added to it (MODEL.md §7).
 
     `mask_residual` adds the generator's mask to the decoded one, so the decoder learns a
-    correction; not in the paper: SAM's decoder sees the mask prompt at stride 16 only. `kind="none"`
-    belongs to networks without prompts.
+    correction; not in the paper: SAM's decoder sees the mask prompt at stride 16 only. `kind="mla"` is
+    AutoSAM Adapter's aggregation of all levels, at the resolution `fusion_res`; `"none"` belongs to students.
 
     Two more are for prompts of a user, and not in the papers either. `fine_masks` lets each mask token
     read the trunk's features at the patch's own size, as it reads SAM's own at stride 4: a click then
@@ -154,7 +158,8 @@ class DecoderConfig:
     the patch how far it is from its own.
     """
 
-    kind: Literal["sam", "none"] = "sam"
+    kind: Literal["sam", "mla", "none"] = "sam"
+    fusion_res: Literal["half", "full"] = "half"
     class_head: bool = True
     upsampler: bool = False
     mask_residual: bool = False
@@ -235,6 +240,7 @@ class ModelConfig:
         if self.backbone.arch == "swin_unetr":
             self._check_student()
             return
+        self._check_volume()
         height, width = self.input_size
         if height % TOKEN_STRIDE or width % TOKEN_STRIDE or min(self.patch) < 1:
             raise InputError(
@@ -269,23 +275,57 @@ class ModelConfig:
             )
 
     def _check_kind(self) -> None:
-        """What goes together: a network has prompts and SAM's decoder, or one logit per class and neither."""
-        direct = {
-            "decoder.kind": (self.decoder.kind, self.decoder.kind == "none"),
-            "source.kind": (self.source.kind, self.source.kind == "none"),
-            "head": (self.head, self.head == "softmax"),
-            "loss.kind": (self.loss.kind, self.loss.kind == "segmentation"),
-        }
-        wanted = self.backbone.arch == "swin_unetr"
-        for key, (value, is_direct) in direct.items():
-            if is_direct != wanted:
-                network = "a network without prompts" if wanted else "a network with prompts"
+        """What goes together: prompts and SAM's decoder, or class logits and neither (MODEL.md §10, §11)."""
+        found = {"source": self.source.kind, "decoder": self.decoder.kind, "head": self.head, "loss": self.loss.kind}
+        direct = {"head": "softmax", "loss": "segmentation"}
+        if self.backbone.arch == "swin_unetr":
+            wanted = {"source": "none", "decoder": "none", **direct}
+            wrong = [key for key, value in wanted.items() if found[key] != value]
+        elif self.backbone.attention != "sam":
+            wanted = {"source": "unet3d", "decoder": "mla", **direct}
+            wrong = [key for key, value in wanted.items() if found[key] != value]
+        else:
+            foreign = {"source": ("unet3d", "none"), "decoder": ("mla", "none"), "head": ("softmax",), "loss": ()}
+            wrong = [key for key, values in foreign.items() if found[key] in values]
+        if wrong:
+            key = wrong[0] if wrong[0] == "head" else f"{wrong[0]}.kind"
+            backbone = f"arch={self.backbone.arch}, attention={self.backbone.attention}"
+            raise InputError(
+                f"this network cannot have {key}={found[wrong[0]]}",
+                where=f"model.{key}",
+                why=f"model.backbone: {backbone}",
+                remedy="Start from a preset of the network that is meant, or correct model.backbone.",
+            )
+
+    def _check_volume(self) -> None:
+        """What the encoder of three dimensions asks for besides."""
+        if self.backbone.attention == "sam":
+            if "pre" in self.enc_adapter.slots:
                 raise InputError(
-                    f"{network} cannot have {key}={value}",
-                    where=f"model.{key}",
-                    why=f"model.backbone.arch={self.backbone.arch}",
-                    remedy="Start from a preset of that network, such as swin-tiny, or correct model.backbone.arch.",
+                    "only an encoder of three dimensions has adapters before its blocks",
+                    where="model.enc_adapter.slots",
+                    remedy="Use attn and mlp, or set model.backbone.attention=window3d.",
                 )
+            return
+        if self.backbone.arch == "mobile":
+            raise InputError(
+                "MobileSAM's encoder has no plain blocks to be run in three dimensions",
+                where="model.backbone.arch",
+                remedy="Use vit_b, vit_l, vit_h or tiny.",
+            )
+        if self.enc_adapter.kind != "none" and self.enc_adapter.slots != ("pre",):
+            raise InputError(
+                "an encoder of three dimensions has adapters before its blocks only",
+                where="model.enc_adapter.slots",
+                remedy='Set model.enc_adapter.slots=["pre"].',
+            )
+        if self.patch[0] * self.stem.upsample % TOKEN_STRIDE:
+            raise InputError(
+                "patch does not fit the encoder",
+                where="model.patch",
+                why=f"{self.patch[0]} slices times stem.upsample={self.stem.upsample} "
+                f"must be a multiple of {TOKEN_STRIDE}",
+            )
 
     def _check_student(self) -> None:
         if min(self.patch) < 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from MaskSAMCore.config import (
     BackboneConfig,
@@ -32,12 +33,19 @@ class Preset:
     Attributes:
         config: The configuration itself.
         about: What it switches, in one line.
-        score: Published ACDC Dice in percent for that row, where there is one.
+        score: Published figure for that row, where there is one.
+        benchmark: What `score` is of, in percent.
     """
 
     config: Config
     about: str
     score: float | None = None
+    benchmark: str = "ACDC Dice"
+
+
+AUTOSAM_BENCHMARK = {14: "BTCV Dice", 16: "AMOS22 Dice"}
+# The paper's voxels are 1.0 x 1.0 x 1.5 mm, and half of its patches hold a structure (MODEL.md §12.1, §12.3).
+AUTOSAM_DATA = DataConfig(view="axial", spacing=(1.5, 1.0, 1.0), foreground=0.5)
 
 
 def names() -> list[str]:
@@ -192,6 +200,41 @@ def _student(width: int, about: str) -> Callable[[], Preset]:
     return build
 
 
+def _autosam(
+    data: DataConfig, *, classes: int, about: str, score: float | None = None, level: Literal["last", "none"] = "last"
+) -> Callable[[], Preset]:
+    """AutoSAM Adapter (MODEL.md §10, §15.2)."""
+
+    def build() -> Preset:
+        model = ModelConfig(
+            classes=classes,
+            patch=(128, 128, 128),
+            backbone=BackboneConfig(arch="vit_b", attention="window3d"),
+            stem=StemConfig(kind="repeat"),
+            enc_adapter=EncoderAdapterConfig(kind="spatial", slots=("pre",), ratio=0.5, act="relu"),
+            source=SourceConfig(kind="unet3d", apg_level=level),
+            decoder=DecoderConfig(kind="mla"),
+            head="softmax",
+            loss=LossConfig(kind="segmentation"),
+        )
+        config = Config(model=model, data=data, train=_autosam_training())
+        return Preset(config=config, about=about, score=score, benchmark=AUTOSAM_BENCHMARK[classes])
+
+    return build
+
+
+def _sweep(share: float, score: float) -> Callable[[], Preset]:
+    """One row of the paper's sweep of λ, the labels' share in the loss of SwinUNETR 24 (MODEL.md §15.3)."""
+
+    def build() -> Preset:
+        train = replace(_autosam_training("distill"), seg_share=share)
+        config = Config(model=_swin_unetr(24, classes=14), data=AUTOSAM_DATA, train=train)
+        about = f"SwinUNETR of feature size 24, distilled with λ = {share:g}"
+        return Preset(config=config, about=about, score=score, benchmark=AUTOSAM_BENCHMARK[14])
+
+    return build
+
+
 def _swin_unetr(width: int, classes: int = 4) -> ModelConfig:
     return ModelConfig(
         classes=classes,
@@ -255,5 +298,18 @@ _PRESETS: dict[str, Callable[[], Preset]] = {
     "B9": _row("B8 with depth convolutions on image tokens", 93.39, kind="depth_mlp", image_kind="depth_conv"),
     "swin-tiny": _student(12, "SwinUNETR of feature size 12, a student for any teacher"),
     "swin-small": _student(24, "SwinUNETR of feature size 24, a student for any teacher"),
+    "autosam-btcv": _autosam(
+        AUTOSAM_DATA, classes=14, about="AutoSAM Adapter, ViT-B in three dimensions, as trained on BTCV", score=87.15
+    ),
+    "autosam-amos": _autosam(
+        AUTOSAM_DATA, classes=16, about="AutoSAM Adapter, ViT-B in three dimensions, as trained on AMOS22", score=88.65
+    ),
+    "A0": _autosam(AUTOSAM_DATA, classes=14, about="A1 without the prompt U-Net", score=85.23, level="none"),
+    "A1": _autosam(AUTOSAM_DATA, classes=14, about="AutoSAM Adapter on BTCV, the full model", score=87.15),
+    "KD0": _sweep(0.0, 78.54),
+    "KD2": _sweep(0.2, 82.45),
+    "KD5": _sweep(0.5, 83.27),
+    "KD8": _sweep(0.8, 81.14),
+    "KD10": _sweep(1.0, 79.63),
     "tiny": _tiny,
 }

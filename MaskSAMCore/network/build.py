@@ -8,6 +8,7 @@ from MaskSAMCore.config import ModelConfig
 from MaskSAMCore.network.masksam import MaskSAM
 from MaskSAMCore.network.segmenter import Segmenter
 from MaskSAMCore.network.student import SwinStudent
+from MaskSAMCore.network.volume import VolumeSAM
 
 FROZEN = {"encoder.sam.": "image_encoder.", "prompts.sam.": "prompt_encoder.", "decoder.sam.": "mask_decoder."}
 
@@ -20,7 +21,11 @@ def build_model(cfg: ModelConfig) -> Segmenter:
         ModelError: It needs a package that is not installed.
     """
     cfg.check()
-    model: Segmenter = SwinStudent(cfg) if cfg.backbone.arch == "swin_unetr" else MaskSAM(cfg)
+    model: Segmenter
+    if cfg.backbone.arch == "swin_unetr":
+        model = SwinStudent(cfg)
+    else:
+        model = MaskSAM(cfg) if cfg.backbone.attention == "sam" else VolumeSAM(cfg)
     freeze(model)
     return model
 
