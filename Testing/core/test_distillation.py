@@ -219,9 +219,9 @@ def test_what_cannot_be_distilled_is_refused(given, teacher, remedy):
 
 SETTINGS = (
     "data.fit_patch=false",
-    "model.patch=[10,32,32]",
+    "model.patch=[4,32,32]",
     "train.epochs=2",
-    "train.iterations=2",
+    "train.iterations=1",
     "train.warmup_epochs=0",
     "train.validate_every=0",
     "train.validate_cases=1",
@@ -284,7 +284,7 @@ def test_a_distillation_resumes_to_the_same_student(distilled, phantom_data, str
 
     def stop(self, *args):
         report(self, *args)
-        if self.step == 2:
+        if self.step == 1:
             self.hooks.cancel.cancel()
 
     run, teacher = tmp_path / "run", straight_run / "model"
@@ -304,7 +304,9 @@ def test_another_teacher_or_share_does_not_resume(distilled, phantom_data, strai
 
 
 def test_a_dry_run_of_a_distillation(phantom_data, straight_run, tmp_path, capsys):
-    assert train.main(words(phantom_data, tmp_path / "run", straight_run / "model", "--dry-run")) == 0
+    settings = ("model.patch=[4,16,16]",)
+    run, teacher = tmp_path / "run", straight_run / "model"
+    assert train.main(words(phantom_data, run, teacher, "--dry-run", settings=settings)) == 0
     assert "full phase" in capsys.readouterr().out and not (tmp_path / "run/model").exists()
 
 
