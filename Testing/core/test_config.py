@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from MaskSAMCore import presets
-from MaskSAMCore.config import Config, LossConfig, ModelConfig, SourceConfig, from_dict, override, to_dict
+from MaskSAMCore.config import (
+    BackboneConfig,
+    Config,
+    EncoderAdapterConfig,
+    LossConfig,
+    ModelConfig,
+    SourceConfig,
+    from_dict,
+    override,
+    to_dict,
+)
 from MaskSAMCore.errors import InputError
 
 
@@ -77,6 +88,13 @@ def test_override_refuses(text: str) -> None:
         ModelConfig(classes=1),
         ModelConfig(source=SourceConfig(queries=3)),
         ModelConfig(loss=LossConfig(generator=1.0)),
+        ModelConfig(head="softmax"),
+        ModelConfig(source=SourceConfig(kind="none")),
+        ModelConfig(backbone=BackboneConfig(arch="swin_unetr")),
+        ModelConfig(enc_adapter=EncoderAdapterConfig(slots=("pre",))),
+        replace(presets.get("swin-tiny").model, backbone=BackboneConfig(arch="swin_unetr", width=16)),
+        replace(presets.get("swin-tiny").model, patch=(0, 32, 32)),
+        replace(presets.get("swin-tiny").model, classes=1),
         ModelConfig(loss=LossConfig(generator=1.0, assignment="own"), source=SourceConfig(mask=False)),
     ],
 )
