@@ -376,6 +376,8 @@ class DataConfig:
     Attributes:
         view: Plane of the slices; `auto` puts the coarsest axis along depth.
         spacing: Target spacing (depth, height, width) in mm; None takes the data's median.
+        window: For CT: (low, high, subtract, divide) in HU: clip to low and high, then subtract and divide, instead of
+            by the data set's own statistics (MODEL.md §12.1).
         fit_patch: Fit the in-plane patch and `stem.upsample` to the data (MODEL.md §12.2); the
             preset's patch then gives the depth only.
         left_right: Mirroring along left-right. `declared` mirrors only where the data set declares
@@ -386,6 +388,7 @@ class DataConfig:
     view: Literal["auto", "axial", "coronal", "sagittal"] = "auto"
     spacing: tuple[float, float, float] | None = None
     normalisation: Literal["auto", "ct", "zscore"] = "auto"
+    window: tuple[float, float, float, float] | None = None
     fit_patch: bool = False
     left_right: Literal["declared", "never", "always"] = "declared"
     foreground: float = 0.33

@@ -44,8 +44,9 @@ class Preset:
 
 
 AUTOSAM_BENCHMARK = {14: "BTCV Dice", 16: "AMOS22 Dice"}
-# The paper's voxels are 1.0 x 1.0 x 1.5 mm, and half of its patches hold a structure (MODEL.md §12.1, §12.3).
-AUTOSAM_DATA = DataConfig(view="axial", spacing=(1.5, 1.0, 1.0), foreground=0.5)
+# Voxels of 1.0 x 1.0 x 1.5 mm, windows of CT, and half of the patches with a structure (MODEL.md §12.1, §12.3).
+BTCV_DATA = DataConfig(view="axial", spacing=(1.5, 1.0, 1.0), window=(-125, 275, -125, 400), foreground=0.5)
+AMOS_DATA = replace(BTCV_DATA, window=(-991, 362, 50, 141))
 
 
 def names() -> list[str]:
@@ -228,7 +229,7 @@ def _sweep(share: float, score: float) -> Callable[[], Preset]:
 
     def build() -> Preset:
         train = replace(_autosam_training("distill"), seg_share=share)
-        config = Config(model=_swin_unetr(24, classes=14), data=AUTOSAM_DATA, train=train)
+        config = Config(model=_swin_unetr(24, classes=14), data=BTCV_DATA, train=train)
         about = f"SwinUNETR of feature size 24, distilled with λ = {share:g}"
         return Preset(config=config, about=about, score=score, benchmark=AUTOSAM_BENCHMARK[14])
 
@@ -299,13 +300,13 @@ _PRESETS: dict[str, Callable[[], Preset]] = {
     "swin-tiny": _student(12, "SwinUNETR of feature size 12, a student for any teacher"),
     "swin-small": _student(24, "SwinUNETR of feature size 24, a student for any teacher"),
     "autosam-btcv": _autosam(
-        AUTOSAM_DATA, classes=14, about="AutoSAM Adapter, ViT-B in three dimensions, as trained on BTCV", score=87.15
+        BTCV_DATA, classes=14, about="AutoSAM Adapter, ViT-B in three dimensions, as trained on BTCV", score=87.15
     ),
     "autosam-amos": _autosam(
-        AUTOSAM_DATA, classes=16, about="AutoSAM Adapter, ViT-B in three dimensions, as trained on AMOS22", score=88.65
+        AMOS_DATA, classes=16, about="AutoSAM Adapter, ViT-B in three dimensions, as trained on AMOS22", score=88.65
     ),
-    "A0": _autosam(AUTOSAM_DATA, classes=14, about="A1 without the prompt U-Net", score=85.23, level="none"),
-    "A1": _autosam(AUTOSAM_DATA, classes=14, about="AutoSAM Adapter on BTCV, the full model", score=87.15),
+    "A0": _autosam(BTCV_DATA, classes=14, about="A1 without the prompt U-Net", score=85.23, level="none"),
+    "A1": _autosam(BTCV_DATA, classes=14, about="AutoSAM Adapter on BTCV, the full model", score=87.15),
     "KD0": _sweep(0.0, 78.54),
     "KD2": _sweep(0.2, 82.45),
     "KD5": _sweep(0.5, 83.27),

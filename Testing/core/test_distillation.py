@@ -12,7 +12,7 @@ import torch
 
 from MaskSAMCore import evaluate, presets, segment, train, zoo
 from MaskSAMCore.audit import audit_config
-from MaskSAMCore.config import Config, ModelConfig
+from MaskSAMCore.config import Config, ModelConfig, TrainConfig
 from MaskSAMCore.distillation import DistillationLoss, imitation_loss, probabilities
 from MaskSAMCore.errors import InputError, ModelError
 from MaskSAMCore.inference.predictor import Predictor
@@ -22,9 +22,13 @@ from MaskSAMCore.inference.sliding_window import slide_model
 from MaskSAMCore.io.images import read_labels, read_volume
 from MaskSAMCore.losses import build_loss
 from MaskSAMCore.network.build import build_model
+from MaskSAMCore.network.segmenter import DirectSegmenter
 from MaskSAMCore.network.student import SwinStudent, whole_size
 from MaskSAMCore.network.types import QueryOutputs
+from MaskSAMCore.training.batches import Batch
 from MaskSAMCore.training.fit import fit_config
+from MaskSAMCore.training.learner import Learner
+from MaskSAMCore.training.loop import practice_at
 from MaskSAMCore.training.teacher import STEP, Teacher, check_mode
 from Testing.runs import assert_equal, final
 from Testing.toy_model import BRIGHT, make_card, make_plan, save_tiny
@@ -194,6 +198,44 @@ def test_a_teacher_of_other_voxels_is_doubted(folder, tmp_path):
     assert teacher.check(SimpleNamespace(plan=make_plan(), labels=BRIGHT)) == []
     coarse = SimpleNamespace(plan=make_plan(spacing=(1.0, 1.5, 1.5)), labels=BRIGHT)
     assert "1.5" in teacher.check(coarse)[0]
+
+
+class Points(DirectSegmenter):
+    """The smallest student: a linear map of the voxel."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__(cfg)
+        self.net = torch.nn.Conv3d(1, cfg.classes, 1)
+
+    def logits(self, image: torch.Tensor) -> torch.Tensor:
+        return self.net(image)
+
+
+def test_without_labels_a_student_learns_what_the_teacher_says():
+    """λ = 0 through the learner: the labels are noise, and the teacher's rule is learned all the same."""
+    torch.manual_seed(0)
+    cfg = student()
+    settings = TrainConfig(mode="distill", seg_share=0.0, optimizer="adamw", lr=0.1, weight_decay=0.0)
+    asked: list[torch.Tensor] = []
+
+    def rule(image: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        asked.append(valid)
+        inside = (image > 0).float() * 0.8 + 0.1
+        return torch.cat([1 - inside, inside], 1)
+
+    learner = Learner(
+        model=Points(cfg),
+        config=Config(model=cfg, train=settings),
+        criterion=build_loss(cfg),
+        teacher=rule,
+        device=CPU,
+    )
+    image, valid = torch.randn(1, 1, 4, 16, 16), torch.ones(1, 4, dtype=torch.bool)
+    batch = Batch(image, torch.randint(2, (1, 4, 16, 16)), valid)
+    practice = practice_at(0, settings)
+    losses = [learner.optimise(iter([batch]), lr=0.1, practice=practice) for _ in range(60)]
+    assert losses[-1]["loss"] < 0.3 * losses[0]["loss"] and losses[0]["loss"] == losses[0]["imitation"]
+    assert torch.equal(asked[0], valid)
 
 
 def config(*, train: dict | None = None, preset: str = "swin-tiny") -> Config:

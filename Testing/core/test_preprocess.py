@@ -234,6 +234,17 @@ def test_the_configuration_decides_over_the_data() -> None:
         make_plan(fingerprint_of([(1.0, 1.0, 1.0)], [(10, 20, 30)], ("T1", "T2")), config)
 
 
+def test_a_window_takes_the_place_of_the_statistics_of_ct_alone() -> None:
+    data = DataConfig(window=(-125.0, 275.0, -125.0, 400.0))
+    one = [(1.0, 1.0, 1.0)], [(10, 20, 30)]
+    found = make_plan(fingerprint_of(*one, ("CT",)), Config(data=data)).stats[0]
+    assert (found.p005, found.p995, found.mean, found.std) == data.window and found.high == STATS.high
+    assert make_plan(fingerprint_of(*one, ("MRI",)), Config(data=data)).stats[0] == STATS
+    for wrong in ((10.0, 10.0, 0.0, 1.0), (0.0, 10.0, 0.0, 0.0)):
+        with pytest.raises(InputError, match="window is empty"):
+            make_plan(fingerprint_of(*one, ("CT",)), Config(data=DataConfig(window=wrong)))
+
+
 def test_modalities_by_channel_name() -> None:
     names = {("CT",): "CT", ("MRI",): "MR", ("T1", "FLAIR"): "MR", ("cine MRI",): "MR", ("ADC",): "MR", ("x",): ""}
     assert {channels: modality_of(channels) for channels in names} == names
