@@ -9,7 +9,7 @@ import torch
 
 from MaskSAMCore import presets
 from MaskSAMCore.config import BackboneConfig, ModelConfig, StemConfig
-from MaskSAMCore.errors import ModelError
+from MaskSAMCore.errors import ModelError, PackageError
 from MaskSAMCore.network.build import FROZEN, build_model
 from MaskSAMCore.network.segmenter import Segmenter
 
@@ -109,8 +109,12 @@ def audit_table(names: Sequence[str] | None = None) -> str:
         counts = audit_config(cfg).frozen
         lines.append(f"{arch:<22}" + "".join(f"{count:>14,}" for count in (*counts.values(), sum(counts.values()))))
     for name in names or presets.names():
-        audit = audit_config(presets.get(name).model)
         lines += ["", f"{name}: {presets.describe(name).about}"]
+        try:
+            audit = audit_config(presets.get(name).model)
+        except PackageError as error:
+            lines.append(f"  not counted: {error}")
+            continue
         lines += [f"  {part:<34}{count:>14,}" for part, count in audit.parts.items()]
         lines.append(f"  {'trainable, as in the paper':<34}{audit.paper:>14,}")
         if audit.paper != audit.trainable:

@@ -148,7 +148,7 @@ def _presets(options: argparse.Namespace) -> int:
     width = max(map(len, names))
     for name in names:
         preset = presets.describe(name)
-        score = f"  [ACDC Dice {preset.score:.2f} %, published]" if preset.score is not None else ""
+        score = f"  [{preset.benchmark} {preset.score:.2f} %, published]" if preset.score is not None else ""
         print(f"{name:{width}}  {preset.about}{score}")
     return 0
 

@@ -18,7 +18,7 @@ def build_model(cfg: ModelConfig) -> Segmenter:
 
     Raises:
         InputError: The configuration describes no network.
-        ModelError: It needs a package that is not installed.
+        PackageError: It needs a package that is not installed.
     """
     cfg.check()
     model: Segmenter

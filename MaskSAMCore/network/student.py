@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from MaskSAMCore.config import ModelConfig
-from MaskSAMCore.errors import ModelError
+from MaskSAMCore.errors import PackageError
 from MaskSAMCore.network.segmenter import DirectSegmenter
 
 STRIDE = 32
@@ -32,7 +32,7 @@ class SwinStudent(DirectSegmenter):
     their border, and the padding is cut off the answer; `training.fit` chooses patches that need none.
 
     Raises:
-        ModelError: MONAI, or what its SwinUNETR needs, is not installed.
+        PackageError: MONAI, or what its SwinUNETR needs, is not installed.
     """
 
     def __init__(self, cfg: ModelConfig) -> None:
@@ -62,7 +62,7 @@ def _swin_unetr(cfg: ModelConfig) -> nn.Module:
         import einops  # noqa: F401
         from monai.networks.nets.swin_unetr import SwinUNETR
     except ImportError as error:
-        raise ModelError(
+        raise PackageError(
             "a SwinUNETR needs MONAI and einops",
             where=f"model.backbone.arch={cfg.backbone.arch}",
             why=str(error),

@@ -107,6 +107,7 @@ def test_presets_are_listed_and_shown(capsys: pytest.CaptureFixture) -> None:
     code, out, _ = call(capsys, "presets")
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()] == presets.names()
+    assert "[BTCV Dice 83.27 %, published]" in out and "[ACDC Dice 93.39 %, published]" in out
     code, out, _ = call(capsys, "presets", "core-mobile")
     assert (code, json.loads(out)["preset"]) == (0, "core-mobile")
     assert call(capsys, "presets", "no-such")[0] == 2
