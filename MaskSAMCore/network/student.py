@@ -29,7 +29,7 @@ class SwinStudent(DirectSegmenter):
     """A SwinUNETR that takes patches of any size; all its weights are trained, there is no base.
 
     Feature size 12 is the paper's "tiny", 24 its "small". Patches are padded to `whole_size` by repeating
-    their border, and the padding is cut off the answer; `training.fit` chooses patches that need none.
+    their border, and the padding is cut off the answer.
 
     Raises:
         PackageError: MONAI, or what its SwinUNETR needs, is not installed.

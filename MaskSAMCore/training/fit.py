@@ -12,8 +12,8 @@ from MaskSAMCore.plan import fit_patch
 
 SMALL_PLANE, MEDIUM_PLANE = 128, 256
 THINNEST = 4
-STUDENT_LARGEST = 128
-"""Voxels along an axis of a student's patch, as in AutoSAM Adapter."""
+STUDENT_LARGEST, STUDENT_MULTIPLE = 128, 8
+"""Voxels along an axis of a student's patch, the most as in AutoSAM Adapter."""
 PATCH_TOKENS = 64 * 64
 """Image tokens of a patch, as many as SAM's decoder has in one picture: a click costs no more there than with SAM."""
 
@@ -23,12 +23,15 @@ def fit_config(config: Config, dataset: PreparedDataset) -> Config:
 
     The in-plane patch is the median slice; the stem enlarges small slices, so that the encoder sees 128 to
     512 pixels (MODEL.md §12.2, §15.2). Larger slices make a thinner patch, by `PATCH_TOKENS`. A student's patch is
-    the median scan in multiples of 32, up to 128 along every axis.
+    the median scan in multiples of 8, up to 128 along every axis: in training a teacher has to answer all of it.
     """
     plan, classes = dataset.plan, dataset.labels.classes
     model = replace(config.model, channels=len(plan.channels), classes=classes)
     if config.data.fit_patch and model.backbone.arch == "swin_unetr":
-        model = replace(model, patch=whole_size([min(n, STUDENT_LARGEST) for n in plan.median_shape]))
+        depth, height, width = (
+            min(-(-n // STUDENT_MULTIPLE) * STUDENT_MULTIPLE, STUDENT_LARGEST) for n in plan.median_shape
+        )
+        model = replace(model, patch=(depth, height, width))
     elif config.data.fit_patch:
         longest = max(plan.median_shape[1:])
         upsample: Literal[1, 2, 4] = 4 if longest <= SMALL_PLANE else 2 if longest <= MEDIUM_PLANE else 1
@@ -46,3 +49,13 @@ def fit_config(config: Config, dataset: PreparedDataset) -> Config:
             source=replace(model.source, queries=queries),
         )
     return replace(config, model=model)
+
+
+def windows_of(config: Config) -> tuple[int, int, int]:
+    """The (D, H, W) of the windows that a trained model segments a scan with.
+
+    A student pads its patches in training. With windows of the padded size it segments more of a scan at the same
+    cost, and a small scan at once.
+    """
+    patch = config.model.patch
+    return whole_size(patch) if config.model.backbone.arch == "swin_unetr" else patch
