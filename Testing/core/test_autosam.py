@@ -300,3 +300,17 @@ def test_from_labelled_phantoms_to_a_segmented_scan(phantom_data, tmp_path, caps
     assert read_labels(target).array.shape == read_volume(scan).grid.shape
     assert train.main([*words[:2], str(tmp_path / "other"), *words[3:], "--mode", "prompt"]) == 2
     assert "takes no prompts" in capsys.readouterr().err
+
+
+def test_vit_b_looks_through_shifted_windows_in_half_precision_too():
+    """Nine tokens in-plane: two windows of 8, the second filled up, moved by 4 in every other block."""
+    cfg = replace(presets.get("A1").model, patch=(16, 36, 36), classes=3)
+    network = built(cfg)
+    assert network.encoder.window == 8
+    image = torch.randn(1, 1, 16, 36, 36)
+    with torch.no_grad():
+        exact = network.segment_patch(image)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = network.segment_patch(image)
+    assert exact.shape == (1, 3, 16, 36, 36) and half.dtype == torch.float32
+    assert (exact - half).abs().max() < 0.1
