@@ -9,9 +9,9 @@ import torch
 
 from MaskSAMCore import presets
 from MaskSAMCore.config import BackboneConfig, ModelConfig, StemConfig
-from MaskSAMCore.errors import ModelError
+from MaskSAMCore.errors import ModelError, PackageError
 from MaskSAMCore.network.build import FROZEN, build_model
-from MaskSAMCore.network.masksam import MaskSAM
+from MaskSAMCore.network.segmenter import Segmenter
 
 PARTS: dict[str, str] = {
     "encoder.adapters.": "encoder adapters",
@@ -31,6 +31,13 @@ PARTS: dict[str, str] = {
     "blend.": "mask residual (ours)",
     "fine.": "fine masks (ours)",
     "prompts.offsets": "slice offsets (ours)",
+    "net.": "student",
+    "encoder.norms.": "encoder norms",
+    "encoder.depth_conv.": "depth patch embedding",
+    "encoder.depth_rows.": "relative depth positions",
+    "encoder.necks.": "3-D necks",
+    "prompt_unet.": "prompt U-Net",
+    "mla.": "aggregation decoder",
 }
 OURS = "(ours)"
 BACKBONES = ("vit_b", "vit_l", "vit_h", "mobile")
@@ -62,7 +69,7 @@ class Audit:
         return self.trainable + sum(self.frozen.values())
 
 
-def audit_model(model: MaskSAM) -> Audit:
+def audit_model(model: Segmenter) -> Audit:
     """Count the parameters of a built network by part.
 
     Raises:
@@ -104,8 +111,12 @@ def audit_table(names: Sequence[str] | None = None) -> str:
         counts = audit_config(cfg).frozen
         lines.append(f"{arch:<22}" + "".join(f"{count:>14,}" for count in (*counts.values(), sum(counts.values()))))
     for name in names or presets.names():
-        audit = audit_config(presets.get(name).model)
         lines += ["", f"{name}: {presets.describe(name).about}"]
+        try:
+            audit = audit_config(presets.get(name).model)
+        except PackageError as error:
+            lines.append(f"  not counted: {error}")
+            continue
         lines += [f"  {part:<34}{count:>14,}" for part, count in audit.parts.items()]
         lines.append(f"  {'trainable, as in the paper':<34}{audit.paper:>14,}")
         if audit.paper != audit.trainable:

@@ -21,7 +21,7 @@ from MaskSAMCore.progress import CancelToken, Progress, no_progress
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from MaskSAMCore.network.masksam import MaskSAM
+    from MaskSAMCore.network.segmenter import Segmenter
 
 SUFFIXES = (".pt", ".pth", ".safetensors")
 LISTED_KEYS = 8
@@ -311,16 +311,19 @@ def _pickle_fault(error: pickle.UnpicklingError) -> str:
     return f"it holds more than tensors: it asks for {asked[1]}" if asked else "it is no checkpoint of tensors"
 
 
-def load_base(model: MaskSAM, path: Path) -> None:
+def load_base(model: Segmenter, path: Path) -> None:
     """Fill the frozen SAM inside `model`; every key is used, and nothing of SAM's stays unfilled.
 
     Raises:
         ModelError: Keys are left over, missing or of another shape; all three are listed.
     """
-    from MaskSAMCore.network.build import is_frozen
+    from MaskSAMCore.network.build import FROZEN, is_frozen
 
     own = model.state_dict()
     given = _our_names(load_base_state(path), model.cfg.backbone.arch)
+    # A network without SAM's prompts and decoder leaves those parts of the file alone.
+    absent = tuple(part for part in FROZEN if not any(key.startswith(part) for key in own))
+    given = {key: value for key, value in given.items() if not key.startswith(absent)}
     expected = {key for key in own if is_frozen(key)}
     problems = compare_states(given, own, expected)
     if problems:

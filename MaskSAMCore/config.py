@@ -17,10 +17,10 @@ from MaskSAMCore.errors import InputError
 
 T = TypeVar("T")
 
-AdapterKind = Literal["none", "plain", "depth_mlp", "depth_conv"]
+AdapterKind = Literal["none", "plain", "depth_mlp", "depth_conv", "spatial"]
 Conditioning = Literal["none", "add", "concat", "hyper"]
 DepthBranchKind = Literal["none", "gate", "adapter"]
-TrainMode = Literal["auto", "prompt", "mixed"]
+TrainMode = Literal["auto", "prompt", "mixed", "distill"]
 DepthPosition = Literal["before", "middle", "after"]
 Largest = Literal["none", "foreground", "each"]
 TOKEN_STRIDE = 16
@@ -29,9 +29,18 @@ MASK_STRIDE = 4
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
-    """The frozen SAM encoder (MODEL.md §3)."""
+    """The frozen SAM encoder (MODEL.md §3), or a network without SAM.
 
-    arch: Literal["vit_b", "vit_l", "vit_h", "mobile", "tiny"] = "vit_b"
+    Attributes:
+        arch: `swin_unetr` is MONAI's SwinUNETR: the whole network, all of it trained (MODEL.md §11).
+        width: Feature size of a `swin_unetr`.
+        attention: `sam` looks at slices; `window3d` at cubes of 8x8x8 tokens of the scan, shifted in every other block
+            (MODEL.md §10); `sam2d` is the same network with SAM's own windows, slice by slice, to compare with.
+    """
+
+    arch: Literal["vit_b", "vit_l", "vit_h", "mobile", "tiny", "swin_unetr"] = "vit_b"
+    width: int = 24
+    attention: Literal["sam", "window3d", "sam2d"] = "sam"
     pos_mode: Literal["crop", "interpolate"] = "crop"
     rel_pos_resize: Literal["slice", "interpolate"] = "slice"
     attention_kernel: Literal["fast", "reference"] = "fast"
@@ -61,14 +70,14 @@ class DepthConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderAdapterConfig:
-    """Adapters of the encoder blocks (MODEL.md §4.3).
+    """Adapters of the encoder blocks (MODEL.md §4.3); `pre`, before a block, is `window3d`'s only slot.
 
     `depth_branch` is Med-SA's SD-Trans (§4.4): each block's own attention runs along the slices too, through a `gate`
     that starts at zero, or, as in the public release, through a third `adapter`.
     """
 
     kind: AdapterKind = "depth_conv"
-    slots: tuple[Literal["attn", "mlp"], ...] = ("attn", "mlp")
+    slots: tuple[Literal["attn", "mlp", "pre"], ...] = ("attn", "mlp")
     ratio: float = 0.25
     depth_position: DepthPosition = "middle"
     act: Literal["gelu", "relu"] = "gelu"
@@ -122,7 +131,8 @@ class SourceConfig:
     """Where automatic prompts come from (MODEL.md §6).
 
     `kind="query"` is the MaskSAM generator, `"class"` Self-Prompt-SAM's, `"gt"` takes the prompts from the ground
-    truth, `"user"` is Med-SA's: no generator, all prompts are clicks and boxes.
+    truth, `"user"` is Med-SA's: no generator, all prompts are clicks and boxes; `"unet3d"` is AutoSAM Adapter's prompt
+    U-Net on the encoder level `apg_level`; `"none"` belongs to students.
     `image_skip` gives the trunk the scan itself at its finest stage; not in the paper: a frozen
     encoder's finest level has been seen to blur borders one voxel wide.
 
@@ -130,7 +140,7 @@ class SourceConfig:
     transform), and `deep_supervision` gives every stage of the trunk logits of its own.
     """
 
-    kind: Literal["query", "class", "gt", "user"] = "query"
+    kind: Literal["query", "class", "gt", "user", "unet3d", "none"] = "query"
     trunk: Literal["pyramid", "stacked"] = "pyramid"
     widths: tuple[int, ...] = (256, 128, 128)
     queries: int = 8
@@ -144,6 +154,7 @@ class SourceConfig:
     image_skip: bool = False
     points: Literal["none", "edt"] = "none"
     deep_supervision: bool = False
+    apg_level: Literal["last", "first", "none"] = "last"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +165,8 @@ class DecoderConfig:
     it, answers clicks only, and automatic training leaves it as it is.
 
     `mask_residual` adds the generator's mask to the decoded one, so the decoder learns a
-    correction; not in the paper: SAM's decoder sees the mask prompt at stride 16 only.
+    correction; not in the paper: SAM's decoder sees the mask prompt at stride 16 only. `kind="mla"` is
+    AutoSAM Adapter's aggregation of all levels, at the resolution `fusion_res`; `"none"` belongs to students.
 
     Two more are for prompts of a user, and not in the papers either. `fine_masks` lets each mask token
     read the trunk's features at the patch's own size, as it reads SAM's own at stride 4: a click then
@@ -162,7 +174,8 @@ class DecoderConfig:
     the patch how far it is from its own.
     """
 
-    kind: Literal["sam", "none"] = "sam"
+    kind: Literal["sam", "mla", "none"] = "sam"
+    fusion_res: Literal["half", "full"] = "half"
     class_head: bool = True
     upsampler: bool = False
     mask_residual: bool = False
@@ -237,129 +250,24 @@ class ModelConfig:
         height, width = self.input_size
         return height // MASK_STRIDE, width // MASK_STRIDE
 
-    def check(self) -> None:
-        """Raise InputError for values that no network can be built from."""
-        height, width = self.input_size
-        if height % TOKEN_STRIDE or width % TOKEN_STRIDE or min(self.patch) < 1:
-            raise InputError(
-                "patch does not fit the encoder",
-                where="model.patch",
-                why=f"{self.patch[1:]} times stem.upsample={self.stem.upsample} must be a multiple of {TOKEN_STRIDE}",
-            )
-        if max(height, width) > 1024:
-            raise InputError(
-                "encoder input is too large",
-                where="model.patch",
-                why=f"{height}x{width} exceeds SAM's canvas of 1024x1024",
-                remedy="Choose a smaller patch or stem.upsample.",
-            )
-        if self.stem.kind == "none" and self.channels != 3:
-            raise InputError(
-                "a model without a stem takes colour pictures",
-                where="model.stem.kind",
-                why=f"it has {self.channels} channel(s) and SAM three",
-                remedy="Set model.stem.kind=repeat.",
-            )
-        self._check_prompts_only()
-        if self.decoder.fine_masks and self.source.kind not in ("query", "class"):
-            raise InputError(
-                "fine masks are made of the generator's features, and this model has no generator",
-                where="model.decoder.fine_masks",
-                remedy="Set model.decoder.fine_masks=false.",
-            )
-        if self.classes < 2:
-            raise InputError("a model needs the background and one structure", where="model.classes")
-        if self.source.kind == "query" and self.source.queries < self.classes:
-            raise InputError(
-                "fewer queries than classes",
-                where="model.source.queries",
-                why=f"{self.source.queries} < {self.classes}",
-            )
-        if self.loss.generator and not self._owns_masks:
-            raise InputError(
-                "the generator's masks have no classes to be compared with",
-                where="model.loss.generator",
-                remedy="Set model.loss.assignment=own and model.source.mask=true, or model.loss.generator=0.",
-            )
-        self._check_classes()
-
-    def _check_classes(self) -> None:
-        """What class logits need, and what needs class logits (MODEL.md §6.4, §7.5)."""
-        wanted = {
-            "model.head": (self.head in ("softmax", "multiclass"), "softmax"),
-            "model.loss.kind": (self.loss.kind == "segmentation", "segmentation"),
-        }
-        for where, (fits, remedy) in wanted.items():
-            if self.source.kind == "class" and not fits:
-                raise InputError(
-                    "class prompts end in class logits", where=where, remedy=f"Set {where}={remedy} for this source."
-                )
-            if self.source.kind in ("query", "gt") and fits:
-                raise InputError(
-                    "masks of queries are no class logits",
-                    where=where,
-                    why=f"model.source.kind={self.source.kind}",
-                    remedy="Set model.source.kind=class, or choose another value here.",
-                )
-        if self.decoder.kind == "none" and self.source.kind != "class":
-            raise InputError(
-                "without the decoder only a class generator's own scores are left",
-                where="model.decoder.kind",
-                why=f"model.source.kind={self.source.kind}",
-                remedy="Set model.source.kind=class, or model.decoder.kind=sam.",
-            )
-        if self.source.kind != "class":
-            return
-        if self.decoder.class_head or self.decoder.upsampler:
-            raise InputError(
-                "prompt k is of class k: nothing has to be classified, and no queries are mixed",
-                where="model.decoder",
-                remedy="Set model.decoder.class_head=false and model.decoder.upsampler=false.",
-            )
-        if self.source.points == "none" and not self.source.box and self.source.mask_prompt == "none":
-            raise InputError(
-                "the generator has no prompt to give",
-                where="model.source",
-                remedy="Set model.source.points=edt, model.source.box=true or model.source.mask_prompt=logits.",
-            )
-
-    def _check_prompts_only(self) -> None:
-        if self.prompts_only != (self.head == "binary"):
-            raise InputError(
-                "the binary head is for prompts of users, and for nothing else",
-                where="model.head",
-                why=f"model.head={self.head}, model.source.kind={self.source.kind}",
-                remedy="Set model.head=binary together with model.source.kind=user.",
-            )
-        if not self.prompts_only:
-            return
-        if self.loss.kind != "binary":
-            raise InputError(
-                "prompts of users are trained by the binary loss",
-                where="model.loss.kind",
-                why=f"found {self.loss.kind}",
-                remedy="Set model.loss.kind=binary.",
-            )
-        for key in ("upsampler", "mask_residual", "fine_masks"):
-            if getattr(self.decoder, key):
-                raise InputError(
-                    "this belongs to a generator, and this model has none",
-                    where=f"model.decoder.{key}",
-                    remedy=f"Set model.decoder.{key}=false.",
-                )
-
     @property
     def prompts_only(self) -> bool:
         """Whether the model takes clicks and boxes only and segments nothing by itself."""
         return self.source.kind == "user"
 
     @property
-    def names_masks(self) -> bool:
-        """Whether the generator has masks, and mask k is of class k."""
-        return self.source.kind == "class" or self._owns_masks
+    def takes_prompts(self) -> bool:
+        """Whether clicks and boxes can be answered; else the network segments whole scans only."""
+        return self.source.kind not in ("unet3d", "none")
 
     @property
-    def _owns_masks(self) -> bool:
+    def names_masks(self) -> bool:
+        """Whether the generator has masks, and mask k is of class k."""
+        return self.source.kind == "class" or self.owns_masks
+
+    @property
+    def owns_masks(self) -> bool:
+        """The same of the generator of queries."""
         own = self.loss.kind == "set" and self.loss.assignment == "own"
         return own and self.source.kind == "query" and self.source.mask
 
@@ -392,6 +300,8 @@ class DataConfig:
         spacing: Target spacing (depth, height, width) in mm; None takes the data's median.
         normalisation: `rgb` is SAM's own, for colour pictures; `auto` decides by the channels' names.
         longest: Pixels of a colour picture's longer side, to which each is resized as SAM does it (MODEL.md §12.3).
+        window: For CT: (low, high, subtract, divide) in HU: clip to low and high, then subtract and divide, instead of
+            by the data set's own statistics (MODEL.md §12.1).
         fit_patch: Fit the in-plane patch and `stem.upsample` to the data (MODEL.md §12.2); the
             preset's patch then gives the depth only.
         left_right: Mirroring along left-right. `declared` mirrors only where the data set declares
@@ -403,6 +313,7 @@ class DataConfig:
     spacing: tuple[float, float, float] | None = None
     normalisation: Literal["auto", "ct", "zscore", "rgb"] = "auto"
     longest: int = 1024
+    window: tuple[float, float, float, float] | None = None
     fit_patch: bool = False
     left_right: Literal["declared", "never", "always"] = "declared"
     foreground: float = 0.33
@@ -414,7 +325,12 @@ class TrainConfig:
     """One run of training (MODEL.md §14).
 
     Attributes:
-        mode: `auto` trains the model's own prompts, `prompt` simulated clicks and boxes, `mixed` both (§2.4).
+        mode: `auto` trains the model's own prompts, `prompt` simulated clicks and boxes, `mixed` both (§2.4);
+            `distill` trains a network without prompts on labels and on a teacher's answers (§11).
+        seg_share: In `distill`, λ: the labels' share of the loss; the teacher has the rest.
+        teacher: In `distill`, name and hash of the teacher; filled in by the command.
+        warmup_epochs: Of `schedule="exponential"`: lr·e^{10(e/w−1)} in epoch e of them (§14.2).
+        final_ratio: Of `schedule="exponential"`: the last learning rate as a share of the first.
         auto_share: In `mixed`, the share of the steps that begins the run in automatic mode (§14.3).
         auto_chance: In `mixed`, the chance of an automatic step after them.
         frozen_epochs: Epochs of the first phase, on cached features of the frozen encoder (§14.4).
@@ -428,14 +344,18 @@ class TrainConfig:
     mode: TrainMode = "auto"
     auto_share: float = 0.2
     auto_chance: float = 0.5
+    seg_share: float = 0.5
+    teacher: str = ""
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: float = 1e-3
     momentum: float = 0.99
     weight_decay: float = 3e-5
     eps: float = 1e-8
     clip: float = 12.0
-    schedule: Literal["poly", "cosine", "halving"] = "poly"
+    schedule: Literal["poly", "cosine", "halving", "exponential"] = "poly"
     warmup_steps: int = 0
+    warmup_epochs: int = 0
+    final_ratio: float = 0.01
     epochs: int = 500
     iterations: int = 250
     batch: int = 2
@@ -460,24 +380,6 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-
-    def check(self) -> None:
-        """Raise InputError for a training that the model cannot have, or a model that cannot be built."""
-        self.model.check()
-        if self.train.generator_epochs and self.model.source.kind != "class":
-            raise InputError(
-                "only a class generator can be trained before the decoder",
-                where="train.generator_epochs",
-                why=f"model.source.kind={self.model.source.kind}",
-                remedy="Set train.generator_epochs=0.",
-            )
-        if self.model.prompts_only and self.train.mode != "prompt":
-            raise InputError(
-                "the model has no prompts of its own that could be trained",
-                where="train.mode",
-                why=f"found {self.train.mode}, with model.source.kind={self.model.source.kind}",
-                remedy="Set train.mode=prompt (--mode prompt).",
-            )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from MaskSAMCore.audit import audit_model
 from MaskSAMCore.config import ModelConfig, to_dict
 from MaskSAMCore.network.build import build_model
+from MaskSAMCore.network.masksam import MaskSAM
+from MaskSAMCore.network.types import PromptBatch
 from MaskSAMCore.resources import resource
 
 KEPT = ("Presets", "costs.json")
@@ -31,7 +33,8 @@ class Cost:
     Attributes:
         trained: Parameters that are trained, those of our own additions too.
         total: All parameters.
-        flop: Operations per slice of one automatic pass without mirroring, a multiplication and an addition as two.
+        flop: Operations per slice of one automatic pass without mirroring, a multiplication and an addition as two;
+            of one box's answer, encoding included, where a model takes prompts only.
     """
 
     trained: int
@@ -53,8 +56,16 @@ def count(cfg: ModelConfig) -> Cost:
     model = model.to_empty(device="cpu")
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), FlopCounterMode(display=False) as counter:
         image = torch.zeros(1, cfg.channels, *cfg.patch)
-        model(image, None, torch.zeros(1, *cfg.patch, dtype=torch.long))
+        if isinstance(model, MaskSAM) and cfg.prompts_only:
+            model.prompted(model.slab(image), _box(cfg.patch[0]))
+        else:
+            model(image, None, torch.zeros(1, *cfg.patch, dtype=torch.long))
     return Cost(trained=audit.trainable, total=audit.total, flop=counter.get_total_flops() // cfg.patch[0])
+
+
+def _box(depth: int) -> PromptBatch:
+    """One box in every slice."""
+    return PromptBatch(boxes=torch.tensor([0.25, 0.25, 0.75, 0.75]).expand(1, 1, depth, 4))
 
 
 def key(cfg: ModelConfig) -> str:

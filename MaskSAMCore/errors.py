@@ -58,5 +58,9 @@ class ModelError(InputError):
     """A model folder, checkpoint or base-weights file that is missing, damaged or does not fit."""
 
 
+class PackageError(ModelError):
+    """A package that only some networks need is not installed."""
+
+
 class ResourceError(MaskSAMError):
     """Not enough memory or disk, a lost GPU, or a folder that another process holds."""

@@ -52,11 +52,13 @@ def trials(
     from MaskSAMCore import zoo
     from MaskSAMCore.data.raw import read_case
     from MaskSAMCore.inference.cache import SlabCache
+    from MaskSAMCore.inference.checks import require_prompts
     from MaskSAMCore.inference.session import Session
     from MaskSAMCore.inference.zeroshot import ZeroShot
 
     place = devices.choose_device(device)
     network, card = zoo.load_model(model, place)
+    require_prompts(card)
     chosen = cases(card)
     study = Study(name=card.name, labels=dataset.labels, slices=slices, colour=dataset.pictures)
     if card.base is not None:

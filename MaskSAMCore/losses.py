@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,6 +14,9 @@ from MaskSAMCore.network.boxes import giou
 from MaskSAMCore.network.gt_source import class_masks
 from MaskSAMCore.network.types import Prompted, QueryOutputs
 from MaskSAMCore.segmentation_losses import SegmentationLoss, segmentation_loss
+
+if TYPE_CHECKING:
+    from MaskSAMCore.segmentation_losses import SegmentationLoss
 
 OVERSAMPLE = 2
 UNCERTAIN = 0.75

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from MaskSAMCore import __version__
 from MaskSAMCore.bases import BASES, cached_sha256, compare_states, find_base, load_base
 from MaskSAMCore.config import Config, Largest, from_dict, to_dict
+from MaskSAMCore.config_check import check_model
 from MaskSAMCore.errors import InputError, ModelError, ResourceError
 from MaskSAMCore.fetch import file_sha256
 from MaskSAMCore.io.atomic import sync_file, sync_folder, write_json, write_text
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from MaskSAMCore.network.masksam import MaskSAM
+    from MaskSAMCore.network.segmenter import Segmenter
 
 FORMAT_VERSION = 1
 CARD, WEIGHTS, README = "model.json", "weights.safetensors", "README.md"
@@ -151,7 +152,7 @@ def load_card(folder: Path) -> ModelCard:
     try:
         card = from_dict(ModelCard, data)
         card.labels.check(where=path)
-        card.config.model.check()
+        check_model(card.config.model)
     except InputError as error:
         raise ModelError(
             "model card does not fit this version",
@@ -180,7 +181,7 @@ def save_card(folder: Path, card: ModelCard, readme: str) -> None:
     write_json(Path(folder) / CARD, to_dict(card), overwrite=True)
 
 
-def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[MaskSAM, ModelCard]:
+def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Segmenter, ModelCard]:
     """Build a model's network, with base weights and trained tensors, ready for inference.
 
     Raises:
@@ -210,7 +211,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[MaskSA
     return model.to(device).eval(), card
 
 
-def load_trained(model: MaskSAM, folder: Path) -> ModelCard:
+def load_trained(model: Segmenter, folder: Path) -> ModelCard:
     """Fill a network's trained tensors from another model, to train on from there.
 
     What serves a user's prompts alone starts anew where the other model has none.

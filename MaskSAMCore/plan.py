@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -265,10 +265,10 @@ def make_plan(fingerprint: Fingerprint, cfg: Config) -> Plan:
     """Target spacing, view and patch (MODEL.md §12.1, §12.2).
 
     The spacing is the median; where it is anisotropic and the coarse axis also has the fewest voxels, that axis
-    takes its 10th percentile. `cfg.data` overrides view and spacing; the patch is `cfg.model.patch`.
+    takes its 10th percentile. `cfg.data` overrides view, spacing and the window of CT; the patch is `cfg.model.patch`.
 
     Raises:
-        InputError: Channels of data and model differ, or a spacing is not positive.
+        InputError: Channels of data and model differ, a spacing is not positive, or the window is empty.
     """
     if len(fingerprint.channels) != cfg.model.channels:
         raise InputError(
@@ -292,12 +292,16 @@ def make_plan(fingerprint: Fingerprint, cfg: Config) -> Plan:
     if min(spacing) <= 0 or not np.isfinite(spacing).all():
         raise InputError("the target spacing must be positive", where="data.spacing", why=f"found {spacing} mm")
     median = np.median(shapes[:, order] * spacings[:, order] / np.array(spacing), axis=0)
+    kinds = normalisation_of(fingerprint.channels, cfg.data.normalisation)
     return Plan(
         view=view,
         spacing=spacing,  # type: ignore[arg-type]
         patch=cfg.model.patch,
         normalisation=kinds,
-        stats=fingerprint.stats,
+        stats=tuple(
+            windowed(stats, cfg.data) if kind == "ct" else stats
+            for stats, kind in zip(fingerprint.stats, kinds, strict=True)
+        ),
         anisotropic=spacing[0] > ANISOTROPIC * min(spacing[1:]),
         median_shape=tuple(max(1, round(float(n))) for n in median),  # type: ignore[arg-type]
         channels=fingerprint.channels,
@@ -327,6 +331,25 @@ def _picture_plan(fingerprint: Fingerprint, cfg: Config, kinds: tuple[str, ...])
         modality=fingerprint.modality,
         longest=longest,
     )
+
+
+def windowed(stats: ChannelStats, data: DataConfig) -> ChannelStats:
+    """The statistics of a CT channel with the configured window in place of the data set's own.
+
+    Raises:
+        InputError: The window is empty.
+    """
+    if data.window is None:
+        return stats
+    low, high, mean, std = data.window
+    if low >= high or std <= 0:
+        raise InputError(
+            "the window is empty",
+            where="data.window",
+            why=f"found {data.window}",
+            remedy="Give low < high, what to subtract, and a divisor above 0.",
+        )
+    return replace(stats, p005=low, p995=high, mean=mean, std=std)
 
 
 def fit_patch(median_shape: Shape, *, upsample: int, depth: int = 16, largest: int = 512, canvas: int = 1024) -> Shape:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from MaskSAMCore.config import (
     BackboneConfig,
@@ -22,6 +23,7 @@ from MaskSAMCore.config import (
     StemConfig,
     TokenAdapterConfig,
     TrainConfig,
+    TrainMode,
 )
 from MaskSAMCore.errors import InputError
 
@@ -41,6 +43,12 @@ class Preset:
     about: str
     score: float | None = None
     benchmark: str = "ACDC Dice"
+
+
+AUTOSAM_BENCHMARK = {14: "BTCV Dice", 16: "AMOS22 Dice"}
+# Voxels of 1.0 x 1.0 x 1.5 mm, windows of CT, and half of the patches with a structure (MODEL.md §12.1, §12.3).
+BTCV_DATA = DataConfig(view="axial", spacing=(1.5, 1.0, 1.0), window=(-125, 275, -125, 400), foreground=0.5)
+AMOS_DATA = replace(BTCV_DATA, window=(-991, 362, 50, 141))
 
 
 def names() -> list[str]:
@@ -298,6 +306,77 @@ def _medsa(
     return build
 
 
+def _student(width: int, about: str) -> Callable[[], Preset]:
+    """A SwinUNETR that learns from a teacher (MODEL.md §11, §15.2); its patch follows the data."""
+
+    def build() -> Preset:
+        config = Config(model=_swin_unetr(width), data=DataConfig(fit_patch=True), train=_autosam_training("distill"))
+        return Preset(config=config, about=about)
+
+    return build
+
+
+def _autosam(
+    data: DataConfig, *, classes: int, about: str, score: float | None = None, level: Literal["last", "none"] = "last"
+) -> Callable[[], Preset]:
+    """AutoSAM Adapter (MODEL.md §10, §15.2)."""
+
+    def build() -> Preset:
+        model = ModelConfig(
+            classes=classes,
+            patch=(128, 128, 128),
+            backbone=BackboneConfig(arch="vit_b", attention="window3d"),
+            stem=StemConfig(kind="repeat"),
+            enc_adapter=EncoderAdapterConfig(kind="spatial", slots=("pre",), ratio=0.5, act="relu"),
+            source=SourceConfig(kind="unet3d", apg_level=level),
+            decoder=DecoderConfig(kind="mla"),
+            head="softmax",
+            loss=LossConfig(kind="segmentation", bce=1.0, dice=1.0, background=True),
+        )
+        config = Config(model=model, data=data, train=_autosam_training())
+        return Preset(config=config, about=about, score=score, benchmark=AUTOSAM_BENCHMARK[classes])
+
+    return build
+
+
+def _sweep(share: float, score: float) -> Callable[[], Preset]:
+    """One row of the paper's sweep of λ, the labels' share in the loss of SwinUNETR 24 (MODEL.md §15.3)."""
+
+    def build() -> Preset:
+        train = replace(_autosam_training("distill"), seg_share=share)
+        config = Config(model=_swin_unetr(24, classes=14), data=BTCV_DATA, train=train)
+        about = f"SwinUNETR of feature size 24, distilled with λ = {share:g}"
+        return Preset(config=config, about=about, score=score, benchmark=AUTOSAM_BENCHMARK[14])
+
+    return build
+
+
+def _swin_unetr(width: int, classes: int = 4) -> ModelConfig:
+    return ModelConfig(
+        classes=classes,
+        patch=(128, 128, 128),
+        backbone=BackboneConfig(arch="swin_unetr", width=width),
+        source=SourceConfig(kind="none"),
+        decoder=DecoderConfig(kind="none"),
+        head="softmax",
+        loss=LossConfig(kind="segmentation", bce=1.0, dice=1.0, background=True),
+    )
+
+
+def _autosam_training(mode: TrainMode = "auto") -> TrainConfig:
+    """AutoSAM Adapter's schedule (MODEL.md §14.2); an epoch is as long as nnU-Net's, since the paper does not say."""
+    return TrainConfig(
+        mode=mode,
+        optimizer="adamw",
+        lr=5e-4,
+        weight_decay=1e-5,
+        schedule="exponential",
+        warmup_epochs=5,
+        epochs=200,
+        batch=1,
+    )
+
+
 def _tiny() -> Preset:
     model = ModelConfig(
         classes=3,
@@ -352,5 +431,20 @@ _PRESETS: dict[str, Callable[[], Preset]] = {
     "M3": _medsa(about="M2 with prompts added to the adapter", score=86.1, condition="add"),
     "M4": _medsa(about="M2 with prompts concatenated in the adapter", score=86.4, condition="concat"),
     "M5": _medsa(about="M2 with prompts as a hypernetwork of the adapter", score=88.3),
+    "swin-tiny": _student(12, "SwinUNETR of feature size 12, a student for any teacher"),
+    "swin-small": _student(24, "SwinUNETR of feature size 24, a student for any teacher"),
+    "autosam-btcv": _autosam(
+        BTCV_DATA, classes=14, about="AutoSAM Adapter, ViT-B in three dimensions, as trained on BTCV", score=87.15
+    ),
+    "autosam-amos": _autosam(
+        AMOS_DATA, classes=16, about="AutoSAM Adapter, ViT-B in three dimensions, as trained on AMOS22", score=88.65
+    ),
+    "A0": _autosam(BTCV_DATA, classes=14, about="A1 without the prompt U-Net", score=85.23, level="none"),
+    "A1": _autosam(BTCV_DATA, classes=14, about="AutoSAM Adapter on BTCV, the full model", score=87.15),
+    "KD0": _sweep(0.0, 78.54),
+    "KD2": _sweep(0.2, 82.45),
+    "KD5": _sweep(0.5, 83.27),
+    "KD8": _sweep(0.8, 81.14),
+    "KD10": _sweep(1.0, 79.63),
     "tiny": _tiny,
 }

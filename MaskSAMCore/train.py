@@ -11,6 +11,7 @@ from MaskSAMCore.commandline import add_device_option, cancel_on_signals, comman
 EPILOG = """examples:
   python -m MaskSAMCore.train DATASET -o RUN                     product preset, fold 0
   python -m MaskSAMCore.train DATASET -o RUN --resume            go on after an interruption
+  python -m MaskSAMCore.train DATASET -o RUN --mode distill --teacher MODEL    a small student of a trained model
   python -m MaskSAMCore.train DATASET -o RUN --set train.epochs=20 --set train.batch=2
   torchrun --nproc-per-node 2 -m MaskSAMCore.train DATASET -o RUN
 
@@ -23,15 +24,17 @@ def parser() -> argparse.ArgumentParser:
     p = command_parser("train", "Train MaskSAM on labelled scans.", epilog=EPILOG)
     p.add_argument("dataset", type=Path, metavar="DATASET|CACHE")
     p.add_argument("-o", "--output", type=Path, required=True, metavar="RUN", help="folder of the run")
-    p.add_argument("--preset", default="core-mobile", help="configuration to start from (default: core-mobile)")
+    p.add_argument("--preset", help="configuration to start from (default: core-mobile; with --mode distill swin-tiny)")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one value of the preset")
     p.add_argument("--base", type=Path, metavar="FILE", help="base SAM weights (default: the one in the cache)")
     p.add_argument("--init", metavar="MODEL", help="start from this trained model's weights")
     p.add_argument(
         "--mode",
-        choices=["auto", "prompt", "mixed"],
-        help="what is trained: the model's own prompts, simulated clicks and boxes, or both (default: the preset's)",
+        choices=["auto", "prompt", "mixed", "distill"],
+        help="what is trained: the model's own prompts, simulated clicks and boxes, or both, or a student that learns "
+        "from --teacher (default: the preset's)",
     )
+    p.add_argument("--teacher", metavar="MODEL", help="with --mode distill: the trained model to learn from")
     p.add_argument("--fold", default="0", metavar="N", help="validation fold, or 'all' to train on every case")
     p.add_argument("--name", help="name of the model (default: the data set's)")
     p.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of RUN")
@@ -56,10 +59,11 @@ def _train(options: argparse.Namespace) -> int:
         run_options = RunOptions(
             dataset=options.dataset,
             folder=options.output,
-            preset=options.preset,
+            preset=options.preset or ("swin-tiny" if options.mode == "distill" else "core-mobile"),
             overrides=(*([f"train.mode={options.mode}"] if options.mode else []), *options.set),
             base=options.base,
             init=options.init,
+            teacher=options.teacher,
             fold=options.fold,
             name=options.name,
             resume=options.resume,

@@ -48,7 +48,7 @@ from MaskSAMCore.resources import resource_roots
 if TYPE_CHECKING:
     import torch
 
-    from MaskSAMCore.network.masksam import MaskSAM
+    from MaskSAMCore.network.segmenter import Segmenter
 
 
 __all__ = [
@@ -91,12 +91,12 @@ class InstalledModel:
     problem: str = ""
 
 
-def load_model(name_or_path: str | Path, device: torch.device | str = "cpu") -> tuple[MaskSAM, ModelCard]:
+def load_model(name_or_path: str | Path, device: torch.device | str = "cpu") -> tuple[Segmenter, ModelCard]:
     """The network and card of an installed model, or of a model's folder; see `modelfolder.load_model`."""
     return modelfolder.load_model(find_model(name_or_path), device)
 
 
-def load_trained(model: MaskSAM, name_or_path: str | Path) -> ModelCard:
+def load_trained(model: Segmenter, name_or_path: str | Path) -> ModelCard:
     """Fill a network's trained tensors from such a model; see `modelfolder.load_trained`."""
     return modelfolder.load_trained(model, find_model(name_or_path))
 

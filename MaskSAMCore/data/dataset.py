@@ -23,7 +23,7 @@ from MaskSAMCore.config import Config, from_dict
 from MaskSAMCore.data.splits import Split
 from MaskSAMCore.errors import DatasetError, InputError
 from MaskSAMCore.labels import LabelTable
-from MaskSAMCore.plan import Plan, normalisation_of
+from MaskSAMCore.plan import Plan, normalisation_of, windowed
 from MaskSAMCore.preprocess import Record
 from MaskSAMCore.progress import Progress, no_progress
 
@@ -211,6 +211,11 @@ class PreparedDataset:
         wanted = normalisation_of(plan.channels, data.normalisation)
         if wanted != plan.normalisation:
             problems.append(f"data.normalisation: asked for {wanted}, prepared with {plan.normalisation}")
+        if plan.stats != tuple(
+            windowed(stats, data) if kind == "ct" else stats
+            for stats, kind in zip(plan.stats, plan.normalisation, strict=True)
+        ):
+            problems.append(f"data.window: asked for {data.window}, prepared with another one")
         if problems:
             raise DatasetError("was prepared with other settings", where=self.folder, problems=problems, remedy=_REMEDY)
 

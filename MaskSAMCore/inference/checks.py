@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from MaskSAMCore.errors import ModelError
 from MaskSAMCore.plan import VIEWS, ChannelStats, Plan
 from MaskSAMCore.volume import Volume, canonical_axes
 
@@ -80,3 +81,18 @@ def _size_doubts(volume: Volume, plan: Plan, region: bool) -> list[str]:
         have, want = (" x ".join(f"{v:.0f}" for v in values) for values in (extent, usual))
         found.append(f"it spans {have} mm, the scans in training {want} mm; give a region of interest")
     return found
+
+
+def require_prompts(card: ModelCard) -> None:
+    """Refuse a model that segments by itself only, such as a distilled student, where clicks or boxes are given.
+
+    Raises:
+        ModelError: It takes none.
+    """
+    if not card.config.model.takes_prompts:
+        raise ModelError(
+            "this model takes no clicks and no boxes",
+            where=card.name,
+            why="it segments whole scans or regions only",
+            remedy="Segment with it automatically, or choose a model that was trained with clicks and boxes.",
+        )

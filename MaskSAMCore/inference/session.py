@@ -17,7 +17,7 @@ from MaskSAMCore.errors import InputError
 from MaskSAMCore.inference.answer import Draft, Own, limit, profile, seed, writable
 from MaskSAMCore.inference.automatic import automatic_prompts
 from MaskSAMCore.inference.cache import SlabCache
-from MaskSAMCore.inference.checks import doubts
+from MaskSAMCore.inference.checks import doubts, require_prompts
 from MaskSAMCore.inference.frame import Box, Frame
 from MaskSAMCore.inference.prompts import Placed, Prompt, Triple, check, place
 from MaskSAMCore.inference.propagate import propagate
@@ -165,9 +165,11 @@ class Session:
 
         Raises:
             PromptError: Naming the prompt by number and position; the structure stays as it was.
+            ModelError: The model takes no prompts.
             Cancelled: `cancel` was set; the structure stays as it was.
             ResourceError: The memory is full and no retreat is left; the structure stays as it was.
         """
+        require_prompts(self.card)
         begin, slabs = time.monotonic(), self._open
         before, said = slabs.encodes, len(slabs.retreat.said)
         check(prompts, self.grid)
@@ -280,6 +282,8 @@ class Session:
     ) -> int:
         """Encode ahead of demand: the slab at `position` first, then its neighbours outward; returns encoder runs.
 
+        A model that takes no prompts has nothing to encode.
+
         Args:
             position: (i, j, k) in view; None for the middle of the scan.
             slabs: Most slabs, known ones included; None for as many as the cache keeps.
@@ -288,7 +292,7 @@ class Session:
         """
         own = self._open
         before, room = own.encodes, own.cache.capacity
-        if self._constant:
+        if self._constant or not self.card.config.model.takes_prompts:
             return 0
         if position is None:
             position = tuple((n - 1) / 2 for n in self.grid.shape[::-1])  # type: ignore[assignment]
@@ -324,6 +328,7 @@ class Session:
             PromptError: The model has no such label, or a slice lies outside of the scan.
             ModelError: The model makes no prompts of its own.
         """
+        require_prompts(self.card)
         if self._constant:
             return []
         return automatic_prompts(self._open, self.frame, self.card.labels, label, slices, cancel, progress)

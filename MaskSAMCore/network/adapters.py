@@ -49,14 +49,27 @@ class DepthConv(nn.Module):
         return self.act(self.norm(y))
 
 
+class SpatialConv(nn.Module):
+    """Depth-wise 3x3x3 convolution and activation (AutoSAM Adapter's)."""
+
+    def __init__(self, channels: int, *, act: type[nn.Module]) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(channels, channels, 3, padding=1, groups=channels)
+        self.act = act()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (G, D, h, w, C) to the same shape."""
+        return self.act(self.conv(x.movedim(-1, 1)).movedim(1, -1))
+
+
 class Adapter(nn.Module):
     """Bottleneck with an optional depth core; input and output (G, D, *S, C).
 
-    S is (tokens,) or (h, w); the convolutional core needs (h, w).
+    S is (tokens,) or (h, w); the convolutional cores need (h, w). The core of `spatial` has no skip beside it.
 
     Args:
         channels: C.
-        kind: plain, depth_mlp or depth_conv.
+        kind: plain, depth_mlp, depth_conv or spatial.
         depth: D, to which the depth MLP's weights are tied.
         ratio: Width of the bottleneck as a share of C.
         position: Where the depth MLP stands: before the bottleneck, in its middle, or after it.
@@ -85,6 +98,9 @@ class Adapter(nn.Module):
             self.core = DepthMLP(depth, act=activation, zero=position == "after")
         elif kind == "depth_conv":
             self.core = DepthConv(width, act=activation)
+        elif kind == "spatial":
+            self.core = SpatialConv(width, act=activation)
+        self.skip = kind != "spatial"
         self.up = nn.Linear(width, channels)
         _zero(self.up)
 
@@ -96,7 +112,7 @@ class Adapter(nn.Module):
             return self.up(self.act(self.down(x)))
         u = self.act(self.down(x))
         if self.position == "middle":
-            return self.up(u + self.core(u))
+            return self.up(u + self.core(u) if self.skip else self.core(u))
         y = self.up(u)
         return y + self.core(y)
 

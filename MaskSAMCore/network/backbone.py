@@ -45,7 +45,7 @@ class ViTEncoder(AdaptedEncoder):
         level = Level(channels=size.width, stride=TOKEN_STRIDE)
         super().__init__(
             cfg,
-            sam=_image_encoder(size),
+            sam=image_encoder(size),
             widths=[size.width] * size.blocks,
             levels=(level,) * len(size.global_blocks),
             pe_width=size.width,
@@ -100,7 +100,8 @@ def build_encoder(cfg: ModelConfig) -> AdaptedEncoder:
     return ViTEncoder(cfg)
 
 
-def _image_encoder(size: ViTSize) -> nn.Module:
+def image_encoder(size: ViTSize) -> nn.Module:
+    """SAM's own image encoder of that size, with random weights."""
     from segment_anything.modeling import ImageEncoderViT
 
     return ImageEncoderViT(

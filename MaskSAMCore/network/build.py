@@ -5,19 +5,28 @@ from __future__ import annotations
 from torch import nn
 
 from MaskSAMCore.config import ModelConfig
+from MaskSAMCore.config_check import check_model
 from MaskSAMCore.network.masksam import MaskSAM
+from MaskSAMCore.network.segmenter import Segmenter
+from MaskSAMCore.network.student import SwinStudent
+from MaskSAMCore.network.volume import VolumeSAM
 
 FROZEN = {"encoder.sam.": "image_encoder.", "prompts.sam.": "prompt_encoder.", "decoder.sam.": "mask_decoder."}
 
 
-def build_model(cfg: ModelConfig) -> MaskSAM:
+def build_model(cfg: ModelConfig) -> Segmenter:
     """Build the network with SAM frozen and everything of ours trainable.
 
     Raises:
         InputError: The configuration describes no network.
+        PackageError: It needs a package that is not installed.
     """
-    cfg.check()
-    model = MaskSAM(cfg)
+    check_model(cfg)
+    model: Segmenter
+    if cfg.backbone.arch == "swin_unetr":
+        model = SwinStudent(cfg)
+    else:
+        model = MaskSAM(cfg) if cfg.backbone.attention == "sam" else VolumeSAM(cfg)
     freeze(model)
     return model
 

@@ -16,6 +16,8 @@ AT_ONCE = 1 << 25
 """Distances that are held in memory together."""
 
 
+# An operator of its own: what counts or traces a network need not follow sizes that depend on the masks.
+@torch.library.custom_op("masksam::innermost", mutates_args=(), schema="(Tensor masks) -> (Tensor, Tensor)")
 def innermost(masks: Tensor) -> tuple[Tensor, Tensor]:
     """The pixel of every mask that is furthest from the background, which also begins behind the picture's edge.
 
@@ -43,6 +45,12 @@ def innermost(masks: Tensor) -> tuple[Tensor, Tensor]:
         place = place.index_copy(0, present, y * width + x)
     empty = ~flat.flatten(1).any(1)
     return torch.stack([place // width, place % width], dim=-1).reshape(*lead, 2), empty.reshape(lead)
+
+
+@innermost.register_fake
+def _sizes(masks: Tensor) -> tuple[Tensor, Tensor]:
+    lead = masks.shape[:-2]
+    return masks.new_empty((*lead, 2), dtype=torch.int64), masks.new_empty(lead, dtype=torch.bool)
 
 
 def squared_distance(masks: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from MaskSAMCore.config import ModelConfig
 from MaskSAMCore.errors import ModelError
@@ -22,13 +22,14 @@ from MaskSAMCore.network.heads import (
     semantic,
 )
 from MaskSAMCore.network.prompts import PromptTokenizer
+from MaskSAMCore.network.segmenter import Segmenter
 from MaskSAMCore.network.stem import ModalityStem
 from MaskSAMCore.network.types import Decoded, Features, Level, PromptBatch, Prompted, PromptTokens, QueryOutputs, Slab
 
 CHUNK = 8
 
 
-class MaskSAM(nn.Module):
+class MaskSAM(Segmenter):
     """The whole network; build it with `network.build.build_model`, which also freezes SAM.
 
     Attributes:
@@ -37,8 +38,7 @@ class MaskSAM(nn.Module):
     """
 
     def __init__(self, cfg: ModelConfig) -> None:
-        super().__init__()
-        self.cfg = cfg
+        super().__init__(cfg)
         self.stem = ModalityStem(cfg)
         self.encoder = build_encoder(cfg)
         self.prompts = PromptTokenizer(cfg)
@@ -50,6 +50,14 @@ class MaskSAM(nn.Module):
         self.blend = MaskBlend() if cfg.decoder.mask_residual else None
         fine = cfg.decoder.fine_masks and self.generator is not None
         self.fine = FineMasks(self.generator.trunk.channels[-1]) if fine and self.generator is not None else None
+
+    def set_adapters(self, enabled: bool) -> None:
+        """Switch the encoder's adapters and depth positions; off, the encoder is SAM itself."""
+        self.encoder.set_adapters(enabled)
+
+    def set_checkpointing(self, enabled: bool) -> None:
+        """Recompute the blocks of encoder and decoder in the backward pass."""
+        self.encoder.checkpointing = self.decoder.checkpointing = enabled
 
     def encode(self, image: Tensor) -> Features:
         """image (B, M, D, H, W), normalised as in preprocessing, to features."""
@@ -205,10 +213,6 @@ class MaskSAM(nn.Module):
         if outputs.cls is None:
             raise ModelError("the semantic head needs class logits", where="model.decoder.class_head")
         return semantic(outputs.cls, outputs.masks)
-
-    def segment_patch(self, image: Tensor) -> Tensor:
-        """Image (B, M, D, H, W) to class scores (B, K, D, H, W)."""
-        return self.scores(self.forward(image))
 
     def segment_slab(self, image: Tensor) -> tuple[Tensor, Slab]:
         """As `segment_patch`, and what prompts will read of the same patch."""

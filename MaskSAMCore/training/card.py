@@ -13,6 +13,7 @@ from MaskSAMCore import __version__
 from MaskSAMCore.config import Config, Largest, to_dict
 from MaskSAMCore.data.dataset import PreparedDataset
 from MaskSAMCore.data.splits import Split
+from MaskSAMCore.training.fit import windows_of
 from MaskSAMCore.zoo import BaseRef, ModelCard
 
 
@@ -30,7 +31,7 @@ def model_card(
     largest: Largest,
 ) -> ModelCard:
     """The card of a model after `step` steps; `figures` are the run's own validation, `origin` what it started from."""
-    plan = to_dict(dataset.plan) | {"patch": list(config.model.patch)}
+    plan = to_dict(dataset.plan) | {"patch": list(windows_of(config))}
     provenance = {
         "dataset": dataset.name,
         "licence_of_data": dataset.licence,
@@ -71,7 +72,6 @@ def model_readme(card: ModelCard) -> str:
         f"| {label.id} | {label.name} | {label.type.meaning + ' (' + label.type.value + ')' if label.type else '-'} |"
         for label in card.labels.labels
     )
-    base = f"{card.base.name} (sha256 `{card.base.sha256}`)" if card.base else "none: random weights, for tests only"
     measured = "\n\n".join(_figures(command, rows) for command, rows in card.metrics.items())
     limits = card.limits or "Nothing is known beyond these figures."
     return f"""# {card.name}
@@ -86,7 +86,7 @@ def model_readme(card: ModelCard) -> str:
 
 {_origin(card)}
 
-Base weights: {base}. This folder holds adapters and heads only.
+{_weights(card)}
 
 ## Measured
 
@@ -100,6 +100,16 @@ Base weights: {base}. This folder holds adapters and heads only.
 
 Research on images like the training data. Not a medical device; every result must be looked at. {limits}
 """
+
+
+def _weights(card: ModelCard) -> str:
+    """What is in the folder, and what it stands on."""
+    if card.base:
+        base = f"{card.base.name} (sha256 `{card.base.sha256}`)"
+        return f"Base weights: {base}. This folder holds adapters and heads only."
+    if card.config.model.backbone.arch == "swin_unetr":
+        return "Base weights: none. This folder holds the whole network; all of it was trained, from random weights."
+    return "Base weights: none: random weights, for tests only. This folder holds adapters and heads only."
 
 
 def _origin(card: ModelCard) -> str:
@@ -120,6 +130,10 @@ def _origin(card: ModelCard) -> str:
         f"cases and {kept} validation cases, all named in `model.json`. Trained for {done['steps']} steps from preset "
         f"`{card.config.preset}`"
     )
+    teacher = done.get("teacher")
+    if teacher:
+        share = card.config.train.seg_share
+        origin += f", distilled from {teacher['name']} (λ = {share:g}: the share of the labels in the loss)"
     before = done.get("starts_from")
     return origin + (f", starting from {before['name']} after {before['steps']} steps." if before else ".")
 

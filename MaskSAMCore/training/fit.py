@@ -7,10 +7,13 @@ from typing import Literal
 
 from MaskSAMCore.config import TOKEN_STRIDE, Config
 from MaskSAMCore.data.dataset import PreparedDataset
+from MaskSAMCore.network.student import whole_size
 from MaskSAMCore.plan import fit_patch
 
 SMALL_PLANE, MEDIUM_PLANE = 128, 256
 THINNEST = 4
+STUDENT_LARGEST, STUDENT_MULTIPLE = 128, 8
+"""Voxels along an axis of a student's patch, the most as in AutoSAM Adapter."""
 PATCH_TOKENS = 64 * 64
 """Image tokens of a patch, as many as SAM's decoder has in one picture: a click costs no more there than with SAM."""
 
@@ -19,11 +22,17 @@ def fit_config(config: Config, dataset: PreparedDataset) -> Config:
     """The preset with the data set's channels and classes, and its patch where `data.fit_patch` asks for it.
 
     The in-plane patch is the median slice; the stem enlarges small slices, so that the encoder sees 128 to
-    512 pixels (MODEL.md §12.2, §15.2). Larger slices make a thinner patch, by `PATCH_TOKENS`.
+    512 pixels (MODEL.md §12.2, §15.2). Larger slices make a thinner patch, by `PATCH_TOKENS`. A student's patch is
+    the median scan in multiples of 8, up to 128 along every axis: in training a teacher has to answer all of it.
     """
     plan, classes = dataset.plan, dataset.labels.classes
     model = replace(config.model, channels=len(plan.channels), classes=classes)
-    if config.data.fit_patch:
+    if config.data.fit_patch and model.backbone.arch == "swin_unetr":
+        depth, height, width = (
+            min(-(-n // STUDENT_MULTIPLE) * STUDENT_MULTIPLE, STUDENT_LARGEST) for n in plan.median_shape
+        )
+        model = replace(model, patch=(depth, height, width))
+    elif config.data.fit_patch:
         longest = max(plan.median_shape[1:])
         upsample: Literal[1, 2, 4] = 4 if longest <= SMALL_PLANE else 2 if longest <= MEDIUM_PLANE else 1
         # A single modality needs no mixing, and without the stem no gradient runs through the first stage.
@@ -40,3 +49,13 @@ def fit_config(config: Config, dataset: PreparedDataset) -> Config:
             source=replace(model.source, queries=queries),
         )
     return replace(config, model=model)
+
+
+def windows_of(config: Config) -> tuple[int, int, int]:
+    """The (D, H, W) of the windows that a trained model segments a scan with.
+
+    A student pads its patches in training. With windows of the padded size it segments more of a scan at the same
+    cost, and a small scan at once.
+    """
+    patch = config.model.patch
+    return whole_size(patch) if config.model.backbone.arch == "swin_unetr" else patch

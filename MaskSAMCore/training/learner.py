@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from enum import Enum
 
@@ -13,31 +13,46 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from MaskSAMCore.config import Config
+from MaskSAMCore.distillation import DistillationLoss
 from MaskSAMCore.errors import MaskSAMError
 from MaskSAMCore.losses import BinaryLoss, SetLoss
-from MaskSAMCore.network.masksam import MaskSAM
+from MaskSAMCore.network.segmenter import Segmenter
 from MaskSAMCore.network.types import Features
 from MaskSAMCore.segmentation_losses import SegmentationLoss
 from MaskSAMCore.training.batches import Batch
 from MaskSAMCore.training.prompted import train_prompted
 
 Criterion = SetLoss | BinaryLoss | SegmentationLoss
+Answers = Callable[[Tensor, Tensor], Tensor]
+"""A teacher: patches (B, M, D, H, W) and valid slices (B, D) to probabilities (B, K, D, H, W), without gradient."""
 
 
 class Practice(Enum):
-    """What a step trains: the generator alone, automatic mode with all that it takes, or prompts of users."""
+    """What a step trains: the generator alone, automatic mode with all it takes, prompts of users, or a student."""
 
     GENERATOR = "generator"
     AUTOMATIC = "automatic"
     PROMPTS = "prompts"
+    DISTILLATION = "distillation"
 
 
 class Task(nn.Module):
-    """One pass to the loss of any practice; what a distributed run wraps."""
+    """One pass to the loss of any practice; what a distributed run wraps.
 
-    def __init__(self, model: MaskSAM, criterion: Criterion) -> None:
+    Args:
+        model: What is trained.
+        criterion: Of the automatic mode.
+        teacher: Of a student.
+        share: λ of a student's loss.
+    """
+
+    def __init__(
+        self, model: Segmenter, criterion: Criterion, *, teacher: Answers | None = None, share: float = 1.0
+    ) -> None:
         super().__init__()
-        self.model, self.criterion = model, criterion
+        self.model, self.criterion, self.teacher = model, criterion, teacher
+        distils = teacher is not None and isinstance(criterion, SegmentationLoss)
+        self.distillation = DistillationLoss(criterion, share) if distils else None  # type: ignore[arg-type]
 
     def forward(
         self,
@@ -56,13 +71,18 @@ class Task(nn.Module):
             user: Seed of the simulated users.
 
         Raises:
-            ValueError: The generator alone, where its masks have no classes (`ModelConfig.names_masks`).
+            ValueError: The generator alone, where its masks have no classes (`ModelConfig.names_masks`), or a student
+                without a teacher.
         """
         if practice is Practice.PROMPTS:
             slab = self.model.slab(image, features)
             return train_prompted(self.model, slab, label, valid, np.random.default_rng(user))
         if practice is Practice.AUTOMATIC:
             return self.criterion(self.model(image, features, label), label, valid)
+        if practice is Practice.DISTILLATION:
+            if self.distillation is None or self.teacher is None:
+                raise ValueError("a student needs a teacher and class logits")
+            return self.distillation(self.model(image), label, valid, self.teacher(image, valid))
         if isinstance(self.criterion, BinaryLoss):
             raise ValueError("given prompts have no generator")
         features = self.model.encode(image) if features is None else features
@@ -76,6 +96,7 @@ class Learner:
         model: With its base weights loaded.
         config: What to train.
         criterion: Of the automatic mode.
+        teacher: Whom a student learns from.
         device: Where to train.
         dtype: Of autocast, or None for fp32.
         rank, world: Place among the processes of a distributed run.
@@ -86,9 +107,10 @@ class Learner:
     def __init__(
         self,
         *,
-        model: MaskSAM,
+        model: Segmenter,
         config: Config,
         criterion: Criterion,
+        teacher: Answers | None = None,
         device: torch.device,
         dtype: torch.dtype | None = None,
         rank: int = 0,
@@ -96,13 +118,13 @@ class Learner:
     ) -> None:
         self.model, self.config, self.cfg = model.to(device), config, config.train
         self.device, self.dtype, self.rank, self.world = device, dtype, rank, world
-        self.model.encoder.checkpointing = self.model.decoder.checkpointing = self.cfg.checkpointing
+        self.model.set_checkpointing(self.cfg.checkpointing)
         self.trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.optimizer = _optimizer(config, list(self.trainable.values()))
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)  # type: ignore[attr-defined]
         self.ema = {n: p.detach().clone() for n, p in self.trainable.items()} if self.cfg.ema else {}
         self.step = 0
-        self.net: nn.Module = Task(self.model, criterion)
+        self.net: nn.Module = Task(self.model, criterion, teacher=teacher, share=self.cfg.seg_share)
         if world > 1:
             ids = [device] if device.type == "cuda" else None
             # The frozen phase leaves the encoder's adapters out, prompts from the ground truth the class head.

@@ -16,7 +16,7 @@ from torch import Tensor
 from MaskSAMCore.config import TrainConfig, to_dict
 from MaskSAMCore.errors import ModelError
 from MaskSAMCore.network.build import is_frozen
-from MaskSAMCore.network.masksam import MaskSAM
+from MaskSAMCore.network.segmenter import Segmenter
 from MaskSAMCore.progress import Cancelled, CancelToken, Progress
 from MaskSAMCore.training import checkpoint as checkpoints
 from MaskSAMCore.training.batches import Batch, prefetch
@@ -38,8 +38,8 @@ class Hooks:
         progress: Told after every step.
     """
 
-    validate: Callable[[MaskSAM, int], dict[str, float]]
-    release: Callable[[MaskSAM, dict[str, float], int], None]
+    validate: Callable[[Segmenter, int], dict[str, float]]
+    release: Callable[[Segmenter, dict[str, float], int], None]
     log: Callable[[dict[str, Any]], None]
     note: Callable[[str], None]
     progress: Progress
@@ -55,9 +55,11 @@ class Sources:
 
 
 def practice_at(step: int, cfg: TrainConfig) -> Practice:
-    """What a step trains (MODEL.md §2.4, §9.4, §14.3)."""
+    """What a step trains (MODEL.md §2.4, §9.4, §11, §14.3)."""
     if step < cfg.generator_epochs * cfg.iterations:
         return Practice.GENERATOR
+    if cfg.mode == "distill":
+        return Practice.DISTILLATION
     prompts = cfg.mode == "prompt"
     if cfg.mode == "mixed" and step >= cfg.auto_share * cfg.epochs * cfg.iterations:
         prompts = bool(np.random.default_rng([cfg.seed, 6, step]).random() >= cfg.auto_chance)
@@ -124,7 +126,7 @@ class Trainer(Learner):
             if not run:
                 continue
             self.model.train()
-            self.model.encoder.set_adapters(phase == "full")
+            self.model.set_adapters(phase == "full")
             practices = Counter(practice_at(step, cfg) for step in run)
             seconds = sum(n * self._pace(phase == "frozen", practice, steps) for practice, n in practices.items())
             self.hooks.note(
@@ -150,7 +152,7 @@ class Trainer(Learner):
         self.model.train()
         frozen = self.step < self.frozen_steps
         source = self.sources.frozen if frozen and self.sources.frozen is not None else self.sources.full
-        self.model.encoder.set_adapters(not frozen)
+        self.model.set_adapters(not frozen)
         # Stays until the next epoch: validation and release use what was trained.
         self.model.set_decoder(self.step >= self.generator_steps)
         per_step = self.cfg.accumulate
@@ -255,7 +257,7 @@ def memory(device: torch.device) -> str:
     return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB of memory"
 
 
-def trained_tensors(model: MaskSAM, *, base: bool) -> dict[str, Tensor]:
+def trained_tensors(model: Segmenter, *, base: bool) -> dict[str, Tensor]:
     """What a model folder stores: all that is ours, and SAM too where there are no base weights to take it from."""
     state = model.state_dict()
     return {name: tensor.detach().cpu() for name, tensor in state.items() if not (base and is_frozen(name))}

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed
-from torch import Tensor, nn
+from torch import Tensor
 
 from MaskSAMCore import presets, zoo
 from MaskSAMCore.config import Config, Largest, override, to_dict
+from MaskSAMCore.config_check import check_config
 from MaskSAMCore.data.augment import augment_case, for_fixed_copies, generator
 from MaskSAMCore.data.dataset import PreparedDataset, is_prepared
 from MaskSAMCore.data.sampling import PatchSampler
@@ -28,7 +29,7 @@ from MaskSAMCore.errors import InputError
 from MaskSAMCore.io.atomic import FolderLock, write_json
 from MaskSAMCore.losses import build_loss
 from MaskSAMCore.network.build import build_model
-from MaskSAMCore.network.masksam import MaskSAM
+from MaskSAMCore.network.segmenter import Segmenter
 from MaskSAMCore.plan import MirrorRule, mirror_rule
 from MaskSAMCore.postprocess import MODES, choose_largest, keep_largest
 from MaskSAMCore.progress import CancelToken, Progress
@@ -36,13 +37,14 @@ from MaskSAMCore.resample import pad_to
 from MaskSAMCore.training import features
 from MaskSAMCore.training.batches import Batch
 from MaskSAMCore.training.card import model_card, model_name, model_readme
-from MaskSAMCore.training.figures import click_figures, dice_per_class, in_words
 from MaskSAMCore.training.fit import fit_config
 from MaskSAMCore.training.log import MetricsLog
 from MaskSAMCore.training.loop import CHECKPOINTS, Hooks, Sources, Trainer, trained_tensors
 from MaskSAMCore.training.prompted import click_dice
+from MaskSAMCore.training.teacher import Teacher, check_mode
+from MaskSAMCore.training.validate import GivenLabels, click_figures, dice_per_class, in_words
 
-Predict = Callable[[nn.Module, np.ndarray], Tensor]
+Predict = Callable[..., Tensor]
 FEATURES, MODEL, CONFIG = "features", "model", "config.json"
 OVERLAYS = 4
 
@@ -57,6 +59,7 @@ class RunOptions:
     overrides: tuple[str, ...] = ()
     base: Path | None = None
     init: str | None = None
+    teacher: str | None = None
     fold: str = "0"
     name: str | None = None
     resume: bool = False
@@ -70,7 +73,8 @@ class Run:
 
     Args:
         options: What was asked for.
-        predict: Scores (K, D, H, W) of a prepared image (M, D, H, W); injected, since training does not know inference.
+        predict: `inference.sliding_window.slide_model`: scores (K, D, H, W) of a network and a prepared image
+            (M, D, H, W); injected, since training does not know inference.
         note: Receives lines for the user.
     """
 
@@ -102,11 +106,15 @@ class Run:
             self.config = fit_config(
                 override(presets.get(self.options.preset), list(self.options.overrides)), self.dataset
             )
-            self.config.check()
+            check_config(self.config)
             self.split = self._split()
             self.dataset.check_config(self.config)
+            check_mode(self.config, self.options.teacher)
+            self.teacher = self._teacher(device)
             self.model, self.base = new_model(self.config, self.options.base, self.note)
             self.origin = self._initialise()
+            if self.teacher is not None:
+                self.origin["teacher"] = self.teacher.provenance
             self.log = MetricsLog(folder)
             trainer = self._trainer(device)
             if self.options.dry_run:
@@ -178,6 +186,17 @@ class Run:
             self.note(f"WARNING: it was trained on {len(seen)} of the validation cases: the figures will be too good")
         return {"starts_from": done}
 
+    def _teacher(self, device: torch.device) -> Teacher | None:
+        """Whom the student learns from; the configuration names it from now on, so that a resumed run knows it."""
+        if self.options.teacher is None:
+            return None
+        teacher = Teacher(self.options.teacher, device, self.predict)
+        for doubt in teacher.check(self.dataset):
+            self.note(f"WARNING: {doubt}")
+        self.config = replace(self.config, train=replace(self.config.train, teacher=teacher.title))
+        self.note(f"learns from {teacher.title}, the labels' share is {self.config.train.seg_share:g}")
+        return teacher
+
     def _trainer(self, device: torch.device) -> Trainer:
         config = self.config
         rule = mirror_rule(self.dataset.plan, self.dataset.labels, config.data)
@@ -204,6 +223,7 @@ class Run:
             model=model,
             config=config,
             criterion=build_loss(config.model),
+            teacher=self.teacher,
             sources=Sources(frozen=frozen, full=full),
             hooks=Hooks(
                 validate=self._validate,
@@ -221,7 +241,7 @@ class Run:
             world=self.world,
         )
 
-    def _features(self, model: MaskSAM, rule: MirrorRule) -> features.FrozenBatches:
+    def _features(self, model: Segmenter, rule: MirrorRule) -> features.FrozenBatches:
         config, folder = self.config, self.options.folder / FEATURES
         copies = config.train.frozen_copies
         names = [f"{case}.{copy}" for case in self.split.train for copy in range(copies)]
@@ -272,7 +292,7 @@ class Run:
         if self.world > 1:
             torch.distributed.barrier()
 
-    def _validate(self, model: MaskSAM, epoch: int) -> dict[str, float]:
+    def _validate(self, model: Segmenter, epoch: int) -> dict[str, float]:
         """Dice per label over the validation cases, on the prepared grid; overlays of the first few.
 
         A model that takes prompts only is asked by simulated users, and "val dice" is the mean over their figures.
@@ -285,7 +305,7 @@ class Run:
             self.cancel.check()
             case = self.dataset.case(case_id)
             image = np.asarray(case.image, dtype=np.float32)
-            if self.config.train.mode != "auto":
+            if self.config.train.mode in ("prompt", "mixed"):
                 padded, labels = (pad_to(a, model.cfg.patch)[0] for a in (image, np.asarray(case.label)))
                 clicks.append(click_dice(model, padded, labels, model.cfg.patch))
             self.progress(index + 1, len(cases), "validating")
@@ -320,8 +340,8 @@ class Run:
         most = self.config.train.validate_cases
         return self.split.val[:most] if most else self.split.val
 
-    def _predict(self, model: MaskSAM, image: np.ndarray, label: np.ndarray) -> np.ndarray:
-        if model.generator is None:
+    def _predict(self, model: Segmenter, image: np.ndarray, label: np.ndarray) -> np.ndarray:
+        if model.cfg.source.kind == "gt":
             # With prompts from the ground truth, the labels travel through the windows as one more channel.
             image = np.concatenate([image, np.asarray(label, np.float32)[None]])
             return self.predict(GivenLabels(model), image).argmax(0).cpu().numpy()
@@ -343,7 +363,7 @@ class Run:
 
         save_curves(self.log, self.dataset.labels, self.options.folder / "curves.png")
 
-    def _release(self, model: MaskSAM, figures: dict[str, float], step: int) -> None:
+    def _release(self, model: Segmenter, figures: dict[str, float], step: int) -> None:
         name = self.options.name or model_name(self.dataset.name)
         card = model_card(
             name=name,
@@ -361,7 +381,7 @@ class Run:
         zoo.save_model(self.options.folder / MODEL, card, tensors, model_readme(card), overwrite=True)
 
 
-def released(config: Config, model: MaskSAM) -> Config:
+def released(config: Config, model: Segmenter) -> Config:
     """The configuration as a model folder tells it: without the decoder as long as that was not trained.
 
     The tensors are the same with it and without, so a later run can start from such a model.
@@ -372,7 +392,7 @@ def released(config: Config, model: MaskSAM) -> Config:
     return replace(config, model=replace(config.model, decoder=decoder))
 
 
-def new_model(config: Config, base: Path | None, note: Callable[[str], None]) -> tuple[MaskSAM, dict[str, str]]:
+def new_model(config: Config, base: Path | None, note: Callable[[str], None]) -> tuple[Segmenter, dict[str, str]]:
     """An untrained network on its base weights, and their name and hash.
 
     Args:
@@ -386,6 +406,9 @@ def new_model(config: Config, base: Path | None, note: Callable[[str], None]) ->
     torch.manual_seed(config.train.seed)
     model = build_model(config.model)
     arch = config.model.backbone.arch
+    if arch == "swin_unetr":
+        note(f"{arch}: all {sum(p.numel() for p in model.parameters()):,} parameters are trained, from random ones")
+        return model, {"name": "", "sha256": ""}
     if arch == "tiny" and base is None:
         note("backbone 'tiny' has random weights: for tests only")
         return model, {"name": "", "sha256": ""}
@@ -395,16 +418,3 @@ def new_model(config: Config, base: Path | None, note: Callable[[str], None]) ->
     total = sum(p.numel() for p in model.parameters())
     note(f"{arch}: {trainable:,} of {total:,} parameters are trained")
     return model, {"name": arch, "sha256": zoo.cached_sha256(path)}
-
-
-class GivenLabels(nn.Module):
-    """A model with prompts from the ground truth, its last input channel being the labels."""
-
-    def __init__(self, model: MaskSAM) -> None:
-        super().__init__()
-        self.model, self.cfg = model, model.cfg
-
-    def segment_patch(self, patch: Tensor) -> Tensor:
-        """Patch (B, M + 1, D, H, W) to class scores (B, K, D, H, W)."""
-        labels = patch[:, -1].round().long()
-        return self.model.scores(self.model(patch[:, :-1], None, labels))

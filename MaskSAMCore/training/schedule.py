@@ -25,6 +25,16 @@ def halving(lr: float, epoch: int) -> float:
     return lr * 0.5 ** (epoch // HALF_LIFE)
 
 
+def exponential(lr: float, epoch: int, epochs: int, *, warmup: int, ratio: float) -> float:
+    """AutoSAM Adapter's schedule, constant within an epoch: lr·e^{10(e/w−1)} for the first w, then decay to lr·ratio.
+
+    The paper says exponential, its release has a polynomial tail; this is the paper's (MODEL.md §14.2).
+    """
+    if epoch < warmup:
+        return lr * math.exp(10 * (epoch / warmup - 1))
+    return lr * ratio ** ((epoch - warmup) / max(epochs - warmup, 1))
+
+
 def learning_rate(cfg: TrainConfig, step: int) -> float:
     """Learning rate of optimiser step `step`, counted from 0 over the whole run."""
     steps = cfg.epochs * cfg.iterations
@@ -32,6 +42,8 @@ def learning_rate(cfg: TrainConfig, step: int) -> float:
         lr = poly(cfg.lr, step // cfg.iterations, cfg.epochs)
     elif cfg.schedule == "halving":
         lr = halving(cfg.lr, step // cfg.iterations)
+    elif cfg.schedule == "exponential":
+        lr = exponential(cfg.lr, step // cfg.iterations, cfg.epochs, warmup=cfg.warmup_epochs, ratio=cfg.final_ratio)
     else:
         lr = cosine(cfg.lr, step, steps)
     warm = min(1.0, (step + 1) / cfg.warmup_steps) if cfg.warmup_steps else 1.0

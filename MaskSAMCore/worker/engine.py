@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from MaskSAMCore.inference.prompts import Prompt
     from MaskSAMCore.inference.session import Session
     from MaskSAMCore.inference.updates import Update
-    from MaskSAMCore.network.masksam import MaskSAM
+    from MaskSAMCore.network.segmenter import Segmenter
     from MaskSAMCore.volume import Grid, LabelMap, Volume
     from MaskSAMCore.zoo import ModelCard
 
@@ -35,7 +35,7 @@ class Model:
     """A loaded model; `key` tells whether its folder still holds the same, `notes` what to say about its loading."""
 
     key: tuple[str, str]
-    network: MaskSAM
+    network: Segmenter
     card: ModelCard
     notes: tuple[str, ...] = ()
 

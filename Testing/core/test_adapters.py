@@ -134,3 +134,19 @@ def test_relu_is_selectable():
     adapter = Adapter(8, kind="depth_mlp", depth=DEPTH, act="relu")
     assert isinstance(adapter.act, nn.ReLU)
     assert isinstance(adapter.core.act, nn.ReLU)
+
+
+def test_the_spatial_core_has_no_skip_beside_it_and_the_output_no_activation():
+    """AutoSAM Adapter's, with the published count at ViT-B's width (MODEL.md §4.1, §16.6)."""
+    assert count(Adapter(768, kind="spatial", depth=32, ratio=0.5)) == 601_728
+    torch.manual_seed(0)
+    adapter = Adapter(8, kind="spatial", depth=DEPTH, ratio=0.5, act="relu")
+    x = torch.randn(2, DEPTH, 3, 4, 8)
+    assert not adapter(x).any()
+    with torch.no_grad():
+        adapter.up.weight.normal_()
+    u = adapter.down(x).relu().movedim(-1, 1)
+    conv = adapter.core.conv
+    v = nn.functional.conv3d(u, conv.weight, conv.bias, padding=1, groups=4).relu().movedim(1, -1)
+    torch.testing.assert_close(adapter(x), adapter.up(v))
+    assert (adapter(x) < 0).any()

@@ -14,10 +14,10 @@ import pytest
 
 # Every module of MaskSAMCore is in exactly one room; a folder is a room of its own.
 ROOMS = {
-    "base": "__init__ errors config labels progress resources terminology presets windows commandline",
+    "base": "__init__ errors config config_check labels progress resources terminology presets windows commandline",
     "volume": "volume",
     "preprocess": "plan preprocess resample postprocess masks",
-    "objective": "losses segmentation_losses matching metrics",
+    "objective": "losses segmentation_losses distillation matching metrics",
     "device": "device",
     "zoo": "fetch bases modelfolder zoo",
     "audit": "audit cost",
@@ -31,7 +31,7 @@ ALLOWED = {
     "volume": {"base"},
     "io": {"base", "volume"},
     "preprocess": {"base", "volume"},
-    "network": {"config", "errors"},
+    "network": {"config", "config_check", "errors"},
     "objective": {"base", "volume", "preprocess", "network.types", "network.boxes", "network.gt_source"},
     "audit": {"base", "network"},
     "device": {"base"},
@@ -53,7 +53,7 @@ LIGHT = {
     "zoo": HEAVY,
     "commands": HEAVY,
 }
-NETWORK_LIBRARIES = {"torch", "torchvision", "segment_anything", "timm", "monai", "numpy"}
+NETWORK_LIBRARIES = {"torch", "torchvision", "segment_anything", "timm", "monai", "einops", "numpy"}
 PREPROCESS_LIBRARIES = {"torch", "numpy", "scipy"}
 DATA_LIBRARIES = {"torch", "numpy", "scipy"}
 THIRD_PARTY = FILE_LIBRARIES | APPLICATION | NETWORK_LIBRARIES | PREPROCESS_LIBRARIES | {

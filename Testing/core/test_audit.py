@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from itertools import pairwise
 
@@ -263,6 +264,12 @@ def test_thawed_sam_fails():
     model.decoder.sam.iou_token.weight.requires_grad_(True)
     with pytest.raises(ModelError, match="iou_token"):
         audit_model(model)
+
+
+def test_a_network_whose_package_is_missing_is_left_out_with_the_remedy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "einops", None)
+    text = audit_table(["swin-tiny", "B4"])
+    assert "not counted" in text and "masksam[distill]" in text and "encoder adapters" in text
 
 
 def test_table_names_every_preset():

@@ -9,8 +9,10 @@ import pytest
 
 from MaskSAMCore import presets
 from MaskSAMCore.config import (
+    BackboneConfig,
     Config,
     DecoderConfig,
+    EncoderAdapterConfig,
     LossConfig,
     ModelConfig,
     SourceConfig,
@@ -20,6 +22,7 @@ from MaskSAMCore.config import (
     override,
     to_dict,
 )
+from MaskSAMCore.config_check import check_config, check_model
 from MaskSAMCore.errors import InputError
 
 PROMPTS_ONLY = ModelConfig(source=SourceConfig(kind="user"), head="binary", loss=LossConfig(kind="binary"))
@@ -29,7 +32,7 @@ PROMPTS_ONLY = ModelConfig(source=SourceConfig(kind="user"), head="binary", loss
 def test_every_preset_survives_json(name: str) -> None:
     config = presets.get(name)
     assert from_dict(Config, json.loads(json.dumps(to_dict(config)))) == config
-    config.model.check()
+    check_model(config.model)
 
 
 def test_missing_keys_keep_their_defaults() -> None:
@@ -98,12 +101,19 @@ def test_override_refuses(text: str) -> None:
         replace(PROMPTS_ONLY, decoder=DecoderConfig(upsampler=True)),
         replace(PROMPTS_ONLY, decoder=DecoderConfig(mask_residual=True)),
         replace(PROMPTS_ONLY, decoder=DecoderConfig(fine_masks=True)),
+        ModelConfig(head="softmax"),
+        ModelConfig(source=SourceConfig(kind="none")),
+        ModelConfig(backbone=BackboneConfig(arch="swin_unetr")),
+        ModelConfig(enc_adapter=EncoderAdapterConfig(slots=("pre",))),
+        replace(presets.get("swin-tiny").model, backbone=BackboneConfig(arch="swin_unetr", width=16)),
+        replace(presets.get("swin-tiny").model, patch=(0, 32, 32)),
+        replace(presets.get("swin-tiny").model, classes=1),
         ModelConfig(loss=LossConfig(generator=1.0, assignment="own"), source=SourceConfig(mask=False)),
     ],
 )
 def test_a_network_that_cannot_be_is_refused(model: ModelConfig) -> None:
     with pytest.raises(InputError):
-        model.check()
+        check_model(model)
 
 
 @pytest.mark.parametrize(
@@ -118,23 +128,26 @@ def test_a_network_that_cannot_be_is_refused(model: ModelConfig) -> None:
 )
 def test_class_prompts_end_in_class_logits_and_nothing_else_does(setting: str, where: str) -> None:
     config = presets.get("selfprompt-acdc")
-    config.check()
+    check_config(config)
     with pytest.raises(InputError) as caught:
-        override(config, [setting]).check()
+        check_config(override(config, [setting]))
     assert caught.value.where == where and caught.value.remedy
 
 
 def test_a_generator_needs_a_prompt_to_give_and_a_decoder_that_takes_it() -> None:
     mute = ["model.source.points=none", "model.source.box=false", "model.source.mask_prompt=none"]
     with pytest.raises(InputError, match="no prompt to give"):
-        override(presets.get("selfprompt-acdc"), mute).check()
-    with pytest.raises(InputError, match="without the decoder"):
-        ModelConfig(decoder=DecoderConfig(kind="none")).check()
+        check_config(override(presets.get("selfprompt-acdc"), mute))
+    with pytest.raises(InputError, match="does not go with the source") as caught:
+        check_model(ModelConfig(decoder=DecoderConfig(kind="none")))
+    assert caught.value.where == "model.decoder.kind" and "model.decoder.kind=sam" in caught.value.remedy
+
+
 def test_a_model_for_prompts_alone_is_trained_by_prompts_alone() -> None:
-    Config(model=PROMPTS_ONLY, train=TrainConfig(mode="prompt")).check()
+    check_config(Config(model=PROMPTS_ONLY, train=TrainConfig(mode="prompt")))
     for mode in ("auto", "mixed"):
         with pytest.raises(InputError, match="--mode prompt"):
-            Config(model=PROMPTS_ONLY, train=TrainConfig(mode=mode)).check()  # type: ignore[arg-type]
+            check_config(Config(model=PROMPTS_ONLY, train=TrainConfig(mode=mode)))  # type: ignore[arg-type]
 
 
 def test_sizes_follow_from_patch_and_stem() -> None:

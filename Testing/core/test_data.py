@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +164,10 @@ def test_other_settings_are_refused_by_name(raw: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError) as caught:
         cache.check_config(other)
     assert len(caught.value.problems) == 3
+    cache.check_config(Config(data=DataConfig(window=(0.0, 1.0, 0.0, 1.0))))  # an MR has no window
+    cache.plan = replace(cache.plan, normalisation=("ct",))
+    with pytest.raises(DatasetError, match=r"data.window"):
+        cache.check_config(Config(data=DataConfig(window=(0.0, 1.0, 0.0, 1.0), normalisation="ct")))
     again, report = prepare(raw, tmp_path / "cache", Config(data=DataConfig(view="coronal"), train=CONFIG.train))
     assert again.plan.view == "coronal" and len(report.rebuilt) == 4
 

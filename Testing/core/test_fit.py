@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from MaskSAMCore import presets
+from MaskSAMCore.config_check import check_config
 from MaskSAMCore.network.build import build_model
 from MaskSAMCore.training.fit import PATCH_TOKENS, fit_config
 from Testing.toy_model import BRIGHT, make_plan
@@ -42,7 +43,7 @@ def test_class_prompts_fit_too():
     )
     plan = make_plan(median_shape=(36, 50, 35), channels=("T1", "T2"))
     fitted = fit_config(config, SimpleNamespace(plan=plan, labels=BRIGHT))
-    fitted.check()
+    check_config(fitted)
     assert (fitted.model.patch, fitted.model.stem.upsample, fitted.model.stem.kind) == ((4, 56, 40), 4, "conv")
     with torch.device("meta"):
         generator = build_model(fitted.model).generator

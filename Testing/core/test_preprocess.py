@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from MaskSAMCore.config import Config, DataConfig, ModelConfig, from_dict, to_dict
+from MaskSAMCore.config_check import check_model
 from MaskSAMCore.errors import GeometryError, InputError
 from MaskSAMCore.labels import Label, LabelTable
 from MaskSAMCore.plan import (
@@ -239,6 +240,17 @@ def test_the_configuration_decides_over_the_data() -> None:
         make_plan(fingerprint_of([(1.0, 1.0, 1.0)], [(10, 20, 30)], ("T1", "T2")), config)
 
 
+def test_a_window_takes_the_place_of_the_statistics_of_ct_alone() -> None:
+    data = DataConfig(window=(-125.0, 275.0, -125.0, 400.0))
+    one = [(1.0, 1.0, 1.0)], [(10, 20, 30)]
+    found = make_plan(fingerprint_of(*one, ("CT",)), Config(data=data)).stats[0]
+    assert (found.p005, found.p995, found.mean, found.std) == data.window and found.high == STATS.high
+    assert make_plan(fingerprint_of(*one, ("MRI",)), Config(data=data)).stats[0] == STATS
+    for wrong in ((10.0, 10.0, 0.0, 1.0), (0.0, 10.0, 0.0, 0.0)):
+        with pytest.raises(InputError, match="window is empty"):
+            make_plan(fingerprint_of(*one, ("CT",)), Config(data=DataConfig(window=wrong)))
+
+
 def test_modalities_by_channel_name() -> None:
     names = {("CT",): "CT", ("MRI",): "MR", ("T1", "FLAIR"): "MR", ("cine MRI",): "MR", ("ADC",): "MR", ("x",): ""}
     assert {channels: modality_of(channels) for channels in names} == names
@@ -248,7 +260,8 @@ def test_modalities_by_channel_name() -> None:
 @pytest.mark.parametrize("upsample", [1, 2, 4])
 def test_the_generic_patch_fits_the_encoder(median, upsample: int) -> None:
     patch = fit_patch(median, upsample=upsample)
-    ModelConfig(patch=patch, classes=2).check() if upsample == 4 else None
+    if upsample == 4:
+        check_model(ModelConfig(patch=patch, classes=2))
     assert all(n * upsample % 16 == 0 and n * upsample <= 1024 and n <= 512 for n in patch[1:])
     assert patch[0] == min(16, median[0])
     for side, size in zip(patch[1:], median[1:], strict=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from MaskSAMCore.config import TrainConfig
@@ -31,6 +33,20 @@ def test_halving_every_ten_epochs():
     cfg = TrainConfig(schedule="halving", epochs=40, iterations=5, lr=1e-4)
     found = [learning_rate(cfg, epoch * 5 + 4) for epoch in (0, 9, 10, 19, 20, 39)]
     assert found == pytest.approx([1e-4, 1e-4, 5e-5, 5e-5, 2.5e-5, 1.25e-5])
+
+
+def test_exponential_warms_up_by_the_papers_formula_and_ends_at_the_final_ratio():
+    cfg = TrainConfig(schedule="exponential", epochs=200, iterations=2, lr=5e-4, warmup_epochs=5, final_ratio=0.01)
+    rates = [learning_rate(cfg, 2 * epoch) for epoch in range(200)]
+    assert rates[0] == pytest.approx(5e-4 * math.exp(-10)) and rates[4] == pytest.approx(5e-4 * math.exp(-2))
+    assert rates[5] == max(rates) == 5e-4 and learning_rate(cfg, 11) == rates[5]
+    assert rates[6] / rates[5] == pytest.approx(rates[199] / rates[198])
+    assert rates[199] == pytest.approx(5e-6, rel=0.03)
+
+
+def test_a_run_that_ends_within_its_warm_up_has_a_rate():
+    cfg = TrainConfig(schedule="exponential", epochs=3, iterations=1, lr=1.0, warmup_epochs=5)
+    assert learning_rate(cfg, 2) == pytest.approx(math.exp(-6))
 
 
 def test_cosine_falls_to_zero_after_warm_up():

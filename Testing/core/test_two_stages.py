@@ -13,6 +13,7 @@ import torch
 
 from MaskSAMCore import presets, segment, train, zoo
 from MaskSAMCore.config import TrainConfig, override
+from MaskSAMCore.config_check import check_config
 from MaskSAMCore.inference.predictor import Predictor
 from MaskSAMCore.inference.session import Prompt, Session, SlabCache
 from MaskSAMCore.io.images import read_volume
@@ -227,7 +228,7 @@ def test_a_released_configuration_tells_whether_there_is_a_decoder() -> None:
     assert released(config, model) == config
     model.set_decoder(False)
     assert released(config, model).model.decoder.kind == "none"
-    released(config, model).check()
+    check_config(released(config, model))
 
 
 def test_it_learns_segments_and_takes_prompts(phantom_data: Path, tmp_path: Path) -> None:

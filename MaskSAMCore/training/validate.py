@@ -1,10 +1,26 @@
-"""Figures of a validation: Dice of structures, and of what simulated users got."""
+"""What validation during training needs: Dice, figures of simulated users, and models with given prompts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+from torch import Tensor, nn
+
+from MaskSAMCore.network.segmenter import Segmenter
+
+
+class GivenLabels(nn.Module):
+    """A model with prompts from the ground truth, its last input channel being the labels."""
+
+    def __init__(self, model: Segmenter) -> None:
+        super().__init__()
+        self.model, self.cfg = model, model.cfg
+
+    def segment_patch(self, patch: Tensor) -> Tensor:
+        """Patch (B, M + 1, D, H, W) to class scores (B, K, D, H, W)."""
+        labels = patch[:, -1].round().long()
+        return self.model.scores(self.model(patch[:, :-1], None, labels))
 
 
 def dice_per_class(predicted: np.ndarray, reference: np.ndarray, classes: int) -> list[float]:

@@ -1,0 +1,204 @@
+"""Which values of a configuration go together: what no network can be built from is refused by name, with a remedy."""
+
+from __future__ import annotations
+
+from MaskSAMCore.config import TOKEN_STRIDE, Config, ModelConfig
+from MaskSAMCore.errors import InputError
+
+CANVAS = 1024
+STUDENT_WIDTH = 12
+ADDED = ("upsampler", "mask_residual", "fine_masks")
+"""What the decoder reads of a generator."""
+
+# Source of the prompts to what it may be combined with: decoder, head, loss (MODEL.md §15.2, §15.3).
+FITS: dict[str, dict[str, tuple[str, ...]]] = {
+    "query": {"decoder.kind": ("sam",), "head": ("query",), "loss.kind": ("set",)},
+    "gt": {"decoder.kind": ("sam",), "head": ("argmax",), "loss.kind": ("binary",)},
+    "class": {"decoder.kind": ("sam", "none"), "head": ("softmax", "multiclass"), "loss.kind": ("segmentation",)},
+    "user": {"decoder.kind": ("sam",), "head": ("binary",), "loss.kind": ("binary",)},
+    "unet3d": {"decoder.kind": ("mla",), "head": ("softmax",), "loss.kind": ("segmentation",)},
+    "none": {"decoder.kind": ("none",), "head": ("softmax",), "loss.kind": ("segmentation",)},
+}
+
+
+def check_config(config: Config) -> None:
+    """Refuse a model that cannot be built, or a training that it cannot have.
+
+    Raises:
+        InputError: Names the value.
+    """
+    check_model(config.model)
+    kind, train = config.model.source.kind, config.train
+    if train.generator_epochs and kind != "class":
+        raise InputError(
+            "only a class generator can be trained before the decoder",
+            where="train.generator_epochs",
+            why=f"model.source.kind={kind}",
+            remedy="Set train.generator_epochs=0.",
+        )
+    if config.model.prompts_only and train.mode != "prompt":
+        raise InputError(
+            "the model has no prompts of its own that could be trained",
+            where="train.mode",
+            why=f"found {train.mode}, with model.source.kind={kind}",
+            remedy="Set train.mode=prompt (--mode prompt).",
+        )
+
+
+def check_model(model: ModelConfig) -> None:
+    """Refuse values that no network can be built from.
+
+    Raises:
+        InputError: Names the value.
+    """
+    if model.classes < 2:
+        raise InputError("a model needs the background and one structure", where="model.classes")
+    if min(model.patch) < 1:
+        raise InputError("patch is empty", where="model.patch", why=f"{model.patch}")
+    _check_family(model)
+    if model.backbone.arch == "swin_unetr":
+        _check_student(model)
+        return
+    _check_size(model)
+    _check_volume(model)
+    _check_stem(model)
+    _check_source(model)
+
+
+def _check_family(model: ModelConfig) -> None:
+    """Backbone, source, decoder, head and loss belong to one network."""
+    kind = model.source.kind
+    family = "none" if model.backbone.arch == "swin_unetr" else "unet3d"
+    if (kind == family) != (model.backbone.arch == "swin_unetr" or model.backbone.attention != "sam"):
+        raise _foreign(model, "source.kind", kind)
+    if kind in ("none", "unet3d") and kind != family:
+        raise _foreign(model, "source.kind", kind)
+    found = {"decoder.kind": model.decoder.kind, "head": model.head, "loss.kind": model.loss.kind}
+    for where, value in found.items():
+        if value not in FITS[kind][where]:
+            choice = " or ".join(f"model.{where}={each}" for each in FITS[kind][where])
+            raise InputError(
+                "does not go with the source of the prompts",
+                where=f"model.{where}",
+                why=f"found {value}, with model.source.kind={kind}",
+                remedy=f"Set {choice}, or start from a preset of the network that is meant.",
+            )
+
+
+def _foreign(model: ModelConfig, where: str, value: str) -> InputError:
+    backbone = f"arch={model.backbone.arch}, attention={model.backbone.attention}"
+    return InputError(
+        "does not go with the backbone",
+        where=f"model.{where}",
+        why=f"found {value}, with model.backbone: {backbone}",
+        remedy="Start from a preset of the network that is meant, or correct model.backbone.",
+    )
+
+
+def _check_size(model: ModelConfig) -> None:
+    height, width = model.input_size
+    if height % TOKEN_STRIDE or width % TOKEN_STRIDE:
+        raise InputError(
+            "patch does not fit the encoder",
+            where="model.patch",
+            why=f"{model.patch[1:]} times stem.upsample={model.stem.upsample} must be a multiple of {TOKEN_STRIDE}",
+        )
+    if max(height, width) > CANVAS:
+        raise InputError(
+            "encoder input is too large",
+            where="model.patch",
+            why=f"{height}x{width} exceeds SAM's canvas of {CANVAS}x{CANVAS}",
+            remedy="Choose a smaller patch or stem.upsample.",
+        )
+
+
+def _check_stem(model: ModelConfig) -> None:
+    if model.stem.kind == "none" and model.channels != 3:
+        raise InputError(
+            "a model without a stem takes colour pictures",
+            where="model.stem.kind",
+            why=f"it has {model.channels} channel(s) and SAM three",
+            remedy="Set model.stem.kind=repeat.",
+        )
+
+
+def _check_source(model: ModelConfig) -> None:
+    """The generator, and what is made of its features."""
+    kind = model.source.kind
+    for key in ADDED:
+        if getattr(model.decoder, key) and (kind == "user" or (kind == "gt" and key == "fine_masks")):
+            raise InputError(
+                "this belongs to a generator, and this model has none",
+                where=f"model.decoder.{key}",
+                remedy=f"Set model.decoder.{key}=false.",
+            )
+    if kind == "query" and model.source.queries < model.classes:
+        raise InputError(
+            "fewer queries than classes", where="model.source.queries", why=f"{model.source.queries} < {model.classes}"
+        )
+    if model.loss.generator and not model.owns_masks:
+        raise InputError(
+            "the generator's masks have no classes to be compared with",
+            where="model.loss.generator",
+            remedy="Set model.loss.assignment=own and model.source.mask=true, or model.loss.generator=0.",
+        )
+    if kind == "class":
+        _check_classes(model)
+
+
+def _check_classes(model: ModelConfig) -> None:
+    """What class prompts need (MODEL.md §6.4, §7.5)."""
+    if model.decoder.class_head or model.decoder.upsampler:
+        raise InputError(
+            "prompt k is of class k: nothing has to be classified, and no queries are mixed",
+            where="model.decoder",
+            remedy="Set model.decoder.class_head=false and model.decoder.upsampler=false.",
+        )
+    source = model.source
+    if source.points == "none" and not source.box and source.mask_prompt == "none":
+        raise InputError(
+            "the generator has no prompt to give",
+            where="model.source",
+            remedy="Set model.source.points=edt, model.source.box=true or model.source.mask_prompt=logits.",
+        )
+
+
+def _check_volume(model: ModelConfig) -> None:
+    """What the encoder of three dimensions asks for, and what only it has (MODEL.md §10)."""
+    if model.backbone.attention == "sam":
+        if "pre" in model.enc_adapter.slots:
+            raise InputError(
+                "only an encoder of three dimensions has adapters before its blocks",
+                where="model.enc_adapter.slots",
+                remedy="Use attn and mlp, or set model.backbone.attention=window3d.",
+            )
+        return
+    if model.backbone.arch == "mobile":
+        raise InputError(
+            "MobileSAM's encoder has no plain blocks to be run in three dimensions",
+            where="model.backbone.arch",
+            remedy="Use vit_b, vit_l, vit_h or tiny.",
+        )
+    if model.enc_adapter.kind != "none" and model.enc_adapter.slots != ("pre",):
+        raise InputError(
+            "an encoder of three dimensions has adapters before its blocks only",
+            where="model.enc_adapter.slots",
+            remedy='Set model.enc_adapter.slots=["pre"].',
+        )
+    if model.patch[0] * model.stem.upsample % TOKEN_STRIDE:
+        raise InputError(
+            "patch does not fit the encoder",
+            where="model.patch",
+            why=f"{model.patch[0]} slices times stem.upsample={model.stem.upsample} "
+            f"must be a multiple of {TOKEN_STRIDE}",
+        )
+
+
+def _check_student(model: ModelConfig) -> None:
+    if model.backbone.width < STUDENT_WIDTH or model.backbone.width % STUDENT_WIDTH:
+        raise InputError(
+            f"a SwinUNETR's feature size is a multiple of {STUDENT_WIDTH}",
+            where="model.backbone.width",
+            why=f"found {model.backbone.width}",
+            remedy="Use 12 or 24 as in the paper, or 48.",
+        )

@@ -1,0 +1,75 @@
+"""The student of a distillation: MONAI's SwinUNETR, small enough for a laptop (MODEL.md §11)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from MaskSAMCore.config import ModelConfig
+from MaskSAMCore.errors import PackageError
+from MaskSAMCore.network.segmenter import DirectSegmenter
+
+STRIDE = 32
+"""What a SwinUNETR halves its input down by; every axis must be a multiple."""
+
+
+def whole_size(size: Sequence[int]) -> tuple[int, int, int]:
+    """The smallest (D, H, W) of at least `size` that a SwinUNETR takes.
+
+    Multiples of 32, and 64 wide at least where the others are 32: its instance norms need two voxels at stride 32.
+    """
+    depth, height, width = (-(-n // STRIDE) * STRIDE for n in size)
+    return depth, height, max(width, 2 * STRIDE) if depth == height == STRIDE else width
+
+
+class SwinStudent(DirectSegmenter):
+    """A SwinUNETR that takes patches of any size; all its weights are trained, there is no base.
+
+    Feature size 12 is the paper's "tiny", 24 its "small". Patches are padded to `whole_size` by repeating
+    their border, and the padding is cut off the answer.
+
+    Raises:
+        PackageError: MONAI, or what its SwinUNETR needs, is not installed.
+    """
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__(cfg)
+        self.net = _swin_unetr(cfg)
+
+    def set_checkpointing(self, enabled: bool) -> None:
+        """Recompute the transformer blocks in the backward pass."""
+        for module in self.net.swinViT.modules():
+            if hasattr(module, "use_checkpoint"):
+                module.use_checkpoint = enabled
+
+    def logits(self, image: Tensor) -> Tensor:
+        """Image (B, M, D, H, W) to class logits (B, K, D, H, W)."""
+        size = image.shape[2:]
+        missing = [whole - n for whole, n in zip(whole_size(size), size, strict=True)]
+        if not any(missing):
+            return self.net(image)
+        sides = [side for n in reversed(missing) for side in (n // 2, n - n // 2)]
+        padded = F.pad(image, sides, mode="replicate")
+        inside = tuple(slice(n // 2, n // 2 + length) for n, length in zip(missing, size, strict=True))
+        return self.net(padded)[(slice(None), slice(None), *inside)]
+
+
+def _swin_unetr(cfg: ModelConfig) -> nn.Module:
+    try:
+        import einops  # noqa: F401
+        from monai.networks.nets.swin_unetr import SwinUNETR
+    except ImportError as error:
+        raise PackageError(
+            "a SwinUNETR needs MONAI and einops",
+            where=f"model.backbone.arch={cfg.backbone.arch}",
+            why=str(error),
+            remedy='Install them: pip install "masksam[distill]".',
+        ) from error
+    # MONAI reads numbers out of tensors while it builds, which the meta device cannot give.
+    device = torch.get_default_device()
+    with torch.device("cpu"):
+        network = SwinUNETR(in_channels=cfg.channels, out_channels=cfg.classes, feature_size=cfg.backbone.width)
+    return network.to(device)

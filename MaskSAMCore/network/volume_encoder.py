@@ -1,0 +1,246 @@
+"""AutoSAM Adapter's encoder: SAM's weights over tokens of three dimensions (MODEL.md §10).
+
+The scan becomes a cube of tokens, not a stack of slices; SAM's blocks attend within shifted windows of 8x8x8 of them.
+SAM's own weights stay frozen under `sam`. What the paper trains of them, the norms and a table of relative depth
+positions that starts as the mean of SAM's own two, is kept here as the difference from SAM's: a fresh difference is
+zero, so nothing has to be copied when base weights are loaded, and weight decay pulls towards SAM.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import product
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from MaskSAMCore.config import TOKEN_STRIDE, ModelConfig
+from MaskSAMCore.errors import ModelError
+from MaskSAMCore.network.adapters import Adapter
+from MaskSAMCore.network.attention import relative_rows
+from MaskSAMCore.network.backbone import SIZES, image_encoder
+from MaskSAMCore.network.encoder import NECK_CHANNELS
+from MaskSAMCore.network.types import fold, unfold
+
+WINDOW = 8
+LEVELS = 4
+Cube = tuple[int, int, int]
+
+
+class NormShift(nn.Module):
+    """A frozen layer norm of SAM with a trained difference on its weight and bias; zero at first."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, norm: nn.LayerNorm, x: Tensor) -> Tensor:
+        """Normalise x (..., C)."""
+        return F.layer_norm(x, norm.normalized_shape, norm.weight + self.weight, norm.bias + self.bias, norm.eps)
+
+
+class DepthEmbedding(nn.Module):
+    """From tokens of slices to tokens of blocks: linear interpolation along depth, then a depth-wise convolution.
+
+    The patch embedding of SAM is the "1 x k x k" part of the paper's factorised embedding, this is its "k x 1 x 1".
+    The paper enlarges the scan along depth before both. An affine embedding and an interpolation whose weights sum to
+    one can be exchanged, so slices are embedded as they are; and as interpolation and convolution are linear both,
+    they are one small matrix per channel, and the enlarged tokens never exist.
+
+    Args:
+        channels: C.
+        upsample: By how much the depth is enlarged.
+    """
+
+    def __init__(self, channels: int, upsample: int) -> None:
+        super().__init__()
+        self.upsample = upsample
+        self.conv = nn.Conv1d(channels, channels, TOKEN_STRIDE, stride=TOKEN_STRIDE, groups=channels)
+        with torch.no_grad():
+            # The mean over the block, not noise as in the release.
+            self.conv.weight.fill_(1 / TOKEN_STRIDE)
+            self.conv.bias.zero_()  # type: ignore[union-attr]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, D, h, w) to (B, C, D * upsample / 16, h, w)."""
+        one_hot = torch.eye(x.shape[2], dtype=x.dtype, device=x.device)[:, None]
+        enlarged = F.interpolate(one_hot, scale_factor=float(self.upsample), mode="linear", align_corners=False)[:, 0]
+        blocks = enlarged.unflatten(1, (-1, TOKEN_STRIDE))
+        weight = torch.einsum("ck,ztk->ctz", self.conv.weight[:, 0].to(x.dtype), blocks)
+        y = torch.einsum("bczhw,ctz->bcthw", x, weight)
+        return y + self.conv.bias.to(y.dtype)[:, None, None, None]  # type: ignore[union-attr]
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of (B, C, D, h, w)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class VolumeEncoder(nn.Module):
+    """Scan to four cubes of tokens, from shallow to deep.
+
+    Attributes:
+        sam: SAM's image encoder; frozen, its 2-D neck unused.
+        checkpointing: Recompute each block in the backward pass.
+    """
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        size, settings = SIZES[cfg.backbone.arch], cfg.enc_adapter
+        self.cfg, self.checkpointing = cfg.backbone, False
+        # The small backbone of the tests knows fewer relative positions than a window of 8 needs.
+        self.window = min(WINDOW, size.window)
+        self.sam = image_encoder(size).requires_grad_(False)
+        self.depth_conv = DepthEmbedding(size.width, cfg.stem.upsample)
+        depth = cfg.patch[0] * cfg.stem.upsample // TOKEN_STRIDE
+        self.depth_pe = nn.Parameter(torch.zeros(depth, size.width)) if cfg.depth.pe_encoder else None
+        make = partial(Adapter, size.width, depth=depth, ratio=settings.ratio, position=settings.depth_position)
+        count = 0 if settings.kind == "none" else size.blocks
+        self.adapters = nn.ModuleList(make(kind=settings.kind, act=settings.act) for _ in range(count))
+        self.norms = nn.ModuleList(nn.ModuleList(NormShift(size.width) for _ in range(2)) for _ in range(size.blocks))
+        self.depth_rows = nn.ParameterList(
+            nn.Parameter(torch.zeros_like(block.attn.rel_pos_h)) for block in self.sam.blocks
+        )
+        self.necks = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv3d(size.width, NECK_CHANNELS, 1, bias=False),
+                ChannelNorm(NECK_CHANNELS, eps=1e-6),
+                nn.Conv3d(NECK_CHANNELS, NECK_CHANNELS, 3, padding=1, bias=False),
+                ChannelNorm(NECK_CHANNELS, eps=1e-6),
+            )
+            for _ in range(LEVELS)
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """x (B, 3, D, S_h, S_w), enlarged in-plane only, to four (B, 256, T, g_h, g_w).
+
+        Raises:
+            ModelError: The depth is not that of the weights.
+        """
+        t = self.depth_conv(unfold(self.sam.patch_embed(fold(x)).permute(0, 3, 1, 2), x.shape[2]))
+        t = t.permute(0, 2, 3, 4, 1)
+        if self.depth_pe is not None and t.shape[1] != len(self.depth_pe):
+            raise ModelError(
+                "the model cannot take that number of slices",
+                where=f"input {tuple(x.shape)}",
+                why=f"{t.shape[1]} tokens along depth, its weights are for {len(self.depth_pe)}",
+                remedy="Feed patches of the size that it was trained with.",
+            )
+        t = t + self._position((t.shape[2], t.shape[3]))
+        if self.depth_pe is not None:
+            t = t + self.depth_pe[:, None, None]
+        levels: list[Tensor] = []
+        blocks = len(self.sam.blocks)
+        for index in range(blocks):
+            if self.checkpointing and self.training and torch.is_grad_enabled():
+                t = checkpoint(self.block, index, t, use_reentrant=False)
+            else:
+                t = self.block(index, t)
+            if (index + 1) * LEVELS % blocks == 0:
+                levels.append(self.necks[len(levels)](t.permute(0, 4, 1, 2, 3)))
+        return levels
+
+    def _position(self, grid: tuple[int, int]) -> Tensor:
+        """SAM's absolute positions, averaged down to the grid: (1, g_h, g_w, C)."""
+        return F.adaptive_avg_pool2d(self.sam.pos_embed.permute(0, 3, 1, 2), grid).permute(0, 2, 3, 1)
+
+    def block(self, index: int, x: Tensor) -> Tensor:
+        """One of SAM's blocks on a cube of tokens (B, T, h, w, C), with the adapter before it."""
+        block, norms = self.sam.blocks[index], self.norms[index]
+        if len(self.adapters):
+            x = x + self.adapters[index](x)
+        x = x + self._attend(index, norms[0](block.norm1, x))
+        return x + block.mlp(norms[1](block.norm2, x))
+
+    def _attend(self, index: int, n: Tensor) -> Tensor:
+        attn, grid = self.sam.blocks[index].attn, n.shape[1:4]
+        mean = (attn.rel_pos_h + attn.rel_pos_w) / 2
+        tables = (mean + self.depth_rows[index], attn.rel_pos_h, attn.rel_pos_w)
+        attend = partial(cube_attention, attn, tables=tables, resize=self.cfg.rel_pos_resize)
+        if self.cfg.attention == "sam2d":
+            side = self.sam.blocks[index].window_size
+            window = (1, side, side) if side else (1, grid[1], grid[2])
+            return windowed(attend, n, window, shift=(0, 0, 0), see_padding=True)
+        window = tuple(min(self.window, size) for size in grid)
+        # A grid that is one window wide has nothing to be shifted to, as in Swin.
+        shift = tuple(self.window // 2 if index % 2 == 0 and size > self.window else 0 for size in grid)
+        return windowed(attend, n, window, shift=shift, see_padding=False)  # type: ignore[arg-type]
+
+
+def windowed(attend: partial[Tensor], x: Tensor, window: Cube, *, shift: Cube, see_padding: bool) -> Tensor:
+    """Attention within windows of a cube of tokens.
+
+    Args:
+        attend: `cube_attention` of some weights, called with windows (N, *window, C) and a mask.
+        x: (B, T, h, w, C).
+        window: Its sides.
+        shift: How far the windows are moved; what wraps around the cube's ends is kept apart, as in Swin.
+        see_padding: Whether tokens attend to the zeros that fill the last windows, as SAM was trained to.
+    """
+    batch, *grid, channels = x.shape
+    fill = [-size % side for size, side in zip(grid, window, strict=True)]
+    y = F.pad(x, (0, 0, 0, fill[2], 0, fill[1], 0, fill[0])) if any(fill) else x
+    if any(shift):
+        y = y.roll([-s for s in shift], dims=(1, 2, 3))
+    counts = [(size + more) // side for size, more, side in zip(grid, fill, window, strict=True)]
+    shape = [batch, *(n for pair in zip(counts, window, strict=True) for n in pair), channels]
+    windows = y.reshape(shape).permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, *window, channels)
+    mask = None
+    if any(shift) or (any(fill) and not see_padding):
+        regions = _regions(grid, fill, shift, x.device).reshape(shape[1:-1])
+        ids = regions.permute(0, 2, 4, 1, 3, 5).reshape(len(windows) // batch, -1)
+        mask = (ids[:, :, None] == ids[:, None, :]).repeat(batch, 1, 1)
+    answer = attend(windows, mask=mask).reshape(batch, *counts, *window, channels)
+    y = answer.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(batch, *y.shape[1:4], channels)
+    if any(shift):
+        y = y.roll(list(shift), dims=(1, 2, 3))
+    return y[:, : grid[0], : grid[1], : grid[2]]
+
+
+def _regions(grid: list[int], fill: list[int], shift: Cube, device: torch.device) -> Tensor:
+    """A number for every place of the filled and shifted cube; only places of one number see each other."""
+    axes = []
+    for size, more, s in zip(grid, fill, shift, strict=True):
+        at = torch.arange(size + more, device=device).roll(-s)
+        axes.append((at < s).long() + 2 * (at >= size))
+    return axes[0][:, None, None] * 16 + axes[1][:, None] * 4 + axes[2]
+
+
+def cube_attention(
+    attn: nn.Module, x: Tensor, *, tables: tuple[Tensor, Tensor, Tensor], resize: str, mask: Tensor | None
+) -> Tensor:
+    """SAM's attention over cubes x (N, d, h, w, C), fused; its relative positions are the sum of three axes'.
+
+    As in `attention`, each query carries its bias towards every place along every axis, each key a one-hot of its own.
+
+    Args:
+        attn: The module whose qkv and proj are used.
+        x: Normalised tokens.
+        tables: Relative positions (2n - 1, C / heads) along d, h and w.
+        resize: How a table meets another length; see `attention.relative_rows`.
+        mask: (N, tokens, tokens) bool, who sees whom; None for all.
+    """
+    n, *sides, c = x.shape
+    tokens, heads = sides[0] * sides[1] * sides[2], attn.num_heads
+    q, k, v = attn.qkv(x).view(n, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    cube = q.unflatten(2, sides)
+    biases, places = [], []
+    index = torch.tensor(list(product(*(range(side) for side in sides))), device=x.device)
+    for axis, (letter, side) in enumerate(zip("dhw", sides, strict=True)):
+        rows = relative_rows(tables[axis], side, resize)  # type: ignore[arg-type]
+        at = torch.arange(side, device=x.device)
+        pairs = rows[at[:, None] - at[None, :] + side - 1].to(q.dtype)
+        biases.append(torch.einsum(f"nadhwc,{letter}kc->nadhwk", cube, pairs).flatten(2, 4))
+        places.append(F.one_hot(index[:, axis], side).to(q.dtype))
+    own = torch.cat(places, 1).expand(n, heads, -1, -1)
+    query, key = torch.cat([q * attn.scale, *biases], -1), torch.cat([k, own], -1)
+    # The fused kernels want one width for q, k and v.
+    value = F.pad(v, (0, own.shape[-1]))
+    seen = None if mask is None else mask[:, None]
+    y = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=1.0)[..., : v.shape[-1]]
+    return attn.proj(y.transpose(1, 2).reshape(n, *sides, c))
