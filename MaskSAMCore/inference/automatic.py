@@ -88,7 +88,10 @@ def _look(slabs: Slabs, window: Shape, label: int) -> dict[int, _Found]:
                 # of the queries, the one that says the most of what was found
                 both = (masks[:, index] & mask).sum((1, 2)) / (masks[:, index].sum((1, 2)) + mask.sum())
                 query = int((both * probability[:, index]).argmax())
-            box = [float(e) * n for e, n in zip(boxes[query, index], (width, height, width, height), strict=True)]
+            made = boxes[query, index]
+            # a class that only the decoder found was prompted with a box of zeros
+            if (made[2:] > made[:2]).all():
+                box = [float(e) * n for e, n in zip(made, (width, height, width, height), strict=True)]
         out[z] = _Found(
             area=int(mask.sum()),
             box=(box[0] + window[2], box[1] + window[1], box[2] + window[2], box[3] + window[1]),

@@ -257,5 +257,11 @@ def test_it_learns_segments_and_takes_prompts(phantom_data: Path, tmp_path: Path
     assert np.allclose(
         [low[0], high[0], low[1], high[1]], [columns.min(), columns.max(), rows.min(), rows.max()], atol=3
     )
+    for head in network.generator.heads:  # type: ignore[union-attr]
+        head.bias.data[2] = -1e4
+    network.blend.aux.data.zero_()  # type: ignore[union-attr]
+    network.multiclass.layers[-1].bias.data[2] = 1e6  # type: ignore[union-attr]
+    (tight, _), *_ = session.automatic(2, [k])
+    assert tight.corners is not None and np.ptp(np.array(tight.corners), axis=0)[:2].min() > 8
     update = session.prompt(1, [Prompt(kind="point", position=point.position, scope="slice")])
     assert session.mask(1)[k, j, i] == 1 and update.encoded == 0
