@@ -24,8 +24,18 @@ GIVEN = 0.65
 
 
 def small(cfg: ModelConfig) -> ModelConfig:
-    """The same switches on the `tiny` backbone, with at most two slices of 16x16."""
-    upsampler, encoder = cfg.decoder.upsampler, cfg.enc_adapter
+    """The same switches on the `tiny` backbone, with at most two small slices."""
+    upsampler, side = cfg.decoder.upsampler, 16
+    if cfg.prompts_only:
+        # In sixty steps little comes out of a random frozen decoder: its adapters are as wide as MaskSAM's here, and
+        # those of the encoder too, as `tiny` has a twentieth of ViT-H's channels.
+        side = 32
+        cfg = replace(
+            cfg,
+            enc_adapter=replace(cfg.enc_adapter, ratio=0.25),
+            dec_tokens=replace(cfg.dec_tokens, ratio=0.25),
+            dec_image=replace(cfg.dec_image, ratio=0.25),
+        )
     depth = min(cfg.patch[0], 2)
     """The same switches on the `tiny` backbone, with two slices of 16x16; networks of three dimensions have eight."""
     if cfg.backbone.arch == "swin_unetr":
@@ -36,11 +46,9 @@ def small(cfg: ModelConfig) -> ModelConfig:
     return replace(
         cfg,
         classes=3,
-        patch=(depth, 64, 64) if upsampler else (depth, 16, 16),
+        patch=(depth, 64, 64) if upsampler else (depth, side, side),
         backbone=replace(cfg.backbone, arch="tiny"),
         stem=replace(cfg.stem, upsample=1 if upsampler else 4),
-        # A twentieth as wide as ViT-H: a sixteenth of that would leave four channels.
-        enc_adapter=replace(encoder, ratio=max(encoder.ratio, 0.25)),
         source=replace(cfg.source, widths=(16, 8, 8, 8, 8), queries=8),
     )
 
@@ -70,8 +78,9 @@ def learned(cfg: ModelConfig) -> tuple[float, float, float]:
     model.train()
     criterion = build_loss(cfg)
     image, labels = phantom(cfg)
-    rate = 1.5e-2 if cfg.prompts_only else 5e-3
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate, weight_decay=0)
+    rate, betas = (1.5e-2, (0.9, 0.95)) if cfg.prompts_only else (5e-3, (0.9, 0.999))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=rate, betas=betas, weight_decay=0)
     goal = GIVEN if cfg.source.kind == "gt" else HALVED
 
     def practise() -> torch.Tensor:
