@@ -285,7 +285,7 @@ class ModelConfig:
             wanted = {"source": "unet3d", "decoder": "mla", **direct}
             wrong = [key for key, value in wanted.items() if found[key] != value]
         else:
-            foreign = {"source": ("unet3d", "none"), "decoder": ("mla", "none"), "head": ("softmax",), "loss": ()}
+            foreign = {"source": ("unet3d", "none"), "decoder": ("mla", "none"), "head": ("softmax",)}
             wrong = [key for key, values in foreign.items() if found[key] in values]
         if wrong:
             key = wrong[0] if wrong[0] == "head" else f"{wrong[0]}.kind"
