@@ -61,6 +61,7 @@ class ClassGenerator(nn.Module):
             labels=None if points is None else torch.ones_like(points[..., 0], dtype=torch.long),
             boxes=boxes,
             masks=self._mask_prompt(logits, won),
+            complete=True,
         )
 
     def _mask_prompt(self, logits: Tensor, won: Tensor) -> Tensor | None:

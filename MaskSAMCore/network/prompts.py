@@ -90,7 +90,8 @@ class PromptTokenizer(nn.Module):
             tokens.sparse = tokens.sparse + offset[:, None] * spoken[..., None]
         tokens.condition, tokens.conditioned = _condition(tokens.sparse, spoken)
         # Asking a GPU costs time, and automatic prompts never fill up.
-        if (p.points is not None or p.boxes_known is not None) and bool(filled.any()):
+        doubtful = not p.complete and (p.points is not None or p.boxes_known is not None)
+        if doubtful and bool(filled.any()):
             tokens.ignored = filled
         return tokens
 

@@ -95,6 +95,7 @@ class PromptBatch:
         offsets: (B, Q, D) integers, slices from the one that the prompt was given in, 0 there; None for all 0.
         class_tokens: (B, Q, D, 256) auxiliary class tokens or None.
         valid: (B, Q, D) bool or None for all valid.
+        complete: No point is padding and every box is known, so that nobody has to look.
     """
 
     points: Tensor | None = None
@@ -106,6 +107,7 @@ class PromptBatch:
     offsets: Tensor | None = None
     class_tokens: Tensor | None = None
     valid: Tensor | None = None
+    complete: bool = False
 
 
 @dataclass

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from MaskSAMCore import presets
+from MaskSAMCore.config import Config
 from MaskSAMCore.errors import InputError, MaskSAMError, ModelError
 from MaskSAMCore.inference.predictor import Predictor
 from MaskSAMCore.inference.prompts import Prompt
@@ -18,7 +21,7 @@ from MaskSAMCore.worker.engine import Engine
 from MaskSAMCore.zoo import load_model
 from Testing import flood_worker
 from Testing.flood_worker import COMMAND
-from Testing.toy_model import bright_scan, save_tiny
+from Testing.toy_model import bright_scan, make_card, save_tiny
 from Testing.workers import LONG_S, alive, apply, eventually, left, place, point, script
 
 AFFINE = np.array([[-1.0, 0, 0, 40], [0, 1, 0, -7], [0, 0, 1, 3], [0, 0, 0, 1]])
@@ -164,6 +167,21 @@ def test_a_real_model_folder_through_the_real_command(temporary: Path) -> None:
         assert found.encoded == 1 and found.quality == pytest.approx(expected.quality, abs=1e-5)
         click = engine.prompt(case, 1, [point(6, 6, 2), point(1, 1, 2, positive=False)])
         assert click.encoded == 0
+    assert left(temporary) == []
+
+
+def test_a_student_segments_and_refuses_clicks(temporary: Path) -> None:
+    """A network without prompts: the worker stays, nothing is encoded ahead, and a click is refused in words."""
+    model = replace(presets.get("swin-tiny").model, classes=2, patch=(4, 16, 16))
+    folder = save_tiny(temporary / "student", make_card(config=Config(model=model)))
+    volume, _ = bright_scan((4, 16, 16), AFFINE, at=(slice(1, 3), slice(4, 9), slice(4, 9)))
+    with EngineClient(device="cpu", threads=1) as engine:
+        case = engine.open(volume.array, AFFINE, folder)
+        assert engine.encode(case).result(LONG_S) == {"encoded": 0}
+        with pytest.raises(ModelError, match="takes no clicks"):
+            engine.prompt(case, 1, [point(6, 6, 2)])
+        found = engine.segment(case)
+        assert found.windows == 1 and len(found.blocks) == 1
     assert left(temporary) == []
 
 
