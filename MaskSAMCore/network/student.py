@@ -66,7 +66,7 @@ def _swin_unetr(cfg: ModelConfig) -> nn.Module:
             "a SwinUNETR needs MONAI and einops",
             where=f"model.backbone.arch={cfg.backbone.arch}",
             why=str(error),
-            remedy='Install them: pip install "masksam[distill]".',
+            remedy="Install them: pip install monai einops.",
         ) from error
     # MONAI reads numbers out of tensors while it builds, which the meta device cannot give.
     device = torch.get_default_device()

@@ -48,6 +48,8 @@ PACKAGES: dict[Kind, tuple[Package, ...]] = {
         Package(name="segment-anything", at_least="1.0", module="segment_anything", megabytes=1),
         Package(name="timm", at_least="1.0.9", module="timm", megabytes=9),
         Package(name="monai", at_least="1.4", module="monai", megabytes=2),
+        Package(name="einops", at_least="0.7", module="einops", megabytes=1),
+        Package(name="pillow", at_least="10", module="PIL", megabytes=7),
         Package(name="pydicom", at_least="3.0", module="pydicom", megabytes=3),
         Package(name="highdicom", at_least="0.24", module="highdicom", megabytes=4),
         Package(name="safetensors", at_least="0.4.3", module="safetensors", megabytes=1),
