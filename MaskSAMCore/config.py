@@ -17,7 +17,8 @@ from MaskSAMCore.errors import InputError
 
 T = TypeVar("T")
 
-AdapterKind = Literal["none", "plain", "depth_mlp", "depth_conv", "spatial"]
+AdapterKind = str
+""" "none", or a name in `network.adapters.CORES`."""
 Conditioning = Literal["none", "add", "concat", "hyper"]
 DepthBranchKind = Literal["none", "gate", "adapter"]
 TrainMode = Literal["auto", "prompt", "mixed", "distill"]

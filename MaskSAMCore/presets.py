@@ -130,7 +130,7 @@ def _ground_truth(base: Callable[[], Preset]) -> Callable[[], Preset]:
 
 def _row(
     about: str,
-    score: float,
+    score: float | None,
     *,
     kind: str = "plain",
     image_kind: str | None = None,

@@ -6,12 +6,17 @@ starts at zero, so a fresh network equals vanilla SAM.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from MaskSAMCore.config import AdapterKind, ConditionConfig, Conditioning, DepthBranchKind, DepthPosition
+from MaskSAMCore.errors import InputError
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
+Activation = type[nn.Module]
+ACTIVATIONS: dict[str, Activation] = {"gelu": nn.GELU, "relu": nn.ReLU}
 
 
 class DepthMLP(nn.Module):
@@ -20,7 +25,7 @@ class DepthMLP(nn.Module):
     MaskSAM's DMLP, Self-Prompt-SAM's depth fusion.
     """
 
-    def __init__(self, depth: int, *, act: type[nn.Module], zero: bool = False) -> None:
+    def __init__(self, depth: int, *, act: Activation, zero: bool = False) -> None:
         super().__init__()
         self.up = nn.Linear(depth, 4 * depth)
         self.act = act()
@@ -37,7 +42,7 @@ class DepthMLP(nn.Module):
 class DepthConv(nn.Module):
     """Depth-wise 3x3x3 convolution, layer norm over channels, activation (MaskSAM's DConv)."""
 
-    def __init__(self, channels: int, *, act: type[nn.Module]) -> None:
+    def __init__(self, channels: int, *, act: Activation) -> None:
         super().__init__()
         self.conv = nn.Conv3d(channels, channels, 3, padding=1, groups=channels)
         self.norm = nn.LayerNorm(channels)
@@ -52,7 +57,7 @@ class DepthConv(nn.Module):
 class SpatialConv(nn.Module):
     """Depth-wise 3x3x3 convolution and activation (AutoSAM Adapter's)."""
 
-    def __init__(self, channels: int, *, act: type[nn.Module]) -> None:
+    def __init__(self, channels: int, *, act: Activation) -> None:
         super().__init__()
         self.conv = nn.Conv3d(channels, channels, 3, padding=1, groups=channels)
         self.act = act()
@@ -62,17 +67,61 @@ class SpatialConv(nn.Module):
         return self.act(self.conv(x.movedim(-1, 1)).movedim(1, -1))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Core:
+    """What stands in the middle of an adapter's bottleneck.
+
+    Attributes:
+        build: From the bottleneck's width, D, the activation and the position to a module that keeps (G, D, *S, C);
+            None for nothing at all.
+        tied: Its weights are tied to D.
+        moves: It may stand before or after the bottleneck as well.
+        skip: The bottleneck's features run past it too.
+    """
+
+    build: Callable[[int, int, Activation, DepthPosition], nn.Module] | None = None
+    tied: bool = False
+    moves: bool = False
+    skip: bool = True
+
+
+CORES: dict[str, Core] = {
+    "plain": Core(),
+    # Behind a zero `up` the outer depth MLP would still add its bias, so it starts at zero too.
+    "depth_mlp": Core(
+        build=lambda width, depth, act, position: DepthMLP(depth, act=act, zero=position == "after"),
+        tied=True,
+        moves=True,
+    ),
+    "depth_conv": Core(build=lambda width, depth, act, position: DepthConv(width, act=act)),
+    "spatial": Core(build=lambda width, depth, act, position: SpatialConv(width, act=act), skip=False),
+}
+"""Kinds of adapters by the name that a configuration has for them."""
+
+
+def core_of(kind: AdapterKind) -> Core:
+    """The core of a kind of adapter.
+
+    Raises:
+        InputError: There is no such kind; the known ones are listed.
+    """
+    if kind not in CORES:
+        known = ", ".join(("none", *CORES))
+        raise InputError("unknown kind of adapter", where=kind, remedy=f"Choose one of {known}.")
+    return CORES[kind]
+
+
 class Adapter(nn.Module):
     """Bottleneck with an optional depth core; input and output (G, D, *S, C).
 
-    S is (tokens,) or (h, w); the convolutional cores need (h, w). The core of `spatial` has no skip beside it.
+    S is (tokens,) or (h, w); the convolutional cores need (h, w).
 
     Args:
         channels: C.
-        kind: plain, depth_mlp, depth_conv or spatial.
-        depth: D, to which the depth MLP's weights are tied.
+        kind: One of `CORES`.
+        depth: D, to which some cores are tied.
         ratio: Width of the bottleneck as a share of C.
-        position: Where the depth MLP stands: before the bottleneck, in its middle, or after it.
+        position: Where a core that moves stands: before the bottleneck, in its middle, or after it.
         act: Name of the activation.
     """
 
@@ -89,18 +138,12 @@ class Adapter(nn.Module):
         super().__init__()
         activation = ACTIVATIONS[act]
         width = int(channels * ratio)
-        self.position = position if kind == "depth_mlp" else "middle"
+        core = core_of(kind)
+        self.position = position if core.moves else "middle"
         self.down = nn.Linear(channels, width)
         self.act = activation()
-        self.core: nn.Module | None = None
-        if kind == "depth_mlp":
-            # Behind a zero `up` the outer depth MLP would still add its bias, so it starts at zero too.
-            self.core = DepthMLP(depth, act=activation, zero=position == "after")
-        elif kind == "depth_conv":
-            self.core = DepthConv(width, act=activation)
-        elif kind == "spatial":
-            self.core = SpatialConv(width, act=activation)
-        self.skip = kind != "spatial"
+        self.core = None if core.build is None else core.build(width, depth, activation, position)
+        self.skip = core.skip
         self.up = nn.Linear(width, channels)
         _zero(self.up)
 
@@ -173,8 +216,9 @@ class ConditionedAdapter(nn.Module):
 
     Args:
         channels: C.
-        kind: plain or depth_mlp; the depth MLP mixes the slices before the prompt has its say.
-        depth: D, to which the depth MLP's weights are tied.
+        kind: One of `CORES`; a core that is tied to D mixes the slices before the prompt has its say, others have no
+            place here.
+        depth: D.
         condition: Mode and sizes; not `none`.
         ratio: Width of the bottleneck as a share of C.
         act: Name of the activation; `hyper` has its own.
@@ -195,7 +239,8 @@ class ConditionedAdapter(nn.Module):
         width = int(channels * ratio)
         self.down = nn.Linear(channels, width)
         self.act = activation()
-        self.core = DepthMLP(depth, act=activation) if kind == "depth_mlp" else None
+        core = core_of(kind)
+        self.core = core.build(width, depth, activation, "middle") if core.build is not None and core.tied else None
         self.condition = Condition(width, condition)
         self.up = nn.Linear(width, channels)
         _zero(self.up)

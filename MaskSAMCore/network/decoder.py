@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from MaskSAMCore.config import ModelConfig
 from MaskSAMCore.errors import ModelError
-from MaskSAMCore.network.adapters import Adapter, ConditionedAdapter
+from MaskSAMCore.network.adapters import Adapter, ConditionedAdapter, core_of
 from MaskSAMCore.network.types import Decoded, Features, PromptTokens
 
 EMBED_DIM = 256
@@ -73,7 +73,8 @@ class SamDecoder(nn.Module):
         self.depth_pe = _depth_positions(cfg)
         self.conditioned = any(isinstance(each, ConditionedAdapter) for each in self.token_adapters.values())
         self.condition_dropout = cfg.dec_tokens.condition.dropout
-        self.tied = self.depth_pe is not None or "depth_mlp" in (cfg.dec_tokens.kind, cfg.dec_image.kind)
+        kinds = (cfg.dec_tokens.kind, cfg.dec_image.kind)
+        self.tied = self.depth_pe is not None or any(core_of(kind).tied for kind in kinds if kind != "none")
         self.class_token = nn.Embedding(1, EMBED_DIM) if cfg.decoder.class_head else None
         self.class_head = nn.Linear(EMBED_DIM, cfg.classes + 1) if cfg.decoder.class_head else None
 

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from MaskSAMCore.config import TOKEN_STRIDE, ModelConfig
 from MaskSAMCore.errors import ModelError
-from MaskSAMCore.network.adapters import Adapter, DepthBranch
+from MaskSAMCore.network.adapters import Adapter, DepthBranch, core_of
 from MaskSAMCore.network.types import Features, Level
 
 CANVAS = 1024
@@ -62,7 +62,7 @@ class AdaptedEncoder(nn.Module):
             DepthBranch(width, kind=settings.depth_branch, ratio=settings.ratio, act=settings.act) for width in branches
         )
         self.depth_pe = nn.Parameter(torch.zeros(self.depth, pe_width)) if cfg.depth.pe_encoder else None
-        self._tied_to_depth = cfg.depth.pe_encoder or (bool(slots) and settings.kind == "depth_mlp")
+        self._tied_to_depth = cfg.depth.pe_encoder or (bool(slots) and core_of(settings.kind).tied)
         self.train()
 
     def train(self, mode: bool = True) -> AdaptedEncoder:

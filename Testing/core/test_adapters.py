@@ -8,7 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from MaskSAMCore.network.adapters import Adapter
+from MaskSAMCore import presets
+from MaskSAMCore.config import override
+from MaskSAMCore.errors import InputError
+from MaskSAMCore.network.adapters import CORES, Adapter, Core
+from MaskSAMCore.network.build import build_model
 
 DEPTH = 7
 CASES = [
@@ -150,3 +154,27 @@ def test_the_spatial_core_has_no_skip_beside_it_and_the_output_no_activation():
     v = nn.functional.conv3d(u, conv.weight, conv.bias, padding=1, groups=4).relu().movedim(1, -1)
     torch.testing.assert_close(adapter(x), adapter.up(v))
     assert (adapter(x) < 0).any()
+
+
+class DepthMean(nn.Module):
+    """The worked example of CONTRIBUTING.md."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(dim=1, keepdim=True).expand_as(x)
+
+
+def test_a_new_kind_is_one_entry_of_the_table(monkeypatch):
+    monkeypatch.setitem(CORES, "depth_mean", Core(build=lambda width, depth, act, position: DepthMean()))
+    everywhere = [f"model.{slots}.kind=depth_mean" for slots in ("enc_adapter", "dec_tokens", "dec_image")]
+    config = override(presets.get("tiny"), everywhere)
+    model = build_model(config.model).eval()
+    found = [module for module in model.modules() if isinstance(module, Adapter)]
+    assert found and all(isinstance(adapter.core, DepthMean) for adapter in found)
+    with torch.no_grad():
+        assert model.segment_patch(torch.zeros(1, 1, *config.model.patch)).shape == (1, 3, *config.model.patch)
+
+
+def test_an_unknown_kind_is_told_with_the_known_ones():
+    with pytest.raises(InputError, match="unknown kind of adapter") as caught:
+        build_model(override(presets.get("tiny"), ["model.enc_adapter.kind=depth_magic"]).model)
+    assert caught.value.where == "depth_magic" and "none, plain, depth_mlp, depth_conv, spatial" in caught.value.remedy

@@ -124,8 +124,9 @@ def test_everything_that_is_tried_out_can_be_imported_by_that_name():
 
 
 def test_a_new_slicer_lacks_torch_packages_that_are_old_or_absent_and_base_weights(fresh: Computer):
-    wanted = "torch torchvision segment-anything timm monai einops pillow pydicom highdicom safetensors matplotlib tqdm mobile"
-    assert names(fresh) == wanted.split()
+    torch, base = "torch torchvision", "mobile"
+    packages = "segment-anything timm monai einops pillow pydicom highdicom safetensors matplotlib tqdm"
+    assert names(fresh) == [*torch.split(), *packages.split(), base]
     assert [need.found for need in fresh.setup.missing() if need.name == "pydicom"] == ["2.4.4"]
 
 
