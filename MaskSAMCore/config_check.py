@@ -43,6 +43,37 @@ def check_config(config: Config) -> None:
             why=f"found {train.mode}, with model.source.kind={kind}",
             remedy="Set train.mode=prompt (--mode prompt).",
         )
+    _check_student_training(config)
+
+
+def _check_student_training(config: Config) -> None:
+    """What networks without prompts can be trained by, and who can be a student (MODEL.md §11)."""
+    train, model = config.train, config.model
+    if train.mode == "distill" and model.head != "softmax":
+        raise InputError(
+            "this network cannot be a student",
+            where="model.head",
+            why=f"found {model.head}; a student has one logit per class",
+            remedy="Use --preset swin-tiny or swin-small.",
+        )
+    if not 0 <= train.seg_share <= 1:
+        raise InputError("a share lies between 0 and 1", where="train.seg_share", why=f"found {train.seg_share}")
+    if model.takes_prompts:
+        return
+    if train.mode in ("prompt", "mixed"):
+        raise InputError(
+            "this network takes no prompts",
+            where="train.mode",
+            why=f"found {train.mode}",
+            remedy="Use --mode auto or --mode distill.",
+        )
+    if train.frozen_epochs:
+        raise InputError(
+            "this network has no frozen phase",
+            where="train.frozen_epochs",
+            why=f"found {train.frozen_epochs}",
+            remedy="Set train.frozen_epochs=0.",
+        )
 
 
 def check_model(model: ModelConfig) -> None:

@@ -36,11 +36,13 @@ class Teacher:
         slide: The sliding window; injected, since training does not know inference.
 
     Raises:
-        ModelError: The model is missing, damaged, or answers to given prompts only.
+        ModelError: The model is missing, damaged, or takes its prompts from the ground truth.
+        InputError: It takes clicks and boxes only.
     """
 
     def __init__(self, model: str, device: torch.device, slide: Slide) -> None:
         self.network, self.card = zoo.load_model(model, device)
+        self.card.require_automatic()
         self.slide, self.batch = slide, 1 if device.type == "cpu" else GPU_BATCH
         if self.card.config.model.source.kind == "gt":
             raise ModelError(
@@ -112,12 +114,12 @@ class Teacher:
 
 
 def check_mode(config: Config, teacher: str | None) -> None:
-    """Refuse a mode of training that the network or the other options do not allow.
+    """Refuse a distillation without a teacher, and a teacher without a distillation.
 
     Raises:
         InputError: Saying which option to change.
     """
-    mode, model = config.train.mode, config.model
+    mode = config.train.mode
     if mode == "distill" and teacher is None:
         raise InputError(
             "distillation needs a teacher",
@@ -126,25 +128,6 @@ def check_mode(config: Config, teacher: str | None) -> None:
         )
     if mode != "distill" and teacher is not None:
         raise InputError("only a distillation has a teacher", where="--teacher", remedy="Add --mode distill.")
-    if mode == "distill" and model.head != "softmax":
-        raise InputError(
-            "this network cannot be a student",
-            where=f"model.head={model.head}",
-            why="a student has one logit per class",
-            remedy="Use --preset swin-tiny or swin-small.",
-        )
-    if mode in ("prompt", "mixed") and not model.takes_prompts:
-        raise InputError(
-            "this network takes no prompts", where=f"train.mode={mode}", remedy="Use --mode auto or --mode distill."
-        )
-    if config.train.frozen_epochs and not model.takes_prompts:
-        raise InputError(
-            "this network has no frozen phase",
-            where=f"train.frozen_epochs={config.train.frozen_epochs}",
-            remedy="Set train.frozen_epochs=0.",
-        )
-    if not 0 <= config.train.seg_share <= 1:
-        raise InputError("a share lies between 0 and 1", where=f"train.seg_share={config.train.seg_share}")
 
 
 def _both(values: Any) -> tuple[Any, Any]:

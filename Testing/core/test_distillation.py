@@ -13,6 +13,7 @@ import torch
 from MaskSAMCore import evaluate, presets, segment, train, zoo
 from MaskSAMCore.audit import audit_config
 from MaskSAMCore.config import Config, ModelConfig, TrainConfig
+from MaskSAMCore.config_check import check_config
 from MaskSAMCore.distillation import DistillationLoss, imitation_loss, probabilities
 from MaskSAMCore.errors import InputError, ModelError
 from MaskSAMCore.inference.predictor import Predictor
@@ -262,6 +263,7 @@ def config(*, train: dict | None = None, preset: str = "swin-tiny") -> Config:
 )
 def test_what_cannot_be_distilled_is_refused(given, teacher, remedy):
     with pytest.raises(InputError, match=remedy):
+        check_config(given)
         check_mode(given, teacher)
 
 
@@ -365,3 +367,12 @@ def test_a_teacher_with_prompts_from_the_ground_truth_cannot_teach(tmp_path):
     card = make_card(config=Config(model=cfg))
     with pytest.raises(ModelError, match="cannot teach"):
         Teacher(str(save_tiny(tmp_path / "gt", card)), CPU, slide_model)
+
+
+def test_a_teacher_that_waits_for_clicks_cannot_teach(tmp_path):
+    cfg = presets.get("M1").model
+    tiny = presets.get("tiny").model
+    cfg = replace(cfg, channels=1, classes=2, patch=tiny.patch, backbone=tiny.backbone, stem=tiny.stem)
+    card = make_card(config=Config(model=cfg))
+    with pytest.raises(InputError, match="clicks and boxes only"):
+        Teacher(str(save_tiny(tmp_path / "clicks", card)), CPU, slide_model)
