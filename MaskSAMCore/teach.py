@@ -41,6 +41,8 @@ without prompts and with clicks and boxes. Cases that are left out judge the mod
 """
 
 PRESET = "core-mobile"
+TAUGHT = ("query", "class")
+"""Sources of prompts that a lesson can train."""
 MINUTES = 9.0
 LEFT_OUT_SHARE = 5
 MOST_LEFT_OUT = 8
@@ -211,10 +213,11 @@ class Teacher:
         from MaskSAMCore.training.lesson import for_lesson
 
         config = override(presets.get(self.options.preset), self.options.set)
-        if config.model.prompts_only:
+        if config.model.source.kind not in TAUGHT:
             raise InputError(
-                "the preset takes clicks and boxes only, and a lesson is judged without",
+                "this network cannot be taught in a lesson",
                 where=self.options.preset,
+                why="a lesson trains what makes its own prompts behind SAM's encoder",
                 remedy="Use the train command, or another preset.",
             )
         if config.model.backbone.arch != "tiny":

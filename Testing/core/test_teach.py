@@ -160,6 +160,15 @@ def test_the_name_of_a_model_that_is_built_in_is_refused(phantom_data, home, cap
     assert "built in" in fail(capsys, *words(phantom_data, "--name", name, "--overwrite"))
 
 
+@pytest.mark.parametrize("preset", ["swin-tiny", "A1", "masksam-acdc-gt", "M5"])
+def test_networks_that_a_lesson_cannot_train_are_refused_before_the_cases_are_read(
+    phantom_data, home, capsys, monkeypatch, preset
+):
+    monkeypatch.setattr("MaskSAMCore.data.build.prepare", lambda *_, **__: pytest.fail("the cases were read"))
+    text = fail(capsys, str(phantom_data), "--name", "balls", "--device", "cpu", "--preset", preset)
+    assert "cannot be taught in a lesson" in text and preset in text
+
+
 def test_cases_with_problems_give_one_report(phantom_data, home, capsys, tmp_path):
     cases = some(phantom_data, tmp_path / "bad", 3)
     (cases / "labelsTr/case_000.nii.gz").unlink()
