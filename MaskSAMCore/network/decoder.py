@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from MaskSAMCore.config import ModelConfig
 from MaskSAMCore.errors import ModelError
 from MaskSAMCore.network.adapters import Adapter, ConditionedAdapter, core_of
+from MaskSAMCore.network.attention import attend
 from MaskSAMCore.network.types import Decoded, Features, PromptTokens
 
 EMBED_DIM = 256
@@ -360,7 +361,7 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, heads: int, ignored: Tensor | No
     """(G, L, E) and (G, S, E) twice to (G, L, E); ignored (..., S) bool, G of them."""
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
     allowed = None if ignored is None else ~ignored.flatten(0, -2)[:, None, None]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed).transpose(1, 2).flatten(2)
+    return attend(q, k, v, mask=allowed).transpose(1, 2).flatten(2)
 
 
 def _spread(convolution: nn.Module, x: Tensor) -> Tensor:

@@ -142,5 +142,6 @@ def resize(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     align = None if mode == "nearest" else False
     # Going down, averaging keeps thin structures that samples alone would miss.
     smooth = mode == "bilinear" and x.shape[-1] > size[1]
-    y = F.interpolate(x.flatten(0, 1), size=size, mode=mode, align_corners=align, antialias=smooth)
-    return y.unflatten(0, x.shape[:2])
+    # On a CPU, averaging knows no bfloat16.
+    y = F.interpolate(x.flatten(0, 1).float(), size=size, mode=mode, align_corners=align, antialias=smooth)
+    return y.to(x.dtype).unflatten(0, x.shape[:2])

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from MaskSAMCore.config import TOKEN_STRIDE, ModelConfig
 from MaskSAMCore.errors import ModelError
 from MaskSAMCore.network.adapters import Adapter
-from MaskSAMCore.network.attention import relative_rows
+from MaskSAMCore.network.attention import attend, relative_rows
 from MaskSAMCore.network.backbone import SIZES, image_encoder
 from MaskSAMCore.network.encoder import NECK_CHANNELS
 from MaskSAMCore.network.types import fold, unfold
@@ -242,5 +242,5 @@ def cube_attention(
     # The fused kernels want one width for q, k and v.
     value = F.pad(v, (0, own.shape[-1]))
     seen = None if mask is None else mask[:, None]
-    y = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=1.0)[..., : v.shape[-1]]
+    y = attend(query, key, value, mask=seen, scale=1.0)[..., : v.shape[-1]]
     return attn.proj(y.transpose(1, 2).reshape(n, *sides, c))

@@ -1,6 +1,6 @@
 """An ablation's rows, trained and judged alike: same cases, steps, seed and backbone; only a row's switches differ.
 
-    python Testing/bench/bench_ablation.py OUT [--rows B1 B2 ...] [--seeds 0 1] [--steps 300]
+    python Testing/bench/bench_ablation.py OUT [--rows B1 B2 ...] [--seeds 0 1] [--steps 200]
 
 Real ACDC scans from the folder of shared data (MASKSAM_SHARED), in the papers' split: 70 patients to learn from, 10 to
 judge by, both frames of each. Resampled to 10 x 2.5 x 2.5 mm and encoded by MobileSAM, so that two CPU cores get
@@ -43,8 +43,10 @@ ALIKE = (
     "train.warmup_steps=20",
     "train.batch=1",
     "train.ema=0.98",
+    "train.precision=bf16",
     f"train.iterations={ITERATIONS}",
     "train.validate_every=0",
+    "train.validate_cases=1",
 )
 """What all rows have in common, whatever the papers trained them with."""
 
@@ -70,7 +72,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the runs and the table")
     parser.add_argument("--rows", nargs="+", default=ROWS, metavar="ROW", help="presets (default: B1 to B9)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
-    parser.add_argument("--steps", type=int, default=300, help="of every run (default: 300)")
+    parser.add_argument("--steps", type=int, default=200, help="of every run (default: 200)")
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
 

@@ -7,7 +7,14 @@ import torch
 from torch import nn
 
 from MaskSAMCore.errors import ModelError
-from MaskSAMCore.network.attention import from_windows, relative_rows, tiny_attention, to_windows, vit_attention
+from MaskSAMCore.network.attention import (
+    attend,
+    from_windows,
+    relative_rows,
+    tiny_attention,
+    to_windows,
+    vit_attention,
+)
 
 GRIDS = [(4, 4), (3, 7), (9, 2)]
 
@@ -125,3 +132,22 @@ def test_tiny_bias_is_never_stale(kernel):
     after.sum().backward()
     assert not torch.allclose(before, after)
     assert x.grad is not None
+
+
+@pytest.mark.parametrize("mask", ["none", "bias", "seen"])
+@pytest.mark.parametrize("scale", [None, 1.0])
+def test_plain_products_are_the_fused_kernel(mask, scale):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, n, 8, dtype=torch.bfloat16) for n in (5, 7, 7))
+    masks = {"none": None, "bias": torch.randn(1, 3, 5, 7), "seen": torch.rand(2, 1, 1, 7) > 0.4}
+    bias = masks[mask] if mask != "bias" else masks[mask].bfloat16()
+    fused = attend(q, k, v, mask=bias, scale=scale)
+    plain = attend(q.requires_grad_(), k, v, mask=bias, scale=scale)
+    assert "ScaledDot" not in type(plain.grad_fn).__name__
+    torch.testing.assert_close(plain.float(), fused.float(), atol=3e-2, rtol=3e-2)
+
+
+@pytest.mark.parametrize(("keys", "dtype"), [(2000, torch.bfloat16), (7, torch.float32)])
+def test_the_fused_kernel_keeps_what_is_large_or_exact(keys, dtype):
+    q, k = torch.randn(1, 1, 4, 8, dtype=dtype, requires_grad=True), torch.randn(1, 1, keys, 8, dtype=dtype)
+    assert "ScaledDot" in type(attend(q, k, k).grad_fn).__name__

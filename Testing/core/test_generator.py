@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from MaskSAMCore import presets
 from MaskSAMCore.config import BackboneConfig, ModelConfig, SourceConfig, StemConfig
 from MaskSAMCore.errors import ModelError
-from MaskSAMCore.network.generator import QueryGenerator, pool_stages
+from MaskSAMCore.network.generator import QueryGenerator, pool_stages, resize
 from MaskSAMCore.network.trunk import Up
 from MaskSAMCore.network.types import Features, Level
 
@@ -254,3 +254,10 @@ def test_the_same_seed_gives_the_same_network_and_gradient() -> None:
         masks.square().sum().backward()
         gradients.append([p.grad for p in generator.trunk.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True) if a is not None and b is not None)
+
+
+def test_mask_prompts_shrink_in_half_precision():
+    masks = torch.randn(1, 2, 3, 16, 16)
+    small = resize(masks.bfloat16(), (4, 4), "bilinear")
+    assert small.dtype == torch.bfloat16
+    torch.testing.assert_close(small.float(), resize(masks, (4, 4), "bilinear"), atol=2e-2, rtol=2e-2)
