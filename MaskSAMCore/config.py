@@ -19,6 +19,8 @@ T = TypeVar("T")
 
 AdapterKind = str
 """ "none", or a name in `network.adapters.CORES`."""
+SourceKind = str
+"""A name in `network.sources.SOURCES`."""
 Conditioning = Literal["none", "add", "concat", "hyper"]
 DepthBranchKind = Literal["none", "gate", "adapter"]
 TrainMode = Literal["auto", "prompt", "mixed", "distill"]
@@ -141,7 +143,7 @@ class SourceConfig:
     transform), and `deep_supervision` gives every stage of the trunk logits of its own.
     """
 
-    kind: Literal["query", "class", "gt", "user", "unet3d", "none"] = "query"
+    kind: SourceKind = "query"
     trunk: Literal["pyramid", "stacked"] = "pyramid"
     widths: tuple[int, ...] = (256, 128, 128)
     queries: int = 8

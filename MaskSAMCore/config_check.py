@@ -1,4 +1,7 @@
-"""Which values of a configuration go together: what no network can be built from is refused by name, with a remedy."""
+"""Which values of a configuration go together; a wrong one is refused by name, with a remedy.
+
+What the source of the prompts goes with says `network.sources`.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,6 @@ from MaskSAMCore.errors import InputError
 
 CANVAS = 1024
 STUDENT_WIDTH = 12
-ADDED = ("upsampler", "mask_residual", "fine_masks")
-"""What the decoder reads of a generator."""
-
-# Source of the prompts to what it may be combined with: decoder, head, loss (MODEL.md §15.2, §15.3).
-FITS: dict[str, dict[str, tuple[str, ...]]] = {
-    "query": {"decoder.kind": ("sam",), "head": ("query",), "loss.kind": ("set",)},
-    "gt": {"decoder.kind": ("sam",), "head": ("argmax",), "loss.kind": ("binary",)},
-    "class": {"decoder.kind": ("sam", "none"), "head": ("softmax", "multiclass"), "loss.kind": ("segmentation",)},
-    "user": {"decoder.kind": ("sam",), "head": ("binary",), "loss.kind": ("binary",)},
-    "unet3d": {"decoder.kind": ("mla",), "head": ("softmax",), "loss.kind": ("segmentation",)},
-    "none": {"decoder.kind": ("none",), "head": ("softmax",), "loss.kind": ("segmentation",)},
-}
 
 
 def check_config(config: Config) -> None:
@@ -86,44 +77,18 @@ def check_model(model: ModelConfig) -> None:
         raise InputError("a model needs the background and one structure", where="model.classes")
     if min(model.patch) < 1:
         raise InputError("patch is empty", where="model.patch", why=f"{model.patch}")
-    _check_family(model)
     if model.backbone.arch == "swin_unetr":
         _check_student(model)
         return
     _check_size(model)
     _check_volume(model)
     _check_stem(model)
-    _check_source(model)
-
-
-def _check_family(model: ModelConfig) -> None:
-    """Backbone, source, decoder, head and loss belong to one network."""
-    kind = model.source.kind
-    family = "none" if model.backbone.arch == "swin_unetr" else "unet3d"
-    if (kind == family) != (model.backbone.arch == "swin_unetr" or model.backbone.attention != "sam"):
-        raise _foreign(model, "source.kind", kind)
-    if kind in ("none", "unet3d") and kind != family:
-        raise _foreign(model, "source.kind", kind)
-    found = {"decoder.kind": model.decoder.kind, "head": model.head, "loss.kind": model.loss.kind}
-    for where, value in found.items():
-        if value not in FITS[kind][where]:
-            choice = " or ".join(f"model.{where}={each}" for each in FITS[kind][where])
-            raise InputError(
-                "does not go with the source of the prompts",
-                where=f"model.{where}",
-                why=f"found {value}, with model.source.kind={kind}",
-                remedy=f"Set {choice}, or start from a preset of the network that is meant.",
-            )
-
-
-def _foreign(model: ModelConfig, where: str, value: str) -> InputError:
-    backbone = f"arch={model.backbone.arch}, attention={model.backbone.attention}"
-    return InputError(
-        "does not go with the backbone",
-        where=f"model.{where}",
-        why=f"found {value}, with model.backbone: {backbone}",
-        remedy="Start from a preset of the network that is meant, or correct model.backbone.",
-    )
+    if model.loss.generator and not model.owns_masks:
+        raise InputError(
+            "the generator's masks have no classes to be compared with",
+            where="model.loss.generator",
+            remedy="Set model.loss.assignment=own and model.source.mask=true, or model.loss.generator=0.",
+        )
 
 
 def _check_size(model: ModelConfig) -> None:
@@ -150,47 +115,6 @@ def _check_stem(model: ModelConfig) -> None:
             where="model.stem.kind",
             why=f"it has {model.channels} channel(s) and SAM three",
             remedy="Set model.stem.kind=repeat.",
-        )
-
-
-def _check_source(model: ModelConfig) -> None:
-    """The generator, and what is made of its features."""
-    kind = model.source.kind
-    for key in ADDED:
-        if getattr(model.decoder, key) and (kind == "user" or (kind == "gt" and key == "fine_masks")):
-            raise InputError(
-                "this belongs to a generator, and this model has none",
-                where=f"model.decoder.{key}",
-                remedy=f"Set model.decoder.{key}=false.",
-            )
-    if kind == "query" and model.source.queries < model.classes:
-        raise InputError(
-            "fewer queries than classes", where="model.source.queries", why=f"{model.source.queries} < {model.classes}"
-        )
-    if model.loss.generator and not model.owns_masks:
-        raise InputError(
-            "the generator's masks have no classes to be compared with",
-            where="model.loss.generator",
-            remedy="Set model.loss.assignment=own and model.source.mask=true, or model.loss.generator=0.",
-        )
-    if kind == "class":
-        _check_classes(model)
-
-
-def _check_classes(model: ModelConfig) -> None:
-    """What class prompts need (MODEL.md §6.4, §7.5)."""
-    if model.decoder.class_head or model.decoder.upsampler:
-        raise InputError(
-            "prompt k is of class k: nothing has to be classified, and no queries are mixed",
-            where="model.decoder",
-            remedy="Set model.decoder.class_head=false and model.decoder.upsampler=false.",
-        )
-    source = model.source
-    if source.points == "none" and not source.box and source.mask_prompt == "none":
-        raise InputError(
-            "the generator has no prompt to give",
-            where="model.source",
-            remedy="Set model.source.points=edt, model.source.box=true or model.source.mask_prompt=logits.",
         )
 
 

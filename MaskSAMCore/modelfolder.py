@@ -154,12 +154,7 @@ def load_card(folder: Path) -> ModelCard:
         card.labels.check(where=path)
         check_model(card.config.model)
     except InputError as error:
-        raise ModelError(
-            "model card does not fit this version",
-            where=path,
-            why=f"{error}; {versions}, this is MaskSAM {__version__}",
-            remedy="Install the MaskSAM version that wrote it.",
-        ) from error
+        raise _unfit(path, error, versions) from error
     if card.labels.classes != card.config.model.classes:
         raise ModelError(
             "model card contradicts itself",
@@ -167,6 +162,15 @@ def load_card(folder: Path) -> ModelCard:
             why=f"{card.labels.classes} classes in the label table, {card.config.model.classes} in the network",
         )
     return card
+
+
+def _unfit(path: Path, error: InputError, versions: str) -> ModelError:
+    return ModelError(
+        "model card does not fit this version",
+        where=path,
+        why=f"{error}; {versions}, this is MaskSAM {__version__}",
+        remedy="Install the MaskSAM version that wrote it.",
+    )
 
 
 def save_card(folder: Path, card: ModelCard, readme: str) -> None:
@@ -193,7 +197,10 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Segmen
     card = load_card(folder)
     tensors = _read_tensors(folder / WEIGHTS, card)
     base = find_base(card.base.name, sha256=card.base.sha256) if card.base else None
-    model = build_model(card.config.model)
+    try:
+        model = build_model(card.config.model)
+    except InputError as error:
+        raise _unfit(folder / CARD, error, f"written by MaskSAM {card.code_version}") from error
     if base is not None:
         load_base(model, base)
     own = model.state_dict()

@@ -155,7 +155,7 @@ class Predictor:
 
     def _runner(self, device: torch.device) -> Network:
         keep = None
-        if self.cache is not None and self.card.config.model.source.kind in ("query", "class"):
+        if self.cache is not None and self.card.config.model.takes_prompts:
             keep = keeper(self.cache, model_key(self.network, self.card))
         return patch_network(self.network, device, self.card.config.train.precision, keep=keep)
 

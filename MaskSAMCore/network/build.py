@@ -8,9 +8,11 @@ from MaskSAMCore.config import ModelConfig
 from MaskSAMCore.config_check import check_model
 from MaskSAMCore.network.masksam import MaskSAM
 from MaskSAMCore.network.segmenter import Segmenter
+from MaskSAMCore.network.sources import Family, check_source, family_of
 from MaskSAMCore.network.student import SwinStudent
 from MaskSAMCore.network.volume import VolumeSAM
 
+NETWORKS: dict[Family, type[Segmenter]] = {"slices": MaskSAM, "volume": VolumeSAM, "student": SwinStudent}
 FROZEN = {"encoder.sam.": "image_encoder.", "prompts.sam.": "prompt_encoder.", "decoder.sam.": "mask_decoder."}
 
 
@@ -21,14 +23,20 @@ def build_model(cfg: ModelConfig) -> Segmenter:
         InputError: The configuration describes no network.
         PackageError: It needs a package that is not installed.
     """
-    check_model(cfg)
-    model: Segmenter
-    if cfg.backbone.arch == "swin_unetr":
-        model = SwinStudent(cfg)
-    else:
-        model = MaskSAM(cfg) if cfg.backbone.attention == "sam" else VolumeSAM(cfg)
+    check_network(cfg)
+    model = NETWORKS[family_of(cfg)](cfg)
     freeze(model)
     return model
+
+
+def check_network(cfg: ModelConfig) -> None:
+    """Refuse a configuration that describes no network, before anything is built.
+
+    Raises:
+        InputError: Names the value.
+    """
+    check_source(cfg)
+    check_model(cfg)
 
 
 def is_frozen(name: str) -> bool:

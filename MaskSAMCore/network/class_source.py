@@ -6,14 +6,16 @@ import torch
 from torch import Tensor, nn
 
 from MaskSAMCore.config import ModelConfig
+from MaskSAMCore.errors import InputError
 from MaskSAMCore.network.boxes import hard_box
 from MaskSAMCore.network.distance import innermost
 from MaskSAMCore.network.generator import resize
+from MaskSAMCore.network.prompt_source import PromptSource, Proposal
 from MaskSAMCore.network.trunk import Trunk
 from MaskSAMCore.network.types import Features, Level, PromptBatch
 
 
-class ClassGenerator(nn.Module):
+class ClassGenerator(PromptSource):
     """The trunk, and a 1x1x1 convolution to K logits on its last stage (deep supervision: on every stage).
 
     Prompt c of a slice is class c, background included: the decoded masks compete for every voxel later on. It is
@@ -27,22 +29,41 @@ class ClassGenerator(nn.Module):
         levels: The encoder's feature levels.
     """
 
+    LIFTS = True
+    trunk: Trunk
+
     def __init__(self, cfg: ModelConfig, levels: tuple[Level, ...]) -> None:
-        super().__init__()
+        super().__init__(cfg, levels)
         self.cfg, self.classes, self.mask_size = cfg.source, cfg.classes, cfg.mask_size
-        self.trunk = Trunk(cfg, levels)
         supervised = self.trunk.channels if self.cfg.deep_supervision else self.trunk.channels[-1:]
         self.heads = nn.ModuleList(nn.Conv3d(width, cfg.classes, 1) for width in supervised)
 
-    def forward(self, features: Features, image: Tensor) -> tuple[PromptBatch, tuple[Tensor, ...]]:
-        """Prompts of all classes in all slices, and the logits that are compared with the labels.
+    @classmethod
+    def check(cls, cfg: ModelConfig) -> None:
+        """What class prompts need (MODEL.md §6.4, §7.5).
 
-        Args:
-            features: Of the encoder.
-            image: (B, M, D, H, W), the scan; read with `image_skip` only.
+        Raises:
+            InputError: Names the value.
         """
-        logits = self.logits(self.trunk(features, image))
-        return self.prompts(logits[-1]), logits
+        if cfg.decoder.class_head or cfg.decoder.upsampler:
+            raise InputError(
+                "prompt k is of class k: nothing has to be classified, and no queries are mixed",
+                where="model.decoder",
+                remedy="Set model.decoder.class_head=false and model.decoder.upsampler=false.",
+            )
+        source = cfg.source
+        if source.points == "none" and not source.box and source.mask_prompt == "none":
+            raise InputError(
+                "the generator has no prompt to give",
+                where="model.source",
+                remedy="Set model.source.points=edt, model.source.box=true or model.source.mask_prompt=logits.",
+            )
+
+    def forward(self, features: Features, stages: list[Tensor], labels: Tensor | None = None) -> Proposal:
+        """Prompts of all classes in all slices, and the logits that are compared with the labels."""
+        logits = self.logits(stages)
+        prompts = self.prompts(logits[-1])
+        return Proposal(prompts=prompts, masks=logits[-1], fused_boxes=prompts.boxes, stages=logits)
 
     def logits(self, stages: list[Tensor]) -> tuple[Tensor, ...]:
         """Class logits (B, K, D, h_i, w_i) of the supervised stages, the last at the patch's own size."""

@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from MaskSAMCore.config import ModelConfig
+from MaskSAMCore.errors import InputError
 from MaskSAMCore.network.boxes import fuse_boxes, mask_to_box
+from MaskSAMCore.network.prompt_source import PromptSource, Proposal
 from MaskSAMCore.network.trunk import Trunk
 from MaskSAMCore.network.types import Features, Level, PromptBatch
 
@@ -49,7 +51,7 @@ class TokenHead(nn.Module):
         return F.gelu(self.norm(self.conv(pool_stages(stages, TOKEN_CELLS)))).flatten(-2)
 
 
-class QueryGenerator(nn.Module):
+class QueryGenerator(PromptSource):
     """Trunk and heads; heads that the configuration leaves out yield None.
 
     Args:
@@ -57,43 +59,50 @@ class QueryGenerator(nn.Module):
         levels: The encoder's feature levels.
     """
 
+    LIFTS = True
+    trunk: Trunk
+
     def __init__(self, cfg: ModelConfig, levels: tuple[Level, ...]) -> None:
-        super().__init__()
+        super().__init__(cfg, levels)
         self.cfg = cfg.source
         self.mask_size = cfg.mask_size
         self.input_size = cfg.input_size
-        self.trunk = Trunk(cfg, levels)
         queries, total = self.cfg.queries, sum(self.trunk.channels)
         self.mask_head = nn.Conv3d(self.trunk.channels[-1], queries, 1) if self.cfg.mask else None
         self.box_head = BoxHead(total, queries) if self.cfg.box else None
         self.token_head = TokenHead(total, queries) if self.cfg.class_tokens else None
 
-    def forward(self, features: Features, image: Tensor) -> tuple[PromptBatch, dict[str, Tensor | None]]:
-        """Prompts of all queries in all slices.
+    @classmethod
+    def check(cls, cfg: ModelConfig) -> None:
+        """Every class needs a query, and every query a class.
 
-        Args:
-            features: Of the encoder.
-            image: (B, M, D, H, W), the scan; read with `image_skip` only.
-
-        Returns:
-            The prompts, and what the losses need: `masks` (B, N, D, H, W) logits, `boxes` and
-            `fused_boxes` (B, N, D, 4), each None where it does not exist.
+        Raises:
+            InputError: Names the value.
         """
-        return self.heads(self.trunk(features, image))
+        queries = cfg.source.queries
+        if queries < cfg.classes:
+            why = f"{queries} < {cfg.classes}"
+            raise InputError("fewer queries than classes", where="model.source.queries", why=why)
+        if not cfg.decoder.class_head:
+            raise InputError(
+                "nothing says of which class a query is",
+                where="model.decoder.class_head",
+                remedy="Set model.decoder.class_head=true.",
+            )
 
     def logits(self, stages: list[Tensor]) -> tuple[Tensor, ...]:
-        """What can be trained without the decoder: from the trunk's stages the masks (B, N, D, H, W), if any."""
+        """The masks (B, N, D, H, W), if it has a head for them."""
         return () if self.mask_head is None else (self.mask_head(stages[-1]),)
 
-    def heads(self, stages: list[Tensor]) -> tuple[PromptBatch, dict[str, Tensor | None]]:
-        """The same from the trunk's stages."""
+    def forward(self, features: Features, stages: list[Tensor], labels: Tensor | None = None) -> Proposal:
+        """Prompts of all queries in all slices; see `PromptSource`."""
         masks = None if self.mask_head is None else self.mask_head(stages[-1])
         learned = None if self.box_head is None else self.box_head(stages)
         tokens = None if self.token_head is None else self.token_head(stages)
         extents, empty = (None, None) if masks is None else mask_to_box(masks, grad=self.cfg.box_grad)
         fused = fuse_boxes(self.cfg.fusion, learned=learned, extents=extents, empty=empty)
         prompts = PromptBatch(boxes=self._floor(fused), masks=self._mask_prompt(masks), class_tokens=tokens)
-        return prompts, {"masks": masks, "boxes": learned, "fused_boxes": fused}
+        return Proposal(prompts=prompts, masks=masks, boxes=learned, fused_boxes=fused)
 
     def _floor(self, boxes: Tensor | None) -> Tensor | None:
         if boxes is None or not self.cfg.floor_boxes:

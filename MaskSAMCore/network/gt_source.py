@@ -5,8 +5,33 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from MaskSAMCore.config import ModelConfig
+from MaskSAMCore.errors import ModelError
 from MaskSAMCore.network.boxes import hard_box
-from MaskSAMCore.network.types import PromptBatch
+from MaskSAMCore.network.prompt_source import PromptSource, Proposal
+from MaskSAMCore.network.types import Features, Level, PromptBatch
+
+
+class GroundTruth(PromptSource):
+    """The boxes of the labels; it has no parameters."""
+
+    def __init__(self, cfg: ModelConfig, levels: tuple[Level, ...]) -> None:
+        super().__init__(cfg, levels)
+        self.classes = cfg.classes
+
+    def forward(self, features: Features, stages: list[Tensor], labels: Tensor | None = None) -> Proposal:
+        """See `PromptSource` and `gt_prompts`.
+
+        Raises:
+            ModelError: There are no labels.
+        """
+        if labels is None:
+            raise ModelError(
+                "this model takes its prompts from the ground truth",
+                where="model.source.kind=gt",
+                remedy="It can be trained and evaluated on labelled cases, not run on a new scan.",
+            )
+        return Proposal(prompts=gt_prompts(labels, self.classes))
 
 
 def class_masks(labels: Tensor, classes: int) -> Tensor:

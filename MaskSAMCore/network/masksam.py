@@ -8,10 +8,7 @@ from torch import Tensor
 from MaskSAMCore.config import ModelConfig
 from MaskSAMCore.errors import ModelError
 from MaskSAMCore.network.backbone import build_encoder
-from MaskSAMCore.network.class_source import ClassGenerator
 from MaskSAMCore.network.decoder import SamDecoder
-from MaskSAMCore.network.generator import QueryGenerator
-from MaskSAMCore.network.gt_source import gt_prompts
 from MaskSAMCore.network.heads import (
     FineMasks,
     MaskBlend,
@@ -21,10 +18,12 @@ from MaskSAMCore.network.heads import (
     resize_masks,
     semantic,
 )
+from MaskSAMCore.network.prompt_source import PromptSource
 from MaskSAMCore.network.prompts import PromptTokenizer
 from MaskSAMCore.network.segmenter import Segmenter
+from MaskSAMCore.network.sources import build_source
 from MaskSAMCore.network.stem import ModalityStem
-from MaskSAMCore.network.types import Decoded, Features, Level, PromptBatch, Prompted, PromptTokens, QueryOutputs, Slab
+from MaskSAMCore.network.types import Decoded, Features, PromptBatch, Prompted, PromptTokens, QueryOutputs, Slab
 
 CHUNK = 8
 
@@ -43,13 +42,13 @@ class MaskSAM(Segmenter):
         self.encoder = build_encoder(cfg)
         self.prompts = PromptTokenizer(cfg)
         self.decoder = SamDecoder(cfg)
-        self.generator = _generator(cfg, self.encoder.levels)
+        self.generator = build_source(cfg, self.encoder.levels)
         self.decodes = cfg.decoder.kind == "sam"
         self.upsampler = MaskUpsampler(cfg.source.queries) if cfg.decoder.upsampler else None
         self.multiclass = MultiClassHead(cfg.classes) if cfg.head == "multiclass" else None
         self.blend = MaskBlend() if cfg.decoder.mask_residual else None
-        fine = cfg.decoder.fine_masks and self.generator is not None
-        self.fine = FineMasks(self.generator.trunk.channels[-1]) if fine and self.generator is not None else None
+        trunk = None if self.generator is None else self.generator.trunk
+        self.fine = FineMasks(trunk.channels[-1]) if cfg.decoder.fine_masks and trunk is not None else None
 
     def set_adapters(self, enabled: bool) -> None:
         """Switch the encoder's adapters and depth positions; off, the encoder is SAM itself."""
@@ -90,7 +89,7 @@ class MaskSAM(Segmenter):
         Raises:
             ModelError: The model has no generator, or one without masks.
         """
-        found = () if self.generator is None else self.generator.logits(self.generator.trunk(features, image))
+        found = () if self.generator is None else self.generator.logits(self.generator.stages(features, image))
         if not found:
             raise self._no_generator()
         return found
@@ -116,7 +115,7 @@ class MaskSAM(Segmenter):
         features = self.encode(image) if features is None else features
         if self.fine is None or self.generator is None:
             return Slab(embed=features.embed)
-        return Slab(embed=features.embed, fine=self.generator.trunk(features, image)[-1])
+        return Slab(embed=features.embed, fine=self.generator.stages(features, image)[-1])
 
     def prompted(self, slab: Slab, prompts: PromptBatch, *, multimask: bool = False) -> Prompted:
         """Masks of a user's prompts in every slice of an encoded patch; see `types.PromptBatch`."""
@@ -138,62 +137,42 @@ class MaskSAM(Segmenter):
         Args:
             image: (B, M, D, H, W).
             features: Features of the encoder if they are known already; else it is run.
-            labels: (B, D, H, W) classes; only a model with ground-truth prompts reads them.
+            labels: (B, D, H, W) classes, for a source that makes its prompts of them.
 
         Returns:
             Masks at the patch's size, class logits and the generator's own outputs.
         """
+        if self.generator is None:
+            raise self._no_generator()
         features = self.encode(image) if features is None else features
-        if self.cfg.prompts_only:
-            raise self._no_generator()
-        if self.generator is None:
-            return self._given(image, features, labels)
-        return self._automatic(features, self.generator.trunk(features, image), image.shape[-2:])
+        return self._automatic(self.generator, features, self.generator.stages(features, image), image, labels)
 
-    def _automatic(self, features: Features, stages: list[Tensor], size: tuple[int, int] | torch.Size) -> QueryOutputs:
-        if isinstance(self.generator, ClassGenerator):
-            return self._by_class(self.generator, features, stages, size)
-        if self.generator is None:
-            raise self._no_generator()
-        prompts, aux = self.generator.heads(stages)
-        decoded = self.decode(features, self.tokenize(prompts, features.grid), chunk=self._chunk())
-        masks = self._to_patch(decoded.mask[:, :, :, 0], size)
-        aux_masks = aux["masks"]
-        if self.blend is not None and aux_masks is not None:
-            masks = self.blend(aux_masks, masks)
-        cls = decoded.cls
-        if cls is None:
-            raise ModelError("automatic mode needs the class head", where="model.decoder.class_head")
-        return QueryOutputs(
-            masks=masks, cls=cls, aux_masks=aux_masks, aux_boxes=aux["boxes"], fused_boxes=aux["fused_boxes"]
-        )
-
-    def _by_class(
-        self, generator: ClassGenerator, features: Features, stages: list[Tensor], size: tuple[int, int] | torch.Size
+    def _automatic(
+        self,
+        generator: PromptSource,
+        features: Features,
+        stages: list[Tensor],
+        image: Tensor,
+        labels: Tensor | None = None,
     ) -> QueryOutputs:
-        logits = generator.logits(stages)
-        if not self.decodes:
-            return QueryOutputs(masks=logits[-1], cls=None, stages=logits)
-        prompts = generator.prompts(logits[-1])
-        decoded = self.decode(features, self.tokenize(prompts, features.grid), chunk=self._chunk())
-        masks = self._to_patch(decoded.mask[:, :, :, 0], size)
-        if self.blend is not None:
-            masks = self.blend(logits[-1], masks)
+        own = generator(features, stages, labels)
+        if own.stages is not None and not self.decodes:
+            return QueryOutputs(masks=own.stages[-1], cls=None, stages=own.stages)
+        decoded = self.decode(features, self.tokenize(own.prompts, features.grid), chunk=self._chunk())
+        masks = self._to_patch(decoded.mask[:, :, :, 0], image.shape[-2:])
+        if self.blend is not None and own.masks is not None:
+            masks = self.blend(own.masks, masks)
         if self.multiclass is not None:
             masks = self.multiclass(masks)
-        return QueryOutputs(masks=masks, cls=None, fused_boxes=prompts.boxes, stages=logits)
-
-    def _given(self, image: Tensor, features: Features, labels: Tensor | None) -> QueryOutputs:
-        if labels is None:
-            raise ModelError(
-                "this model takes its prompts from the ground truth",
-                where=f"model.source.kind={self.cfg.source.kind}",
-                remedy="It can be trained and evaluated on labelled cases, not run on a new scan.",
-            )
-        prompts = gt_prompts(labels, self.cfg.classes)
-        decoded = self.decode(features, self.tokenize(prompts, features.grid), chunk=self._chunk())
-        masks = self._to_patch(decoded.mask[:, :, :, 0], image.shape[-2:])
-        return QueryOutputs(masks=masks, cls=decoded.cls, valid=prompts.valid)
+        return QueryOutputs(
+            masks=masks,
+            cls=decoded.cls,
+            aux_masks=own.masks,
+            aux_boxes=own.boxes,
+            fused_boxes=own.fused_boxes,
+            valid=own.prompts.valid,
+            stages=own.stages,
+        )
 
     def _chunk(self) -> int | None:
         """Prompts decoded at once: all in training, unless memory counts more than time."""
@@ -219,12 +198,6 @@ class MaskSAM(Segmenter):
         if self.generator is None:
             raise self._no_generator()
         features = self.encode(image)
-        stages = self.generator.trunk(features, image)
-        outputs = self._automatic(features, stages, image.shape[-2:])
+        stages = self.generator.stages(features, image)
+        outputs = self._automatic(self.generator, features, stages, image)
         return self.scores(outputs), Slab(embed=features.embed, fine=None if self.fine is None else stages[-1])
-
-
-def _generator(cfg: ModelConfig, levels: tuple[Level, ...]) -> QueryGenerator | ClassGenerator | None:
-    if cfg.source.kind == "query":
-        return QueryGenerator(cfg, levels)
-    return ClassGenerator(cfg, levels) if cfg.source.kind == "class" else None

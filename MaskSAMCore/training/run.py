@@ -28,7 +28,7 @@ from MaskSAMCore.device import autocast_dtype, choose_device, describe
 from MaskSAMCore.errors import InputError
 from MaskSAMCore.io.atomic import FolderLock, write_json
 from MaskSAMCore.losses import build_loss
-from MaskSAMCore.network.build import build_model
+from MaskSAMCore.network.build import build_model, check_network
 from MaskSAMCore.network.segmenter import Segmenter
 from MaskSAMCore.plan import MirrorRule, mirror_rule
 from MaskSAMCore.postprocess import MODES, choose_largest, keep_largest
@@ -107,6 +107,7 @@ class Run:
                 override(presets.get(self.options.preset), list(self.options.overrides)), self.dataset
             )
             check_config(self.config)
+            check_network(self.config.model)
             self.split = self._split()
             self.dataset.check_config(self.config)
             check_mode(self.config, self.options.teacher)

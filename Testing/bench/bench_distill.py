@@ -3,9 +3,10 @@
     python Testing/bench/bench_distill.py [--steps 200] [--cases 40] [--judged 20] [--seeds 0 1 2] [--device cuda]
 
 The teacher is the bundled hippocampus-mr. The student is a SwinUNETR; both of its trainings have the same cases, steps,
-seeds, augmentation and patches, which are the teacher's, so that it answers each at once, and differ in the loss alone. Nobody of the judged cases was seen by teacher or student. Dice is
-of whole scans on their own grid, the mean of anterior and posterior, and its spread is the standard deviation over the
-seeds. Seconds per scan are those of a clock on the wall, on the CPU with --threads threads, model in memory.
+seeds, augmentation and patches, which are the teacher's, so that it answers each at once, and differ in the loss alone.
+Nobody of the judged cases was seen by teacher or student. Dice is of whole scans on their own grid, the mean of
+anterior and posterior, and its spread is the standard deviation over the seeds. Seconds per scan are those of a clock
+on the wall, on the CPU with --threads threads, model in memory.
 """
 
 from __future__ import annotations

@@ -15,11 +15,10 @@ from MaskSAMCore import presets, segment, train, zoo
 from MaskSAMCore.audit import audit_config, audit_model
 from MaskSAMCore.bases import load_base
 from MaskSAMCore.config import ModelConfig
-from MaskSAMCore.config_check import check_model
 from MaskSAMCore.errors import InputError, ModelError
 from MaskSAMCore.io.images import read_labels, read_volume
 from MaskSAMCore.network.attention import relative_rows
-from MaskSAMCore.network.build import build_model, is_frozen
+from MaskSAMCore.network.build import build_model, check_network, is_frozen
 from MaskSAMCore.network.volume import PromptUNet, VolumeSAM
 from MaskSAMCore.network.volume_encoder import DepthEmbedding, cube_attention, windowed
 
@@ -277,7 +276,7 @@ def test_base_weights_fill_the_encoder_and_the_rest_of_the_file_is_left(tmp_path
 )
 def test_what_does_not_go_together_is_refused(changes, key):
     with pytest.raises(InputError) as caught:
-        check_model(replace(presets.get("A1").model, **changes))
+        check_network(replace(presets.get("A1").model, **changes))
     assert caught.value.where == key and (caught.value.remedy or caught.value.why)
 
 

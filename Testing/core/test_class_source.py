@@ -132,13 +132,14 @@ def test_every_stage_has_logits_and_the_last_is_of_the_patchs_size(trunk: str, l
     cfg = replace(cfg, source=replace(cfg.source, trunk=trunk))  # type: ignore[arg-type]
     made = generator(cfg, levels)
     f, image = features(cfg, levels)
-    prompts, logits = made(f, image)
+    own = made(f, made.stages(f, image))
+    prompts, logits = own.prompts, own.stages
     assert len(logits) == len(made.trunk.channels) > 1
     assert all(stage.shape[:3] == (1, K, 2) for stage in logits)
     assert logits[-1].shape[-2:] == (16, 32) and logits[0].shape[-2:] == cfg.grid
     assert prompts.masks is not None and prompts.masks.shape == (1, K, 2, *cfg.mask_size)
     single = generator(replace(cfg, source=replace(cfg.source, deep_supervision=False)), levels)
-    assert len(single(f, image)[1]) == 1
+    assert len(single.logits(single.stages(f, image))) == 1
 
 
 def test_the_decoders_loss_reaches_the_generator_through_the_mask_prompt_only() -> None:

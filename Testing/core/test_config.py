@@ -22,8 +22,9 @@ from MaskSAMCore.config import (
     override,
     to_dict,
 )
-from MaskSAMCore.config_check import check_config, check_model
+from MaskSAMCore.config_check import check_config
 from MaskSAMCore.errors import InputError
+from MaskSAMCore.network.build import check_network
 
 PROMPTS_ONLY = ModelConfig(source=SourceConfig(kind="user"), head="binary", loss=LossConfig(kind="binary"))
 
@@ -32,7 +33,7 @@ PROMPTS_ONLY = ModelConfig(source=SourceConfig(kind="user"), head="binary", loss
 def test_every_preset_survives_json(name: str) -> None:
     config = presets.get(name)
     assert from_dict(Config, json.loads(json.dumps(to_dict(config)))) == config
-    check_model(config.model)
+    check_network(config.model)
 
 
 def test_missing_keys_keep_their_defaults() -> None:
@@ -102,6 +103,8 @@ def test_override_refuses(text: str) -> None:
         replace(PROMPTS_ONLY, decoder=DecoderConfig(mask_residual=True)),
         replace(PROMPTS_ONLY, decoder=DecoderConfig(fine_masks=True)),
         ModelConfig(head="softmax"),
+        ModelConfig(decoder=DecoderConfig(class_head=False)),
+        ModelConfig(source=SourceConfig(kind="nobody")),
         ModelConfig(source=SourceConfig(kind="none")),
         ModelConfig(backbone=BackboneConfig(arch="swin_unetr")),
         ModelConfig(enc_adapter=EncoderAdapterConfig(slots=("pre",))),
@@ -113,7 +116,7 @@ def test_override_refuses(text: str) -> None:
 )
 def test_a_network_that_cannot_be_is_refused(model: ModelConfig) -> None:
     with pytest.raises(InputError):
-        check_model(model)
+        check_network(model)
 
 
 @pytest.mark.parametrize(
@@ -128,18 +131,18 @@ def test_a_network_that_cannot_be_is_refused(model: ModelConfig) -> None:
 )
 def test_class_prompts_end_in_class_logits_and_nothing_else_does(setting: str, where: str) -> None:
     config = presets.get("selfprompt-acdc")
-    check_config(config)
+    check_network(config.model)
     with pytest.raises(InputError) as caught:
-        check_config(override(config, [setting]))
+        check_network(override(config, [setting]).model)
     assert caught.value.where == where and caught.value.remedy
 
 
 def test_a_generator_needs_a_prompt_to_give_and_a_decoder_that_takes_it() -> None:
     mute = ["model.source.points=none", "model.source.box=false", "model.source.mask_prompt=none"]
     with pytest.raises(InputError, match="no prompt to give"):
-        check_config(override(presets.get("selfprompt-acdc"), mute))
+        check_network(override(presets.get("selfprompt-acdc"), mute).model)
     with pytest.raises(InputError, match="does not go with the source") as caught:
-        check_model(ModelConfig(decoder=DecoderConfig(kind="none")))
+        check_network(ModelConfig(decoder=DecoderConfig(kind="none")))
     assert caught.value.where == "model.decoder.kind" and "model.decoder.kind=sam" in caught.value.remedy
 
 

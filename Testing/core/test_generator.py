@@ -14,7 +14,7 @@ from MaskSAMCore.config import BackboneConfig, ModelConfig, SourceConfig, StemCo
 from MaskSAMCore.errors import ModelError
 from MaskSAMCore.network.generator import QueryGenerator, pool_stages, resize
 from MaskSAMCore.network.trunk import Up
-from MaskSAMCore.network.types import Features, Level
+from MaskSAMCore.network.types import Features, Level, PromptBatch
 
 VIT_B = (Level(channels=768, stride=16),) * 4
 VIT_H = (Level(channels=1280, stride=16),) * 4
@@ -55,6 +55,14 @@ def build(cfg: ModelConfig, levels: tuple[Level, ...] = SMALL) -> QueryGenerator
     return QueryGenerator(cfg, levels)
 
 
+def propose(
+    generator: QueryGenerator, features: Features, image: Tensor
+) -> tuple[PromptBatch, dict[str, Tensor | None]]:
+    """The prompts, and what they were made of."""
+    own = generator(features, generator.stages(features, image))
+    return own.prompts, {"masks": own.masks, "boxes": own.boxes, "fused_boxes": own.fused_boxes}
+
+
 @pytest.mark.parametrize(
     "name, levels, total, trunk, boxes, tokens, masks",
     [
@@ -84,7 +92,7 @@ def test_outputs_have_the_size_of_the_patch(
     trunk: str, levels: tuple[Level, ...], upsample: int, patch: tuple[int, int, int], image_skip: bool
 ) -> None:
     cfg = model(trunk=trunk, upsample=upsample, patch=patch, image_skip=image_skip, channels=2)
-    prompts, aux = build(cfg, levels)(*features(cfg, levels, batch=2))
+    prompts, aux = propose(build(cfg, levels), *features(cfg, levels, batch=2))
     assert aux["masks"] is not None and aux["masks"].shape == (2, 5, *patch)
     assert aux["boxes"] is not None and aux["boxes"].shape == (2, 5, 3, 4)
     assert prompts.masks is not None and prompts.masks.shape == (2, 5, 3, *cfg.mask_size)
@@ -114,7 +122,7 @@ def test_every_level_and_every_parameter_takes_part(levels: tuple[Level, ...]) -
     leaves = [*inputs.levels, inputs.embed, image]
     for leaf in leaves:
         leaf.requires_grad_()
-    prompts, aux = generator(inputs, image)
+    prompts, aux = propose(generator, inputs, image)
     assert aux["masks"] is not None and aux["boxes"] is not None and prompts.class_tokens is not None
     loss = aux["masks"].square().sum() + aux["boxes"].square().sum() + prompts.class_tokens.square().sum()
     loss.backward()
@@ -128,7 +136,7 @@ def test_without_image_skip_the_scan_is_not_read() -> None:
         generator = build(cfg)
         inputs, image = features(cfg, SMALL)
         with torch.no_grad():
-            one, two = generator(inputs, image)[1]["masks"], generator(inputs, -image)[1]["masks"]
+            one, two = propose(generator, inputs, image)[1]["masks"], propose(generator, inputs, -image)[1]["masks"]
         assert one is not None and two is not None
         assert torch.equal(one, two) is not skip
 
@@ -146,7 +154,7 @@ VARIANTS = {
 def test_variants_return_what_they_have(name: str) -> None:
     source, there, mask_prompt = VARIANTS[name]
     cfg = model(**source)
-    prompts, aux = build(cfg)(*features(cfg, SMALL))
+    prompts, aux = propose(build(cfg), *features(cfg, SMALL))
     assert {key for key, value in aux.items() if value is not None} == there
     assert (prompts.masks is not None) is mask_prompt
     assert (prompts.boxes is not None) is ("fused_boxes" in there)
@@ -166,7 +174,7 @@ def test_class_tokens_can_be_left_out() -> None:
     cfg = model(class_tokens=False)
     generator = build(cfg)
     assert generator.token_head is None
-    assert generator(*features(cfg, SMALL))[0].class_tokens is None
+    assert propose(generator, *features(cfg, SMALL))[0].class_tokens is None
 
 
 def test_boxes_are_ordered_and_inside() -> None:
@@ -174,7 +182,7 @@ def test_boxes_are_ordered_and_inside() -> None:
     generator = build(cfg)
     assert generator.box_head is not None
     nn.init.normal_(generator.box_head.conv.weight, std=5.0)
-    boxes = generator(*features(cfg, SMALL))[1]["boxes"]
+    boxes = propose(generator, *features(cfg, SMALL))[1]["boxes"]
     assert boxes is not None and (boxes[..., 2:] >= boxes[..., :2]).all()
     assert boxes.min() >= 0 and boxes.max() <= 1 and boxes.std() > 0.2
 
@@ -186,7 +194,7 @@ def test_an_empty_mask_leaves_the_learned_box_alone() -> None:
     with torch.no_grad():
         generator.mask_head.bias[0] = -100.0
         generator.mask_head.bias[1] = 100.0
-    prompts, aux = generator(*features(cfg, SMALL))
+    prompts, aux = propose(generator, *features(cfg, SMALL))
     assert prompts.boxes is not None and aux["boxes"] is not None
     assert torch.equal(prompts.boxes[:, 0], aux["boxes"][:, 0])
     whole = torch.tensor([0.0, 0, 1, 1])
@@ -196,7 +204,7 @@ def test_an_empty_mask_leaves_the_learned_box_alone() -> None:
 @pytest.mark.parametrize("kind, reaches", [("logits", True), ("binary", False)])
 def test_losses_on_the_decoded_masks_reach_the_generator_through_logits_only(kind: str, reaches: bool) -> None:
     cfg = model(mask_prompt=kind, upsample=1, patch=(3, 32, 32))
-    prompts, aux = build(cfg)(*features(cfg, SMALL))
+    prompts, aux = propose(build(cfg), *features(cfg, SMALL))
     assert prompts.masks is not None and aux["masks"] is not None
     assert prompts.masks.shape[-2:] == (8, 8)
     assert prompts.masks.requires_grad is reaches
@@ -206,7 +214,7 @@ def test_losses_on_the_decoded_masks_reach_the_generator_through_logits_only(kin
 
 def test_binary_mask_prompts_are_the_thresholded_masks() -> None:
     cfg = model(mask_prompt="binary")
-    prompts, aux = build(cfg)(*features(cfg, SMALL))
+    prompts, aux = propose(build(cfg), *features(cfg, SMALL))
     assert prompts.masks is not None and aux["masks"] is not None
     assert torch.equal(prompts.masks, (aux["masks"] > 0).float()) and 0 < prompts.masks.mean() < 1
 
@@ -214,13 +222,13 @@ def test_binary_mask_prompts_are_the_thresholded_masks() -> None:
 def test_soft_boxes_let_the_gradient_through() -> None:
     for grad, reaches in (("hard", False), ("soft", True)):
         cfg = model(box=False, fusion="mask", box_grad=grad)
-        fused = build(cfg)(*features(cfg, SMALL))[1]["fused_boxes"]
+        fused = propose(build(cfg), *features(cfg, SMALL))[1]["fused_boxes"]
         assert fused is not None and fused.requires_grad is reaches
 
 
 def test_floored_boxes_lie_on_encoder_pixels() -> None:
     cfg = model(floor_boxes=True)
-    prompts, aux = build(cfg)(*features(cfg, SMALL))
+    prompts, aux = propose(build(cfg), *features(cfg, SMALL))
     assert prompts.boxes is not None and aux["fused_boxes"] is not None
     height, width = cfg.input_size
     pixels = prompts.boxes * torch.tensor([width, height, width, height])
@@ -249,7 +257,7 @@ def test_the_same_seed_gives_the_same_network_and_gradient() -> None:
     gradients = []
     for _ in range(2):
         generator = build(cfg, MOBILE)
-        masks = generator(*features(cfg, MOBILE))[1]["masks"]
+        masks = propose(generator, *features(cfg, MOBILE))[1]["masks"]
         assert masks is not None
         masks.square().sum().backward()
         gradients.append([p.grad for p in generator.trunk.parameters()])

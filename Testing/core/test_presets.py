@@ -24,7 +24,7 @@ GIVEN = 0.65
 
 
 def small(cfg: ModelConfig) -> ModelConfig:
-    """The same switches on the `tiny` backbone, with at most two small slices."""
+    """The same switches on the `tiny` backbone, with at most two small slices (eight in three dimensions)."""
     upsampler, side = cfg.decoder.upsampler, 16
     if cfg.prompts_only:
         # In sixty steps little comes out of a random frozen decoder: its adapters are as wide as MaskSAM's here, and
@@ -37,12 +37,10 @@ def small(cfg: ModelConfig) -> ModelConfig:
             dec_image=replace(cfg.dec_image, ratio=0.25),
         )
     depth = min(cfg.patch[0], 2)
-    """The same switches on the `tiny` backbone, with two slices of 16x16; networks of three dimensions have eight."""
     if cfg.backbone.arch == "swin_unetr":
         return replace(cfg, classes=3, patch=(2, 16, 16), backbone=replace(cfg.backbone, width=12))
     if not cfg.takes_prompts:
         return replace(cfg, classes=3, patch=(8, 16, 16), backbone=replace(cfg.backbone, arch="tiny"))
-    upsampler = cfg.decoder.upsampler
     return replace(
         cfg,
         classes=3,
