@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -31,13 +31,20 @@ def save_curves(log: MetricsLog, table: LabelTable, path: Path) -> None:
 
 
 def save_overlay(
-    image: np.ndarray, reference: np.ndarray, predicted: np.ndarray, table: LabelTable, path: Path
+    image: np.ndarray,
+    reference: np.ndarray,
+    predicted: np.ndarray,
+    table: LabelTable,
+    path: Path,
+    *,
+    picture: bool = False,
 ) -> None:
     """Reference (left) and prediction (right) in the slices that hold most of the structures.
 
     Args:
         image: (D, H, W) intensities, any scale.
         reference, predicted: (D, H, W) classes.
+        picture: Rows run down and columns to the right, as in a photograph; else to the anterior and to the right.
     """
     area = (reference > 0).sum((1, 2))
     used = np.flatnonzero(area) if area.any() else np.arange(len(area))
@@ -48,9 +55,11 @@ def save_overlay(
     for row, (name, classes) in enumerate((("reference", reference), ("prediction", predicted))):
         for column, z in enumerate(slices):
             axis = axes[row][column]
-            # Prepared arrays run to the superior, anterior and right: this shows them as radiologists do.
-            axis.imshow(image[z], cmap="gray", vmin=low, vmax=max(high, low + 1e-6), origin="lower")
-            axis.invert_xaxis()
+            origin: Literal["upper", "lower"] = "upper" if picture else "lower"
+            axis.imshow(image[z], cmap="gray", vmin=low, vmax=max(high, low + 1e-6), origin=origin)
+            if not picture:
+                # The patient's right is on the viewer's left.
+                axis.invert_xaxis()
             for index, label in enumerate(table.labels, start=1):
                 if (classes[z] == index).any():
                     color = tuple(c / 255 for c in label.color)
