@@ -3,6 +3,7 @@
 #   make test    the whole test suite
 #   make lint    format, lint and types
 #   make bench   timings, as ratios of two things measured in one run
+#   make bench-accuracy    our model beside nnU-Net, on the same cases in the same time (two hours on a CPU)
 #   make venv    only the environment; make clean removes it
 # PYTHON=python3.12 chooses the interpreter, VENV=folder where the environment goes.
 
@@ -13,7 +14,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 SOURCES := pyproject.toml constraints.txt
 BENCHES := $(sort $(wildcard Testing/bench/bench_*.py))
 
-.PHONY: demo test lint bench venv clean
+.PHONY: demo test lint bench bench-accuracy venv clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.stamp-core
@@ -32,6 +33,9 @@ bench: $(VENV)/.stamp-core
 	@test -n "$(BENCHES)" || { echo "There is no Testing/bench/bench_*.py."; exit 1; }
 	@for file in $(BENCHES); do echo "== $$file"; $(PY) $$file || exit 1; done
 
+bench-accuracy: $(VENV)/.stamp-bench
+	$(PY) Testing/bench/study_accuracy.py bench-output/accuracy
+
 venv: $(VENV)/.stamp-core
 
 $(PY):
@@ -46,6 +50,10 @@ $(VENV)/.stamp-core: $(SOURCES) | $(PY)
 
 $(VENV)/.stamp-test: $(SOURCES) | $(PY)
 	$(PIP) install -c constraints.txt -e ".[test]"
+	@touch $@ $(VENV)/.stamp-core
+
+$(VENV)/.stamp-bench: $(SOURCES) | $(PY)
+	$(PIP) install -c constraints.txt -e ".[bench]"
 	@touch $@ $(VENV)/.stamp-core
 
 clean:

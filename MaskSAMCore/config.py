@@ -164,8 +164,9 @@ class SourceConfig:
 class DecoderConfig:
     """SAM's mask decoder and what is added to it (MODEL.md §7).
 
-    With `kind="none"` automatic mode ends with the class generator's own scores; the decoder, with whatever is added to
-    it, answers clicks only, and automatic training leaves it as it is.
+    With `kind="none"` automatic mode ends with the scores of a generator whose masks have classes (that of classes, or
+    that of queries with `loss.assignment="own"`); the decoder, with whatever is added to it, answers clicks only, and
+    automatic training leaves it as it is.
 
     `mask_residual` adds the generator's mask to the decoded one, so the decoder learns a
     correction; not in the paper: SAM's decoder sees the mask prompt at stride 16 only. `kind="mla"` is
@@ -338,7 +339,7 @@ class TrainConfig:
         auto_chance: In `mixed`, the chance of an automatic step after them.
         frozen_epochs: Epochs of the first phase, on cached features of the frozen encoder (§14.4).
         frozen_copies: Fixed augmented copies of every case in that cache; 1 is the case itself.
-        generator_epochs: Epochs that train the class generator alone, before anything is decoded (§9.4).
+        generator_epochs: Epochs that train the generator alone, whose masks have classes, before the decoder (§9.4).
         ema: Decay of the averaged weights that are validated and released; 0 turns it off.
         validate_every: Epochs between two validations.
         validate_cases: Most cases of a validation during training; 0 takes all.

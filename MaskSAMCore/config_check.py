@@ -20,12 +20,12 @@ def check_config(config: Config) -> None:
     """
     check_model(config.model)
     kind, train = config.model.source.kind, config.train
-    if train.generator_epochs and kind != "class":
+    if train.generator_epochs and not config.model.names_masks:
         raise InputError(
-            "only a class generator can be trained before the decoder",
+            "only masks that have their class can be trained before the decoder",
             where="train.generator_epochs",
-            why=f"model.source.kind={kind}",
-            remedy="Set train.generator_epochs=0.",
+            why=f"model.source.kind={kind}, model.loss.assignment={config.model.loss.assignment}",
+            remedy="Set train.generator_epochs=0, or model.loss.assignment=own with a generator of queries.",
         )
     if config.model.prompts_only and train.mode != "prompt":
         raise InputError(

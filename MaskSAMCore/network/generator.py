@@ -54,6 +54,8 @@ class TokenHead(nn.Module):
 class QueryGenerator(PromptSource):
     """Trunk and heads; heads that the configuration leaves out yield None.
 
+    Where query k is of class k (`ModelConfig.owns_masks`), the masks of the classes are class logits too.
+
     Args:
         cfg: Of the whole model.
         levels: The encoder's feature levels.
@@ -65,6 +67,7 @@ class QueryGenerator(PromptSource):
     def __init__(self, cfg: ModelConfig, levels: tuple[Level, ...]) -> None:
         super().__init__(cfg, levels)
         self.cfg = cfg.source
+        self.owned = cfg.classes if cfg.owns_masks else 0
         self.mask_size = cfg.mask_size
         self.input_size = cfg.input_size
         queries, total = self.cfg.queries, sum(self.trunk.channels)
@@ -83,6 +86,12 @@ class QueryGenerator(PromptSource):
         if queries < cfg.classes:
             why = f"{queries} < {cfg.classes}"
             raise InputError("fewer queries than classes", where="model.source.queries", why=why)
+        if cfg.decoder.kind == "none" and not cfg.owns_masks:
+            raise InputError(
+                "without the decoder every mask must have its class",
+                where="model.decoder.kind",
+                remedy="Set model.loss.assignment=own and model.source.mask=true, or model.decoder.kind=sam.",
+            )
         if not cfg.decoder.class_head:
             raise InputError(
                 "nothing says of which class a query is",
@@ -102,7 +111,8 @@ class QueryGenerator(PromptSource):
         extents, empty = (None, None) if masks is None else mask_to_box(masks, grad=self.cfg.box_grad)
         fused = fuse_boxes(self.cfg.fusion, learned=learned, extents=extents, empty=empty)
         prompts = PromptBatch(boxes=self._floor(fused), masks=self._mask_prompt(masks), class_tokens=tokens)
-        return Proposal(prompts=prompts, masks=masks, boxes=learned, fused_boxes=fused)
+        owned = None if masks is None or not self.owned else (masks[:, : self.owned],)
+        return Proposal(prompts=prompts, masks=masks, boxes=learned, fused_boxes=fused, stages=owned)
 
     def _floor(self, boxes: Tensor | None) -> Tensor | None:
         if boxes is None or not self.cfg.floor_boxes:

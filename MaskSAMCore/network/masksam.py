@@ -32,8 +32,8 @@ class MaskSAM(Segmenter):
     """The whole network; build it with `network.build.build_model`, which also freezes SAM.
 
     Attributes:
-        decodes: Whether automatic mode goes on to SAM's decoder, or ends with the class generator's scores; see
-            `set_decoder`.
+        decodes: Whether automatic mode goes on to SAM's decoder, or ends with the class logits of the prompts' source;
+            see `set_decoder`.
     """
 
     def __init__(self, cfg: ModelConfig) -> None:
@@ -187,7 +187,7 @@ class MaskSAM(Segmenter):
         """Class scores (B, K, D, H, W) in [0, 1] of a forward pass (MODEL.md §8)."""
         if self.cfg.head == "argmax":
             return argmax_head(outputs.masks, outputs.valid)
-        if self.cfg.head in ("softmax", "multiclass"):
+        if self.cfg.head in ("softmax", "multiclass") or not self.decodes:
             return outputs.masks.float().softmax(1)
         if outputs.cls is None:
             raise ModelError("the semantic head needs class logits", where="model.decoder.class_head")

@@ -36,7 +36,7 @@ class Source:
 
 
 SOURCES: dict[str, Source] = {
-    "query": Source(build=QueryGenerator, heads=("query",), losses=("set",)),
+    "query": Source(build=QueryGenerator, heads=("query",), losses=("set",), decoders=("sam", "none")),
     "gt": Source(build=GroundTruth, heads=("argmax",), losses=("binary",)),
     "class": Source(
         build=ClassGenerator,

@@ -142,8 +142,12 @@ def test_a_generator_needs_a_prompt_to_give_and_a_decoder_that_takes_it() -> Non
     with pytest.raises(InputError, match="no prompt to give"):
         check_network(override(presets.get("selfprompt-acdc"), mute).model)
     with pytest.raises(InputError, match="does not go with the source") as caught:
-        check_network(ModelConfig(decoder=DecoderConfig(kind="none")))
+        check_network(replace(PROMPTS_ONLY, decoder=DecoderConfig(kind="none", class_head=False)))
     assert caught.value.where == "model.decoder.kind" and "model.decoder.kind=sam" in caught.value.remedy
+    own = ModelConfig(decoder=DecoderConfig(kind="none"), loss=LossConfig(assignment="own"))
+    check_network(own)
+    with pytest.raises(InputError, match="must have its class"):
+        check_network(replace(own, loss=LossConfig()))
 
 
 def test_a_model_for_prompts_alone_is_trained_by_prompts_alone() -> None:

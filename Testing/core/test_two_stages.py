@@ -215,6 +215,23 @@ def test_rows_train_and_segment(preset: str, phantom_data: Path, tmp_path: Path)
     assert out.is_file()
 
 
+def test_queries_that_have_their_class_are_trained_in_two_stages_too(phantom_data: Path, tmp_path: Path) -> None:
+    own = ("model.loss.assignment=own", "model.loss.generator=1.0", "train.generator_epochs=1", "train.ema=0")
+    started = tmp_path / "started"
+    assert train.main(arguments(phantom_data, started, settings=(*own, "train.epochs=1"))) == 0
+    model, card = zoo.load_model(started / "model")
+    assert card.config.model.decoder.kind == "none" and not model.decodes
+    image = torch.randn(1, 1, 4, 16, 16)
+    with torch.no_grad():
+        masks = model.own_masks(model.encode(image), image)[-1]
+        torch.testing.assert_close(model.segment_patch(image), masks[:, :3].softmax(1))
+    assert train.main(arguments(phantom_data, tmp_path / "run", settings=(*own, "train.epochs=2"))) == 0
+    whole, card = zoo.load_model(tmp_path / "run/model")
+    assert card.config.model.decoder.kind == "sam" and whole.decodes
+    first, last = (of_decoder(final(folder)) for folder in (started, tmp_path / "run"))
+    assert any(not torch.equal(tensor, first[name]) for name, tensor in last.items())
+
+
 def test_other_models_have_no_first_stage(
     phantom_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,6 @@
 """An ablation's rows, trained and judged alike: same cases, steps, seed and backbone; only a row's switches differ.
 
-    python Testing/bench/bench_ablation.py OUT [--rows B1 B2 ...] [--seeds 0 1] [--steps 200]
+    python Testing/bench/study_ablation.py OUT [--rows B1 B2 ...] [--seeds 0 1] [--steps 200]
 
 Real ACDC scans from the folder of shared data (MASKSAM_SHARED), in the papers' split: 70 patients to learn from, 10 to
 judge by, both frames of each. Resampled to 10 x 2.5 x 2.5 mm and encoded by MobileSAM, so that two CPU cores get
@@ -108,7 +108,7 @@ def told(options: argparse.Namespace) -> list[str]:
     """On what, with what, by what the table was made."""
     words = f"--rows {' '.join(options.rows)} --seeds {' '.join(map(str, options.seeds))}"
     return [
-        f"`python Testing/bench/bench_ablation.py OUT {words} --steps {options.steps}`",
+        f"`python Testing/bench/study_ablation.py OUT {words} --steps {options.steps}`",
         "",
         f"ACDC, the papers' 10 validation patients (20 frames), MobileSAM, lr {TrainConfig().lr:g}, {SPACING}, "
         f"{options.steps} steps of one patch, seeds {options.seeds}, {options.threads} thread(s), "

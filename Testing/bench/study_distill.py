@@ -1,6 +1,6 @@
 """What a teacher brings to a small student: real hippocampus cases, the same student with and without the teacher.
 
-    python Testing/bench/bench_distill.py [--steps 200] [--cases 40] [--judged 20] [--seeds 0 1 2] [--device cuda]
+    python Testing/bench/study_distill.py [--steps 200] [--cases 40] [--judged 20] [--seeds 0 1 2] [--device cuda]
 
 The teacher is the bundled hippocampus-mr. The student is a SwinUNETR; both of its trainings have the same cases, steps,
 seeds, augmentation and patches, which are the teacher's, so that it answers each at once, and differ in the loss alone.

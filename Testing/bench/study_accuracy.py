@@ -1,0 +1,169 @@
+"""Our model beside nnU-Net: the same cases to learn from, the same time for everything, the same cases to be judged by.
+
+    python Testing/bench/study_accuracy.py OUT [--data hippocampus acdc headneck_ct] [--minutes 20] [--device cpu]
+
+Real scans from the folder of shared data (MASKSAM_SHARED), fold 0 of each set (of ACDC the papers' split). Each side
+gets the raw cases of the fold's training part, and the minutes pay for its own preparation and its training, one
+after the other on the whole machine. Ours is `python -m MaskSAMCore.teach`, which trains against the clock. nnU-Net
+is nnunetv2 from the package index with its own planner, trainer, augmentation and test-time mirroring; since it knows
+no clock, a few steps tell its pace, and its schedule gets the number of steps that fit. Both segment the fold's
+validation cases, which `python -m MaskSAMCore.evaluate` judges on the scans' own grids. What is there already is
+kept; OUT/table.md is the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPO))
+SHARED = Path(os.environ.get("MASKSAM_SHARED", REPO.parent / "shared"))
+PEER = Path(__file__).with_name("peer_nnunet.py")
+Spacing = tuple[float, ...] | None
+SPACING = {"acdc": (10.0, 1.52, 1.52)}
+"""Where the rule for the spacing would make slices that no scan has (MODEL.md §12.2), those of the papers."""
+SIDES: dict[str, list[list[str]]] = {"headneck_ct": [["left_parotid", "right_parotid"]]}
+"""Labels that change places in a mirror; in the other sets none has a side."""
+FOLD = 0
+
+
+def main() -> None:
+    """Train and judge what is not there yet, and write the table."""
+    options = _options()
+    os.environ.setdefault("MASKSAM_WEIGHTS", str(SHARED / "weights"))
+    rows: list[str] = []
+    for name in options.data:
+        folder = options.out.absolute() / name
+        lay_out(SHARED / "data" / name, folder, SIDES.get(name, []))
+        for title, made in (("MaskSAM", ours), ("nnU-Net", peer)):
+            result = folder / made.__name__
+            if not (result / "dice.csv").is_file():
+                result.mkdir(parents=True, exist_ok=True)
+                told = made(folder, result, options, SPACING.get(name))
+                (result / "told.json").write_text(json.dumps(told))
+                core("evaluate", str(result / "found"), str(folder / "judged/labels"), "-o", str(result / "dice.csv"))
+            rows.append(line(name, title, result))
+            text = "\n".join([*head(options), *rows])
+            (options.out / "table.md").write_text(f"{text}\n")
+            print(text, flush=True)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder of the runs and the table")
+    sets = ("hippocampus", "acdc", "headneck_ct")
+    parser.add_argument("--data", nargs="+", choices=sets, default=list(sets), metavar="SET")
+    parser.add_argument("--minutes", type=float, default=20.0, help="for each side on each set (default: 20)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--configuration", default="3d_fullres", help="of nnU-Net (default: 3d_fullres)")
+    return parser.parse_args()
+
+
+def lay_out(source: Path, folder: Path, sides: list[list[str]]) -> None:
+    """The fold's training cases in nnU-Net's raw format, and its validation cases beside them; links, no copies."""
+    from MaskSAMCore.data.raw import read_dataset
+    from MaskSAMCore.data.splits import folds, load_splits
+
+    dataset = read_dataset(source)
+    ids, patients = [case.id for case in dataset.cases], {case.id: case.patient for case in dataset.cases}
+    split = (load_splits(source, ids, patients) or folds(ids, patient=patients))[FOLD]
+    for case in dataset.cases:
+        if case.label is None or case.id not in (*split.train, *split.val):
+            continue
+        taught = case.id in split.train
+        images, labels = ("cases/imagesTr", "cases/labelsTr") if taught else ("judged/images", "judged/labels")
+        channel = "_0000" if taught else ""
+        _link(case.images[0], folder / images / f"{case.id}{channel}.nii.gz")
+        _link(case.label, folder / labels / f"{case.id}.nii.gz")
+    description = {
+        "name": dataset.name,
+        "channel_names": dict(enumerate(dataset.channels)),
+        "labels": {"background": 0, **{label.name: label.id for label in dataset.labels.labels}},
+        "numTraining": len(split.train),
+        "file_ending": ".nii.gz",
+        "left_right_pairs": sides,
+    }
+    (folder / "cases/dataset.json").write_text(json.dumps(description), encoding="utf-8")
+
+
+def _link(target: Path, link: Path) -> None:
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if not link.exists():
+        link.symlink_to(target.resolve())
+
+
+def ours(
+    folder: Path, result: Path, options: argparse.Namespace, spacing: tuple[float, ...] | None
+) -> dict[str, float]:
+    """Learn and segment with MaskSAM."""
+    words = ["--minutes", f"{options.minutes:g}", "--left-out", "0", "--overwrite", "--device", options.device]
+    words += [] if spacing is None else ["--set", f"data.spacing={json.dumps(spacing)}"]
+    began = time.monotonic()
+    core("teach", str(folder / "cases"), "-o", str(result / "model"), *words)
+    minutes = (time.monotonic() - began) / 60
+    card = json.loads((result / "model/model.json").read_text(encoding="utf-8"))
+    images = [str(path) for path in sorted((folder / "judged/images").iterdir())]
+    core("segment", *images, "-o", str(result / "segmented"), "--model", str(result / "model"), "--overwrite")
+    for found in (result / "segmented").glob("*.nii.gz"):
+        _link(found, result / "found" / found.name)
+    return {"minutes": minutes, "steps": card["provenance"]["steps"]}
+
+
+def peer(
+    folder: Path, result: Path, options: argparse.Namespace, spacing: tuple[float, ...] | None
+) -> dict[str, float]:
+    """The same with nnU-Net, which chooses its spacing itself."""
+    words = [str(folder / "cases"), str(folder / "judged/images"), str(result), f"{options.minutes:g}"]
+    subprocess.run([sys.executable, str(PEER), *words, options.configuration, options.device], check=True, cwd=REPO)
+    return json.loads((result / "trained.json").read_text(encoding="utf-8"))
+
+
+def core(name: str, *words: str) -> None:
+    """One of the project's commands."""
+    subprocess.run([sys.executable, "-m", f"MaskSAMCore.{name}", *words], check=True, cwd=REPO)
+
+
+def head(options: argparse.Namespace) -> list[str]:
+    """By what the table was made, and its first lines."""
+    words = f"--data {' '.join(options.data)} --minutes {options.minutes:g} --device {options.device}"
+    machine = f"{os.cpu_count()} cores of {platform.processor() or platform.machine()}"
+    columns = ["data", "model", "Dice of each structure", "mean Dice", "mean HD95 (mm)", "steps", "minutes"]
+    return [
+        f"`python Testing/bench/study_accuracy.py OUT {words}`",
+        "",
+        f"Fold {FOLD}, {options.minutes:g} minutes for preparation and training, {machine}; "
+        f"nnU-Net {options.configuration}, with its test-time mirroring.",
+        "",
+        f"| {' | '.join(columns)} |",
+        "|" + "---|" * len(columns),
+    ]
+
+
+def line(name: str, title: str, result: Path) -> str:
+    """One row: means over the cases, then over the structures."""
+    told = json.loads((result / "told.json").read_text(encoding="utf-8"))
+    dice: dict[str, list[float]] = defaultdict(list)
+    hd95: dict[str, list[float]] = defaultdict(list)
+    with (result / "dice.csv").open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if row["case"] and row["label"]:
+                for found, column in ((dice, "dice"), (hd95, "hd95")):
+                    found[row["structure"]] += [float(row[column])] if row[column] else []
+    each = ", ".join(f"{structure} {statistics.fmean(values):.3f}" for structure, values in dice.items() if values)
+    means = [statistics.fmean(statistics.fmean(v) for v in found.values() if v) for found in (dice, hd95)]
+    cells = [name, title, each, f"{means[0]:.3f}", f"{means[1]:.1f}", f"{told['steps']:g}", f"{told['minutes']:.1f}"]
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()
