@@ -337,8 +337,9 @@ class TrainConfig:
         final_ratio: Of `schedule="exponential"`: the last learning rate as a share of the first.
         auto_share: In `mixed`, the share of the steps that begins the run in automatic mode (§14.3).
         auto_chance: In `mixed`, the chance of an automatic step after them.
-        frozen_epochs: Epochs of the first phase, on cached features of the frozen encoder (§14.4).
-        frozen_copies: Fixed augmented copies of every case in that cache; 1 is the case itself.
+        frozen_epochs: Epochs of the first phase, on features of the frozen encoder (§14.4).
+        frozen_copies: Fixed augmented copies of every case in the cache of those features; 1 is the case itself; 0:
+            no cache, every patch is augmented and encoded anew, which costs the encoder's forward pass.
         generator_epochs: Epochs that train the generator alone, whose masks have classes, before the decoder (§9.4).
         ema: Decay of the averaged weights that are validated and released; 0 turns it off.
         validate_every: Epochs between two validations.

@@ -41,7 +41,7 @@ def fit_config(config: Config, dataset: PreparedDataset) -> Config:
         tokens = (height * upsample // TOKEN_STRIDE) * (width * upsample // TOKEN_STRIDE)
         depth = min(config.model.patch[0], max(PATCH_TOKENS // tokens, THINNEST))
         patch = fit_patch(plan.median_shape, upsample=upsample, depth=depth)
-        queries = max(model.source.queries, 8 * -(-(classes + 4) // 8))
+        queries = classes if model.owns_masks else max(model.source.queries, 8 * -(-(classes + 4) // 8))
         model = replace(
             model,
             patch=patch,

@@ -151,7 +151,7 @@ class Learner:
             batch = next(batches).to(self.device)
             synchronise = index + 1 == self.cfg.accumulate or self.world == 1
             with nullcontext() if synchronise else self.net.no_sync():  # type: ignore[operator]
-                with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+                with self.autocast():
                     given = batch.image, batch.features, batch.label, batch.valid
                     losses = self.net(*given, practice, (*seed, index))
                 self.scaler.scale(losses["loss"] / self.cfg.accumulate).backward()
@@ -170,6 +170,10 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         self._average()
         return terms
+
+    def autocast(self) -> torch.autocast:
+        """The precision of the training."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
 
     def _diverged(self, why: str) -> MaskSAMError:
         return MaskSAMError("training diverged", where=f"step {self.step}", why=why, remedy=self.if_it_diverges)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,10 +48,15 @@ class Hooks:
 
 @dataclass(kw_only=True)
 class Sources:
-    """Where batches come from: `frozen` in the first phase, `full` afterwards; both take (micro-step, rank)."""
+    """Where batches come from; both take (micro-step, rank).
 
-    frozen: Callable[[int, int], Batch] | None
+    Attributes:
+        full: Patches.
+        frozen: Patches with the features of the frozen encoder, for the first phase; None to encode those of `full`.
+    """
+
     full: Callable[[int, int], Batch]
+    frozen: Callable[[int, int], Batch] | None = None
 
 
 def practice_at(step: int, cfg: TrainConfig) -> Practice:
@@ -87,7 +92,7 @@ class Trainer(Learner):
     @property
     def frozen_steps(self) -> int:
         """Steps of the first phase."""
-        return self.cfg.frozen_epochs * self.cfg.iterations if self.sources.frozen is not None else 0
+        return self.cfg.frozen_epochs * self.cfg.iterations
 
     @property
     def generator_steps(self) -> int:
@@ -138,20 +143,21 @@ class Trainer(Learner):
         """Seconds of a step, the median of a few."""
         times = []
         for index in range(steps * self.cfg.accumulate):
-            batch = self.sources.full(index, self.rank).to(self.device)
+            batches = iter([self.sources.full(index, self.rank)] * self.cfg.accumulate)
             if frozen:
-                with torch.no_grad():
-                    batch.features = self.model.encode_frozen(batch.image)
+                batches = self._encoded(batches)
+                if self.cfg.frozen_copies:  # the encoder is run before the training
+                    batches = iter(list(batches))
             began = time.monotonic()
             lr = learning_rate(self.cfg, self.step)
-            self.optimise(iter([batch] * self.cfg.accumulate), lr=lr, practice=practice)
+            self.optimise(batches, lr=lr, practice=practice)
             times.append(time.monotonic() - began)
         return sorted(times)[len(times) // 2]
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
         self.model.train()
         frozen = self.step < self.frozen_steps
-        source = self.sources.frozen if frozen and self.sources.frozen is not None else self.sources.full
+        source = (frozen and self.sources.frozen) or self.sources.full
         self.model.set_adapters(not frozen)
         # Stays until the next epoch: validation and release use what was trained.
         self.model.set_decoder(self.step >= self.generator_steps)
@@ -160,7 +166,8 @@ class Trainer(Learner):
         micro = range(self.step * per_step, last * per_step)
         began, first = time.monotonic(), self.step
         sums, counts = dict[str, float](), dict[str, int]()
-        batches = prefetch(lambda index: source(index, self.rank), micro)
+        patches = prefetch(lambda index: source(index, self.rank), micro)
+        batches = self._encoded(patches) if frozen else patches
         try:
             while self.step < last:
                 lr = learning_rate(self.cfg, self.step)
@@ -177,13 +184,22 @@ class Trainer(Learner):
                         f"stopped after step {self.step}; go on with --resume", exit_code=self.hooks.cancel.exit_code
                     )
         finally:
-            batches.close()  # type: ignore[attr-defined]
+            patches.close()  # type: ignore[attr-defined]
         count = self.step - first
         lr = learning_rate(self.cfg, self.step - 1)
         seconds = (time.monotonic() - began) / max(count, 1)
         phase = "frozen" if frozen else "full"
         means = {name: round(value / counts[name], 6) for name, value in sums.items()}
         return {"phase": phase, "lr": lr, "seconds_per_step": round(seconds, 4), **means}
+
+    def _encoded(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same with features of the frozen encoder, where they have none yet."""
+        for batch in batches:
+            if batch.features is None:
+                batch = batch.to(self.device)
+                with torch.no_grad(), self.autocast():
+                    batch.features = self.model.encode_frozen(batch.image)
+            yield batch
 
     def _report(self, began: float, first: int, sums: dict[str, float]) -> None:
         done = self.step - first

@@ -218,7 +218,7 @@ class Run:
 
         model = self.model.to(device)
         frozen = None
-        if config.train.frozen_epochs and not self.options.dry_run:
+        if config.train.frozen_epochs and config.train.frozen_copies and not self.options.dry_run:
             frozen = self._features(model, rule).batch
         return Trainer(
             model=model,

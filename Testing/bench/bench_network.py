@@ -23,8 +23,10 @@ from MaskSAMCore import presets
 from MaskSAMCore.config import ModelConfig
 from MaskSAMCore.errors import ModelError
 from MaskSAMCore.losses import build_loss
+from MaskSAMCore.network import attention
 from MaskSAMCore.network.build import build_model
 from MaskSAMCore.network.masksam import MaskSAM
+from MaskSAMCore.network.types import Features
 from MaskSAMCore.zoo import find_base, load_base
 
 
@@ -60,13 +62,31 @@ def main() -> None:
         )
     with torch.no_grad():
         features = fast.encode_frozen(image)
-    criterion = build_loss(cfg)
+    compare_training(fast, image, labels, features, options)
 
-    def step(known: bool) -> None:
-        outputs = fast(image, features if known else None)
-        criterion(outputs, labels, None)["loss"].backward()
 
-    compare("training step, cached features / whole network", lambda: step(True), lambda: step(False), options)
+def compare_training(
+    model: MaskSAM, image: torch.Tensor, labels: torch.Tensor, features: Features, options: argparse.Namespace
+) -> None:
+    """What makes a training step cheaper; patch (1, 1, D, H, W), labels (1, D, H, W)."""
+    criterion = build_loss(model.cfg)
+
+    def whole(known: Features | None = None) -> None:
+        criterion(model(image, known), labels, None)["loss"].backward()
+
+    def generator() -> None:
+        criterion.generator(model.own_masks(features, image), labels, None)["loss"].backward()
+
+    def half(most_keys: int = attention.PLAIN_KEYS) -> None:
+        known, attention.PLAIN_KEYS = attention.PLAIN_KEYS, most_keys
+        with torch.autocast("cpu", torch.bfloat16):
+            whole()
+        attention.PLAIN_KEYS = known
+
+    compare("training step, cached features / whole network", lambda: whole(features), whole, options)
+    compare("training step, cached features: generator / all", generator, lambda: whole(features), options)
+    compare("training step, bfloat16 / float32", half, whole, options)
+    compare("training step in bfloat16, attention plain / fused", half, lambda: half(0), options)
 
 
 def network(cfg: ModelConfig, kernel: str) -> MaskSAM:

@@ -34,6 +34,13 @@ def test_larger_slices_make_a_thinner_patch(median, patch, upsample):
     assert tokens <= PATCH_TOKENS or fitted.patch[0] == 4
 
 
+def test_queries_that_have_their_class_are_as_many_as_the_classes():
+    config = presets.get("core-mobile")
+    model = replace(config.model, loss=replace(config.model.loss, assignment="own"))
+    fitted = fit_config(replace(config, model=model), SimpleNamespace(plan=make_plan(), labels=BRIGHT)).model
+    assert fitted.source.queries == fitted.classes == 2
+
+
 def test_class_prompts_fit_too():
     config = presets.get("selfprompt-acdc")
     config = replace(

@@ -7,10 +7,11 @@ import socket
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from MaskSAMCore import train, zoo
-from MaskSAMCore.training import checkpoint
+from MaskSAMCore.training import checkpoint, loop
 from Testing.runs import arguments, assert_equal, final
 
 
@@ -28,13 +29,34 @@ def test_run_leaves_what_it_promises(straight_run):
     assert set(card.provenance["training_cases"]).isdisjoint(card.provenance["validation_cases"])
 
 
-def test_frozen_phase_leaves_the_encoder_alone_and_the_full_phase_trains_it(phantom_data, tmp_path):
-    settings = ("train.epochs=1",)
+@pytest.mark.parametrize("copies", [2, 0])
+def test_frozen_phase_leaves_the_encoder_alone_and_the_full_phase_trains_it(phantom_data, tmp_path, copies):
+    settings = ("train.epochs=1", f"train.frozen_copies={copies}")
     assert train.main(arguments(phantom_data, tmp_path / "run", settings=settings)) == 0
     first = final(tmp_path / "run")
     ups = [name for name in first if name.startswith("model.encoder.adapters") and name.endswith("up.weight")]
     assert ups and all(not first[name].any() for name in ups)
     assert any(first[name].any() for name in first if name.startswith("model.decoder.token_adapters"))
+
+
+def test_a_frozen_phase_without_cache_writes_none_and_takes_the_features_that_a_cache_would_hold(
+    phantom_data, tmp_path, monkeypatch
+):
+    seen = []
+    optimise = loop.Trainer.optimise
+
+    def watched(self, batches, **options):
+        batch = next(batches)
+        seen.append(None if batch.features is None else batch.features.embed.requires_grad)
+        if batch.features is not None:
+            assert torch.equal(batch.features.embed, self.model.encode_frozen(batch.image).embed)
+            assert not (tmp_path / "run" / "features").exists()
+        return optimise(self, iter([batch]), **options)
+
+    monkeypatch.setattr(loop.Trainer, "optimise", watched)
+    settings = ("train.epochs=2", "train.iterations=1", "train.frozen_copies=0", "train.validate_every=0")
+    assert train.main(arguments(phantom_data, tmp_path / "run", settings=settings)) == 0
+    assert seen == [False, None]
 
 
 def test_two_runs_are_equal(phantom_data, straight_run, tmp_path):
