@@ -67,7 +67,7 @@ class QueryGenerator(PromptSource):
     def __init__(self, cfg: ModelConfig, levels: tuple[Level, ...]) -> None:
         super().__init__(cfg, levels)
         self.cfg = cfg.source
-        self.owned = cfg.classes if cfg.owns_masks else 0
+        self.owned = cfg.classes if cfg.owns_masks else None
         self.mask_size = cfg.mask_size
         self.input_size = cfg.input_size
         queries, total = self.cfg.queries, sum(self.trunk.channels)
@@ -100,8 +100,8 @@ class QueryGenerator(PromptSource):
             )
 
     def logits(self, stages: list[Tensor]) -> tuple[Tensor, ...]:
-        """The masks (B, N, D, H, W), if it has a head for them."""
-        return () if self.mask_head is None else (self.mask_head(stages[-1]),)
+        """The masks (B, N, D, H, W), if it has a head for them; those of the classes, where each has its own."""
+        return () if self.mask_head is None else (self.mask_head(stages[-1])[:, : self.owned],)
 
     def forward(self, features: Features, stages: list[Tensor], labels: Tensor | None = None) -> Proposal:
         """Prompts of all queries in all slices; see `PromptSource`."""
@@ -111,8 +111,7 @@ class QueryGenerator(PromptSource):
         extents, empty = (None, None) if masks is None else mask_to_box(masks, grad=self.cfg.box_grad)
         fused = fuse_boxes(self.cfg.fusion, learned=learned, extents=extents, empty=empty)
         prompts = PromptBatch(boxes=self._floor(fused), masks=self._mask_prompt(masks), class_tokens=tokens)
-        owned = None if masks is None or not self.owned else (masks[:, : self.owned],)
-        return Proposal(prompts=prompts, masks=masks, boxes=learned, fused_boxes=fused, stages=owned)
+        return Proposal(prompts=prompts, masks=masks, boxes=learned, fused_boxes=fused)
 
     def _floor(self, boxes: Tensor | None) -> Tensor | None:
         if boxes is None or not self.cfg.floor_boxes:

@@ -155,9 +155,10 @@ class MaskSAM(Segmenter):
         image: Tensor,
         labels: Tensor | None = None,
     ) -> QueryOutputs:
+        if not self.decodes:
+            logits = generator.logits(stages)
+            return QueryOutputs(masks=logits[-1], cls=None, stages=logits)
         own = generator(features, stages, labels)
-        if own.stages is not None and not self.decodes:
-            return QueryOutputs(masks=own.stages[-1], cls=None, stages=own.stages)
         decoded = self.decode(features, self.tokenize(own.prompts, features.grid), chunk=self._chunk())
         masks = self._to_patch(decoded.mask[:, :, :, 0], image.shape[-2:])
         if self.blend is not None and own.masks is not None:

@@ -68,7 +68,10 @@ class PromptSource(nn.Module):
         return [] if self.trunk is None else self.trunk(features, image)
 
     def logits(self, stages: list[Tensor]) -> tuple[Tensor, ...]:
-        """What can be trained without the decoder: masks (B, Q or K, D, h_i, w_i) of every supervised stage, if any."""
+        """What can be trained without the decoder: masks (B, Q or K, D, h_i, w_i) of every supervised stage, if any.
+
+        A source that goes with `decoder.kind="none"` has the scores of the K classes here.
+        """
         return ()
 
     def forward(self, features: Features, stages: list[Tensor], labels: Tensor | None = None) -> Proposal:
