@@ -207,7 +207,6 @@ def slide_model(
     model: nn.Module,
     image: np.ndarray | Tensor,
     *,
-    patch: Shape | None = None,
     step: float = 0.5,
     mirror: MirrorRule | None = None,
     batch: int = 1,
@@ -218,7 +217,6 @@ def slide_model(
     Args:
         model: A `MaskSAM`, in evaluation mode.
         image: As `preprocess` gives it.
-        patch: (D, H, W) of a window; None for the patch that the model was built for.
         step, mirror, cancel: As for `slide`.
         batch: Windows of one forward pass.
     """
@@ -227,7 +225,7 @@ def slide_model(
     return slide(
         patch_network(model, device),
         np.ascontiguousarray(array, np.float32),
-        model.cfg.patch if patch is None else patch,  # type: ignore[arg-type, union-attr]
+        model.cfg.patch,  # type: ignore[union-attr]
         model.cfg.classes,  # type: ignore[union-attr]
         step=step,
         mirror=mirror,

@@ -13,7 +13,6 @@ from MaskSAMCore import __version__
 from MaskSAMCore.config import Config, Largest, to_dict
 from MaskSAMCore.data.dataset import PreparedDataset
 from MaskSAMCore.data.splits import Split
-from MaskSAMCore.training.fit import windows_of
 from MaskSAMCore.zoo import BaseRef, ModelCard
 
 
@@ -31,7 +30,7 @@ def model_card(
     largest: Largest,
 ) -> ModelCard:
     """The card of a model after `step` steps; `figures` are the run's own validation, `origin` what it started from."""
-    plan = to_dict(dataset.plan) | {"patch": list(windows_of(config))}
+    plan = to_dict(dataset.plan) | {"patch": list(config.model.patch)}
     provenance = {
         "dataset": dataset.name,
         "licence_of_data": dataset.licence,

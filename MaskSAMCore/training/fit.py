@@ -7,7 +7,6 @@ from typing import Literal
 
 from MaskSAMCore.config import TOKEN_STRIDE, Config
 from MaskSAMCore.data.dataset import PreparedDataset
-from MaskSAMCore.network.student import whole_size
 from MaskSAMCore.plan import fit_patch
 
 SMALL_PLANE, MEDIUM_PLANE = 128, 256
@@ -49,13 +48,3 @@ def fit_config(config: Config, dataset: PreparedDataset) -> Config:
             source=replace(model.source, queries=queries),
         )
     return replace(config, model=model)
-
-
-def windows_of(config: Config) -> tuple[int, int, int]:
-    """The (D, H, W) of the windows that a trained model segments a scan with.
-
-    A student pads its patches in training. With windows of the padded size it segments more of a scan at the same
-    cost, and a small scan at once.
-    """
-    patch = config.model.patch
-    return whole_size(patch) if config.model.backbone.arch == "swin_unetr" else patch

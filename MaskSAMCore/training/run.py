@@ -37,7 +37,7 @@ from MaskSAMCore.resample import pad_to
 from MaskSAMCore.training import features
 from MaskSAMCore.training.batches import Batch
 from MaskSAMCore.training.card import model_card, model_name, model_readme
-from MaskSAMCore.training.fit import fit_config, windows_of
+from MaskSAMCore.training.fit import fit_config
 from MaskSAMCore.training.log import MetricsLog
 from MaskSAMCore.training.loop import CHECKPOINTS, Hooks, Sources, Trainer, trained_tensors
 from MaskSAMCore.training.prompted import click_dice
@@ -346,7 +346,7 @@ class Run:
             # With prompts from the ground truth, the labels travel through the windows as one more channel.
             image = np.concatenate([image, np.asarray(label, np.float32)[None]])
             return self.predict(GivenLabels(model), image).argmax(0).cpu().numpy()
-        return self.predict(model, image, patch=windows_of(self.config)).argmax(0).cpu().numpy()
+        return self.predict(model, image).argmax(0).cpu().numpy()
 
     def _picture(self, case: str, image: np.ndarray, reference: np.ndarray, predicted: np.ndarray) -> None:
         if importlib.util.find_spec("matplotlib") is None:

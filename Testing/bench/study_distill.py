@@ -28,6 +28,8 @@ SHARED = Path(os.environ.get("MASKSAM_SHARED", REPO.parent / "shared"))
 DATA = SHARED / "data/hippocampus"
 TEACHER = "hippocampus-mr"
 SHUFFLE = 11
+ITERATIONS = 50
+"""Steps of an epoch; a training that was ended goes on behind its last one."""
 
 
 def main() -> None:
@@ -106,8 +108,8 @@ def train(run: Path, cache: Path, options: argparse.Namespace, seed: int, teache
     settings = [
         f"train.seed={seed}",
         f"train.seg_share={options.share}",
-        f"train.iterations={options.steps}",
-        "train.epochs=1",
+        f"train.iterations={ITERATIONS}",
+        f"train.epochs={-(-options.steps // ITERATIONS)}",
         "train.schedule=cosine",
         "train.warmup_steps=20",
         "train.lr=1e-3",
@@ -118,8 +120,9 @@ def train(run: Path, cache: Path, options: argparse.Namespace, seed: int, teache
     words = [str(cache), "-o", str(run), "--preset", options.preset, "--fold", "all", "--device", options.device]
     words += ["--mode", "distill", "--teacher", TEACHER] if teacher else ["--mode", "auto"]
     words += [word for setting in settings for word in ("--set", setting)]
-    if not (run / "model").is_dir():
-        command("train", *words)
+    if not (run / "done").is_file():
+        command("train", *words, *(["--resume"] if any((run / "checkpoints").glob("*.safetensors")) else []))
+        (run / "done").touch()
     return run / "model"
 
 
