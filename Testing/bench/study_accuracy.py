@@ -152,13 +152,15 @@ def head(options: argparse.Namespace) -> list[str]:
 def line(name: str, title: str, result: Path) -> str:
     """One row: means over the cases, then over the structures."""
     told = json.loads((result / "told.json").read_text(encoding="utf-8"))
+    labels = json.loads((result.parent / "cases/dataset.json").read_text(encoding="utf-8"))["labels"]
+    names = {str(number): structure for structure, number in labels.items()}
     dice: dict[str, list[float]] = defaultdict(list)
     hd95: dict[str, list[float]] = defaultdict(list)
     with (result / "dice.csv").open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             if row["case"] and row["label"]:
                 for found, column in ((dice, "dice"), (hd95, "hd95")):
-                    found[row["structure"]] += [float(row[column])] if row[column] else []
+                    found[names[row["label"]]] += [float(row[column])] if row[column] else []
     each = ", ".join(f"{structure} {statistics.fmean(values):.3f}" for structure, values in dice.items() if values)
     means = [statistics.fmean(statistics.fmean(v) for v in found.values() if v) for found in (dice, hd95)]
     cells = [name, title, each, f"{means[0]:.3f}", f"{means[1]:.1f}", f"{told['steps']:g}", f"{told['minutes']:.1f}"]
