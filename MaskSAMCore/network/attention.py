@@ -23,8 +23,8 @@ PLAIN_KEYS = 1024
 def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, scale: float | None = None) -> Tensor:
     """Attention of q (..., L, E) to k and v (..., S, E), by the fused kernel wherever that is the fast one.
 
-    On a CPU its backward pass takes five times as long in bfloat16 as that of plain products, so what is trained there
-    holds its matrix, as long as that is small.
+    On a CPU its backward pass takes several times as long in bfloat16 as that of plain products: what is trained there
+    holds its matrix, where that is small.
 
     Args:
         mask: Broadcast to (..., L, S); bool, who is seen, or a bias.

@@ -79,7 +79,7 @@ def _options() -> argparse.Namespace:
 
 def one(row: str, seed: int, options: argparse.Namespace, data: Path, cache: Path) -> dict[str, float]:
     """Dice of every structure after one run."""
-    folder = options.out / f"{row}-seed{seed}"
+    folder = options.out / f"{row}-{options.steps}steps-seed{seed}"
     table = folder / "dice.csv"
     if not table.is_file():
         own = f"train.epochs={-(-options.steps // ITERATIONS)}", f"train.seed={seed}"
@@ -101,7 +101,9 @@ def one(row: str, seed: int, options: argparse.Namespace, data: Path, cache: Pat
 def call(name: str, *words: str) -> None:
     """One of the project's commands."""
     command = [sys.executable, "-m", f"MaskSAMCore.{name}", *words]
-    subprocess.run(command, cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit("\n".join([" ".join(command), *done.stderr.splitlines()[-5:]]))
 
 
 def told(options: argparse.Namespace) -> list[str]:

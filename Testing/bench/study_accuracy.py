@@ -7,8 +7,8 @@ gets the raw cases of the fold's training part, and the minutes pay for its own 
 after the other on the whole machine. Ours is `python -m MaskSAMCore.teach`, which trains against the clock. nnU-Net
 is nnunetv2 from the package index with its own planner, trainer, augmentation and test-time mirroring; since it knows
 no clock, a few steps tell its pace, and its schedule gets the number of steps that fit. Both segment the fold's
-validation cases, which `python -m MaskSAMCore.evaluate` judges on the scans' own grids. What is there already is
-kept; OUT/table.md is the table.
+validation cases, which `python -m MaskSAMCore.evaluate` judges on the scans' own grids. What was made in the same
+minutes is kept; OUT/table.md is the table.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> None:
     os.environ.setdefault("MASKSAM_WEIGHTS", str(SHARED / "weights"))
     rows: list[str] = []
     for name in options.data:
-        folder = options.out.absolute() / name
+        folder = options.out.absolute() / f"{name}-{options.device}-{options.minutes:g}min-{options.configuration}"
         lay_out(SHARED / "data" / name, folder, SIDES.get(name, []))
         for title, made in (("MaskSAM", ours), ("nnU-Net", peer)):
             result = folder / made.__name__
@@ -102,9 +102,7 @@ def _link(target: Path, link: Path) -> None:
         link.symlink_to(target.resolve())
 
 
-def ours(
-    folder: Path, result: Path, options: argparse.Namespace, spacing: tuple[float, ...] | None
-) -> dict[str, float]:
+def ours(folder: Path, result: Path, options: argparse.Namespace, spacing: Spacing) -> dict[str, float]:
     """Learn and segment with MaskSAM."""
     words = ["--minutes", f"{options.minutes:g}", "--left-out", "0", "--overwrite", "--device", options.device]
     words += [] if spacing is None else ["--set", f"data.spacing={json.dumps(spacing)}"]
@@ -119,9 +117,7 @@ def ours(
     return {"minutes": minutes, "steps": card["provenance"]["steps"]}
 
 
-def peer(
-    folder: Path, result: Path, options: argparse.Namespace, spacing: tuple[float, ...] | None
-) -> dict[str, float]:
+def peer(folder: Path, result: Path, options: argparse.Namespace, spacing: Spacing) -> dict[str, float]:
     """The same with nnU-Net, which chooses its spacing itself."""
     words = [str(folder / "cases"), str(folder / "judged/images"), str(result), f"{options.minutes:g}"]
     subprocess.run([sys.executable, str(PEER), *words, options.configuration, options.device], check=True, cwd=REPO)
@@ -136,6 +132,7 @@ def core(name: str, *words: str) -> None:
 def head(options: argparse.Namespace) -> list[str]:
     """By what the table was made, and its first lines."""
     words = f"--data {' '.join(options.data)} --minutes {options.minutes:g} --device {options.device}"
+    words += f" --configuration {options.configuration}"
     machine = f"{os.cpu_count()} cores of {platform.processor() or platform.machine()}"
     columns = ["data", "model", "Dice of each structure", "mean Dice", "mean HD95 (mm)", "steps", "minutes"]
     return [

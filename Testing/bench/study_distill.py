@@ -55,7 +55,13 @@ def main() -> None:
         taught, judged = choose(options.cases, options.judged)
         cache = prepare(home / "cache", subset(home / "data", taught))
         runs = {
-            (kind, seed): train(home / f"{kind}-{seed}", cache, options, seed, kind == "teacher")
+            (kind, seed): train(
+                home / f"{kind}-{options.preset}-{options.share:g}-{options.steps}-{seed}",
+                cache,
+                options,
+                seed,
+                kind == "teacher",
+            )
             for seed in options.seeds
             for kind in ("alone", "teacher")
         }

@@ -337,3 +337,15 @@ def test_a_card_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
     (folder / "model.json").write_text(json.dumps(card))
     with pytest.raises(ModelError, match="contradicts itself"):
         zoo.load_card(folder)
+
+
+@pytest.mark.parametrize(("part", "kind"), [("source", "nobody"), ("enc_adapter", "magic")])
+def test_a_model_of_parts_that_this_version_does_not_know_is_refused_as_a_model(
+    tmp_path: Path, part: str, kind: str
+) -> None:
+    folder, _ = tiny_model(tmp_path)
+    card = json.loads((folder / "model.json").read_text())
+    card["config"]["model"][part]["kind"] = kind
+    (folder / "model.json").write_text(json.dumps(card))
+    with pytest.raises(ModelError, match=rf"(?s)does not fit this version.*{kind}.*written by MaskSAM"):
+        zoo.load_model(folder)
