@@ -333,6 +333,8 @@ class TrainConfig:
             `distill` trains a network without prompts on labels and on a teacher's answers (§11).
         seg_share: In `distill`, λ: the labels' share of the loss; the teacher has the rest.
         teacher: In `distill`, name and hash of the teacher; filled in by the command.
+        answers: In `distill`, when the teacher answers: `live` for every patch as the student sees it, `stored` once
+            for every case before the training, and augmentation moves its answers as it moves the labels.
         warmup_epochs: Of `schedule="exponential"`: lr·e^{10(e/w−1)} in epoch e of them (§14.2).
         final_ratio: Of `schedule="exponential"`: the last learning rate as a share of the first.
         auto_share: In `mixed`, the share of the steps that begins the run in automatic mode (§14.3).
@@ -351,6 +353,7 @@ class TrainConfig:
     auto_chance: float = 0.5
     seg_share: float = 0.5
     teacher: str = ""
+    answers: Literal["live", "stored"] = "live"
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: float = 1e-3
     momentum: float = 0.99

@@ -237,26 +237,36 @@ def _gamma(x: Tensor, exponent: float) -> Tensor:
     return (bent - bent.mean()) / deviation.clamp_min(1e-6) * x.std(correction=0) + x.mean()
 
 
+def draw_mirror(rule: MirrorRule, probability: float, rng: Generator) -> list[int]:
+    """Draw the axes along which one sample is mirrored, of those that `rule` allows; `probability` is each one's."""
+    return [axis for axis in rule.axes if _chance(rng, probability)]
+
+
 def flip(
-    image: Tensor, label: Tensor, valid: Tensor, rule: MirrorRule, probability: float, rng: Generator
+    image: Tensor, label: Tensor, valid: Tensor, rule: MirrorRule, axes: Sequence[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mirror one sample along the axes that `rule` allows; a left-right mirroring exchanges paired classes.
+    """Mirror one sample; a left-right mirroring exchanges paired classes.
 
     Args:
         image: (M, D, H, W).
         label: (D, H, W).
         valid: (D,).
         rule: From `plan.mirror_rule`.
-        probability: Per axis.
-        rng: Of this sample.
+        axes: From `draw_mirror`.
     """
-    axes = [axis for axis in rule.axes if _chance(rng, probability)]
     if not axes:
         return image, label, valid
     image, label = image.flip([a + 1 for a in axes]), label.flip(axes)
     if rule.left_right in axes and list(rule.swap) != sorted(rule.swap):
         label = torch.tensor(rule.swap, device=label.device)[label]
     return image, label, valid.flip(0) if 0 in axes else valid
+
+
+def flip_scores(scores: Tensor, rule: MirrorRule, axes: Sequence[int]) -> Tensor:
+    """The same of scores (K, D, H, W) of the classes."""
+    if not axes:
+        return scores
+    return scores.flip([a + 1 for a in axes])[list(rule.swap) if rule.left_right in axes else slice(None)]
 
 
 def augment(
@@ -288,7 +298,7 @@ def augment(
             rows = points[..., 0].mean(dim=(1, 2)).round().long().clamp_(0, size[0] - 1)
             good = good[rows]
         picture = intensity(picture, cfg, rng, in_plane=plan.anisotropic)
-        samples.append(flip(picture, classes, good, mirror, cfg.mirror, rng))
+        samples.append(flip(picture, classes, good, mirror, draw_mirror(mirror, cfg.mirror, rng)))
     images, labels, valids = zip(*samples, strict=True)
     return torch.stack(images), torch.stack(labels), torch.stack(valids)
 
@@ -309,7 +319,7 @@ def augment_case(
     size: Shape = tuple(label.shape)  # type: ignore[assignment]
     picture, classes, valid = extract(image, label, (0, 0, 0), size, draw_warp(cfg, plan, size, rng))
     picture = intensity(picture, cfg, rng, in_plane=plan.anisotropic)
-    picture, classes, _ = flip(picture, classes, valid, mirror, cfg.mirror, rng)
+    picture, classes, _ = flip(picture, classes, valid, mirror, draw_mirror(mirror, cfg.mirror, rng))
     return picture.contiguous().numpy(), classes.contiguous().numpy().astype(label.dtype)
 
 

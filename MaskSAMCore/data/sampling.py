@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from MaskSAMCore.config import AugmentConfig
-from MaskSAMCore.data.augment import draw_warp, extract, flip, generator, intensity
+from MaskSAMCore.data.augment import Warp, draw_mirror, draw_warp, extract, flip, flip_scores, generator, intensity
 from MaskSAMCore.data.dataset import PreparedDataset
 from MaskSAMCore.errors import DatasetError, InputError
 from MaskSAMCore.plan import MirrorRule, Shape
@@ -26,12 +26,14 @@ class Patches:
         label: (B, D, H, W) int64.
         valid: (B, D) bool; False for slices that only pad a short volume.
         cases: Id of every sample's case.
+        scores: (B, K, D, H, W) float32 of the classes, where the sampler was given any.
     """
 
     image: Tensor
     label: Tensor
     valid: Tensor
     cases: tuple[str, ...]
+    scores: Tensor | None = None
 
 
 @lru_cache(maxsize=8)
@@ -54,6 +56,7 @@ class PatchSampler:
         seed: Of everything that is drawn.
         augment: Augmentation, or None.
         mirror: From `plan.mirror_rule`; needed for `augment`.
+        scores: Gives the class scores (K, Z, Y, X) of a case; cut, warped and mirrored like its labels.
 
     Raises:
         InputError: There are no cases, or augmentation was asked for without its mirror rule.
@@ -70,6 +73,7 @@ class PatchSampler:
         seed: int = 0,
         augment: AugmentConfig | None = None,
         mirror: MirrorRule | None = None,
+        scores: Callable[[str], np.ndarray] | None = None,
     ) -> None:
         if not ids:
             raise InputError("there is no case to train on", where=dataset.folder)
@@ -77,6 +81,7 @@ class PatchSampler:
             raise InputError("augmentation needs to know which mirroring is allowed", where="PatchSampler")
         self.dataset, self.ids, self.patch, self.size = dataset, tuple(ids), patch, batch
         self.foreground, self.seed, self.augment, self.mirror = foreground, seed, augment, mirror
+        self.scores = scores
 
     def batch(self, step: int, *, rank: int = 0, world: int = 1) -> Patches:
         """The batch of micro-step `step` for process `rank` of `world`.
@@ -95,21 +100,29 @@ class PatchSampler:
                 problem = f"{type(error).__name__}: {error}"
                 raise DatasetError("a case cannot be used", where=case, problems=[problem]) from error
             cases.append(case)
-        images, labels, valids = zip(*samples, strict=True)
-        return Patches(torch.stack(images), torch.stack(labels), torch.stack(valids), tuple(cases))
+        images, labels, valids, scores = zip(*samples, strict=True)
+        given = None if self.scores is None else torch.stack(scores)
+        return Patches(torch.stack(images), torch.stack(labels), torch.stack(valids), tuple(cases), given)
 
-    def _sample(self, case: str, number: int, index: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _sample(self, case: str, number: int, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         ready = self.dataset.case(case)
         rng = np.random.default_rng([self.seed, 2, number])
         start = place_patch(ready.label.shape, self.patch, self._target(ready.points, index, rng), rng)
+
+        def cut_scores(warp: Warp | None = None) -> Tensor | None:
+            return self.scores and extract(self.scores(case), ready.label, start, self.patch, warp)[0]
+
         if self.augment is None or self.mirror is None:
-            return extract(ready.image, ready.label, start, self.patch)
+            return *extract(ready.image, ready.label, start, self.patch), cut_scores()
         drawn = generator(self.seed, 3, number)
         plan = self.dataset.plan
         warp = draw_warp(self.augment, plan, self.patch, drawn)
         image, label, valid = extract(ready.image, ready.label, start, self.patch, warp)
         image = intensity(image, self.augment, drawn, in_plane=plan.anisotropic)
-        return flip(image, label, valid, self.mirror, self.augment.mirror, drawn)
+        axes = draw_mirror(self.mirror, self.augment.mirror, drawn)
+        scores = cut_scores(warp)
+        scores = None if scores is None else flip_scores(scores, self.mirror, axes)
+        return *flip(image, label, valid, self.mirror, axes), scores
 
     def _target(self, points: np.ndarray, index: int, rng: np.random.Generator) -> np.ndarray | None:
         """A voxel that the patch must hold, or None."""

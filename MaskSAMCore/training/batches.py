@@ -21,12 +21,14 @@ class Batch:
         label: (B, D, H, W) int64 classes.
         valid: (B, D) bool; False for slices that only pad a short volume.
         features: The frozen encoder's features in the first phase, else None.
+        answers: (B, K, D, H, W) probabilities of a teacher that answered beforehand, else None.
     """
 
     image: Tensor
     label: Tensor
     valid: Tensor
     features: Features | None = None
+    answers: Tensor | None = None
 
     def to(self, target: device) -> Batch:
         """The batch on `target`; features become float32 there."""
@@ -34,7 +36,8 @@ class Batch:
         if features is not None:
             levels = tuple(level.to(target).float() for level in features.levels)
             features = Features(levels=levels, embed=features.embed.to(target).float())
-        return Batch(self.image.to(target), self.label.to(target), self.valid.to(target), features)
+        answers = None if self.answers is None else self.answers.to(target)
+        return Batch(self.image.to(target), self.label.to(target), self.valid.to(target), features, answers)
 
 
 def prefetch(batch: Callable[[int], Batch], steps: range, *, ahead: int = 3) -> Iterator[Batch]:

@@ -7,7 +7,6 @@ the heads from them needs no encoder pass.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from MaskSAMCore.network.masksam import MaskSAM
 from MaskSAMCore.network.types import Features
 from MaskSAMCore.resample import pad_to
 from MaskSAMCore.training.batches import Batch
+from MaskSAMCore.training.stored import folder_for
 from MaskSAMCore.windows import starts
 
 INDEX = "index.json"
@@ -147,12 +147,7 @@ def build_cache(
         progress: Told after every entry.
         check: Called before every entry; raises to cancel.
     """
-    stamp = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    stamp_file = folder / "key.txt"
-    if folder.exists() and (not stamp_file.exists() or stamp_file.read_text(encoding="utf-8") != stamp):
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    stamp_file.write_text(stamp, encoding="utf-8")
+    folder = folder_for(folder, key)
     todo = [(case, copy) for case in cases for copy in range(count)]
     for done, (case, copy) in enumerate(todo):
         if check is not None:

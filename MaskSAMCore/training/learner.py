@@ -60,13 +60,14 @@ class Task(nn.Module):
         features: Features | None,
         label: Tensor,
         valid: Tensor,
+        answers: Tensor | None,
         practice: Practice,
         user: tuple[int, ...],
     ) -> dict[str, Tensor]:
         """Loss and terms; tensors as of `Batch`.
 
         Args:
-            image, features, label, valid: The batch.
+            image, features, label, valid, answers: The batch.
             practice: What is trained.
             user: Seed of the simulated users.
 
@@ -82,7 +83,8 @@ class Task(nn.Module):
         if practice is Practice.DISTILLATION:
             if self.distillation is None or self.teacher is None:
                 raise ValueError("a student needs a teacher and class logits")
-            return self.distillation(self.model(image), label, valid, self.teacher(image, valid))
+            taught = self.teacher(image, valid) if answers is None else answers
+            return self.distillation(self.model(image), label, valid, taught)
         if isinstance(self.criterion, BinaryLoss):
             raise ValueError("given prompts have no generator")
         features = self.model.encode(image) if features is None else features
@@ -152,7 +154,7 @@ class Learner:
             synchronise = index + 1 == self.cfg.accumulate or self.world == 1
             with nullcontext() if synchronise else self.net.no_sync():  # type: ignore[operator]
                 with self.autocast():
-                    given = batch.image, batch.features, batch.label, batch.valid
+                    given = batch.image, batch.features, batch.label, batch.valid, batch.answers
                     losses = self.net(*given, practice, (*seed, index))
                 self.scaler.scale(losses["loss"] / self.cfg.accumulate).backward()
             # One transfer for all terms: each would wait for the GPU.

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,11 @@ from MaskSAMCore.training.fit import fit_config
 from MaskSAMCore.training.log import MetricsLog
 from MaskSAMCore.training.loop import CHECKPOINTS, Hooks, Sources, Trainer, trained_tensors
 from MaskSAMCore.training.prompted import click_dice
-from MaskSAMCore.training.teacher import Teacher, check_mode
+from MaskSAMCore.training.teacher import Teacher, check_mode, read_answers
 from MaskSAMCore.training.validate import GivenLabels, click_figures, dice_per_class, in_words
 
 Predict = Callable[..., Tensor]
-FEATURES, MODEL, CONFIG = "features", "model", "config.json"
+FEATURES, ANSWERS, MODEL, CONFIG = "features", "answers", "model", "config.json"
 OVERLAYS = 4
 
 
@@ -128,7 +129,8 @@ class Run:
             self.log.restore(until_step=trainer.step)
             trainer.run()
             if self.rank == 0:
-                shutil.rmtree(folder / FEATURES, ignore_errors=True)
+                for name in (FEATURES, ANSWERS):
+                    shutil.rmtree(folder / name, ignore_errors=True)
         return folder / MODEL
 
     def _check_folder(self) -> None:
@@ -201,6 +203,10 @@ class Run:
     def _trainer(self, device: torch.device) -> Trainer:
         config = self.config
         rule = mirror_rule(self.dataset.plan, self.dataset.labels, config.data)
+        answers = self.options.folder / ANSWERS
+        stored = self.teacher is not None and config.train.answers == "stored" and not self.options.dry_run
+        if stored:
+            self._store_answers(answers)
         sampler = PatchSampler(
             self.dataset,
             self.split.train,
@@ -210,11 +216,12 @@ class Run:
             seed=config.train.seed,
             augment=config.data.augment,
             mirror=rule,
+            scores=partial(read_answers, answers) if stored else None,
         )
 
         def full(step: int, rank: int) -> Batch:
             drawn = sampler.batch(step, rank=rank, world=self.world)
-            return Batch(drawn.image, drawn.label, drawn.valid)
+            return Batch(drawn.image, drawn.label, drawn.valid, answers=drawn.scores)
 
         model = self.model.to(device)
         frozen = None
@@ -241,6 +248,12 @@ class Run:
             rank=self.rank,
             world=self.world,
         )
+
+    def _store_answers(self, folder: Path) -> None:
+        if self.rank == 0 and self.teacher is not None:
+            cases = self.split.train
+            self.teacher.store(folder, self.dataset, cases, progress=self.progress, check=self.cancel.check)
+        self._wait()
 
     def _features(self, model: Segmenter, rule: MirrorRule) -> features.FrozenBatches:
         config, folder = self.config, self.options.folder / FEATURES

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +16,8 @@ from MaskSAMCore.data.dataset import PreparedDataset
 from MaskSAMCore.distillation import probabilities
 from MaskSAMCore.errors import InputError, ModelError
 from MaskSAMCore.plan import Plan
+from MaskSAMCore.progress import Progress
+from MaskSAMCore.training.stored import folder_for
 
 Slide = Callable[..., Tensor]
 """Network, patch (M, D, H, W), `step` and `batch` to scores (K, D, H, W), by windows of the network's own size."""
@@ -27,8 +31,8 @@ SPACING_TOLERANCE = 0.1
 class Teacher:
     """Probabilities of a trained model for the student's patches, augmented as the student sees them.
 
-    They are computed on the fly, without gradient. Patches of the teacher's own size go through its network as one
-    batch; others are covered by windows of that size, as a scan is.
+    They are computed without gradient, patch by patch or for whole cases beforehand. Patches of the teacher's own size
+    go through its network as one batch; others are covered by windows of that size, as a scan is.
 
     Args:
         model: Name or folder of the teacher.
@@ -111,6 +115,43 @@ class Teacher:
                     inside = slice(int(rows[0]), int(rows[-1]) + 1)
                     target[:, inside] = self.slide(self.network, patch[:, inside], step=STEP, batch=self.batch)
             return probabilities(scores)
+
+    def store(
+        self,
+        folder: Path,
+        dataset: PreparedDataset,
+        cases: Sequence[str],
+        *,
+        progress: Progress,
+        check: Callable[[], None],
+    ) -> None:
+        """Answer whole cases, those that were not answered yet, as scans are segmented.
+
+        Args:
+            folder: Where the answers are kept; those of another teacher, or about other voxels, are replaced.
+            dataset: Prepared.
+            cases: Their ids.
+            progress: Told after every case.
+            check: Called before every case; raises to cancel.
+        """
+        folder = folder_for(folder, {"teacher": self.title, "cases": dataset.hashes(cases)})
+        for done, case in enumerate(cases):
+            check()
+            target = folder / f"{case}.npy"
+            if not target.exists():
+                image = np.asarray(dataset.case(case).image, np.float32)
+                with torch.no_grad():
+                    found = probabilities(self.slide(self.network, image, batch=self.batch))
+                part = target.with_suffix(".part")
+                with part.open("wb") as file:
+                    np.save(file, found.half().cpu().numpy())
+                part.replace(target)
+            progress(done + 1, len(cases), "answers of the teacher")
+
+
+def read_answers(folder: Path, case: str) -> np.ndarray:
+    """What `Teacher.store` left about a case: probabilities (K, Z, Y, X) fp16, memory-mapped."""
+    return np.load(folder / f"{case}.npy", mmap_mode="r")
 
 
 def check_mode(config: Config, teacher: str | None) -> None:

@@ -1,9 +1,9 @@
 """What a teacher brings to a small student: real hippocampus cases, the same student with and without the teacher.
 
-    python Testing/bench/study_distill.py [--steps 200] [--cases 40] [--judged 20] [--seeds 0 1 2] [--device cuda]
+    python Testing/bench/study_distill.py [--steps 600] [--cases 40] [--judged 20] [--seeds 0 1 2] [--device cuda]
 
-The teacher is the bundled hippocampus-mr. The student is a SwinUNETR; both of its trainings have the same cases, steps,
-seeds, augmentation and patches, which are the teacher's, so that it answers each at once, and differ in the loss alone.
+The teacher is the bundled hippocampus-mr; it answers every case once, before the training. The student is a SwinUNETR;
+both of its trainings have the same cases, steps, seeds, augmentation and patches, and differ in the loss alone.
 Nobody of the judged cases was seen by teacher or student. Dice is of whole scans on their own grid, the mean of
 anterior and posterior, and its spread is the standard deviation over the seeds. Seconds per scan are those of a clock
 on the wall, on the CPU with --threads threads, model in memory.
@@ -28,6 +28,8 @@ SHARED = Path(os.environ.get("MASKSAM_SHARED", REPO.parent / "shared"))
 DATA = SHARED / "data/hippocampus"
 TEACHER = "hippocampus-mr"
 SHUFFLE = 11
+PATCH = [32, 56, 32]
+"""(D, H, W) of the student: nearly all of the smallest volume that a SwinUNETR takes; two or four make a scan."""
 ITERATIONS = 50
 """Steps of an epoch; a training that was ended goes on behind its last one."""
 
@@ -35,7 +37,7 @@ ITERATIONS = 50
 def main() -> None:
     """Train, judge, and print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=200, help="of each training (default: 200)")
+    parser.add_argument("--steps", type=int, default=600, help="of each training (default: 600)")
     parser.add_argument("--cases", type=int, default=40, help="to train on, all of them the teacher's (default: 40)")
     parser.add_argument("--judged", type=int, default=20, help="to judge by, none of them the teacher's (default: 20)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -96,13 +98,6 @@ def subset(folder: Path, cases: list[str]) -> Path:
     return folder
 
 
-def patch() -> list[int]:
-    """(D, H, W) that the teacher answers in one pass."""
-    from MaskSAMCore import zoo
-
-    return list(zoo.load_card(zoo.find_model(TEACHER)).config.model.patch)
-
-
 def prepare(folder: Path, data: Path) -> Path:
     """The cache that all trainings share."""
     command("prepare", str(data), "-o", str(folder), "--preset", "swin-tiny")
@@ -121,10 +116,13 @@ def train(run: Path, cache: Path, options: argparse.Namespace, seed: int, teache
         "train.lr=1e-3",
         "data.left_right=always",
         "data.fit_patch=false",
-        f"model.patch={json.dumps(patch())}",
+        f"model.patch={json.dumps(PATCH)}",
     ]
     words = [str(cache), "-o", str(run), "--preset", options.preset, "--fold", "all", "--device", options.device]
-    words += ["--mode", "distill", "--teacher", TEACHER] if teacher else ["--mode", "auto"]
+    if teacher:
+        words += ["--mode", "distill", "--teacher", TEACHER, "--set", "train.answers=stored"]
+    else:
+        words += ["--mode", "auto"]
     words += [word for setting in settings for word in ("--set", setting)]
     if not (run / "done").is_file():
         command("train", *words, *(["--resume"] if any((run / "checkpoints").glob("*.safetensors")) else []))

@@ -136,7 +136,7 @@ def test_flipping_moves_valid_slices_too() -> None:
     image, label = torch.arange(4.0).view(1, 4, 1, 1), torch.arange(4).view(4, 1, 1) % 3
     valid = torch.tensor([False, True, True, True])
     rule = replace(ALL, axes=(0,), left_right=-1)
-    picture, classes, good = flip(image, label, valid, rule, 1.0, generator(0))
+    picture, classes, good = flip(image, label, valid, rule, rule.axes)
     assert picture.flatten().tolist() == [3, 2, 1, 0] and classes.flatten().tolist() == [0, 2, 1, 0]
     assert good.tolist() == [True, True, True, False]
 

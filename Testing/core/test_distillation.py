@@ -26,11 +26,12 @@ from MaskSAMCore.network.build import build_model
 from MaskSAMCore.network.segmenter import DirectSegmenter
 from MaskSAMCore.network.student import SwinStudent, whole_size
 from MaskSAMCore.network.types import QueryOutputs
+from MaskSAMCore.training import teacher as teaching
 from MaskSAMCore.training.batches import Batch
 from MaskSAMCore.training.fit import fit_config
 from MaskSAMCore.training.learner import Learner
-from MaskSAMCore.training.loop import practice_at
-from MaskSAMCore.training.teacher import STEP, Teacher, check_mode
+from MaskSAMCore.training.loop import Trainer, practice_at
+from MaskSAMCore.training.teacher import STEP, Teacher, check_mode, read_answers
 from Testing.runs import assert_equal, final
 from Testing.toy_model import BRIGHT, make_card, make_plan, save_tiny
 
@@ -183,6 +184,44 @@ def test_other_patches_are_covered_by_windows_where_they_are_not_padding(folder)
     loss.backward()
 
 
+class TwoCases:
+    """What `Teacher.store` asks a prepared data set for."""
+
+    def __init__(self) -> None:
+        self.images = {name: np.random.default_rng(i).normal(size=(1, 6, 20, 16)) for i, name in enumerate("ab")}
+        self.asked: list[str] = []
+
+    def hashes(self, cases):
+        return {case: str(self.images[case].sum()) for case in cases}
+
+    def case(self, name):
+        self.asked.append(name)
+        return SimpleNamespace(image=self.images[name])
+
+
+def test_whole_cases_are_answered_once(folder, tmp_path):
+    teacher, dataset = Teacher(str(folder), CPU, slide_model), TwoCases()
+    told: list[tuple[int, int]] = []
+
+    def store() -> None:
+        told.clear()
+        tell = lambda done, total, text: told.append((done, total))  # noqa: E731
+        teacher.store(tmp_path / "answers", dataset, "ab", progress=tell, check=lambda: None)
+
+    store()
+    found = read_answers(tmp_path / "answers", "b")
+    with torch.no_grad():
+        expected = probabilities(slide_model(teacher.network, dataset.images["b"]))
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+    assert found.dtype == np.float16 and told == [(1, 2), (2, 2)] and dataset.asked == ["a", "b"]
+    (tmp_path / "answers/b.npy").unlink()
+    store()
+    assert dataset.asked == ["a", "b", "b"] and told == [(1, 2), (2, 2)]
+    dataset.images["a"] = dataset.images["a"] + 1
+    store()
+    assert dataset.asked == ["a", "b", "b", "a", "b"]
+
+
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
@@ -327,22 +366,42 @@ def test_the_student_refuses_clicks_and_has_nothing_to_encode(distilled, phantom
     assert Predictor.of(network, card).segment(volume).labels.array.shape == volume.grid.shape
 
 
-def test_a_distillation_resumes_to_the_same_student(distilled, phantom_data, straight_run, tmp_path, monkeypatch):
-    from MaskSAMCore.training.loop import Trainer
-
+def stop_after(patch: pytest.MonkeyPatch, step: int) -> None:
+    """Every training is cancelled after so many steps."""
     report = Trainer._report
 
     def stop(self, *args):
         report(self, *args)
-        if self.step == 1:
+        if self.step == step:
             self.hooks.cancel.cancel()
 
+    patch.setattr(Trainer, "_report", stop)
+
+
+def test_a_distillation_resumes_to_the_same_student(distilled, phantom_data, straight_run, tmp_path, monkeypatch):
     run, teacher = tmp_path / "run", straight_run / "model"
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_report", stop)
+        stop_after(patch, 1)
         assert train.main(words(phantom_data, run, teacher)) != 0
     assert train.main(words(phantom_data, run, teacher, "--resume")) == 0
     assert_equal(final(distilled), final(run))
+
+
+def test_stored_answers_teach_and_a_stopped_run_uses_those_it_has(phantom_data, straight_run, tmp_path, monkeypatch):
+    teacher, stored = straight_run / "model", ("train.answers=stored",)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    asked: list[int] = []
+    live = Teacher.__call__
+    monkeypatch.setattr(Teacher, "__call__", lambda *args: asked.append(1) or live(*args))
+    assert train.main(words(phantom_data, whole, teacher, settings=stored)) == 0
+    assert not asked and not (whole / "answers").exists()
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        assert train.main(words(phantom_data, stopped, teacher, settings=stored)) != 0
+    assert list((stopped / "answers").glob("*.npy"))
+    monkeypatch.setattr(teaching, "probabilities", None)  # what answers anew would need
+    assert train.main(words(phantom_data, stopped, teacher, "--resume", settings=stored)) == 0
+    assert_equal(final(whole), final(stopped))
 
 
 def test_another_teacher_or_share_does_not_resume(distilled, phantom_data, straight_run, tmp_path, capsys):

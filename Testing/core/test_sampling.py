@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -83,6 +85,22 @@ def test_a_short_case_is_padded_with_slices_that_do_not_count(cache) -> None:
     warped = sampler(cache, patch=(depth + 4, 16, 16), batch=1, augment=AugmentConfig(rotation=1, scaling=1))
     counts = [int(warped.batch(step).valid.sum()) for step in range(12)]
     assert all(0 < c <= depth + 4 for c in counts) and min(counts) < depth + 4
+
+
+def test_scores_are_cut_warped_and_mirrored_like_the_labels(cache) -> None:
+    def one_hot(case: str) -> np.ndarray:
+        return np.stack([np.asarray(cache.case(case).label) == k for k in range(3)]).astype(np.float16)
+
+    sides = replace(mirror_rule(cache.plan, cache.labels, DataConfig()), axes=(0, 1, 2), left_right=2, swap=(0, 2, 1))
+    strong = AugmentConfig(rotation=0.5, scaling=0.5, mirror=0.5)
+    assert sampler(cache).batch(0).scores is None
+    for settings in ({"augmented": False}, {"augment": strong, "mirror": sides}):
+        given = sampler(cache, **settings, scores=one_hot, foreground=1.0)
+        drawn = [given.batch(step) for step in range(8)]
+        assert all(torch.equal(b.scores.argmax(1), b.label) for b in drawn)
+        assert len(torch.cat([b.label.unique() for b in drawn]).unique()) == 3
+        assert drawn[0].scores.dtype == torch.float32
+        assert torch.equal(drawn[3].image, sampler(cache, **settings, foreground=1.0).batch(3).image)
 
 
 def test_patches_lie_inside_where_there_is_room() -> None:

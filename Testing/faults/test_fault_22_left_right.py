@@ -83,8 +83,8 @@ def test_a_mirrored_label_map_exchanges_the_pair() -> None:
     rule = mirror_rule(plan(), table(declared=True), DataConfig())
     label = torch.tensor([0, 1, 4, 5]).view(1, 1, 4)
     only = replace(rule, axes=(2,))
-    _, swapped, _ = flip(label[None].float(), label, torch.tensor([True]), only, 1.0, generator(0))
+    _, swapped, _ = flip(label[None].float(), label, torch.tensor([True]), only, only.axes)
     assert swapped.flatten().tolist() == [4, 5, 1, 0], "reversed, and right became left"
     depth = replace(rule, axes=(0, 1))
-    _, kept, _ = flip(label[None].float(), label, torch.tensor([True]), depth, 1.0, generator(0))
+    _, kept, _ = flip(label[None].float(), label, torch.tensor([True]), depth, depth.axes)
     assert torch.equal(kept, label), "mirroring along another axis exchanges nothing"
