@@ -62,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--fold", type=int, metavar="N", help="with --model: judge this fold's validation cases only")
     p.add_argument("--cases", nargs="+", metavar="CASE", help="with --model: judge these cases only")
     p.add_argument("--record", action="store_true", help="with --model: write the figures into the model's card")
+    p.add_argument("--worst", type=Path, metavar="FOLDER", help="with --model: pictures of the three worst cases")
     p.add_argument("--tta", action="store_true", help="with --model: average over mirrored copies")
     p.add_argument("--step", type=float, metavar="S", help=f"with --model: overlap of windows (default: {STEP})")
     p.add_argument("--interactive", action="store_true", help="with --model: simulate users who click and draw boxes")
@@ -84,6 +85,8 @@ def main(argv: list[str] | None = None) -> int:
         p.error("DATASET is needed with --model" if options.model else "PREDICTIONS and REFERENCES are needed")
     if not options.model and (options.fold is not None or options.cases or options.tta or options.record):
         p.error("--fold, --cases, --tta and --record need --model")
+    if options.worst is not None and (options.interactive or not options.model):
+        p.error("--worst needs --model, and does not go with --interactive")
     if options.interactive and not options.model:
         p.error("--interactive needs --model")
     if options.interactive and (options.tta or options.step is not None or options.tolerance is not None):
@@ -252,6 +255,7 @@ def _model_rows(options: argparse.Namespace, tolerance_mm: float) -> Iterator[Ro
     from MaskSAMCore.data.raw import read_case, read_dataset
     from MaskSAMCore.inference.predictor import Predictor
     from MaskSAMCore.progress import CancelToken, terminal_progress
+    from MaskSAMCore.worst import WorstCases
 
     dataset = read_dataset(options.folders[0])
     predictor = Predictor(options.model, device=options.device)
@@ -260,13 +264,21 @@ def _model_rows(options: argparse.Namespace, tolerance_mm: float) -> Iterator[Ro
     step = STEP if options.step is None else options.step
     print(f"Model:  {predictor.card.name}, {len(cases)} case(s) of {dataset.name}")
     print(f"Device: {device.describe(predictor.device)}", flush=True)
+    worst = WorstCases()
     with cancel_on_signals(CancelToken()) as cancel, terminal_progress() as progress:
         for number, case in enumerate(cases):
             progress(number, len(cases), "evaluating")
             volume, reference = read_case(dataset, case)
             result = predictor.segment(volume, tta=options.tta, step=step, cancel=cancel)
-            yield from compare(case.id, result.labels, reference, dataset.labels, tolerance_mm)
+            rows = list(compare(case.id, result.labels, reference, dataset.labels, tolerance_mm))
+            yield from rows
+            if options.worst is not None:
+                worst.add(case.id, [row.scores.dice for row in rows], volume, result.labels, reference)
         progress(len(cases), len(cases), "evaluating")
+    if options.worst is not None:
+        photographs = "rgb" in predictor.card.plan["normalisation"]
+        for name, dice, path in worst.draw(options.worst, dataset.labels, picture=photographs):
+            print(f"Worst:  {name}, mean Dice {dice:.3f}: {path}")
 
 
 def _check_labels(card: ModelCard, dataset: RawDataset) -> None:

@@ -38,6 +38,7 @@ def save_overlay(
     path: Path,
     *,
     picture: bool = False,
+    aspect: float = 1.0,
 ) -> None:
     """Reference (left) and prediction (right) in the slices that hold most of the structures.
 
@@ -45,6 +46,7 @@ def save_overlay(
         image: (D, H, W) intensities, any scale.
         reference, predicted: (D, H, W) classes.
         picture: Rows run down and columns to the right, as in a photograph; else to the anterior and to the right.
+        aspect: Height of a voxel over its width.
     """
     area = (reference > 0).sum((1, 2))
     used = np.flatnonzero(area) if area.any() else np.arange(len(area))
@@ -56,7 +58,7 @@ def save_overlay(
         for column, z in enumerate(slices):
             axis = axes[row][column]
             origin: Literal["upper", "lower"] = "upper" if picture else "lower"
-            axis.imshow(image[z], cmap="gray", vmin=low, vmax=max(high, low + 1e-6), origin=origin)
+            axis.imshow(image[z], cmap="gray", vmin=low, vmax=max(high, low + 1e-6), origin=origin, aspect=aspect)
             if not picture:
                 # The patient's right is on the viewer's left.
                 axis.invert_xaxis()

@@ -13,7 +13,7 @@ import pytest
 
 from MaskSAMCore import evaluate, zoo
 from MaskSAMCore.data.splits import folds
-from MaskSAMCore.io.images import write_labels, write_volume
+from MaskSAMCore.io.images import read_labels, write_labels, write_volume
 from MaskSAMCore.labels import PALETTE, Label, LabelTable
 from MaskSAMCore.volume import Grid, LabelMap
 from Testing.toy_model import Threshold, bright_scan, make_card
@@ -106,7 +106,17 @@ def test_folders_that_are_none_and_tables_that_exist(folders, tmp_path, capsys):
     assert run(*folders, "-o", tmp_path / "table.csv", "--overwrite") == 0
 
 
-@pytest.mark.parametrize("arguments", [["one"], ["a", "b", "c"], ["a", "b", "--fold", "0"], ["a", "b", "--model", "m"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["one"],
+        ["a", "b", "c"],
+        ["a", "b", "--fold", "0"],
+        ["a", "b", "--model", "m"],
+        ["a", "b", "--worst", "w"],
+        ["a", "--model", "m", "--interactive", "--worst", "w"],
+    ],
+)
 def test_wrong_options_end_with_2(arguments):
     with pytest.raises(SystemExit) as caught:
         evaluate.main(arguments)
@@ -158,6 +168,16 @@ def test_chosen_cases_and_mirroring(dataset, tmp_path):
     assert run("--model", "toy", dataset, "--cases", "case3", "case1", "--tta", "-o", tmp_path / "t.csv") == 0
     rows = list(csv.DictReader((tmp_path / "t.csv").open(encoding="utf-8")))
     assert [r["case"] for r in rows if r["label"] == "1"] == ["case1", "case3", "mean", "std"]
+
+
+def test_the_worst_cases_are_drawn(dataset, tmp_path, capsys):
+    case = dataset / "labelsTr/case4.nii.gz"
+    wrong = read_labels(case)
+    write_labels(LabelMap(array=np.roll(wrong.array, 6, axis=1), grid=wrong.grid), case, overwrite=True)
+    assert run("--model", "toy", dataset, "--worst", tmp_path / "worst") == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Worst:")]
+    assert len(lines) == 3 and "case4, mean Dice 0.000" in lines[0] and "mean Dice 1.000" in lines[1]
+    assert {p.name for p in (tmp_path / "worst").iterdir()} == {line.split()[-1].split("/")[-1] for line in lines}
 
 
 def test_explicit_splits_of_the_dataset_win(dataset, tmp_path):
