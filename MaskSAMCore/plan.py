@@ -120,7 +120,7 @@ class MirrorRule:
 
 
 def mirror_rule(plan: Plan, labels: LabelTable, data: DataConfig) -> MirrorRule:
-    """Mirroring that the data set and `data.left_right` allow, for augmentation and test-time mirroring.
+    """Mirroring that the data set, `data.left_right` and `data.mirroring` allow, in augmentation and in use.
 
     Raises:
         InputError: `always` was asked for, but labels are named after a side and their pairs are not declared.
@@ -135,7 +135,7 @@ def mirror_rule(plan: Plan, labels: LabelTable, data: DataConfig) -> MirrorRule:
             remedy="Declare left_right_pairs in dataset.json, or set data.left_right=declared.",
         )
     allowed = data.left_right == "always" or (data.left_right == "declared" and labels.mirrored)
-    axes = tuple(axis for axis in range(3) if allowed or axis != side)
+    axes = tuple(axis for axis in range(3) if (allowed if axis == side else data.mirroring == "all"))
     return MirrorRule(axes=axes, left_right=side if allowed else -1, swap=tuple(labels.mirror_classes()))
 
 

@@ -21,7 +21,7 @@ from MaskSAMCore.errors import ResourceError
 from MaskSAMCore.losses import build_loss
 from MaskSAMCore.network.masksam import MaskSAM
 from MaskSAMCore.network.types import Features
-from MaskSAMCore.plan import MirrorRule, mirror_rule
+from MaskSAMCore.plan import mirror_rule
 from MaskSAMCore.progress import CancelToken, Progress
 from MaskSAMCore.training.batches import Batch, prefetch
 from MaskSAMCore.training.learner import Learner, Practice
@@ -147,7 +147,7 @@ class Lesson:
             foreground=config.data.foreground,
             seed=config.train.seed,
             augment=config.data.augment,
-            mirror=sides_only(mirror_rule(dataset.plan, dataset.labels, config.data)),
+            mirror=mirror_rule(dataset.plan, dataset.labels, config.data),
         )
 
     @property
@@ -297,23 +297,17 @@ class Lesson:
 def for_lesson(config: Config) -> Config:
     """A fitted preset that learns from few steps: a query of its own for every class, and no more of them.
 
-    What is to be matched first, and a query that stands for nothing, cost steps and time.
+    What is to be matched first, and a query that stands for nothing, cost steps and time. Scans come in one
+    orientation, and a few hundred steps do not suffice to tell a front from a back that are exchanged in every other
+    patch; so left and right alone are.
     """
+    config = replace(config, data=replace(config.data, mirroring="sides"))
     model = config.model
     if model.source.kind != "query":
         return config
     source = replace(model.source, queries=model.classes)
     loss = replace(model.loss, assignment="own", generator=1.0 if source.mask else 0.0)
     return replace(config, model=replace(model, source=source, loss=loss))
-
-
-def sides_only(rule: MirrorRule) -> MirrorRule:
-    """Mirroring that exchanges left and right, where that is allowed, and no other.
-
-    Scans come in one orientation. A few hundred steps do not suffice to tell a front from a back that are exchanged in
-    every other patch.
-    """
-    return replace(rule, axes=tuple(axis for axis in rule.axes if axis == rule.left_right))
 
 
 def as_done(config: Config, steps: int) -> Config:

@@ -35,6 +35,9 @@ def test_the_axis_of_the_sides_is_left_alone(view: str, side: int) -> None:
     assert mirror_rule(plan(view), table(declared=True), DataConfig()).left_right == side
     never = mirror_rule(plan(view), table(declared=True), DataConfig(left_right="never"))
     assert side not in never.axes and never.left_right == -1
+    alone = mirror_rule(plan(view), table(declared=True), DataConfig(mirroring="sides"))
+    assert alone.axes == (side,) and alone.left_right == side
+    assert mirror_rule(plan(view), table(declared=False), DataConfig(mirroring="sides")).axes == ()
 
 
 def test_always_is_refused_where_labels_have_sides_without_pairs() -> None:
