@@ -135,10 +135,10 @@ def test_resume_with_other_options_is_refused(phantom_data, straight_run, capsys
 
 
 def test_training_from_a_cache_needs_no_readers(phantom_data, straight_run, tmp_path, repo):
-    """Training from the prepared cache imports neither SimpleITK nor pydicom nor MONAI."""
+    """Training from the prepared cache needs torch, numpy, scipy, timm, safetensors and segment-anything only."""
     code = (
         "import sys\n"
-        "for name in ('SimpleITK', 'pydicom', 'highdicom', 'monai'): sys.modules[name] = None\n"
+        "for name in ('SimpleITK', 'pydicom', 'highdicom', 'monai', 'einops', 'matplotlib'): sys.modules[name] = None\n"
         "from MaskSAMCore import train\n"
         "sys.exit(train.main(sys.argv[1:]))\n"
     )
