@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 from MaskSAMCore.errors import InputError
@@ -12,6 +13,11 @@ PALETTE = (
     (221, 130, 101), (144, 238, 144), (192, 104, 88), (220, 245, 20), (78, 63, 0),
     (255, 250, 220), (230, 220, 70), (200, 200, 235), (250, 250, 210), (244, 214, 49), (0, 151, 206),
 )  # fmt: skip
+
+APART = 75.0
+"""Distance of two colours, in steps of red, green and blue, from which on they are told apart over a grey scan."""
+
+Color = tuple[int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +43,7 @@ class Label:
 
     id: int
     name: str
-    color: tuple[int, int, int]
+    color: Color
     category: Code | None = None
     type: Code | None = None
     modifier: Code | None = None
@@ -107,3 +113,14 @@ class LabelTable:
         """Class order after a left-right flip: entry c is the class that c becomes (0 stays 0)."""
         index = {label.name: i for i, label in enumerate(self.labels, start=1)}
         return [0] + [index[label.mirror or label.name] for label in self.labels]
+
+
+def distinct(color: Color, others: Collection[Color]) -> Color:
+    """The colour, or that of the palette which is farthest from the others where one of them looks like it."""
+    if _nearest(color, others) >= APART:
+        return color
+    return max(PALETTE, key=lambda one: _nearest(one, others))
+
+
+def _nearest(color: Color, others: Collection[Color]) -> float:
+    return min((math.dist(color, other) for other in others), default=math.inf)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from MaskSAMCore.errors import InputError
-from MaskSAMCore.labels import Code, Label, LabelTable
+from MaskSAMCore.labels import Code, Label, LabelTable, distinct
 from MaskSAMCore.resources import resource
 
 CONTEXT = "Segmentation category and type - DICOM master list"
@@ -120,18 +120,22 @@ def describe(table: LabelTable, *, about: str = "") -> LabelTable:
     Names stay, but for those that mean something only within their data set: "anterior" of a data set
     about the hippocampus becomes "Anterior hippocampus".
 
+    The colours that go with the codes are nearly one within an organ, such as the chambers of the heart: where two would
+    look alike, the second gets another. Two sides of a pair may look alike.
+
     Args:
         table: Labels as a data set names them.
         about: Name of the data set.
     """
-    labels = []
+    labels: list[Label] = []
     for label in table.labels:
         term, name = lookup(label.name), label.name
         if term is None and about and (term := lookup(f"{about} {label.name}")) is not None:
             name = label.name if label.mirror else term.name
         if term is not None and label.type is None:
+            color = distinct(term.color, [other.color for other in labels if other.name != label.mirror])
             label = replace(
-                label, name=name, category=term.category, type=term.type, modifier=term.modifier, color=term.color
+                label, name=name, category=term.category, type=term.type, modifier=term.modifier, color=color
             )
         labels.append(label)
     return replace(table, labels=tuple(labels))

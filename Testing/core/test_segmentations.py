@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pydicom
 import pytest
@@ -119,6 +121,19 @@ def test_a_name_that_means_something_only_in_its_data_set_is_completed():
     front, other = describe(table, about="Hippocampus").labels
     assert front.name == "Anterior hippocampus" and front.type.value == "5366008"
     assert front.modifier.meaning == "Anterior" and other == table.labels[1]
+
+
+def test_structures_of_one_organ_are_told_apart_and_sides_may_look_alike():
+    def described(*names, pairs=()):
+        mirror = {**dict(pairs), **{right: left for left, right in pairs}}
+        labels = [Label(id=i, name=n, color=(0, 0, 0), mirror=mirror.get(n, "")) for i, n in enumerate(names, 1)]
+        return [label.color for label in describe(LabelTable(labels=tuple(labels))).labels]
+
+    heart = described("right ventricle", "myocardium", "left ventricle")
+    assert min(np.linalg.norm(np.subtract(a, b)) for a, b in itertools.combinations(heart, 2)) > 75
+    assert heart[0] == lookup("right ventricle").color
+    sides = described("left kidney", "right kidney", pairs=[("left kidney", "right kidney")])
+    assert sides[0] == sides[1] == lookup("left kidney").color
 
 
 def test_every_code_of_the_table_is_one_that_dicom_knows():
