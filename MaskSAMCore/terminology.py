@@ -120,8 +120,8 @@ def describe(table: LabelTable, *, about: str = "") -> LabelTable:
     Names stay, but for those that mean something only within their data set: "anterior" of a data set
     about the hippocampus becomes "Anterior hippocampus".
 
-    The colours that go with the codes are nearly one within an organ, such as the chambers of the heart: where two would
-    look alike, the second gets another. Two sides of a pair may look alike.
+    The colours that go with the codes are nearly one within an organ, such as the chambers of the heart: where two
+    would look alike, the second gets another. Two sides of a pair may look alike.
 
     Args:
         table: Labels as a data set names them.
