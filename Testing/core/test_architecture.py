@@ -21,7 +21,7 @@ ROOMS = {
     "device": "device",
     "zoo": "fetch bases modelfolder zoo",
     "audit": "audit cost",
-    "commands": "outputs segment prepare train evaluate interactive users models demo teach judge",
+    "commands": "outputs segment prepare train evaluate interactive users models demo teach judge worst",
 }
 FOLDERS = ("io", "network", "data", "inference", "training", "worker")
 
