@@ -110,7 +110,9 @@ class PatchSampler:
         start = place_patch(ready.label.shape, self.patch, self._target(ready.points, index, rng), rng)
 
         def cut_scores(warp: Warp | None = None) -> Tensor | None:
-            return self.scores and extract(self.scores(case), ready.label, start, self.patch, warp)[0]
+            if self.scores is None:
+                return None
+            return extract(self.scores(case), ready.label, start, self.patch, warp)[0]
 
         if self.augment is None or self.mirror is None:
             return *extract(ready.image, ready.label, start, self.patch), cut_scores()

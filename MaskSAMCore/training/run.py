@@ -203,10 +203,6 @@ class Run:
     def _trainer(self, device: torch.device) -> Trainer:
         config = self.config
         rule = mirror_rule(self.dataset.plan, self.dataset.labels, config.data)
-        answers = self.options.folder / ANSWERS
-        stored = self.teacher is not None and config.train.answers == "stored" and not self.options.dry_run
-        if stored:
-            self._store_answers(answers)
         sampler = PatchSampler(
             self.dataset,
             self.split.train,
@@ -216,7 +212,7 @@ class Run:
             seed=config.train.seed,
             augment=config.data.augment,
             mirror=rule,
-            scores=partial(read_answers, answers) if stored else None,
+            scores=self._stored_answers(),
         )
 
         def full(step: int, rank: int) -> Batch:
@@ -249,11 +245,18 @@ class Run:
             world=self.world,
         )
 
-    def _store_answers(self, folder: Path) -> None:
-        if self.rank == 0 and self.teacher is not None:
-            cases = self.split.train
+    def _stored_answers(self) -> Callable[[str], np.ndarray] | None:
+        """What the teacher said of a case, where it answers beforehand; in a dry run zeros of the same size."""
+        if self.teacher is None or self.config.train.answers == "live":
+            return None
+        if self.options.dry_run:
+            classes = self.config.model.classes
+            return lambda case: np.zeros((classes, *self.dataset.case(case).label.shape), np.float16)
+        folder, cases = self.options.folder / ANSWERS, self.split.train
+        if self.rank == 0:
             self.teacher.store(folder, self.dataset, cases, progress=self.progress, check=self.cancel.check)
         self._wait()
+        return partial(read_answers, folder)
 
     def _features(self, model: Segmenter, rule: MirrorRule) -> features.FrozenBatches:
         config, folder = self.config, self.options.folder / FEATURES

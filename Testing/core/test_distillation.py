@@ -419,6 +419,16 @@ def test_a_dry_run_of_a_distillation(phantom_data, straight_run, tmp_path, capsy
     assert "full phase" in capsys.readouterr().out and not (tmp_path / "run/model").exists()
 
 
+def test_a_dry_run_with_stored_answers_times_steps_without_the_teacher(
+    phantom_data, straight_run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(teaching, "probabilities", None)  # what an answer would need
+    settings = ("model.patch=[4,16,16]", "train.answers=stored")
+    run, teacher = tmp_path / "run", straight_run / "model"
+    assert train.main(words(phantom_data, run, teacher, "--dry-run", settings=settings)) == 0
+    assert not (run / "answers").exists()
+
+
 def test_a_teacher_with_prompts_from_the_ground_truth_cannot_teach(tmp_path):
     cfg = presets._ground_truth(presets._tiny)().config.model
     cfg = replace(cfg, classes=2, decoder=replace(cfg.decoder, fine_masks=False))

@@ -17,12 +17,15 @@ RED = LabelTable(labels=(Label(id=7, name="spot", color=(255, 0, 0)),))
 
 
 def case(place: slice, *, flip: bool = False) -> tuple[Volume, LabelMap, LabelMap]:
-    """A scan of thin slices along the last axis, its prediction and its reference; `flip` stores columns reversed."""
-    affine = np.diag([-4.0 if flip else 4.0, 1.0, 1.0, 1.0])
+    """A scan of thick slices along the last axis, its prediction and its reference; `flip` stores the rows reversed."""
+    affine = np.diag([4.0, 1.0, 1.0, 1.0])
     mask = np.zeros((60, 50, 3), np.uint8)
     mask[place, place] = 7
-    grid = Grid(shape=mask.shape, affine=affine)
     image = np.random.default_rng(0).normal(size=mask.shape).astype(np.float32)
+    if flip:
+        affine[1, 1], affine[1, 3] = -1.0, 49.0
+        mask, image = mask[:, ::-1].copy(), image[:, ::-1].copy()
+    grid = Grid(shape=mask.shape, affine=affine)
     return Volume(array=image, grid=grid), LabelMap(array=mask, grid=grid), LabelMap(array=mask, grid=grid)
 
 
@@ -40,6 +43,15 @@ def test_equal_scores_are_no_trouble_and_nothing_found_shows_all(tmp_path: Path)
     for name in "ab":
         worst.add(name, [0.0], *case(slice(0, 0)))
     assert [name for name, _, _ in worst.draw(tmp_path, RED)] == ["a"]
+
+
+def test_a_scan_is_shown_alike_however_it_is_stored(tmp_path: Path) -> None:
+    pictures = []
+    for flip in (False, True):
+        worst = WorstCases()
+        worst.add(f"{flip}", [0.5], *case(slice(2, 6), flip=flip))
+        pictures.append(worst.draw(tmp_path, RED)[0][2].read_bytes())
+    assert pictures[0] == pictures[1]
 
 
 def test_pictures_are_cropped_to_the_structures(tmp_path: Path) -> None:
