@@ -70,11 +70,11 @@ class WorstCases:
                 arrays = [turn.apply(array) for array in arrays]
             spacing = grid.spacing[::-1]
             across = int(np.argmax(spacing))
-            near = _around(arrays[1] + arrays[2] > 0, spacing)
-            image, right, found = (np.moveaxis(array[near], across, 0) for array in arrays)
-            height, width = (size for axis, size in enumerate(spacing) if axis != across)
+            plane = height, width = [size for axis, size in enumerate(spacing) if axis != across]
+            image, right, found = (np.moveaxis(array, across, 0) for array in arrays)
+            near = slice(None), *_around((right + found > 0).any(axis=0), plane)
             path = folder / f"{case}.png"
-            save_overlay(image, right, found, table, path, picture=picture, aspect=height / width)
+            save_overlay(image[near], right[near], found[near], table, path, picture=picture, aspect=height / width)
             drawn.append((case, -badness, path))
         return drawn
 
@@ -88,7 +88,7 @@ def _classes(ids: np.ndarray, table: LabelTable) -> np.ndarray:
 
 
 def _around(mask: np.ndarray, spacing: Sequence[float]) -> tuple[slice, ...]:
-    """The part of a scan that holds a mask, with `MARGIN_MM` around it; all of the scan for an empty one."""
+    """The part of a plane that holds a mask, with `MARGIN_MM` around it; all of it for an empty one."""
     if not mask.any():
         return (slice(None),) * mask.ndim
     near = []

@@ -60,3 +60,15 @@ def test_pictures_are_cropped_to_the_structures(tmp_path: Path) -> None:
     far.add("far", [0.5], *case(slice(2, 6)))
     (centre, _), (edge, _) = (red_at(each.draw(tmp_path, RED)[0][2]) for each in (near, far))
     assert abs(centre - edge) > 20, "beside the border of the scan there is less to show"
+
+
+def test_slices_keep_their_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = Grid(shape=(12, 8, 8), affine=np.diag([1.0, 1.0, 8.0, 1.0]))
+    mask = np.zeros(deep.shape, np.uint8)
+    mask[7, 3:5, 3:5] = 7
+    labels, shown = LabelMap(array=mask, grid=deep), []
+    monkeypatch.setattr("MaskSAMCore.training.report.save_overlay", lambda *arrays, **_: shown.append(arrays[1]))
+    worst = WorstCases()
+    worst.add("a", [0.5], Volume(array=mask.astype(np.float32), grid=deep), labels, labels)
+    worst.draw(tmp_path, RED)
+    assert np.flatnonzero(shown[0].any(axis=(1, 2))).tolist() == [7]
