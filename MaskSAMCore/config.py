@@ -136,8 +136,11 @@ class SourceConfig:
     `kind="query"` is the MaskSAM generator, `"class"` Self-Prompt-SAM's, `"gt"` takes the prompts from the ground
     truth, `"user"` is Med-SA's: no generator, all prompts are clicks and boxes; `"unet3d"` is AutoSAM Adapter's prompt
     U-Net on the encoder level `apg_level`; `"none"` belongs to students.
-    `image_skip` gives the trunk the scan itself at its finest stage; not in the paper: a frozen
-    encoder's finest level has been seen to blur borders one voxel wide.
+
+    Two more are not in the papers. `image_widths` gives the trunk the scan itself, through convolutions of those widths
+    at its finest, second finest, ... size: a frozen encoder's finest level has been seen to blur borders one voxel wide.
+    `in_plane` is the number of the trunk's finest sizes whose convolutions stay within the slices (1x3x3), as nnU-Net
+    plans them where slices are much thicker than pixels.
 
     Of the class generator only: `points` prompts with the innermost pixel of every class (its Euclidean distance
     transform), and `deep_supervision` gives every stage of the trunk logits of its own.
@@ -154,7 +157,8 @@ class SourceConfig:
     mask_prompt: Literal["logits", "binary", "none"] = "logits"
     floor_boxes: bool = False
     class_tokens: bool = True
-    image_skip: bool = False
+    image_widths: tuple[int, ...] = ()
+    in_plane: int = 0
     points: Literal["none", "edt"] = "none"
     deep_supervision: bool = False
     apg_level: Literal["last", "first", "none"] = "last"
@@ -346,6 +350,8 @@ class TrainConfig:
         frozen_copies: Fixed augmented copies of every case in the cache of those features; 1 is the case itself; 0:
             no cache, every patch is augmented and encoded anew, which costs the encoder's forward pass.
         generator_epochs: Epochs that train the generator alone, whose masks have classes, before the decoder (§9.4).
+        keep_generator: Steps with prompts leave encoder and generator as they are. Where automatic mode ends with the
+            generator (`decoder.kind="none"`), clicks are thus learned without changing what it finds.
         ema: Decay of the averaged weights that are validated and released; 0 turns it off.
         validate_every: Epochs between two validations.
         validate_cases: Most cases of a validation during training; 0 takes all.
@@ -376,6 +382,7 @@ class TrainConfig:
     frozen_epochs: int = 0
     frozen_copies: int = 1
     generator_epochs: int = 0
+    keep_generator: bool = False
     ema: float = 0.0
     validate_every: int = 10
     validate_cases: int = 0

@@ -34,6 +34,13 @@ def check_config(config: Config) -> None:
             why=f"found {train.mode}, with model.source.kind={kind}",
             remedy="Set train.mode=prompt (--mode prompt).",
         )
+    if train.keep_generator and train.mode not in ("prompt", "mixed"):
+        raise InputError(
+            "nothing would be trained that keeps the generator",
+            where="train.keep_generator",
+            why=f"train.mode={train.mode}",
+            remedy="Set train.mode=prompt or mixed, or train.keep_generator=false.",
+        )
     _check_student_training(config)
 
 

@@ -221,17 +221,21 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Segmen
 def load_trained(model: Segmenter, folder: Path) -> ModelCard:
     """Fill a network's trained tensors from another model, to train on from there.
 
-    What serves a user's prompts alone starts anew where the other model has none.
+    What serves a user's prompts alone, and the encoder's adapters, start anew where the other model has none.
 
     Raises:
         ModelError: The model is missing or damaged, or its tensors are not those of this network.
     """
-    from MaskSAMCore.network.build import is_for_prompts, is_frozen
+    from MaskSAMCore.network.build import adapts_encoder, is_for_prompts, is_frozen
 
     card = load_card(folder)
     tensors = {key: tensor for key, tensor in _read_tensors(folder / WEIGHTS, card).items() if not is_frozen(key)}
     own = model.state_dict()
-    needed = {key for key in own if not is_frozen(key) and (key in tensors or not is_for_prompts(key))}
+    needed = {
+        key
+        for key in own
+        if not is_frozen(key) and (key in tensors or not (is_for_prompts(key) or adapts_encoder(key)))
+    }
     problems = compare_states(tensors, own, needed)
     if problems:
         raise ModelError(

@@ -11,6 +11,7 @@ from MaskSAMCore.commandline import add_device_option, cancel_on_signals, comman
 EPILOG = """examples:
   python -m MaskSAMCore.train DATASET -o RUN                     product preset, fold 0
   python -m MaskSAMCore.train DATASET -o RUN --resume            go on after an interruption
+  python -m MaskSAMCore.train DATASET -o RUN --recipe hippocampus-mr   as that model was trained
   python -m MaskSAMCore.train DATASET -o RUN --mode distill --teacher MODEL    a small student of a trained model
   python -m MaskSAMCore.train DATASET -o RUN --set train.epochs=20 --set train.batch=2
   torchrun --nproc-per-node 2 -m MaskSAMCore.train DATASET -o RUN
@@ -25,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("dataset", type=Path, metavar="DATASET|CACHE")
     p.add_argument("-o", "--output", type=Path, required=True, metavar="RUN", help="folder of the run")
     p.add_argument("--preset", help="configuration to start from (default: core-mobile; with --mode distill swin-tiny)")
+    p.add_argument("--recipe", metavar="NAME", help="all stages of a released model's training, or of a recipe's file")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one value of the preset")
     p.add_argument("--base", type=Path, metavar="FILE", help="base SAM weights (default: the one in the cache)")
     p.add_argument("--init", metavar="MODEL", help="start from this trained model's weights")
@@ -35,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
         "from --teacher (default: the preset's)",
     )
     p.add_argument("--teacher", metavar="MODEL", help="with --mode distill: the trained model to learn from")
-    p.add_argument("--fold", default="0", metavar="N", help="validation fold, or 'all' to train on every case")
+    p.add_argument("--fold", metavar="N", help="validation fold (default: 0), or 'all' to train on every case")
     p.add_argument("--name", help="name of the model (default: the data set's)")
     p.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of RUN")
     p.add_argument("--dry-run", action="store_true", help="do a few steps, print time and memory, save nothing")
@@ -46,14 +48,19 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    options = parser().parse_args(argv)
+    p = parser()
+    options = p.parse_args(argv)
+    if options.recipe and (options.preset or options.mode or options.fold or options.teacher):
+        p.error("--recipe says which preset, mode and fold; change single values with --set")
     return run(lambda: _train(options))
 
 
 def _train(options: argparse.Namespace) -> int:
     from MaskSAMCore.inference.sliding_window import slide_model
     from MaskSAMCore.progress import CancelToken, terminal_progress
+    from MaskSAMCore.recipe import read_recipe
     from MaskSAMCore.training.run import Run, RunOptions
+    from MaskSAMCore.training.stages import run_recipe
 
     with terminal_progress() as progress, cancel_on_signals(CancelToken()) as cancel:
         run_options = RunOptions(
@@ -64,15 +71,21 @@ def _train(options: argparse.Namespace) -> int:
             base=options.base,
             init=options.init,
             teacher=options.teacher,
-            fold=options.fold,
+            fold=options.fold or "0",
             name=options.name,
             resume=options.resume,
             dry_run=options.dry_run,
             cache=options.cache,
             device=options.device,
         )
-        training = Run(run_options, predict=slide_model, note=print, progress=progress, cancel=cancel)
-        folder = training.start()
+
+        def start(stage: RunOptions) -> Path:
+            return Run(stage, predict=slide_model, note=print, progress=progress, cancel=cancel).start()
+
+        if options.recipe:
+            folder = run_recipe(read_recipe(options.recipe), run_options, start, print)
+        else:
+            folder = start(run_options)
     print(f"done: {folder}")
     return 0
 

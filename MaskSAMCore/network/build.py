@@ -49,6 +49,11 @@ def is_for_prompts(name: str) -> bool:
     return name.startswith("fine.") or name == "prompts.offsets" or ".condition." in name
 
 
+def adapts_encoder(name: str) -> bool:
+    """Whether a parameter changes the frozen encoder; untrained ones do not, so a model without them still fits."""
+    return name.startswith(("encoder.adapters.", "encoder.depth_branches.", "encoder.depth_pe"))
+
+
 def freeze(model: nn.Module) -> None:
     """Train exactly what does not belong to the pretrained SAM (MODEL.md §3)."""
     for name, parameter in model.named_parameters():

@@ -63,7 +63,7 @@ class PromptSource(nn.Module):
 
         Args:
             features: Of the encoder.
-            image: (B, M, D, H, W), the scan; read with `image_skip` only.
+            image: (B, M, D, H, W), the scan; read with `image_widths` only.
         """
         return [] if self.trunk is None else self.trunk(features, image)
 

@@ -1,13 +1,15 @@
 """The generator's trunk: from the encoder's features to maps at the patch's resolution (MODEL.md §6.1).
 
-Three of them: the paper's pyramid over levels that all have stride 16 (ViT), the same idea over
+Three bodies: the paper's pyramid over levels that all have stride 16 (ViT), the same idea over
 levels at their true strides (TinyViT), and the plain stack of Self-Prompt-SAM's first ablation row.
-Each returns its stages' outputs, the last at the patch's in-plane size.
+Each goes from the tokens' grid to the patch's in-plane size by doublings; the scan itself, through a
+small encoder of its own, may join after each of them.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
@@ -17,16 +19,28 @@ from MaskSAMCore.errors import ModelError
 from MaskSAMCore.network.types import Features, Level
 
 EMBED = 256
-IMAGE_WIDTH = 16
+
+Kernel = tuple[int, int, int]
+WHOLE: Kernel = (3, 3, 3)
+IN_PLANE: Kernel = (1, 3, 3)
 
 
 class ConvBlock(nn.Sequential):
-    """Convolution (3x3x3 unless said), instance norm, leaky ReLU: the CB of MODEL.md §6.1."""
+    """Convolution, instance norm, leaky ReLU: the CB of MODEL.md §6.1.
 
-    def __init__(self, channels: int, width: int, *, kernel: int = 3) -> None:
+    The instance norm is written as a group norm with one group per channel: the same numbers in less time on a CPU.
+
+    Args:
+        channels, width: Before and after.
+        kernel: (D, H, W), odd.
+        stride: In-plane.
+    """
+
+    def __init__(self, channels: int, width: int, *, kernel: Kernel = WHOLE, stride: int = 1) -> None:
+        padding = tuple(k // 2 for k in kernel)
         super().__init__(
-            nn.Conv3d(channels, width, kernel, padding=kernel // 2),
-            nn.InstanceNorm3d(width, affine=True),
+            nn.Conv3d(channels, width, kernel, stride=(1, stride, stride), padding=padding),
+            nn.GroupNorm(width, width),
             nn.LeakyReLU(0.01, inplace=True),
         )
 
@@ -52,105 +66,159 @@ class Up(nn.ConvTranspose3d):
 class Fuse(nn.Module):
     """CB over the trunk's map and a skip, side by side."""
 
-    def __init__(self, width: int, skip: int) -> None:
+    def __init__(self, width: int, skip: int, *, kernel: Kernel = WHOLE) -> None:
         super().__init__()
-        self.block = ConvBlock(width + skip, width)
+        self.block = ConvBlock(width + skip, width, kernel=kernel)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         return self.block(torch.cat([x, skip.to(x.dtype)], dim=1))
 
 
-class Pyramid(nn.Module):
+class Body(nn.Module):
+    """What all trunks are: `grow` is called with 0, 1, ... doublings, each time with the map before.
+
+    Attributes:
+        channels: Per doubling, the channels of the stages that it adds.
+    """
+
+    channels: tuple[tuple[int, ...], ...]
+
+    def grow(self, doublings: int, x: Tensor | None, features: Features) -> list[Tensor]:
+        """The stages that lie 2^doublings times as fine as the tokens; the last of them goes on.
+
+        Args:
+            doublings: 0 for the stages at the tokens' grid.
+            x: (B, C, D, h, w), what went on from the doubling before; None for 0.
+            features: Of the encoder.
+        """
+        raise NotImplementedError
+
+
+class Pyramid(Body):
     """The paper's trunk, over levels of stride 16 (MODEL.md §6.1).
 
     The deeper a level, the earlier it joins. Where the levels outnumber the doublings, the rest join
     at the last stage through the same skip module, as in the release (§18.2 row 6).
     """
 
-    def __init__(self, levels: tuple[Level, ...], widths: tuple[int, ...], ups: int) -> None:
+    def __init__(self, levels: tuple[Level, ...], widths: tuple[int, ...], kernels: tuple[Kernel, ...]) -> None:
         super().__init__()
+        ups, count = len(widths) - 1, len(levels)
         self.start = nn.Sequential(ConvBlock(EMBED, widths[0]), ConvBlock(widths[0], widths[0]))
         self.ups = nn.ModuleList(Up(widths[i - 1], widths[i]) for i in range(1, ups + 1))
         deepest_first = levels[::-1]
-        joins = range(1, min(ups, len(levels)) + 1)
+        joins = range(1, min(ups, count) + 1)
         self.skips = nn.ModuleList(_ladder(deepest_first[i - 1].channels, widths[i], i) for i in joins)
-        self.fuse = nn.ModuleList(Fuse(widths[min(i, ups)], widths[min(i, ups)]) for i in range(1, len(levels) + 1))
-        self.bare = nn.ModuleList(ConvBlock(widths[i], widths[i]) for i in range(len(levels) + 1, ups + 1))
-        self.channels = tuple(widths[min(i, ups)] for i in range(max(len(levels), ups) + 1))
+        at = [min(i, ups) for i in range(1, count + 1)]
+        self.fuse = nn.ModuleList(Fuse(widths[i], widths[i], kernel=kernels[i]) for i in at)
+        bare = range(count + 1, ups + 1)
+        self.bare = nn.ModuleDict({str(i): ConvBlock(widths[i], widths[i], kernel=kernels[i]) for i in bare})
+        self.channels = tuple((width,) * max(1, at.count(i)) for i, width in enumerate(widths))
 
-    def forward(self, features: Features) -> list[Tensor]:
+    def grow(self, doublings: int, x: Tensor | None, features: Features) -> list[Tensor]:
+        if x is None:
+            return [self.start(features.embed)]
+        x = self.ups[doublings - 1](x)
+        if str(doublings) in self.bare:
+            return [self.bare[str(doublings)](x)]
         deepest_first = features.levels[::-1]
-        stages = [self.start(features.embed)]
-        for i in range(max(len(self.fuse), len(self.ups))):
-            x = self.ups[i](stages[-1]) if i < len(self.ups) else stages[-1]
-            if i < len(self.fuse):
-                skip = self.skips[min(i, len(self.skips) - 1)](deepest_first[i])
-                stages.append(self.fuse[i](x, skip))
-            else:
-                stages.append(self.bare[i - len(self.fuse)](x))
+        last = len(self.fuse) if doublings == len(self.ups) else doublings
+        stages = []
+        for n in range(doublings - 1, last):
+            x = self.fuse[n](x, self.skips[min(n, len(self.skips) - 1)](deepest_first[n]))
+            stages.append(x)
         return stages
 
 
-class ScaledPyramid(nn.Module):
+class ScaledPyramid(Body):
     """The trunk over levels at their true strides (TinyViT; MODEL.md §3).
 
     Every stage halves the stride and takes the levels that have it, deepest first. Skips are
     1x1x1 convolutions with norm, which bring a frozen level to the trunk's width and scale. Stages
-    finer than the finest level go on without a skip. `widths[i]` belongs to stride 16 / 2^i.
+    finer than the finest level go on without a skip, or are left to the scan. `widths[i]` belongs to
+    stride 16 / 2^i.
+
+    Args:
+        levels: What the encoder's features are.
+        widths, kernels: Per stage.
+        joined: Stages that the scan joins.
     """
 
-    def __init__(self, levels: tuple[Level, ...], widths: tuple[int, ...], ups: int) -> None:
+    def __init__(
+        self, levels: tuple[Level, ...], widths: tuple[int, ...], kernels: tuple[Kernel, ...], joined: Collection[int]
+    ) -> None:
         super().__init__()
+        ups = len(widths) - 1
         self.start = ConvBlock(EMBED, widths[0])
         self.ups = nn.ModuleList(Up(widths[i - 1], widths[i]) for i in range(1, ups + 1))
         self.order = [
             [n for n in reversed(range(len(levels))) if levels[n].stride == TOKEN_STRIDE >> i] for i in range(ups + 1)
         ]
         used = [(i, n) for i, found in enumerate(self.order) for n in found]
-        self.skips = nn.ModuleDict({str(n): ConvBlock(levels[n].channels, widths[i], kernel=1) for i, n in used})
-        self.fuse = nn.ModuleDict({str(n): Fuse(widths[i], widths[i]) for i, n in used})
-        empty = [i for i, found in enumerate(self.order) if not found and i]
-        self.bare = nn.ModuleDict({str(i): ConvBlock(widths[i], widths[i]) for i in empty})
-        outputs = [[widths[i]] * max(1, len(found)) for i, found in enumerate(self.order)]
-        first = [widths[0]] if self.order[0] else []
-        self.channels = tuple(first + [width for stage in outputs for width in stage])
+        self.skips = nn.ModuleDict({str(n): ConvBlock(levels[n].channels, widths[i], kernel=(1, 1, 1)) for i, n in used})
+        self.fuse = nn.ModuleDict({str(n): Fuse(widths[i], widths[i], kernel=kernels[i]) for i, n in used})
+        empty = [i for i, found in enumerate(self.order) if not found and i and i not in joined]
+        self.bare = nn.ModuleDict({str(i): ConvBlock(widths[i], widths[i], kernel=kernels[i]) for i in empty})
+        outputs = [(widths[i],) * max(1, len(found)) for i, found in enumerate(self.order)]
+        first = (widths[0],) if self.order[0] else ()
+        self.channels = (first + outputs[0], *outputs[1:])
 
-    def forward(self, features: Features) -> list[Tensor]:
-        x = self.start(features.embed)
-        stages = [x]
-        for i, found in enumerate(self.order):
-            if i:
-                x = self.ups[i - 1](x)
-            for n in found:
-                key = str(n)
-                x = self.fuse[key](x, self.skips[key](features.levels[n]))
-                stages.append(x)
-            if i and not found:
-                x = self.bare[str(i)](x)
-                stages.append(x)
+    def grow(self, doublings: int, x: Tensor | None, features: Features) -> list[Tensor]:
+        x = self.start(features.embed) if x is None else self.ups[doublings - 1](x)
+        stages = [] if doublings else [x]
+        for n in self.order[doublings]:
+            x = self.fuse[str(n)](x, self.skips[str(n)](features.levels[n]))
+            stages.append(x)
+        if not stages:
+            stages.append(self.bare[str(doublings)](x) if str(doublings) in self.bare else x)
         return stages
 
 
-class Stack(nn.Module):
+class Stack(Body):
     """The neck's output alone, doubled in size again and again (Self-Prompt-SAM's row S1)."""
 
-    def __init__(self, widths: tuple[int, ...], ups: int) -> None:
+    def __init__(self, widths: tuple[int, ...], kernels: tuple[Kernel, ...]) -> None:
         super().__init__()
         self.start = nn.Sequential(ConvBlock(EMBED, widths[0]), ConvBlock(widths[0], widths[0]))
         self.steps = nn.ModuleList(
-            nn.Sequential(Up(widths[i - 1], widths[i]), ConvBlock(widths[i], widths[i])) for i in range(1, ups + 1)
+            nn.Sequential(Up(widths[i - 1], widths[i]), ConvBlock(widths[i], widths[i], kernel=kernels[i]))
+            for i in range(1, len(widths))
         )
-        self.channels = tuple(widths[: ups + 1])
+        self.channels = tuple((width,) for width in widths)
 
-    def forward(self, features: Features) -> list[Tensor]:
-        stages = [self.start(features.embed)]
-        for step in self.steps:
-            stages.append(step(stages[-1]))
-        return stages
+    def grow(self, doublings: int, x: Tensor | None, features: Features) -> list[Tensor]:
+        return [self.start(features.embed) if x is None else self.steps[doublings - 1](x)]
+
+
+class ImageEncoder(nn.Module):
+    """The scan at several sizes, by convolutions of its own: stage j has stride 2^j in the slices.
+
+    Args:
+        channels: M of the scan.
+        widths: Per stage.
+        kernels: Per stage.
+    """
+
+    def __init__(self, channels: int, widths: tuple[int, ...], kernels: tuple[Kernel, ...]) -> None:
+        super().__init__()
+        stages = []
+        for j, width in enumerate(widths):
+            before = widths[j - 1] if j else channels
+            first = ConvBlock(before, width, kernel=kernels[j], stride=2 if j else 1)
+            stages.append(nn.Sequential(first, ConvBlock(width, width, kernel=kernels[j])))
+        self.stages = nn.ModuleList(stages)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """image (B, M, D, H, W) to (B, widths[j], D, H / 2^j, W / 2^j), finest first."""
+        maps = []
+        for stage in self.stages:
+            image = stage(image)
+            maps.append(image)
+        return maps
 
 
 class Trunk(nn.Module):
-    """The configured trunk; with `image_skip`, the scan itself joins its last stage.
+    """The configured trunk; with `image_widths`, the scan itself joins it.
 
     Args:
         cfg: Of the whole model. `source.widths` shorter than the stages repeats its last value.
@@ -160,40 +228,49 @@ class Trunk(nn.Module):
         channels: Channels of every stage's output.
 
     Raises:
-        ModelError: A level's stride fits no stage of the trunk.
+        ModelError: A level's stride fits no stage of the trunk, or the scan has more sizes than the trunk.
     """
 
     def __init__(self, cfg: ModelConfig, levels: tuple[Level, ...]) -> None:
         super().__init__()
-        ups = int(math.log2(TOKEN_STRIDE // cfg.stem.upsample))
-        given = cfg.source.widths
-        widths = given[: ups + 1] + given[-1:] * (ups + 1 - len(given))
+        self.doublings = int(math.log2(TOKEN_STRIDE // cfg.stem.upsample))
+        source, given = cfg.source, cfg.source.widths
+        widths = given[: self.doublings + 1] + given[-1:] * (self.doublings + 1 - len(given))
+        finest_first = tuple(IN_PLANE if j < source.in_plane else WHOLE for j in range(self.doublings + 1))
+        kernels = finest_first[::-1]
         strides = {level.stride for level in levels}
-        self.body: Pyramid | ScaledPyramid | Stack
-        if cfg.source.trunk == "stacked":
-            self.body = Stack(widths, ups)
+        self.body: Body
+        if source.trunk == "stacked":
+            self.body = Stack(widths, kernels)
         elif strides == {TOKEN_STRIDE}:
-            self.body = Pyramid(levels, widths, ups)
+            self.body = Pyramid(levels, widths, kernels)
         else:
-            _check_strides(strides, ups)
-            self.body = ScaledPyramid(levels, widths, ups)
-        self.channels = self.body.channels
-        self.image: ConvBlock | None = None
-        self.join: Fuse | None = None
-        if cfg.source.image_skip:
-            self.image = ConvBlock(cfg.channels, IMAGE_WIDTH)
-            self.join = Fuse(self.channels[-1], IMAGE_WIDTH)
+            _check_strides(strides, self.doublings)
+            joined = [self.doublings - j for j in range(len(source.image_widths))]
+            self.body = ScaledPyramid(levels, widths, kernels, joined)
+        self.channels = tuple(width for stages in self.body.channels for width in stages)
+        self.image: ImageEncoder | None = None
+        self.join = nn.ModuleDict()
+        if source.image_widths:
+            _check_sizes(source.image_widths, self.doublings)
+            self.image = ImageEncoder(cfg.channels, source.image_widths, finest_first)
+            for j, width in enumerate(source.image_widths):
+                i = self.doublings - j
+                self.join[str(i)] = Fuse(widths[i], width, kernel=kernels[i])
 
     def forward(self, features: Features, image: Tensor) -> list[Tensor]:
         """Maps of every stage, the last (B, C, D, H, W).
 
         Args:
             features: Of the encoder.
-            image: (B, M, D, H, W), the scan; read with `image_skip` only.
+            image: (B, M, D, H, W), the scan; read with `image_widths` only.
         """
-        stages = self.body(features)
-        if self.image is not None and self.join is not None:
-            stages[-1] = self.join(stages[-1], self.image(image))
+        scan = [] if self.image is None else self.image(image)
+        stages: list[Tensor] = []
+        for i in range(self.doublings + 1):
+            stages += self.body.grow(i, stages[-1] if stages else None, features)
+            if str(i) in self.join:
+                stages[-1] = self.join[str(i)](stages[-1], scan[self.doublings - i])
         return stages
 
 
@@ -212,4 +289,14 @@ def _check_strides(strides: set[int], ups: int) -> None:
             where="model.stem.upsample",
             why=f"strides {sorted(strides - fitting)} are finer than the patch",
             remedy="Choose a smaller stem.upsample, or source.trunk=stacked.",
+        )
+
+
+def _check_sizes(widths: tuple[int, ...], doublings: int) -> None:
+    if len(widths) > doublings + 1:
+        raise ModelError(
+            "the scan has more sizes than the generator",
+            where="model.source.image_widths",
+            why=f"{len(widths)} of them, and {doublings + 1} with model.stem.upsample",
+            remedy="Give fewer widths, or choose a smaller stem.upsample.",
         )

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Literal
 
 from MaskSAMCore.config import TOKEN_STRIDE, Config
 from MaskSAMCore.data.dataset import PreparedDataset
-from MaskSAMCore.plan import fit_patch
+from MaskSAMCore.plan import Triple, fit_patch
 
 SMALL_PLANE, MEDIUM_PLANE = 128, 256
 THINNEST = 4
+THICK = 2.0
+"""As in nnU-Net's planner: beyond it a convolution across the slices joins what does not belong together."""
 STUDENT_LARGEST, STUDENT_MULTIPLE = 128, 8
 """Voxels along an axis of a student's patch, the most as in AutoSAM Adapter."""
 PATCH_TOKENS = 64 * 64
@@ -45,6 +48,12 @@ def fit_config(config: Config, dataset: PreparedDataset) -> Config:
             model,
             patch=patch,
             stem=replace(model.stem, kind=kind, upsample=upsample),
-            source=replace(model.source, queries=queries),
+            source=replace(model.source, queries=queries, in_plane=_thick(dataset.plan.spacing)),
         )
     return replace(config, model=model)
+
+
+def _thick(spacing: Triple) -> int:
+    """How many of the sizes 1, 1/2, 1/4, ... have slices more than `THICK` times as far apart as their pixels."""
+    ratio = spacing[0] / min(spacing[1:])
+    return 0 if ratio <= THICK else math.ceil(math.log2(ratio / THICK))

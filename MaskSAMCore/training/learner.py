@@ -44,13 +44,21 @@ class Task(nn.Module):
         criterion: Of the automatic mode.
         teacher: Of a student.
         share: λ of a student's loss.
+        keep_generator: Prompts train nothing that comes before them.
     """
 
     def __init__(
-        self, model: Segmenter, criterion: Criterion, *, teacher: Answers | None = None, share: float = 1.0
+        self,
+        model: Segmenter,
+        criterion: Criterion,
+        *,
+        teacher: Answers | None = None,
+        share: float = 1.0,
+        keep_generator: bool = False,
     ) -> None:
         super().__init__()
         self.model, self.criterion, self.teacher = model, criterion, teacher
+        self.keep_generator = keep_generator
         distils = teacher is not None and isinstance(criterion, SegmentationLoss)
         self.distillation = DistillationLoss(criterion, share) if distils else None  # type: ignore[arg-type]
 
@@ -76,7 +84,8 @@ class Task(nn.Module):
                 without a teacher.
         """
         if practice is Practice.PROMPTS:
-            slab = self.model.slab(image, features)
+            with torch.no_grad() if self.keep_generator else nullcontext():
+                slab = self.model.slab(image, features)
             return train_prompted(self.model, slab, label, valid, np.random.default_rng(user))
         if practice is Practice.AUTOMATIC:
             return self.criterion(self.model(image, features, label), label, valid)
@@ -126,7 +135,13 @@ class Learner:
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)  # type: ignore[attr-defined]
         self.ema = {n: p.detach().clone() for n, p in self.trainable.items()} if self.cfg.ema else {}
         self.step = 0
-        self.net: nn.Module = Task(self.model, criterion, teacher=teacher, share=self.cfg.seg_share)
+        self.net: nn.Module = Task(
+            self.model,
+            criterion,
+            teacher=teacher,
+            share=self.cfg.seg_share,
+            keep_generator=self.cfg.keep_generator,
+        )
         if world > 1:
             ids = [device] if device.type == "cuda" else None
             # The frozen phase leaves the encoder's adapters out, prompts from the ground truth the class head.

@@ -8,21 +8,24 @@ Weights are MobileSAM's where they are on this computer, else random: the times 
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
+from torch import nn
 
 from MaskSAMCore import presets
 from MaskSAMCore.config import ModelConfig
 from MaskSAMCore.errors import ModelError
-from MaskSAMCore.losses import build_loss
+from MaskSAMCore.losses import SetLoss, build_loss
 from MaskSAMCore.network import attention
 from MaskSAMCore.network.build import build_model
 from MaskSAMCore.network.masksam import MaskSAM
@@ -74,19 +77,40 @@ def compare_training(
     def whole(known: Features | None = None) -> None:
         criterion(model(image, known), labels, None)["loss"].backward()
 
-    def generator() -> None:
-        criterion.generator(model.own_masks(features, image), labels, None)["loss"].backward()
-
     def half(most_keys: int = attention.PLAIN_KEYS) -> None:
         known, attention.PLAIN_KEYS = attention.PLAIN_KEYS, most_keys
         with torch.autocast("cpu", torch.bfloat16):
             whole()
         attention.PLAIN_KEYS = known
 
+    alone = partial(generator_step, criterion, features, image, labels)
     compare("training step, cached features / whole network", lambda: whole(features), whole, options)
-    compare("training step, cached features: generator / all", generator, lambda: whole(features), options)
+    compare("training step, cached features: generator / all", lambda: alone(model), lambda: whole(features), options)
+    other = with_instance_norms(model)
+    compare("generator step, group norm / instance norm", lambda: alone(model), lambda: alone(other), options)
+    thick = network(replace(model.cfg, source=replace(model.cfg.source, in_plane=2)), "fast")
+    compare("generator step, two sizes in plane / none", lambda: alone(thick), lambda: alone(model), options)
     compare("training step, bfloat16 / float32", half, whole, options)
     compare("training step in bfloat16, attention plain / fused", half, lambda: half(0), options)
+
+
+def generator_step(
+    criterion: SetLoss, features: Features, image: torch.Tensor, labels: torch.Tensor, model: MaskSAM
+) -> None:
+    """Forward and backward pass of the generator alone."""
+    criterion.generator(model.own_masks(features, image), labels, None)["loss"].backward()
+
+
+def with_instance_norms(model: MaskSAM) -> MaskSAM:
+    """A copy whose trunk has the paper's modules for its norms; the numbers are the same."""
+    other = copy.deepcopy(model)
+    for parent in list(other.generator.modules()):
+        for name, norm in parent.named_children():
+            if isinstance(norm, nn.GroupNorm):
+                new = nn.InstanceNorm3d(norm.num_channels, affine=True)
+                new.load_state_dict(norm.state_dict())
+                setattr(parent, name, new)
+    return other
 
 
 def network(cfg: ModelConfig, kernel: str) -> MaskSAM:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from MaskSAMCore import presets
 from MaskSAMCore.config import BackboneConfig, ModelConfig, SourceConfig, StemConfig
 from MaskSAMCore.errors import ModelError
 from MaskSAMCore.network.generator import QueryGenerator, pool_stages, resize
-from MaskSAMCore.network.trunk import Up
+from MaskSAMCore.network.trunk import ConvBlock, Up
 from MaskSAMCore.network.types import Features, Level, PromptBatch
 
 VIT_B = (Level(channels=768, stride=16),) * 4
@@ -87,11 +88,19 @@ def test_parameters_are_the_published_ones(
 @pytest.mark.parametrize("trunk", ["pyramid", "stacked"])
 @pytest.mark.parametrize("levels", [SMALL, MOBILE], ids=["vit", "mobile"])
 @pytest.mark.parametrize("upsample, patch", [(4, (3, 16, 24)), (2, (3, 32, 48)), (1, (3, 48, 32))])
-@pytest.mark.parametrize("image_skip", [False, True])
+@pytest.mark.parametrize("image_widths", [(), (3,), (3, 5)])
+@pytest.mark.parametrize("in_plane", [0, 1])
 def test_outputs_have_the_size_of_the_patch(
-    trunk: str, levels: tuple[Level, ...], upsample: int, patch: tuple[int, int, int], image_skip: bool
+    trunk: str,
+    levels: tuple[Level, ...],
+    upsample: int,
+    patch: tuple[int, int, int],
+    image_widths: tuple[int, ...],
+    in_plane: int,
 ) -> None:
-    cfg = model(trunk=trunk, upsample=upsample, patch=patch, image_skip=image_skip, channels=2)
+    cfg = model(
+        trunk=trunk, upsample=upsample, patch=patch, image_widths=image_widths, in_plane=in_plane, channels=2
+    )
     prompts, aux = propose(build(cfg, levels), *features(cfg, levels, batch=2))
     assert aux["masks"] is not None and aux["masks"].shape == (2, 5, *patch)
     assert aux["boxes"] is not None and aux["boxes"].shape == (2, 5, 3, 4)
@@ -108,6 +117,31 @@ def test_true_strides_join_without_detours() -> None:
     assert finer.trunk.channels == (8, 8, 8, 6, 4, 4, 4)
 
 
+def test_thick_slices_are_not_mixed_at_the_finest_sizes() -> None:
+    """Of an impulse in one slice, the image's own path shows nothing in the next one; deeper, it does."""
+    cfg = model(upsample=2, patch=(3, 32, 32), widths=(8, 6, 4, 4), image_widths=(3, 5, 6), in_plane=2)
+    trunk = build(cfg, MOBILE).trunk
+    assert {tuple(m.kernel_size) for m in trunk.image.stages[:2].modules() if isinstance(m, nn.Conv3d)} == {(1, 3, 3)}
+    assert {tuple(m.kernel_size) for m in trunk.image.stages[2].modules() if isinstance(m, nn.Conv3d)} == {(3, 3, 3)}
+    blocks = {i: trunk.join[i].block[0].kernel_size for i in ("3", "2", "1")}
+    assert blocks == {"3": (1, 3, 3), "2": (1, 3, 3), "1": (3, 3, 3)}
+    assert trunk.body.fuse["0"].block[0].kernel_size == (1, 3, 3) and not trunk.body.bare
+    alone = build(replace(cfg, source=replace(cfg.source, image_widths=())), MOBILE).trunk
+    assert alone.body.bare["3"][0].kernel_size == (1, 3, 3)
+
+
+def test_more_sizes_of_the_scan_than_of_the_trunk_are_refused() -> None:
+    with pytest.raises(ModelError, match="image_widths"):
+        build(model(image_widths=(3, 4, 5, 6)))
+
+
+def test_the_norm_is_the_instance_norm_of_the_paper() -> None:
+    block, x = ConvBlock(3, 5), torch.randn(2, 3, 4, 6, 8)
+    nn.init.normal_(block[1].weight)
+    norm = F.instance_norm(block[0](x), weight=block[1].weight, bias=block[1].bias)
+    torch.testing.assert_close(block(x), F.leaky_relu(norm, 0.01), atol=1e-5, rtol=1e-4)
+
+
 def test_levels_finer_than_the_patch_are_refused() -> None:
     levels = (Level(channels=8, stride=2), *MOBILE)
     with pytest.raises(ModelError, match="upsample"):
@@ -116,7 +150,7 @@ def test_levels_finer_than_the_patch_are_refused() -> None:
 
 @pytest.mark.parametrize("levels", [SMALL, MOBILE], ids=["vit", "mobile"])
 def test_every_level_and_every_parameter_takes_part(levels: tuple[Level, ...]) -> None:
-    cfg = model(image_skip=True)
+    cfg = model(image_widths=(3, 5))
     generator = build(cfg, levels)
     inputs, image = features(cfg, levels)
     leaves = [*inputs.levels, inputs.embed, image]
@@ -130,15 +164,15 @@ def test_every_level_and_every_parameter_takes_part(levels: tuple[Level, ...]) -
     assert [n for n, p in generator.named_parameters() if p.grad is None] == []
 
 
-def test_without_image_skip_the_scan_is_not_read() -> None:
-    for skip in (False, True):
-        cfg = model(image_skip=skip)
+def test_without_image_widths_the_scan_is_not_read() -> None:
+    for widths in ((), (3,)):
+        cfg = model(image_widths=widths)
         generator = build(cfg)
         inputs, image = features(cfg, SMALL)
         with torch.no_grad():
             one, two = propose(generator, inputs, image)[1]["masks"], propose(generator, inputs, -image)[1]["masks"]
         assert one is not None and two is not None
-        assert torch.equal(one, two) is not skip
+        assert torch.equal(one, two) is not bool(widths)
 
 
 VARIANTS = {
@@ -253,7 +287,7 @@ def test_doubling_is_the_transposed_convolution() -> None:
 
 
 def test_the_same_seed_gives_the_same_network_and_gradient() -> None:
-    cfg = model(image_skip=True)
+    cfg = model(image_widths=(3, 5))
     gradients = []
     for _ in range(2):
         generator = build(cfg, MOBILE)

@@ -232,6 +232,33 @@ def test_queries_that_have_their_class_are_trained_in_two_stages_too(phantom_dat
     assert any(not torch.equal(tensor, first[name]) for name, tensor in last.items())
 
 
+def test_clicks_are_learned_without_changing_what_automatic_mode_finds(phantom_data: Path, tmp_path: Path) -> None:
+    """The automatic model had no adapters in its encoder; they start anew, and are not needed for clicks."""
+    own = ("model.loss.assignment=own", "model.decoder.kind=none", "train.epochs=1", "train.ema=0")
+    bare = (*own, "model.enc_adapter.kind=none", "model.depth.pe_encoder=false")
+    automatic, run = tmp_path / "automatic", tmp_path / "run"
+    assert train.main(arguments(phantom_data, automatic, settings=bare)) == 0
+    assert not [name for name in zoo.load_model(automatic / "model")[0].state_dict() if "encoder.adapters" in name]
+    words = ("--mode", "prompt", "--init", str(automatic / "model"))
+    before = zoo.load_model(automatic / "model")[0].state_dict()
+    for keep in ("true", "false"):
+        settings = (*own, f"train.keep_generator={keep}", "train.frozen_epochs=0", "train.lr=0.01")
+        assert train.main(arguments(phantom_data, run / keep, *words, settings=settings)) == 0
+        after = zoo.load_model(run / keep / "model")[0].state_dict()
+        changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+        assert {"decoder", "fine"} <= changed
+        assert ("generator" in changed) is (keep == "false")
+        trained = [name for name in after if "encoder.adapters" in name and name.endswith("up.weight")]
+        assert trained and any(after[name].any() for name in trained) is (keep == "false")
+
+
+def test_keeping_the_generator_needs_prompts(
+    phantom_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main(arguments(phantom_data, tmp_path / "run", settings=("train.keep_generator=true",))) == 2
+    assert "train.keep_generator" in capsys.readouterr().err
+
+
 def test_other_models_have_no_first_stage(
     phantom_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -250,7 +277,7 @@ def test_a_released_configuration_tells_whether_there_is_a_decoder() -> None:
 
 def test_it_learns_segments_and_takes_prompts(phantom_data: Path, tmp_path: Path) -> None:
     """From the phantoms to a model folder that finds their structures, proposes prompts and answers them."""
-    settings = ("train.iterations=30", "train.lr=0.01", "train.weight_decay=0.01", "model.source.image_skip=true")
+    settings = ("train.iterations=30", "train.lr=0.01", "train.weight_decay=0.01", "model.source.image_widths=[16]")
     # A decoder of random weights has nothing to correct with in so few steps.
     assert (
         train.main(words(phantom_data, tmp_path / "run", settings=(*settings, "model.decoder.mask_residual=true"))) == 0
