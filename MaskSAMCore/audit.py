@@ -30,6 +30,7 @@ PARTS: dict[str, str] = {
     "multiclass.": "multi-class head",
     "blend.": "mask residual (ours)",
     "fine.": "fine masks (ours)",
+    "clicks.": "click maps (ours)",
     "prompts.offsets": "slice offsets (ours)",
     "net.": "student",
     "encoder.norms.": "encoder norms",

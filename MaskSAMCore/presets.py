@@ -232,7 +232,7 @@ def _core_mobile() -> Preset:
         depth=DepthConfig(pe_decoder="factorised"),
         dec_tokens=TokenAdapterConfig(condition=ConditionConfig(mode="hyper")),
         source=SourceConfig(widths=(128, 64, 32), image_widths=(32, 64, 96)),
-        decoder=DecoderConfig(mask_residual=True, fine_masks=True, slice_offsets=True),
+        decoder=DecoderConfig(mask_residual=True, fine_masks=True, click_maps=True, slice_offsets=True),
     )
     train = TrainConfig(
         mode="mixed",
@@ -385,7 +385,7 @@ def _tiny() -> Preset:
         stem=StemConfig(kind="lean"),
         dec_tokens=TokenAdapterConfig(condition=ConditionConfig(mode="hyper")),
         source=SourceConfig(widths=(16, 8, 8)),
-        decoder=DecoderConfig(fine_masks=True, slice_offsets=True),
+        decoder=DecoderConfig(fine_masks=True, click_maps=True, slice_offsets=True),
     )
     train = TrainConfig(optimizer="adamw", lr=2e-3, epochs=2, iterations=5, batch=1, validate_every=1)
     return Preset(config=Config(model=model, train=train), about="random weights, for tests; never called SAM")

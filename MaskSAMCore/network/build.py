@@ -46,7 +46,7 @@ def is_frozen(name: str) -> bool:
 
 def is_for_prompts(name: str) -> bool:
     """Whether a parameter serves a user's prompts alone, so that a model trained without it still fits."""
-    return name.startswith("fine.") or name == "prompts.offsets" or ".condition." in name
+    return name.startswith(("fine.", "clicks.")) or name == "prompts.offsets" or ".condition." in name
 
 
 def adapts_encoder(name: str) -> bool:

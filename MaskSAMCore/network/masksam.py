@@ -8,6 +8,7 @@ from torch import Tensor
 from MaskSAMCore.config import ModelConfig
 from MaskSAMCore.errors import ModelError
 from MaskSAMCore.network.backbone import build_encoder
+from MaskSAMCore.network.click_head import ClickHead
 from MaskSAMCore.network.decoder import SamDecoder
 from MaskSAMCore.network.heads import (
     FineMasks,
@@ -48,7 +49,14 @@ class MaskSAM(Segmenter):
         self.multiclass = MultiClassHead(cfg.classes) if cfg.head == "multiclass" else None
         self.blend = MaskBlend() if cfg.decoder.mask_residual else None
         trunk = None if self.generator is None else self.generator.trunk
-        self.fine = FineMasks(trunk.channels[-1]) if cfg.decoder.fine_masks and trunk is not None else None
+        width = 0 if trunk is None else trunk.channels[-1]
+        self.fine = FineMasks(width) if cfg.decoder.fine_masks and width else None
+        self.clicks = ClickHead(width, in_plane=cfg.source.in_plane > 0) if cfg.decoder.click_maps and width else None
+
+    @property
+    def reads_trunk(self) -> bool:
+        """Whether prompts read the trunk's features, beside SAM's."""
+        return self.fine is not None or self.clicks is not None
 
     def set_adapters(self, enabled: bool) -> None:
         """Switch the encoder's adapters and depth positions; off, the encoder is SAM itself."""
@@ -113,7 +121,7 @@ class MaskSAM(Segmenter):
             features: Features of the encoder if they are known already; else it is run.
         """
         features = self.encode(image) if features is None else features
-        if self.fine is None or self.generator is None:
+        if self.generator is None or not self.reads_trunk:
             return Slab(embed=features.embed)
         return Slab(embed=features.embed, fine=self.generator.stages(features, image)[-1])
 
@@ -129,6 +137,8 @@ class MaskSAM(Segmenter):
             masks = flat[:, :, 0].unflatten(1, masks.shape[1:4])
         if self.fine is not None and slab.fine is not None:
             masks = masks + self.fine(decoded.tokens, slab.fine)
+        if self.clicks is not None and slab.fine is not None:
+            masks = self.clicks(masks, slab.fine, prompts)
         return Prompted(masks=masks, quality=decoded.quality, cls=decoded.cls)
 
     def forward(self, image: Tensor, features: Features | None = None, labels: Tensor | None = None) -> QueryOutputs:
@@ -201,4 +211,4 @@ class MaskSAM(Segmenter):
         features = self.encode(image)
         stages = self.generator.stages(features, image)
         outputs = self._automatic(self.generator, features, stages, image)
-        return self.scores(outputs), Slab(embed=features.embed, fine=None if self.fine is None else stages[-1])
+        return self.scores(outputs), Slab(embed=features.embed, fine=stages[-1] if self.reads_trunk else None)

@@ -14,8 +14,10 @@ from MaskSAMCore.network.prompt_source import PromptSource
 from MaskSAMCore.network.types import Level
 
 Family = Literal["slices", "volume", "student"]
-ADDED = ("upsampler", "mask_residual", "fine_masks")
-"""What the decoder reads of a source."""
+ADDED = ("upsampler", "mask_residual", "fine_masks", "click_maps")
+"""What the decoder reads of a source,"""
+LIFTED = ("fine_masks", "click_maps")
+"""and, of these, of its trunk."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +105,7 @@ def family_of(cfg: ModelConfig) -> Family:
 
 def _check_added(cfg: ModelConfig, build: type[PromptSource] | None) -> None:
     for key in ADDED:
-        read = build is not None and (build.LIFTS or key != "fine_masks")
+        read = build is not None and (build.LIFTS or key not in LIFTED)
         if getattr(cfg.decoder, key) and not read:
             raise InputError(
                 "this belongs to a generator, and this model has none",

@@ -1,0 +1,121 @@
+"""What was said, drawn at the patch's own size, corrects the mask where it was said."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from MaskSAMCore.network.heads import resize_masks
+from MaskSAMCore.network.trunk import IN_PLANE, WHOLE, ConvBlock, Kernel
+from MaskSAMCore.network.types import PromptBatch
+
+SIGMAS = (1.5, 6.0)
+"""Standard deviations, in voxels, of the spots that stand for a click: where it is, and what lies around it."""
+MAPS = 2 * len(SIGMAS) + 2
+LOGIT_SCALE = 8.0
+"""Logits enter the convolutions divided by this."""
+
+
+class ClickHead(nn.Module):
+    """Two convolutions over the trunk's features, the mask so far, and maps of clicks, box and former mask.
+
+    Not in the papers (`decoder.click_maps`): to SAM's decoder a click is a token beside image tokens of stride 16, so
+    that many clicks on one border gain little; here each lies on the very voxels that it means, as in interactive
+    networks that take clicks as channels. Starts at zero.
+
+    Args:
+        features: F, channels of the trunk's last stage.
+        in_plane: The convolutions stay within slices.
+        width: Channels between.
+    """
+
+    def __init__(self, features: int, *, in_plane: bool, width: int = 16) -> None:
+        super().__init__()
+        kernel: Kernel = IN_PLANE if in_plane else WHOLE
+        padding = tuple(k // 2 for k in kernel)
+        # Two convolutions that are added are one over all channels; the first is the same for all prompts of a patch.
+        self.seen = nn.Conv3d(features, width, kernel, padding=padding)
+        self.said = nn.Conv3d(MAPS + 1, width, kernel, padding=padding, bias=False)
+        self.norm = nn.Sequential(nn.GroupNorm(width, width), nn.LeakyReLU(0.01))
+        self.block = ConvBlock(width, width, kernel=kernel)
+        self.last = nn.Conv3d(width, 1, 1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, masks: Tensor, fine: Tensor, prompts: PromptBatch) -> Tensor:
+        """Corrected logits.
+
+        Args:
+            masks: (B, Q, D, m, H, W) logits.
+            fine: (B, F, D, H, W).
+            prompts: What the masks answer.
+        """
+        batch, queries, _, count = masks.shape[:4]
+        size = (masks.shape[-2], masks.shape[-1])
+        precise = torch.promote_types(masks.dtype, torch.float32)
+        maps = prompt_maps(prompts, tuple(masks.shape[:3]), size, dtype=precise).to(masks.dtype)
+        seen = self.seen(fine.to(masks.dtype))
+        each = []
+        for m in range(count):
+            own = torch.cat([maps, masks[:, :, None, :, m] / LOGIT_SCALE], dim=2)
+            x = self.said(own.flatten(0, 1)) + seen.repeat_interleave(queries, 0)
+            each.append(self.last(self.block(self.norm(x)))[:, 0].unflatten(0, (batch, queries)))
+        return masks + torch.stack(each, dim=3)
+
+
+def prompt_maps(
+    prompts: PromptBatch, shape: tuple[int, ...], size: tuple[int, int], *, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """(B, Q, MAPS, D, H, W): clicks for and against at every scale, the inside of the box, the former mask.
+
+    A prompt that was copied from another slice is drawn fainter the further away that is.
+
+    Args:
+        prompts: With `points`, `boxes`, `masks` or some of them.
+        shape: (B, Q, D).
+        size: (H, W).
+        dtype: Of the maps.
+    """
+    given = next(t for t in (prompts.points, prompts.boxes, prompts.masks) if t is not None)
+    empty = torch.zeros(*shape, *size, device=given.device, dtype=dtype)
+    faint = empty.new_ones(shape) if prompts.offsets is None else 1 / (1 + prompts.offsets.abs().to(dtype))
+    faint = faint[..., None, None]
+    maps = [*(spot * faint for spot in _spots(prompts, empty)), _inside(prompts, empty) * faint]
+    former = empty
+    if prompts.masks is not None:
+        former = resize_masks(prompts.masks.to(dtype), size) / LOGIT_SCALE
+        if prompts.masks_known is not None:
+            former = torch.where(prompts.masks_known[..., None, None], former, empty)
+    return torch.stack([*maps, former], dim=2)
+
+
+def _spots(prompts: PromptBatch, empty: Tensor) -> list[Tensor]:
+    """Per scale the clicks for and those against, each of the shape of `empty` (B, Q, D, H, W)."""
+    if prompts.points is None or prompts.labels is None or not prompts.points.shape[3]:
+        return [empty] * (2 * len(SIGMAS))
+    x, y = prompts.points.to(empty.dtype).unbind(-1)
+    apart = [(_centres(n, empty) - at[..., None] * n).square() for n, at in zip(empty.shape[3:], (y, x), strict=True)]
+    spots = []
+    for sigma in SIGMAS:
+        rows, columns = (torch.exp(-each / (2 * sigma**2)) for each in apart)
+        for label in (1, 0):
+            chosen = (prompts.labels == label).to(empty.dtype)[..., None]
+            spots.append(torch.einsum("bqdph,bqdpw->bqdhw", rows * chosen, columns).clamp(max=1.0))
+    return spots
+
+
+def _inside(prompts: PromptBatch, empty: Tensor) -> Tensor:
+    """1 inside of the box, of the shape of `empty` (B, Q, D, H, W)."""
+    if prompts.boxes is None:
+        return empty
+    x0, y0, x1, y1 = prompts.boxes[..., None].unbind(-2)
+    rows, columns = (_centres(n, empty) / n for n in empty.shape[3:])
+    tall, wide = (rows >= y0) & (rows <= y1), (columns >= x0) & (columns <= x1)
+    inside = tall[..., :, None] & wide[..., None, :]
+    if prompts.boxes_known is not None:
+        inside = inside & prompts.boxes_known[..., None, None]
+    return inside.to(empty.dtype)
+
+
+def _centres(count: int, like: Tensor) -> Tensor:
+    return torch.arange(count, device=like.device, dtype=like.dtype) + 0.5
