@@ -137,10 +137,10 @@ class SourceConfig:
     truth, `"user"` is Med-SA's: no generator, all prompts are clicks and boxes; `"unet3d"` is AutoSAM Adapter's prompt
     U-Net on the encoder level `apg_level`; `"none"` belongs to students.
 
-    Two more are not in the papers. `image_widths` gives the trunk the scan itself, through convolutions of those widths
-    at its finest, second finest, ... size: a frozen encoder's finest level has been seen to blur borders one voxel wide.
-    `in_plane` is the number of the trunk's finest sizes whose convolutions stay within the slices (1x3x3), as nnU-Net
-    plans them where slices are much thicker than pixels.
+    Two more are not in the papers. `image_widths` gives the trunk the scan itself, through convolutions of those
+    widths at its finest, second finest, ... size: a frozen encoder's finest level has been seen to blur borders one
+    voxel wide. `in_plane` is the number of the trunk's finest sizes whose convolutions stay within the slices (1x3x3),
+    as nnU-Net plans them where slices are much thicker than pixels.
 
     Of the class generator only: `points` prompts with the innermost pixel of every class (its Euclidean distance
     transform), and `deep_supervision` gives every stage of the trunk logits of its own.

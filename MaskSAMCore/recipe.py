@@ -7,7 +7,7 @@ model of the one before. `python -m MaskSAMCore.train DATASET -o RUN --recipe NA
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from MaskSAMCore.config import from_dict
@@ -31,6 +31,21 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Words:
+    """What the model's card says; what is empty is left to the training.
+
+    Attributes:
+        description: What the model is for.
+        limits: What it cannot do.
+        licence: Of the weights; empty for that of the data.
+    """
+
+    description: str = ""
+    limits: str = ""
+    licence: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How a model is trained.
 
@@ -42,6 +57,7 @@ class Recipe:
         fold: Validation fold, or "all".
         settings: KEY=VALUE, for all stages.
         stages: In order.
+        card: Of the model.
     """
 
     name: str = ""
@@ -51,6 +67,7 @@ class Recipe:
     fold: str = "0"
     settings: tuple[str, ...] = ()
     stages: tuple[Stage, ...]
+    card: Words = field(default_factory=Words)
 
 
 def recipe_names() -> list[str]:

@@ -155,7 +155,9 @@ class ScaledPyramid(Body):
             [n for n in reversed(range(len(levels))) if levels[n].stride == TOKEN_STRIDE >> i] for i in range(ups + 1)
         ]
         used = [(i, n) for i, found in enumerate(self.order) for n in found]
-        self.skips = nn.ModuleDict({str(n): ConvBlock(levels[n].channels, widths[i], kernel=(1, 1, 1)) for i, n in used})
+        self.skips = nn.ModuleDict(
+            {str(n): ConvBlock(levels[n].channels, widths[i], kernel=(1, 1, 1)) for i, n in used}
+        )
         self.fuse = nn.ModuleDict({str(n): Fuse(widths[i], widths[i], kernel=kernels[i]) for i, n in used})
         empty = [i for i, found in enumerate(self.order) if not found and i and i not in joined]
         self.bare = nn.ModuleDict({str(i): ConvBlock(widths[i], widths[i], kernel=kernels[i]) for i in empty})

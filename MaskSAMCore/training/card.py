@@ -37,6 +37,7 @@ def model_card(
         "fold": fold,
         "folds": dataset.manifest["splits_from"]["folds"],
         "seed": dataset.manifest["splits_from"]["seed"],
+        "split_with_the_data": bool(dataset.manifest["splits_from"]["file"]),
         "training_cases": list(split.train),
         "validation_cases": list(split.val),
         "steps": step,
@@ -124,8 +125,11 @@ def _origin(card: ModelCard) -> str:
             f"preset `{card.config.preset}` on {lesson['patches']} augmented patches, {HOW[card.config.train.mode]}, "
             "with SAM's encoder as it is (its adapters are not trained)."
         )
+    rule = f"fold {done['fold']} of {done['folds']} (seed {done['seed']}, by case)"
+    if done.get("split_with_the_data"):
+        rule = f"fold {done['fold']} of the split that comes with the data"
     origin = (
-        f"{done['dataset']}, fold {done['fold']} of {done['folds']} (seed {done['seed']}, by case): {learned} training "
+        f"{done['dataset']}, {rule}: {learned} training "
         f"cases and {kept} validation cases, all named in `model.json`. Trained for {done['steps']} steps from preset "
         f"`{card.config.preset}`"
     )

@@ -34,6 +34,7 @@ from MaskSAMCore.network.segmenter import Segmenter
 from MaskSAMCore.plan import MirrorRule, mirror_rule
 from MaskSAMCore.postprocess import MODES, choose_largest, keep_largest
 from MaskSAMCore.progress import CancelToken, Progress
+from MaskSAMCore.recipe import Words
 from MaskSAMCore.resample import pad_to
 from MaskSAMCore.training import features
 from MaskSAMCore.training.batches import Batch
@@ -52,7 +53,11 @@ OVERLAYS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """The command's options; see `MaskSAMCore.train`."""
+    """The command's options; see `MaskSAMCore.train`.
+
+    Attributes:
+        words: What somebody has written for the card.
+    """
 
     dataset: Path
     folder: Path
@@ -67,6 +72,7 @@ class RunOptions:
     dry_run: bool = False
     cache: Path | None = None
     device: str = "auto"
+    words: Words = Words()
 
 
 class Run:
@@ -395,6 +401,9 @@ class Run:
             origin=self.origin,
             largest=self.largest,
         )
+        words = self.options.words
+        licence = words.licence or card.licence
+        card = replace(card, description=words.description, limits=words.limits, licence=licence)
         tensors = trained_tensors(model, base=bool(self.base["name"]))
         zoo.save_model(self.options.folder / MODEL, card, tensors, model_readme(card), overwrite=True)
 

@@ -13,7 +13,9 @@ from MaskSAMCore.training.run import MODEL, RunOptions
 CACHE = "cache"
 
 
-def run_recipe(recipe: Recipe, options: RunOptions, start: Callable[[RunOptions], Path], note: Callable[[str], None]) -> Path:
+def run_recipe(
+    recipe: Recipe, options: RunOptions, start: Callable[[RunOptions], Path], note: Callable[[str], None]
+) -> Path:
     """Run all stages and return the last one's model folder.
 
     The last stage lies in `options.folder`, those before it in `stage-1`, `stage-2`, ... inside; all share one cache.
@@ -42,6 +44,7 @@ def run_recipe(recipe: Recipe, options: RunOptions, start: Callable[[RunOptions]
                 name=options.name or recipe.name,
                 resume=options.resume and begun,
                 cache=options.cache or options.folder / CACHE,
+                words=recipe.card,
             )
         )
         init = None if options.dry_run else str(model)

@@ -98,9 +98,7 @@ def test_outputs_have_the_size_of_the_patch(
     image_widths: tuple[int, ...],
     in_plane: int,
 ) -> None:
-    cfg = model(
-        trunk=trunk, upsample=upsample, patch=patch, image_widths=image_widths, in_plane=in_plane, channels=2
-    )
+    cfg = model(trunk=trunk, upsample=upsample, patch=patch, image_widths=image_widths, in_plane=in_plane, channels=2)
     prompts, aux = propose(build(cfg, levels), *features(cfg, levels, batch=2))
     assert aux["masks"] is not None and aux["masks"].shape == (2, 5, *patch)
     assert aux["boxes"] is not None and aux["boxes"].shape == (2, 5, 3, 4)

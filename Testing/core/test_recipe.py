@@ -26,6 +26,7 @@ def recipe(tmp_path: Path) -> Path:
         {"about": "clicks", "settings": ["train.mode=prompt", "train.keep_generator=true"]},
     ]
     text = {"about": "a test", "data": "phantoms", "preset": "tiny", "settings": settings, "stages": stages}
+    text["card"] = {"description": "Finds balls.", "licence": "CC0"}
     path = tmp_path / "phantoms.json"
     path.write_text(json.dumps(text))
     return path
@@ -42,6 +43,7 @@ def test_stages_follow_each_other(
     assert train.main(words(phantom_data, run, recipe)) == 0
     assert "stage 1 of 2: automatic mode" in capsys.readouterr().out
     (first, _), (last, card) = (zoo.load_model(folder / "model") for folder in (run / "stage-1", run))
+    assert (card.description, card.licence) == ("Finds balls.", "CC0")
     assert card.name == "phantoms" and card.provenance["starts_from"]["steps"] == 8
     before, after = first.state_dict(), last.state_dict()
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
