@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ class RunOptions:
     dry_run: bool = False
     cache: Path | None = None
     device: str = "auto"
-    words: Words = Words()
+    words: Words = field(default_factory=Words)
 
 
 class Run:
