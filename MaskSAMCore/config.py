@@ -316,6 +316,7 @@ class DataConfig:
             preset's patch then gives the depth only.
         left_right: Mirroring along left-right. `declared` mirrors only where the data set declares
             `left_right_pairs` (an empty list says that no label has a side); labels swap with it.
+        left_right_pairs: As in `dataset.json`, for a data set that declares none there; in its place, if it does.
         mirroring: `sides` mirrors along left-right alone, where that is allowed; for scans that all come in one
             orientation, and trainings too short to learn it in every other.
         foreground: Share of patches that must hold a random structure.
@@ -328,6 +329,7 @@ class DataConfig:
     window: tuple[float, float, float, float] | None = None
     fit_patch: bool = False
     left_right: Literal["declared", "never", "always"] = "declared"
+    left_right_pairs: tuple[tuple[str, str], ...] | None = None
     mirroring: Literal["all", "sides"] = "all"
     foreground: float = 0.33
     augment: AugmentConfig = field(default_factory=AugmentConfig)

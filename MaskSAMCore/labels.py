@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from MaskSAMCore.errors import InputError
@@ -103,6 +103,23 @@ class LabelTable:
             if label.name in there
         )
         return LabelTable(labels=labels, mirrored=self.mirrored and len(labels) == len(self.labels))
+
+    def paired(self, pairs: Iterable[Sequence[str]]) -> LabelTable:
+        """The table with these pairs of names declared as left and right of each other, and all others as without side.
+
+        Raises:
+            InputError: A name is no label, or in more than one pair.
+        """
+        flat = [name for pair in pairs for name in pair]
+        names = {label.name for label in self.labels}
+        wrong = [name for name in flat if name not in names] or sorted({n for n in flat if flat.count(n) > 1})
+        if wrong or len(flat) % 2:
+            why = f"{wrong[0]} is no label, or in more than one pair" if wrong else "a pair has two names"
+            remedy = f"The labels are {', '.join(sorted(names))}."
+            raise InputError("left-right pairs do not fit the labels", where="left_right_pairs", why=why, remedy=remedy)
+        other = dict(zip(flat[::2], flat[1::2], strict=True)) | dict(zip(flat[1::2], flat[::2], strict=True))
+        labels = tuple(replace(label, mirror=other.get(label.name, "")) for label in self.labels)
+        return LabelTable(labels=labels, mirrored=True)
 
     @property
     def classes(self) -> int:

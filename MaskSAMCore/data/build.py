@@ -96,13 +96,13 @@ def _prepare(
     cancel: CancelToken | None,
 ) -> tuple[PreparedDataset, BuildReport]:
     _check_target(target, source, overwrite)
-    dataset = read_dataset(source)
+    dataset = _paired(read_dataset(source), config)
     hashes = _hash_sources(dataset, progress, cancel)
     if is_prepared(target) and not overwrite:
         done = _unchanged(target, dataset, config, hashes)
         if done is not None:
             return done, BuildReport(kept=done.ids)
-    dataset = verify_dataset(source, progress=progress, cancel=cancel)
+    dataset = _paired(verify_dataset(source, progress=progress, cancel=cancel), config)
     splits = load_splits(source, [c.id for c in dataset.cases], {c.id: c.patient for c in dataset.cases})
     if splits is None:
         owner = {case.id: case.patient for case in dataset.cases}
@@ -129,6 +129,12 @@ def _prepare(
         built=tuple(sorted(writer.built)), kept=tuple(sorted(writer.kept)), rebuilt=tuple(sorted(writer.rebuilt))
     )
     return PreparedDataset(target), report
+
+
+def _paired(dataset: RawDataset, config: Config) -> RawDataset:
+    """With the pairs that the configuration declares."""
+    pairs = config.data.left_right_pairs
+    return dataset if pairs is None else replace(dataset, labels=dataset.labels.paired(pairs))
 
 
 def _manifest(

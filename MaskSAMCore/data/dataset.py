@@ -216,6 +216,9 @@ class PreparedDataset:
             for stats, kind in zip(plan.stats, plan.normalisation, strict=True)
         ):
             problems.append(f"data.window: asked for {data.window}, prepared with another one")
+        pairs = data.left_right_pairs
+        if pairs is not None and self.labels.paired(pairs) != self.labels:
+            problems.append(f"data.left_right_pairs: asked for {[*map(list, pairs)]}, prepared with others")
         if problems:
             raise DatasetError("was prepared with other settings", where=self.folder, problems=problems, remedy=_REMEDY)
 

@@ -72,6 +72,22 @@ def test_labels_in_the_order_of_their_ids_and_pairs_as_declared(raw: Path) -> No
     assert read_dataset(raw).labels.mirrored
 
 
+def test_pairs_declared_by_a_setting(raw: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, data=replace(CONFIG.data, left_right_pairs=(("ball", "cube"),)))
+    cache, _ = prepare(raw, tmp_path / "cache", config)
+    assert cache.labels.mirrored and cache.labels.mirror_classes() == [0, 2, 1]
+    cache.check_config(config)
+    cache.check_config(CONFIG)
+    other = replace(config, data=replace(config.data, left_right_pairs=()))
+    with pytest.raises(DatasetError, match="left_right_pairs"):
+        cache.check_config(other)
+    again, report = prepare(raw, tmp_path / "cache", config)
+    assert report.kept == again.ids
+    for wrong in ((("ball", "sphere"),), (("ball", "cube"), ("cube", "ball"))):
+        with pytest.raises(InputError, match="left-right pairs"):
+            prepare(raw, tmp_path / "other", replace(config, data=replace(config.data, left_right_pairs=wrong)))
+
+
 def test_version_one_of_the_format(raw: Path) -> None:
     path = raw / "dataset.json"
     data = json.loads(path.read_text())
