@@ -231,7 +231,7 @@ def _core_mobile() -> Preset:
         stem=StemConfig(kind="lean"),
         depth=DepthConfig(pe_decoder="factorised"),
         dec_tokens=TokenAdapterConfig(condition=ConditionConfig(mode="hyper")),
-        source=SourceConfig(widths=(128, 64, 32), image_widths=(32, 64, 96)),
+        source=SourceConfig(widths=(128, 64, 32), image_widths=(16, 32, 64)),
         decoder=DecoderConfig(mask_residual=True, fine_masks=True, click_maps=True, slice_offsets=True),
     )
     train = TrainConfig(

@@ -106,9 +106,10 @@ class Trainer(Learner):
             Cancelled: Asked to stop; the state of the last finished step is saved.
             MaskSAMError: The loss is no number; the last good checkpoint stands.
         """
-        for epoch in range(self.step // self.cfg.iterations, self.cfg.epochs):
+        epochs = min(self.cfg.epochs, self.cfg.stop_epoch or self.cfg.epochs)
+        for epoch in range(self.step // self.cfg.iterations, epochs):
             row = self._epoch(epoch)
-            last = epoch + 1 == self.cfg.epochs
+            last = epoch + 1 == epochs
             due = self.cfg.validate_every and (epoch + 1) % self.cfg.validate_every == 0
             phase_ends = self.step in (self.frozen_steps, self.generator_steps)
             if self.rank == 0 and (last or due or phase_ends):

@@ -165,3 +165,11 @@ def test_a_model_that_does_not_fit_is_no_start(phantom_data, straight_run, tmp_p
     words = ("--init", str(straight_run / "model"), "--set", "model.source.queries=16")
     assert train.main(arguments(phantom_data, tmp_path / "run", *words)) == 2
     assert "does not fit the network" in capsys.readouterr().err
+
+
+def test_a_run_that_ends_before_its_schedule(straight_run, phantom_data, tmp_path):
+    """It is where the longer run was then, and has a model."""
+    run = tmp_path / "run"
+    assert train.main(arguments(phantom_data, run, settings=("train.stop_epoch=2",))) == 0
+    assert_equal(final(run), checkpoint.load(straight_run / "checkpoints/step-00000008.safetensors").tensors)
+    assert zoo.load_card(run / "model").provenance["steps"] == 8
