@@ -350,8 +350,8 @@ class TrainConfig:
         final_ratio: Of `schedule="exponential"`: the last learning rate as a share of the first.
         auto_share: In `mixed`, the share of the steps that begins the run in automatic mode (§14.3).
         auto_chance: In `mixed`, the chance of an automatic step after them.
-        stop_epoch: Ends the run after so many epochs, though its schedule is longer; 0: it does not. A later run may start
-            from what was reached.
+        stop_epoch: Ends the run after so many epochs, though its schedule is longer; 0: it does not. A later run may
+            start from what was reached.
         frozen_epochs: Epochs of the first phase, on features of the frozen encoder (§14.4).
         frozen_copies: Fixed augmented copies of every case in the cache of those features; 1 is the case itself; 0:
             no cache, every patch is augmented and encoded anew, which costs the encoder's forward pass.
