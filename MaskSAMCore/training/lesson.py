@@ -47,6 +47,8 @@ class Rules:
         generator_first: Share of the learning that begins with the generator alone: a step without the decoder takes
             a third of the time, and the decoder then begins with sensible prompts (as in §9.4).
         auto_chance: Of an automatic step after it.
+        generator_kept: The same share where automatic mode ends with the generator, and prompts leave it as it is: the
+            rest is for prompts.
     """
 
     encoding: float = 0.2
@@ -56,6 +58,7 @@ class Rules:
     warm_up: float = 0.05
     generator_first: float = 0.3
     auto_chance: float = 0.5
+    generator_kept: float = 0.7
 
 
 class Clock:
@@ -271,13 +274,14 @@ class Lesson:
 
     def _practice(self, done: float) -> Practice:
         """What the next step trains; the first steps are of the slower kind, for their speed is the one to know."""
-        cfg = self._learner.cfg
-        if self._learner.config.model.names_masks and self.steps >= FIRST_STEPS and done < self.rules.generator_first:
+        cfg, rules = self._learner.cfg, self.rules
+        first = rules.generator_kept if cfg.keep_generator else rules.generator_first
+        if self._learner.config.model.names_masks and self.steps >= FIRST_STEPS and done < first:
             return Practice.GENERATOR
-        prompts = cfg.mode == "prompt"
-        if cfg.mode == "mixed" and done >= self.rules.generator_first:
+        prompts = cfg.mode == "prompt" or (cfg.keep_generator and done >= first)
+        if cfg.mode == "mixed" and not cfg.keep_generator and done >= first:
             chance = np.random.default_rng([cfg.seed, 6, self.steps]).random()
-            prompts = bool(chance >= self.rules.auto_chance)
+            prompts = bool(chance >= rules.auto_chance)
         return Practice.PROMPTS if prompts else Practice.AUTOMATIC
 
     def _look_ahead(self, pace: float, end: float) -> None:
@@ -297,17 +301,28 @@ class Lesson:
 def for_lesson(config: Config) -> Config:
     """A fitted preset that learns from few steps: a query of its own for every class, and no more of them.
 
-    What is to be matched first, and a query that stands for nothing, cost steps and time. Scans come in one
-    orientation, and a few hundred steps do not suffice to tell a front from a back that are exchanged in every other
-    patch; so left and right alone are.
+    What is to be matched first, and a query that stands for nothing, cost steps and time. So does a decoder between the
+    generator's masks and the result: automatic mode ends with those masks, and clicks are learned behind them. Scans
+    come in one orientation, and a few hundred steps do not suffice to tell a front from a back that are exchanged in
+    every other patch; so left and right alone are.
     """
     config = replace(config, data=replace(config.data, mirroring="sides"))
     model = config.model
     if model.source.kind != "query":
         return config
-    source = replace(model.source, queries=model.classes)
-    loss = replace(model.loss, assignment="own", generator=1.0 if source.mask else 0.0)
-    return replace(config, model=replace(model, source=source, loss=loss))
+    if not model.source.mask:
+        loss = replace(model.loss, assignment="own")
+        source = replace(model.source, queries=model.classes)
+        return replace(config, model=replace(model, source=source, loss=loss))
+    model = replace(
+        model,
+        enc_adapter=replace(model.enc_adapter, kind="none"),
+        depth=replace(model.depth, pe_encoder=False),
+        source=replace(model.source, queries=model.classes, box=False, fusion="mask", class_tokens=False),
+        decoder=replace(model.decoder, kind="none"),
+        loss=replace(model.loss, assignment="own", generator=1.0),
+    )
+    return replace(config, model=model, train=replace(config.train, keep_generator=config.train.mode == "mixed"))
 
 
 def as_done(config: Config, steps: int) -> Config:

@@ -123,12 +123,26 @@ def test_the_learning_rate_rises_and_then_falls_to_nothing_with_the_clock(prepar
 
 def test_the_generator_learns_first_once_the_speed_of_slower_steps_is_known(prepared, tmp_path, time, taught):
     rules = Rules(patches=(2, 2), steps=(20, 1000), generator_first=0.3)
-    course = lesson(prepared, tmp_path, time, rules=rules, config=for_lesson(MIXED))
+    config = for_lesson(MIXED)
+    config = replace(config, train=replace(config.train, keep_generator=False))
+    course = lesson(prepared, tmp_path, time, rules=rules, config=config)
     course.encode()
     course.learn(reserve=0)
     done = [step.practice for step in taught]
     assert set(done[:FIRST_STEPS]) == {Practice.AUTOMATIC} and set(done[FIRST_STEPS:30]) == {Practice.GENERATOR}
     assert set(done[30:]) == {Practice.AUTOMATIC, Practice.PROMPTS} and 20 < done.count(Practice.PROMPTS) < 60
+
+
+def test_clicks_are_taught_behind_a_generator_that_is_kept(prepared, tmp_path, time, taught):
+    config = for_lesson(MIXED)
+    assert config.train.keep_generator and config.model.decoder.kind == "none"
+    rules = Rules(patches=(2, 2), steps=(20, 1000), generator_kept=0.6)
+    course = lesson(prepared, tmp_path, time, rules=rules, config=config)
+    course.encode()
+    course.learn(reserve=0)
+    done = [step.practice for step in taught]
+    assert set(done[:FIRST_STEPS]) == {Practice.AUTOMATIC} and set(done[FIRST_STEPS:60]) == {Practice.GENERATOR}
+    assert set(done[60:]) == {Practice.PROMPTS}
 
 
 def test_masks_without_a_class_are_not_taught_alone(prepared, tmp_path, time, taught):
