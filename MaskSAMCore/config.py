@@ -320,6 +320,7 @@ class DataConfig:
         mirroring: `sides` mirrors along left-right alone, where that is allowed; for scans that all come in one
             orientation, and trainings too short to learn it in every other.
         foreground: Share of patches that must hold a random structure.
+        split_seed: Of the folds, where the data set brings none; `train.seed` does not change them.
     """
 
     view: Literal["auto", "axial", "coronal", "sagittal"] = "auto"
@@ -332,6 +333,7 @@ class DataConfig:
     left_right_pairs: tuple[tuple[str, str], ...] | None = None
     mirroring: Literal["all", "sides"] = "all"
     foreground: float = 0.33
+    split_seed: int = 0
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
 

@@ -313,7 +313,7 @@ def choose_cases(
     if fold is not None:
         patients = {case.id: case.patient for case in dataset.cases}
         train, record = card.config.train, card.provenance
-        count, seed = int(record.get("folds", train.folds)), int(record.get("seed", train.seed))
+        count, seed = int(record.get("folds", train.folds)), int(record.get("seed", card.config.data.split_seed))
         splits = load_splits(dataset.folder, chosen, patients) or folds(chosen, count, seed, patient=patients)
         if not 0 <= fold < len(splits):
             raise InputError("there is no such fold", where=f"--fold {fold}", why=f"there are {len(splits)}, from 0")

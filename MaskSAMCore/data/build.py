@@ -69,8 +69,8 @@ def prepare(
     Args:
         source: nnU-Net raw folder (or ACDC's own).
         target: Cache folder; made if it does not exist.
-        config: `data` and `model.patch` are used, and `train.folds` and `train.seed` for the splits; the number of
-            channels is the data set's.
+        config: `data` and `model.patch` are used, and `train.folds` for the splits; the number of channels is the data
+            set's.
         overwrite: Rebuild everything, also over the cache of another data set.
         workers: Threads; each holds one case in memory.
         progress: Told about every case.
@@ -106,7 +106,7 @@ def _prepare(
     splits = load_splits(source, [c.id for c in dataset.cases], {c.id: c.patient for c in dataset.cases})
     if splits is None:
         owner = {case.id: case.patient for case in dataset.cases}
-        splits = folds(list(owner), config.train.folds, config.train.seed, patient=owner)
+        splits = folds(list(owner), config.train.folds, config.data.split_seed, patient=owner)
     target.mkdir(parents=True, exist_ok=True)
     with FolderLock(target):
         (target / CASES).mkdir(exist_ok=True)
@@ -247,7 +247,7 @@ def _split_rule(dataset: RawDataset, config: Config) -> dict[str, Any]:
     owners = key_of({case.id: case.patient for case in dataset.cases})
     return {
         "folds": config.train.folds,
-        "seed": config.train.seed,
+        "seed": config.data.split_seed,
         "file": file_hash(path) if path else "",
         "patients": owners,
     }

@@ -88,6 +88,17 @@ def test_pairs_declared_by_a_setting(raw: Path, tmp_path: Path) -> None:
             prepare(raw, tmp_path / "other", replace(config, data=replace(config.data, left_right_pairs=wrong)))
 
 
+def test_the_seed_of_a_training_leaves_the_folds_alone(raw: Path, tmp_path: Path) -> None:
+    first, _ = prepare(raw, tmp_path / "cache", CONFIG)
+    held = first.splits
+    seeds = range(1, 5)
+    for seed in seeds:
+        again, _ = prepare(raw, tmp_path / "cache", replace(CONFIG, train=replace(CONFIG.train, seed=seed)))
+        assert again.splits == held
+    others = [replace(CONFIG, data=replace(CONFIG.data, split_seed=seed)) for seed in seeds]
+    assert any(prepare(raw, tmp_path / "cache", other)[0].splits != held for other in others)
+
+
 def test_version_one_of_the_format(raw: Path) -> None:
     path = raw / "dataset.json"
     data = json.loads(path.read_text())
