@@ -37,6 +37,8 @@ CARD, WEIGHTS, README = "model.json", "weights.safetensors", "README.md"
 FILES = (CARD, WEIGHTS, README)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 HALF_MAX = 65504.0
+MEAN = "averaged_with_its_start"
+"""In a card's provenance: the weights are the mean of those at the end and those at the start of the last stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,6 +248,23 @@ def load_trained(model: Segmenter, folder: Path) -> ModelCard:
         )
     model.load_state_dict(tensors, strict=False)
     return card
+
+
+def average_models(folder: Path, other: Path) -> None:
+    """Give the model in `folder` the mean of its weights and those of `other`; its card tells so, and has no figures any more.
+
+    Raises:
+        ModelError: A model is missing or damaged, or they are of different networks.
+    """
+    card = load_card(folder)
+    mine, theirs = _read_tensors(folder / WEIGHTS, card), _read_tensors(other / WEIGHTS, load_card(other))
+    problems = compare_states(theirs, mine, set(mine))
+    if problems:
+        lines = "".join(f"\n  {line}" for line in problems)
+        raise ModelError("these models have no mean", where=f"{folder}, {other}", why=lines)
+    mean = {name: (tensor.float() + theirs[name].float()) / 2 for name, tensor in mine.items()}
+    card = replace(card, provenance=card.provenance | {MEAN: True}, metrics={})
+    save_model(folder, card, mean, (folder / README).read_text(encoding="utf-8"), overwrite=True)
 
 
 def verify_model(folder: Path) -> ModelCard:

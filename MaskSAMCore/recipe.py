@@ -24,10 +24,12 @@ class Stage:
     Attributes:
         about: What it trains, in one line.
         settings: KEY=VALUE, on top of the recipe's.
+        average: Its model gets the mean of the weights that it ended with and those that it started from.
     """
 
     about: str
     settings: tuple[str, ...] = ()
+    average: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from MaskSAMCore import __version__
 from MaskSAMCore.config import Config, Largest, to_dict
 from MaskSAMCore.data.dataset import PreparedDataset
 from MaskSAMCore.data.splits import Split
+from MaskSAMCore.modelfolder import MEAN
 from MaskSAMCore.zoo import BaseRef, ModelCard
 
 
@@ -128,15 +129,23 @@ def _origin(card: ModelCard) -> str:
     rule = f"fold {done['fold']} of {done['folds']} (seed {done['seed']}, by case)"
     if done.get("split_with_the_data"):
         rule = f"fold {done['fold']} of the split that comes with the data"
+    stages = done.get("stages")
+    length = "" if stages else f" for {done['steps']} steps"
     origin = (
-        f"{done['dataset']}, {rule}: {learned} training "
-        f"cases and {kept} validation cases, all named in `model.json`. Trained for {done['steps']} steps from preset "
-        f"`{card.config.preset}`"
+        f"{done['dataset']}, {rule}: {learned} training cases and {kept} validation cases, all named in `model.json`. "
+        f"Trained{length} from preset `{card.config.preset}`"
     )
     teacher = done.get("teacher")
     if teacher:
         share = card.config.train.seg_share
         origin += f", distilled from {teacher['name']} (λ = {share:g}: the share of the labels in the loss)"
+    if stages:
+        told = "; ".join(
+            f"{stage['steps']} steps ({stage['about']}"
+            + (", averaged with the weights before)" if stage[MEAN] else ")")
+            for stage in stages
+        )
+        return f"{origin}, by the recipe `{done['recipe']}`: {told}."
     before = done.get("starts_from")
     return origin + (f", starting from {before['name']} after {before['steps']} steps." if before else ".")
 

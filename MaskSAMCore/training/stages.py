@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from MaskSAMCore import zoo
+from MaskSAMCore.modelfolder import MEAN, average_models
 from MaskSAMCore.recipe import Recipe
+from MaskSAMCore.training.card import model_readme
 from MaskSAMCore.training.loop import CHECKPOINTS
-from MaskSAMCore.training.run import MODEL, RunOptions
+from MaskSAMCore.training.run import RunOptions
 
 CACHE = "cache"
 
@@ -27,7 +30,7 @@ def run_recipe(
         start: Runs one stage.
         note: Receives lines for the user.
     """
-    init, model = options.init, options.folder / MODEL
+    init, models = options.init, list[Path]()
     count = len(recipe.stages)
     for number, stage in enumerate(recipe.stages, 1):
         folder = options.folder if number == count else options.folder / f"stage-{number}"
@@ -47,5 +50,21 @@ def run_recipe(
                 words=recipe.card,
             )
         )
-        init = None if options.dry_run else str(model)
-    return model
+        models.append(model)
+        if not options.dry_run:
+            if stage.average and init is not None and MEAN not in zoo.load_card(model).provenance:
+                average_models(model, zoo.find_model(init))
+            tell(recipe, models)
+            init = str(model)
+    return models[-1]
+
+
+def tell(recipe: Recipe, models: Sequence[Path]) -> None:
+    """Write into the card of the last of these models, of a recipe's stages so far, how it was made."""
+    card = zoo.load_card(models[-1])
+    stages = [
+        {"about": stage.about, "steps": zoo.load_card(model).provenance["steps"], MEAN: stage.average}
+        for stage, model in zip(recipe.stages, models, strict=False)
+    ]
+    card = replace(card, provenance=card.provenance | {"recipe": recipe.name, "stages": stages})
+    zoo.save_card(models[-1], card, model_readme(card))

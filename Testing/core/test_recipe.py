@@ -60,6 +60,27 @@ def test_stages_follow_each_other(
     assert (run / "model").is_dir()
 
 
+def test_a_stage_may_be_averaged_with_its_start(phantom_data: Path, tmp_path: Path, recipe: Path) -> None:
+    text = json.loads(recipe.read_text())
+    text["stages"] = [text["stages"][0], text["stages"][0] | {"average": True}]
+    text["settings"] += ["train.ema=0", "train.precision=fp32"]
+    recipe.write_text(json.dumps(text))
+    run = tmp_path / "run"
+    assert train.main(words(phantom_data, run, recipe)) == 0
+    (first, _), (last, card) = (zoo.load_model(folder / "model") for folder in (run / "stage-1", run))
+    ends = {name[6:]: tensor for name, tensor in final(run).items() if name.startswith("model.")}
+    before, after = first.state_dict(), last.state_dict()
+    for name, end in ends.items():
+        torch.testing.assert_close(after[name], (before[name] + end) / 2, atol=2e-3, rtol=2e-3)
+    assert any(not torch.allclose(after[name], end, atol=2e-3) for name, end in ends.items())
+    assert [stage["steps"] for stage in card.provenance["stages"]] == [8, 8]
+    readme = (run / "model/README.md").read_text()
+    assert "8 steps (automatic mode); 8 steps (automatic mode, averaged with the weights before)" in readme
+    weights = (run / "model/weights.safetensors").read_bytes()
+    assert train.main(words(phantom_data, run, recipe, "--resume")) == 0
+    assert (run / "model/weights.safetensors").read_bytes() == weights
+
+
 def test_a_recipe_says_what_is_trained(tmp_path: Path, recipe: Path) -> None:
     for extra in (["--mode", "auto"], ["--preset", "tiny"], ["--fold", "1"]):
         with pytest.raises(SystemExit) as stop:
