@@ -251,7 +251,7 @@ def load_trained(model: Segmenter, folder: Path) -> ModelCard:
 
 
 def average_models(folder: Path, other: Path) -> None:
-    """Give the model in `folder` the mean of its weights and those of `other`; its card tells so, and has no figures any more.
+    """Give the model in `folder` the mean of its weights and those of `other`; its card tells so and loses its figures.
 
     Raises:
         ModelError: A model is missing or damaged, or they are of different networks.
