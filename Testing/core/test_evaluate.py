@@ -139,7 +139,9 @@ def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         json.dumps({"channel_names": {"0": "MRI"}, "labels": {"background": 0, "bright": 1, "absent": 2}})
     )
     card = make_card(labels=TABLE)
-    card = replace(card, config=replace(card.config, train=replace(card.config.train, folds=3, seed=7)))
+    config = card.config
+    config = replace(config, data=replace(config.data, split_seed=7), train=replace(config.train, folds=3))
+    card = replace(card, config=config)
     monkeypatch.setattr("MaskSAMCore.zoo.load_model", lambda name, device: (ThreeClasses(), card))
     return folder
 
