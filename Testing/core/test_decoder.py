@@ -130,12 +130,10 @@ def test_fresh_decoder_is_sam_with_the_real_weights(mobile_sam, kernel, grid, ki
         masks, quality = decoder.sam(embed[:, :, 0], positions, sparse, dense, multimask)
     assert out.mask.shape == (1, 2, 1, 3 if multimask else 1, 4 * grid[0], 4 * grid[1])
     assert out.cls is None
-    if kernel == "reference":
-        assert torch.equal(out.mask[0, :, 0], masks)
-        assert torch.equal(out.quality[0, :, 0], quality)
-    else:
-        assert (out.mask[0, :, 0] - masks).abs().max() < 1e-5 * masks.abs().max()
-        assert (out.quality[0, :, 0] - quality).abs().max() < 1e-5
+    # SAM's own modules in SAM's own order; some processors' libraries sum other batches in another order all the same.
+    near = 2e-6 if kernel == "reference" else 1e-5
+    assert (out.mask[0, :, 0] - masks).abs().max() < near * masks.abs().max()
+    assert (out.quality[0, :, 0] - quality).abs().max() < near
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
