@@ -431,7 +431,7 @@ def test_a_dry_run_with_stored_answers_times_steps_without_the_teacher(
 
 def test_a_teacher_with_prompts_from_the_ground_truth_cannot_teach(tmp_path):
     cfg = presets._ground_truth(presets._tiny)().config.model
-    cfg = replace(cfg, classes=2, decoder=replace(cfg.decoder, fine_masks=False))
+    cfg = replace(cfg, classes=2, decoder=replace(cfg.decoder, fine_masks=False, click_maps=False))
     card = make_card(config=Config(model=cfg))
     with pytest.raises(ModelError, match="cannot teach"):
         Teacher(str(save_tiny(tmp_path / "gt", card)), CPU, slide_model)

@@ -110,6 +110,7 @@ def test_ground_truth_prompts_train_and_validate(phantom_data, tmp_path):
         "model.source.class_tokens=false",
         "model.head=argmax",
         "model.decoder.fine_masks=false",
+        "model.decoder.click_maps=false",
         "model.loss.kind=binary",
         "train.epochs=1",
     )
