@@ -145,7 +145,7 @@ def test_gradients_reach_everything_that_serves_prompts():
     cfg = small(presets.get("core-mobile").model)
     model = build_model(cfg).train()
     for name, parameter in model.named_parameters():
-        if (parameter.requires_grad and name.endswith("up.weight")) or name.startswith("fine."):
+        if (parameter.requires_grad and name.endswith("up.weight")) or name.startswith(("fine.", "clicks.last")):
             torch.nn.init.normal_(parameter, std=0.05)
     model.decoder.condition_dropout = 0.0
     image, labels = phantom(cfg)
