@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -51,11 +52,14 @@ def run_recipe(
             )
         )
         models.append(model)
-        if not options.dry_run:
+        if options.dry_run:
+            continue
+        # Of several processes the first alone writes; the others meet it again when the next stage begins.
+        if os.environ.get("RANK", "0") == "0":
             if stage.average and init is not None and MEAN not in zoo.load_card(model).provenance:
                 average_models(model, zoo.find_model(init))
             tell(recipe, models)
-            init = str(model)
+        init = str(model)
     return models[-1]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,10 @@ import torch
 from MaskSAMCore import presets, train, zoo
 from MaskSAMCore.config import override
 from MaskSAMCore.config_check import check_config
+from MaskSAMCore.modelfolder import MEAN
 from MaskSAMCore.network.build import check_network
 from MaskSAMCore.recipe import read_recipe, recipe_names
+from Testing.core.test_training import free_port
 from Testing.runs import SETTINGS, assert_equal, final
 
 
@@ -58,6 +62,23 @@ def test_stages_follow_each_other(
     assert train.main(words(phantom_data, run, recipe, "--resume")) == 0
     assert_equal(final(run), whole)
     assert (run / "model").is_dir()
+
+
+def test_two_processes_run_all_stages(phantom_data: Path, tmp_path: Path, recipe: Path, repo: Path) -> None:
+    text = json.loads(recipe.read_text())
+    text["stages"][1]["average"] = True
+    recipe.write_text(json.dumps(text))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+    done = subprocess.run(
+        [*launch, "-m", "MaskSAMCore.train", *words(phantom_data, tmp_path / "run", recipe)],
+        cwd=repo,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    card = zoo.load_model(tmp_path / "run/model")[1]
+    assert len(card.provenance["stages"]) == 2 and card.provenance[MEAN]
 
 
 def test_a_stage_may_be_averaged_with_its_start(phantom_data: Path, tmp_path: Path, recipe: Path) -> None:
