@@ -273,7 +273,7 @@ class Lesson:
         return self.rules.rate * self._learner.cfg.lr * rise * 0.5 * (1 + math.cos(math.pi * done))
 
     def _practice(self, done: float) -> Practice:
-        """What the next step trains; where automatic mode has the decoder, the first steps take it, to know their speed."""
+        """What the next step trains; the first steps take the decoder where automatic mode does, to know their pace."""
         cfg, rules = self._learner.cfg, self.rules
         first = rules.generator_kept if cfg.keep_generator else rules.generator_first
         if self._learner.config.model.names_masks and self.steps >= FIRST_STEPS and done < first:
