@@ -308,6 +308,8 @@ class DataConfig:
     Attributes:
         view: Plane of the slices; `auto` puts the coarsest axis along depth.
         spacing: Target spacing (depth, height, width) in mm; None takes the data's median.
+        slices: `keep` resamples in-plane alone and leaves every scan its own slices, whose distance may differ from
+            scan to scan; `auto` does so where they are thicker than three pixels (`plan.ANISOTROPIC`).
         normalisation: `rgb` is SAM's own, for colour pictures; `auto` decides by the channels' names.
         longest: Pixels of a colour picture's longer side, to which each is resized as SAM does it (MODEL.md §12.3).
         window: For CT: (low, high, subtract, divide) in HU: clip to low and high, then subtract and divide, instead of
@@ -325,6 +327,7 @@ class DataConfig:
 
     view: Literal["auto", "axial", "coronal", "sagittal"] = "auto"
     spacing: tuple[float, float, float] | None = None
+    slices: Literal["resample", "keep", "auto"] = "resample"
     normalisation: Literal["auto", "ct", "zscore", "rgb"] = "auto"
     longest: int = 1024
     window: tuple[float, float, float, float] | None = None

@@ -16,7 +16,7 @@ import numpy as np
 from MaskSAMCore.config import Config, DataConfig
 from MaskSAMCore.errors import InputError
 from MaskSAMCore.labels import LabelTable
-from MaskSAMCore.volume import LabelMap, Volume, canonical_axes
+from MaskSAMCore.volume import Grid, LabelMap, Volume, canonical_axes
 
 VIEWS: dict[str, tuple[int, int, int]] = {
     "axial": (0, 1, 2),
@@ -75,7 +75,7 @@ class Plan:
 
     Attributes:
         view: Plane of the slices; its normal is the depth axis.
-        spacing: Target (d, h, w), mm.
+        spacing: Target (d, h, w), mm; with `keep_slices`, d is the data set's median.
         patch: (D, H, W) voxels of the network's input.
         normalisation: Per channel, "ct" (clip to the foreground's 0.5-99.5 percentiles, standardise with the data
             set's mean and deviation), "zscore" (each scan by itself) or "rgb" (SAM's mean and deviation).
@@ -85,6 +85,7 @@ class Plan:
         channels: Names of the channels.
         modality: "CT", "MR" or "".
         longest: Pixels of the longer side that each colour picture is resized to, instead of to a spacing; 0 for scans.
+        keep_slices: Scans keep their own slices; they are resampled in-plane alone.
     """
 
     view: str
@@ -97,6 +98,21 @@ class Plan:
     channels: tuple[str, ...]
     modality: str = ""
     longest: int = 0
+    keep_slices: bool = False
+
+    def spacing_for(self, own: Triple) -> Triple:
+        """What a scan of spacing `own` is resampled to; both (d, h, w), mm."""
+        return (own[0], *self.spacing[1:]) if self.keep_slices else self.spacing
+
+    def axes_of(self, grid: Grid) -> tuple[int, int, int]:
+        """Which of the grid's axes (i, j, k) become depth, height and width."""
+        perm, _ = canonical_axes(grid.affine)
+        return tuple(perm[2 - axis] for axis in VIEWS[self.view])  # type: ignore[return-value]
+
+    def voxels(self, grid: Grid) -> float:
+        """About how many voxels a scan on this grid has once it is resampled."""
+        own: Triple = tuple(grid.spacing[axis] for axis in self.axes_of(grid))  # type: ignore[assignment]
+        return float(np.prod(grid.shape)) * float(np.prod(own)) / float(np.prod(self.spacing_for(own)))
 
     @property
     def left_right_axis(self) -> int:
@@ -265,7 +281,8 @@ def make_plan(fingerprint: Fingerprint, cfg: Config) -> Plan:
     """Target spacing, view and patch (MODEL.md §12.1, §12.2).
 
     The spacing is the median; where it is anisotropic and the coarse axis also has the fewest voxels, that axis
-    takes its 10th percentile. `cfg.data` overrides view, spacing and the window of CT; the patch is `cfg.model.patch`.
+    takes its 10th percentile, unless `cfg.data.slices` keeps it out of resampling. `cfg.data` overrides view, spacing
+    and the window of CT; the patch is `cfg.model.patch`.
 
     Raises:
         InputError: Channels of data and model differ, a spacing is not positive, or the window is empty.
@@ -284,14 +301,18 @@ def make_plan(fingerprint: Fingerprint, cfg: Config) -> Plan:
     spacings, shapes = np.array(fingerprint.spacings), np.array(fingerprint.shapes)
     target = np.median(spacings, axis=0)
     coarse, voxels = int(np.argmax(target)), np.median(shapes, axis=0)
-    if target[coarse] > ANISOTROPIC * target.min() and voxels[coarse] == voxels.min():
-        target[coarse] = np.percentile(spacings[:, coarse], 10)
-    view = cfg.data.view if cfg.data.view != "auto" else choose_view(tuple(np.median(spacings, axis=0)))
+    view = cfg.data.view if cfg.data.view != "auto" else choose_view(tuple(target))
     order = list(VIEWS[view])
+    keep = keeps_slices(cfg.data, cfg.data.spacing or tuple(target[order]))
+    if target[coarse] > ANISOTROPIC * target.min() and voxels[coarse] == voxels.min() and not keep:
+        target[coarse] = np.percentile(spacings[:, coarse], 10)
     spacing = cfg.data.spacing or tuple(round(float(s), 6) for s in target[order])
     if min(spacing) <= 0 or not np.isfinite(spacing).all():
         raise InputError("the target spacing must be positive", where="data.spacing", why=f"found {spacing} mm")
-    median = np.median(shapes[:, order] * spacings[:, order] / np.array(spacing), axis=0)
+    sizes = shapes[:, order] * spacings[:, order] / np.array(spacing)
+    if keep:
+        sizes[:, 0] = shapes[:, order[0]]
+    median = np.median(sizes, axis=0)
     kinds = normalisation_of(fingerprint.channels, cfg.data.normalisation)
     return Plan(
         view=view,
@@ -306,7 +327,13 @@ def make_plan(fingerprint: Fingerprint, cfg: Config) -> Plan:
         median_shape=tuple(max(1, round(float(n))) for n in median),  # type: ignore[arg-type]
         channels=fingerprint.channels,
         modality=fingerprint.modality,
+        keep_slices=keep,
     )
+
+
+def keeps_slices(data: DataConfig, spacing: Sequence[float]) -> bool:
+    """Whether `data.slices` leaves scans their own slices, at a target spacing (d, h, w) in mm."""
+    return data.slices == "keep" or (data.slices == "auto" and bool(spacing[0] > ANISOTROPIC * min(spacing[1:])))
 
 
 def _picture_plan(fingerprint: Fingerprint, cfg: Config, kinds: tuple[str, ...]) -> Plan:

@@ -59,7 +59,8 @@ def _work(options: argparse.Namespace) -> int:
         print(f"  {files} file(s): {note}")
     spacing = " x ".join(f"{s:g}" for s in plan.spacing)
     size = " x ".join(map(str, plan.median_shape))
-    print(f"  {plan.view} slices, {spacing} mm (depth x height x width), median size {size}")
+    kept = ", each scan's own slices" if plan.keep_slices else ""
+    print(f"  {plan.view} slices, {spacing} mm (depth x height x width){kept}, median size {size}")
     print(f"  {len(cache.splits)} fold(s), labels {', '.join(label.name for label in cache.labels.labels)}")
     return 0
 

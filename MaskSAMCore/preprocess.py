@@ -133,18 +133,19 @@ def preprocess(volume: Volume, plan: Plan) -> Prepared:
             where=volume.source,
             why=f"found {len(source)}, the model takes {len(plan.normalisation)}: {', '.join(plan.channels)}",
         )
-    perm, reverse = canonical_axes(volume.grid.affine)
-    order = [2 - c for c in VIEWS[plan.view]]
-    axes = tuple(2 - perm[a] for a in order)
+    _, reverse = canonical_axes(volume.grid.affine)
+    order, own = [2 - c for c in VIEWS[plan.view]], plan.axes_of(volume.grid)
+    axes = tuple(2 - axis for axis in own)
     flips = tuple(reverse[a] != (plan.view == "picture" and a != order[0]) for a in order)
     source, nonfinite = _finite(_orient(source, axes, flips), volume)  # type: ignore[arg-type]
     lower, upper = extent(source, plan.normalisation)
-    spacing = tuple(volume.grid.spacing[perm[a]] for a in order)
+    spacing: Triple = tuple(volume.grid.spacing[axis] for axis in own)  # type: ignore[assignment]
     cropped = source[(slice(None), *(slice(a, b) for a, b in zip(lower, upper, strict=True)))]
-    shape = tuple(max(1, round(n * s / t)) for n, s, t in zip(cropped.shape[1:], spacing, plan.spacing, strict=True))
+    target = plan.spacing_for(spacing)
+    shape = tuple(max(1, round(n * s / t)) for n, s, t in zip(cropped.shape[1:], spacing, target, strict=True))
     if plan.longest:
         shape = fitted(cropped.shape[1:], plan.longest)
-    nearest = max(spacing[0] / min(spacing[1:]), plan.spacing[0] / min(plan.spacing[1:])) > ANISOTROPIC
+    nearest = max(spacing[0] / min(spacing[1:]), target[0] / min(target[1:])) > ANISOTROPIC
     image, flat = np.empty((len(source), *shape), np.float32), []
     for index, (channel, kind, stats) in enumerate(zip(cropped, plan.normalisation, plan.stats, strict=True)):
         normal, constant = _normalise(channel, kind, stats, index)
@@ -159,7 +160,7 @@ def preprocess(volume: Volume, plan: Plan) -> Prepared:
         flips=flips,  # type: ignore[arg-type]
         lower=lower,
         upper=upper,
-        spacing=spacing,  # type: ignore[arg-type]
+        spacing=spacing,
         shape=shape,  # type: ignore[arg-type]
         nearest_depth=bool(nearest),
         constant=all(flat),

@@ -250,7 +250,7 @@ def _core_mobile() -> Preset:
         ema=0.995,
     )
     return Preset(
-        config=Config(model=model, data=DataConfig(fit_patch=True), train=train),
+        config=Config(model=model, data=DataConfig(fit_patch=True, slices="auto"), train=train),
         about="the product: MaskSAM on MobileSAM, small enough for a laptop's CPU",
     )
 
@@ -310,7 +310,9 @@ def _student(width: int, about: str) -> Callable[[], Preset]:
     """A SwinUNETR that learns from a teacher (MODEL.md §11, §15.2); its patch follows the data."""
 
     def build() -> Preset:
-        config = Config(model=_swin_unetr(width), data=DataConfig(fit_patch=True), train=_autosam_training("distill"))
+        config = Config(
+            model=_swin_unetr(width), data=DataConfig(fit_patch=True, slices="auto"), train=_autosam_training("distill")
+        )
         return Preset(config=config, about=about)
 
     return build

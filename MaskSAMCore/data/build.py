@@ -232,8 +232,9 @@ def _unchanged(
         return None
     sources = {entry["id"]: entry["sources"] for entry in ready.manifest["cases"]}
     rule = _split_rule(dataset, config)
-    asked = (to_dict(config.data)["view"], to_dict(config.data)["spacing"], tuple(config.model.patch))
-    held = (ready.manifest["data"]["view"], ready.manifest["data"]["spacing"], tuple(ready.plan.patch))
+    settings = ("view", "spacing", "slices")
+    asked = ([to_dict(config.data)[name] for name in settings], tuple(config.model.patch))
+    held = ([ready.manifest["data"].get(name) for name in settings], tuple(ready.plan.patch))
     same = sources == hashes and ready.labels == dataset.labels and ready.plan.channels == dataset.channels
     if same and asked == held and ready.manifest["splits_from"] == rule:
         return ready

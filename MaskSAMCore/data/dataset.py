@@ -23,7 +23,7 @@ from MaskSAMCore.config import Config, from_dict
 from MaskSAMCore.data.splits import Split
 from MaskSAMCore.errors import DatasetError, InputError
 from MaskSAMCore.labels import LabelTable
-from MaskSAMCore.plan import Plan, normalisation_of, windowed
+from MaskSAMCore.plan import Plan, keeps_slices, normalisation_of, windowed
 from MaskSAMCore.preprocess import Record
 from MaskSAMCore.progress import Progress, no_progress
 
@@ -206,6 +206,9 @@ class PreparedDataset:
             problems.append(f"data.view: asked for {data.view}, prepared as {plan.view}")
         if data.spacing is not None and not np.allclose(data.spacing, plan.spacing, rtol=1e-4):
             problems.append(f"data.spacing: asked for {data.spacing} mm, prepared at {plan.spacing} mm")
+        if keeps_slices(data, plan.spacing) != plan.keep_slices:
+            found = "kept" if plan.keep_slices else "resampled"
+            problems.append(f"data.slices: asked for {data.slices}, prepared with slices {found}")
         if plan.longest not in (0, data.longest):
             problems.append(f"data.longest: asked for {data.longest} pixels, prepared at {plan.longest}")
         wanted = normalisation_of(plan.channels, data.normalisation)

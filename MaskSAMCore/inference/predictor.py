@@ -19,11 +19,11 @@ from MaskSAMCore.errors import InputError, PromptError
 from MaskSAMCore.inference.cache import SlabCache, keeper, model_key
 from MaskSAMCore.inference.checks import doubts
 from MaskSAMCore.inference.sliding_window import Memory, Network, patch_network, slide, window_count
-from MaskSAMCore.plan import VIEWS, Plan, Shape, mirror_rule
+from MaskSAMCore.plan import Plan, Shape, Triple, mirror_rule
 from MaskSAMCore.postprocess import keep_largest
 from MaskSAMCore.preprocess import Prepared, Record, classes_to_ids, preprocess, preprocess_labels, restore_labels
 from MaskSAMCore.progress import CancelToken, Progress, no_progress
-from MaskSAMCore.volume import Grid, LabelMap, Roi, Slices, Volume, canonical_axes
+from MaskSAMCore.volume import Grid, LabelMap, Roi, Slices, Volume
 
 if TYPE_CHECKING:
     from MaskSAMCore.zoo import ModelCard
@@ -229,15 +229,15 @@ def context(target: Slices, grid: Grid, plan: Plan) -> Slices:
     median training scan. Where intensities are normalised by the scan itself it grows to that median, since its mean
     and deviation must be taken over as much tissue.
     """
-    perm, _ = canonical_axes(grid.affine)
     if plan.longest:  # a part of a picture would be enlarged like the whole
         return tuple(slice(0, n) for n in grid.shape)  # type: ignore[return-value]
     by_scan = any(kind == "zscore" for kind in plan.normalisation)
     out = list(target)
-    for axis, canonical in enumerate(VIEWS[plan.view]):
-        ijk = perm[2 - canonical]
+    axes = plan.axes_of(grid)
+    own: Triple = tuple(grid.spacing[ijk] for ijk in axes)  # type: ignore[assignment]
+    for axis, (ijk, planned) in enumerate(zip(axes, plan.spacing_for(own), strict=True)):
         have, size = target[2 - ijk], grid.shape[2 - ijk]
-        voxel = plan.spacing[axis] / grid.spacing[ijk]
+        voxel = planned / grid.spacing[ijk]
         patch, median = round(plan.patch[axis] * voxel), round(plan.median_shape[axis] * voxel)
         wanted = max(patch, median if by_scan else min(have.stop - have.start + patch // 2, median))
         length = min(max(have.stop - have.start, wanted), size)
@@ -262,8 +262,7 @@ def check_memory(grid: Grid, plan: Plan, classes: int, channels: int, source: st
         ResourceError: With the numbers of what is needed and what is free.
     """
     voxels = float(np.prod(grid.shape))
-    planned = voxels * float(np.prod(grid.spacing)) / float(np.prod(plan.spacing))
-    planned = max(planned, float(np.prod(plan.patch)))
+    planned = max(plan.voxels(grid), float(np.prod(plan.patch)))
     # sums and weights in float32, the image twice; on the scan's grid the float copy and three scores at a time
     needed = 4 * planned * (classes + 1 + 2 * channels) + 4 * voxels * (channels + 3)
     devices.require_ram(

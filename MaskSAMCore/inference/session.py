@@ -369,9 +369,8 @@ def _latest(snapshots: dict[tuple[Hashable, ...], State]) -> dict[tuple[Hashable
 def _require_memory(volume: Volume, plan: Plan) -> None:
     """Refuse a scan that does not fit into the computer's memory (FAULTS row 48)."""
     voxels = float(np.prod(volume.grid.shape))
-    planned = voxels * float(np.prod(volume.grid.spacing)) / float(np.prod(plan.spacing))
     # one channel as float32 beside the prepared image, and the masks of what is empty
-    needed = 4 * planned * (volume.channels + 1) + voxels * (4 + volume.channels)
+    needed = 4 * plan.voxels(volume.grid) * (volume.channels + 1) + voxels * (4 + volume.channels)
     devices.require_ram(
         int(needed), what=volume.source or "the scan", remedy="Close other programs, or open a smaller part of it."
     )

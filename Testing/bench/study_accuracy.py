@@ -3,12 +3,12 @@
     python Testing/bench/study_accuracy.py OUT [--data hippocampus acdc headneck_ct] [--minutes 20] [--device cpu]
 
 Real scans from the folder of shared data (MASKSAM_SHARED), fold 0 of each set (of ACDC the papers' split). Each side
-gets the raw cases of the fold's training part, and the minutes pay for its own preparation and its training, one
-after the other on the whole machine. Ours is `python -m MaskSAMCore.teach`, which trains against the clock. nnU-Net
-is nnunetv2 from the package index with its own planner, trainer, augmentation and test-time mirroring; since it knows
-no clock, a few steps tell its pace, and its schedule gets the number of steps that fit. Both segment the fold's
-validation cases, which `python -m MaskSAMCore.evaluate` judges on the scans' own grids. What was made in the same
-minutes is kept; OUT/table.md is the table.
+gets the raw cases of the fold's training part, chooses its own spacing, and the minutes pay for its preparation and
+its training, one after the other on the whole machine. Ours is `python -m MaskSAMCore.teach`, which trains against the
+clock. nnU-Net is nnunetv2 from the package index with its own planner, trainer, augmentation and test-time mirroring;
+since it knows no clock, a few steps tell its pace, and its schedule gets the number of steps that fit. Both segment
+the fold's validation cases, which `python -m MaskSAMCore.evaluate` judges on the scans' own grids. What was made in
+the same minutes is kept; OUT/table.md is the table.
 """
 
 from __future__ import annotations
@@ -29,9 +29,6 @@ REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO))
 SHARED = Path(os.environ.get("MASKSAM_SHARED", REPO.parent / "shared"))
 PEER = Path(__file__).with_name("peer_nnunet.py")
-Spacing = tuple[float, ...] | None
-SPACING = {"acdc": (10.0, 1.52, 1.52)}
-"""Where the rule for the spacing would make slices that no scan has (MODEL.md §12.2), those of the papers."""
 SIDES: dict[str, list[list[str]]] = {"headneck_ct": [["left_parotid", "right_parotid"]]}
 """Labels that change places in a mirror; in the other sets none has a side."""
 FOLD = 0
@@ -49,7 +46,7 @@ def main() -> None:
             result = folder / made.__name__
             if not (result / "dice.csv").is_file():
                 result.mkdir(parents=True, exist_ok=True)
-                told = made(folder, result, options, SPACING.get(name))
+                told = made(folder, result, options)
                 (result / "told.json").write_text(json.dumps(told))
                 core("evaluate", str(result / "found"), str(folder / "judged/labels"), "-o", str(result / "dice.csv"))
             rows.append(line(name, title, result))
@@ -102,10 +99,9 @@ def _link(target: Path, link: Path) -> None:
         link.symlink_to(target.resolve())
 
 
-def ours(folder: Path, result: Path, options: argparse.Namespace, spacing: Spacing) -> dict[str, float]:
+def ours(folder: Path, result: Path, options: argparse.Namespace) -> dict[str, float]:
     """Learn and segment with MaskSAM."""
     words = ["--minutes", f"{options.minutes:g}", "--left-out", "0", "--overwrite", "--device", options.device]
-    words += [] if spacing is None else ["--set", f"data.spacing={json.dumps(spacing)}"]
     began = time.monotonic()
     core("teach", str(folder / "cases"), "-o", str(result / "model"), *words)
     minutes = (time.monotonic() - began) / 60
@@ -117,8 +113,8 @@ def ours(folder: Path, result: Path, options: argparse.Namespace, spacing: Spaci
     return {"minutes": minutes, "steps": card["provenance"]["steps"]}
 
 
-def peer(folder: Path, result: Path, options: argparse.Namespace, spacing: Spacing) -> dict[str, float]:
-    """The same with nnU-Net, which chooses its spacing itself."""
+def peer(folder: Path, result: Path, options: argparse.Namespace) -> dict[str, float]:
+    """The same with nnU-Net."""
     words = [str(folder / "cases"), str(folder / "judged/images"), str(result), f"{options.minutes:g}"]
     subprocess.run([sys.executable, str(PEER), *words, options.configuration, options.device], check=True, cwd=REPO)
     return json.loads((result / "trained.json").read_text(encoding="utf-8"))

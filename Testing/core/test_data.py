@@ -197,6 +197,11 @@ def test_other_settings_are_refused_by_name(raw: Path, tmp_path: Path) -> None:
         cache.check_config(Config(data=DataConfig(window=(0.0, 1.0, 0.0, 1.0), normalisation="ct")))
     again, report = prepare(raw, tmp_path / "cache", Config(data=DataConfig(view="coronal"), train=CONFIG.train))
     assert again.plan.view == "coronal" and len(report.rebuilt) == 4
+    kept = replace(CONFIG, data=replace(CONFIG.data, slices="keep"))
+    with pytest.raises(DatasetError, match=r"data.slices: asked for keep, prepared with slices resampled"):
+        cache.check_config(kept)
+    again, _ = prepare(raw, tmp_path / "cache", kept)
+    assert again.plan.keep_slices
 
 
 def test_what_lies_in_the_target_is_safe(raw: Path, tmp_path: Path) -> None:

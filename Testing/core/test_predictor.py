@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations, product
 
 import numpy as np
@@ -106,6 +107,9 @@ def test_context_of_a_region_is_as_much_as_training_saw():
     assert around == (slice(17, 25), slice(6, 18), slice(0, 30))
     hounsfield = make_plan(patch=(4, 16, 16), median_shape=(8, 24, 30), normalisation=("ct",))
     assert context(small, grid, hounsfield) == (slice(19, 23), slice(8, 16), slice(0, 16))
+    thick = Grid(shape=(50, 60, 70), affine=np.diag([1.0, 2.0, 4.0, 1.0]))
+    assert context(small, thick, plan)[0] == slice(20, 22)
+    assert context(small, thick, replace(plan, keep_slices=True))[0] == slice(17, 25)
     large = (slice(0, 50), slice(0, 60), slice(0, 70))
     assert context(large, grid, plan) == large
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -216,6 +217,32 @@ def test_the_plan_of_anisotropic_data() -> None:
     assert found.spacing[1:] == (1.5, 1.5)
     assert found.spacing[0] == pytest.approx(np.percentile([s[0] for s in spacings], 10))
     assert found.spacing[0] < 10, "the coarse axis takes its 10th percentile, not the median"
+
+
+def test_thick_slices_are_kept_where_the_data_are_anisotropic() -> None:
+    spacings, shapes = [(5.0, 1.0, 1.0), *[(10.0, 1.5, 1.5)] * 2], [(18, 300, 300), *[(9, 200, 200)] * 2]
+    config = Config(data=DataConfig(slices="auto"))
+    found = make_plan(fingerprint_of(spacings, shapes), config)
+    assert found.keep_slices and found.spacing == (10.0, 1.5, 1.5) and found.median_shape == (9, 200, 200)
+    assert from_dict(Plan, to_dict(found)) == found
+    assert found.spacing_for((5.0, 1.0, 1.0)) == (5.0, 1.5, 1.5)
+    thin = make_plan(fingerprint_of([(1.0, 1.0, 1.0), (2.0, 1.0, 1.0)], [(10, 20, 30)] * 2), config)
+    assert not thin.keep_slices and thin.spacing_for((2.0, 1.0, 1.0)) == thin.spacing
+
+
+@pytest.mark.parametrize("view", ["axial", "coronal"])
+def test_a_scan_with_slices_of_its_own_loses_none(view: str) -> None:
+    order = list(VIEWS[view])
+    spacing = np.empty(3)
+    spacing[order] = (5.0, 1.0, 1.0)
+    scan = canonical((10, 12, 14), tuple(spacing))
+    kept = replace(plan(view, (10.0, 2.0, 2.0)), keep_slices=True)
+    shape = np.array(scan.grid.shape)[order]
+    ready = preprocess(scan, kept)
+    assert ready.image.shape[1:] == (shape[0], *(shape[1:] // 2)) and ready.record.nearest_depth
+    assert kept.voxels(scan.grid) == pytest.approx(ready.image.size)
+    dropped = preprocess(scan, plan(view, (10.0, 2.0, 2.0)))
+    assert dropped.image.shape[1] == shape[0] // 2
 
 
 def test_the_coarse_axis_becomes_depth() -> None:

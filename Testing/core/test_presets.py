@@ -17,7 +17,7 @@ from MaskSAMCore.network.build import build_model
 from MaskSAMCore.training.prompted import train_prompted
 from Testing.phantom import phantom_case
 
-STEPS = 60
+STEPS = 150
 HALVED = 0.5
 GIVEN = 0.65
 """With given prompts there is no generator; a random frozen decoder and its adapters get no further in that time."""
@@ -27,7 +27,7 @@ def small(cfg: ModelConfig) -> ModelConfig:
     """The same switches on the `tiny` backbone, with at most two small slices (eight in three dimensions)."""
     upsampler, side = cfg.decoder.upsampler, 16
     if cfg.prompts_only:
-        # In sixty steps little comes out of a random frozen decoder: its adapters are as wide as MaskSAM's here, and
+        # In so few steps little comes out of a random frozen decoder: its adapters are as wide as MaskSAM's here, and
         # those of the encoder too, as `tiny` has a twentieth of ViT-H's channels.
         side = 32
         cfg = replace(
@@ -93,7 +93,7 @@ def learned(cfg: ModelConfig) -> tuple[float, float, float]:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
         if losses[-1] < goal * losses[0]:
             break
     return losses[0], losses[-1], goal

@@ -98,7 +98,13 @@ def test_a_region_is_segmented_and_nothing_beyond_it(real: Rig, scan: Any, truth
     assert part.any() and np.abs(inside - middle).max() <= 6.5
 
 
-def test_cancel_leaves_the_scene_alone_and_the_engine_ready(real: Rig, scan: Any, engine: KeptEngine) -> None:
+@pytest.fixture
+def large(real: Rig) -> Any:
+    """A volume that takes long enough to be interrupted, chosen with the bundled model."""
+    return real.choose(rigs.volume((120, 160, 120)), MODEL)
+
+
+def test_cancel_leaves_the_scene_alone_and_the_engine_ready(real: Rig, large: Any, engine: KeptEngine) -> None:
     worker = engine.hello["pid"]
     assert real.working()
     real.controller.segment()
@@ -107,7 +113,7 @@ def test_cancel_leaves_the_scene_alone_and_the_engine_ready(real: Rig, scan: Any
 
 
 def test_a_scene_that_is_closed_leaves_the_engine_ready(
-    real: Rig, scan: Any, engine: KeptEngine, scan_file: Path
+    real: Rig, large: Any, engine: KeptEngine, scan_file: Path
 ) -> None:
     worker = engine.hello["pid"]
     assert real.working()
