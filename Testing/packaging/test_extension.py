@@ -131,13 +131,18 @@ def run(code: str, *paths: Path) -> list[str]:
     return done.stdout.splitlines()
 
 
+def bundled(root: Path) -> list[Path]:
+    """The model folders that come with the extension."""
+    return sorted(card.parent for card in (root / "Resources" / "Models").glob("*/model.json"))
+
+
 @pytest.mark.parametrize("where", ["installed", "checkout"])
 def test_the_engine_finds_resources_and_models(repo: Path, extension: Extension, home: Path, where: str):
     root = extension.modules if where == "installed" else repo
     engine, *resources, models = run(ENGINE, root)
     assert Path(engine) == root / "MaskSAMCore" / "resources.py"
     assert all(Path(path).is_file() and root / "Resources" in Path(path).parents for path in resources)
-    assert Path(models) == root / "Resources" / "Models" / "hippocampus-mr"
+    assert [Path(model) for model in models.split()] == bundled(root)
 
 
 @pytest.mark.parametrize("where", ["installed", "checkout"])
@@ -148,7 +153,7 @@ def test_the_module_finds_engine_panel_and_models(
     module, root = (extension.modules, extension.modules) if where == "installed" else (repo / "SlicerMaskSAM", repo)
     engine, models = run(MODULE.format(repo=str(repo)), module, tmp_path)
     assert Path(engine) == root / "MaskSAMCore" / "__init__.py"
-    assert models == "hippocampus-mr"
+    assert models.split() == [model.name for model in bundled(repo)]
 
 
 # -- what the extension says of itself -------------------------------------------------------------------------------

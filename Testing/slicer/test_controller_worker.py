@@ -121,7 +121,7 @@ def test_a_scene_that_is_closed_leaves_the_engine_ready(
     assert real.status.phase is Phase.IDLE and rigs.segmentations() == []
     real.parameters = rigs.parameters()
     real.controller.set_parameters(real.parameters)
-    assert real.parameters.model == MODEL, "the first that there is"
+    assert real.parameters.model == real.status.models[0].name, "the first that there is"
     real.controller.choose_volume(environment.load_volume(scan_file, CASE))
     assert encoded(real) and engine.hello["pid"] == worker
 
