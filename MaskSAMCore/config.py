@@ -176,11 +176,12 @@ class DecoderConfig:
     correction; not in the paper: SAM's decoder sees the mask prompt at stride 16 only. `kind="mla"` is
     AutoSAM Adapter's aggregation of all levels, at the resolution `fusion_res`; `"none"` belongs to students.
 
-    Three more are for prompts of a user, and not in the papers either. `fine_masks` lets each mask token
+    Four more are for prompts of a user, and not in the papers either. `fine_masks` lets each mask token
     read the trunk's features at the patch's own size, as it reads SAM's own at stride 4: a click then
     knows what automatic mode knows. `click_maps` draws clicks, box and former mask beside these features, and a small
-    convolutional head corrects the mask there. `slice_offsets` tells a prompt that was copied to the other slices of
-    the patch how far it is from its own.
+    convolutional head corrects the mask there; `click_masks` shows it the generator's own masks of the structures that
+    are meant, where these masks have classes (`network.recall`). `slice_offsets` tells a prompt that was copied to the
+    other slices of the patch how far it is from its own.
     """
 
     kind: Literal["sam", "mla", "none"] = "sam"
@@ -190,6 +191,7 @@ class DecoderConfig:
     mask_residual: bool = False
     fine_masks: bool = False
     click_maps: bool = False
+    click_masks: bool = False
     slice_offsets: bool = False
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from MaskSAMCore.network.heads import resize_masks
+from MaskSAMCore.network.recall import recalled
 from MaskSAMCore.network.trunk import IN_PLANE, WHOLE, ConvBlock, Kernel
 from MaskSAMCore.network.types import PromptBatch
 
@@ -21,44 +22,52 @@ class ClickHead(nn.Module):
 
     Not in the papers (`decoder.click_maps`): to SAM's decoder a click is a token beside image tokens of stride 16, so
     that many clicks on one border gain little; here each lies on the very voxels that it means, as in interactive
-    networks that take clicks as channels. Starts at zero.
+    networks that take clicks as channels. Starts at zero, or at the generator's masks where it recalls them.
 
     Args:
         features: F, channels of the trunk's last stage.
         in_plane: The convolutions stay within slices.
+        recalls: The generator's masks of what was meant are read and added (`decoder.click_masks`).
         width: Channels between.
     """
 
-    def __init__(self, features: int, *, in_plane: bool, width: int = 16) -> None:
+    def __init__(self, features: int, *, in_plane: bool, recalls: bool = False, width: int = 16) -> None:
         super().__init__()
         kernel: Kernel = IN_PLANE if in_plane else WHOLE
         padding = tuple(k // 2 for k in kernel)
         # Two convolutions that are added are one over all channels; the first is the same for all prompts of a patch.
         self.seen = nn.Conv3d(features, width, kernel, padding=padding)
         self.said = nn.Conv3d(MAPS + 1, width, kernel, padding=padding, bias=False)
+        self.meant = nn.Conv3d(1, width, kernel, padding=padding, bias=False) if recalls else None
+        self.trust = nn.Parameter(torch.ones(())) if recalls else None
         self.norm = nn.Sequential(nn.GroupNorm(width, width), nn.LeakyReLU(0.01))
         self.block = ConvBlock(width, width, kernel=kernel)
         self.last = nn.Conv3d(width, 1, 1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
-    def forward(self, masks: Tensor, fine: Tensor, prompts: PromptBatch) -> Tensor:
+    def forward(self, masks: Tensor, fine: Tensor, prompts: PromptBatch, classes: Tensor | None = None) -> Tensor:
         """Corrected logits.
 
         Args:
             masks: (B, Q, D, m, H, W) logits.
             fine: (B, F, D, H, W).
             prompts: What the masks answer.
+            classes: (B, K, D, H, W), the generator's class logits, for a head that recalls them.
         """
         batch, queries, _, count = masks.shape[:4]
         size = (masks.shape[-2], masks.shape[-1])
         precise = torch.promote_types(masks.dtype, torch.float32)
         maps = prompt_maps(prompts, tuple(masks.shape[:3]), size, dtype=precise).to(masks.dtype)
-        seen = self.seen(fine.to(masks.dtype))
+        seen = self.seen(fine.to(masks.dtype)).repeat_interleave(queries, 0)
+        if self.meant is not None and self.trust is not None and classes is not None:
+            meant = recalled(classes, prompts, queries).to(masks.dtype)
+            seen = seen + self.meant(meant.flatten(0, 1)[:, None] / LOGIT_SCALE)
+            masks = masks + self.trust * meant[:, :, :, None]
         each = []
         for m in range(count):
             own = torch.cat([maps, masks[:, :, None, :, m] / LOGIT_SCALE], dim=2)
-            x = self.said(own.flatten(0, 1)) + seen.repeat_interleave(queries, 0)
+            x = self.said(own.flatten(0, 1)) + seen
             each.append(self.last(self.block(self.norm(x)))[:, 0].unflatten(0, (batch, queries)))
         return masks + torch.stack(each, dim=3)
 

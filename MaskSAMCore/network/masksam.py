@@ -51,7 +51,9 @@ class MaskSAM(Segmenter):
         trunk = None if self.generator is None else self.generator.trunk
         width = 0 if trunk is None else trunk.channels[-1]
         self.fine = FineMasks(width) if cfg.decoder.fine_masks and width else None
-        self.clicks = ClickHead(width, in_plane=cfg.source.in_plane > 0) if cfg.decoder.click_maps and width else None
+        self.clicks = None
+        if cfg.decoder.click_maps and width:
+            self.clicks = ClickHead(width, in_plane=cfg.source.in_plane > 0, recalls=cfg.decoder.click_masks)
 
     @property
     def reads_trunk(self) -> bool:
@@ -138,7 +140,8 @@ class MaskSAM(Segmenter):
         if self.fine is not None and slab.fine is not None:
             masks = masks + self.fine(decoded.tokens, slab.fine)
         if self.clicks is not None and slab.fine is not None:
-            masks = self.clicks(masks, slab.fine, prompts)
+            own = self.generator.logits([slab.fine])[-1] if self.cfg.decoder.click_masks and self.generator else None
+            masks = self.clicks(masks, slab.fine, prompts, own)
         return Prompted(masks=masks, quality=decoded.quality, cls=decoded.cls)
 
     def forward(self, image: Tensor, features: Features | None = None, labels: Tensor | None = None) -> QueryOutputs:

@@ -14,9 +14,9 @@ from MaskSAMCore.network.prompt_source import PromptSource
 from MaskSAMCore.network.types import Level
 
 Family = Literal["slices", "volume", "student"]
-ADDED = ("upsampler", "mask_residual", "fine_masks", "click_maps")
+ADDED = ("upsampler", "mask_residual", "fine_masks", "click_maps", "click_masks")
 """What the decoder reads of a source,"""
-LIFTED = ("fine_masks", "click_maps")
+LIFTED = ("fine_masks", "click_maps", "click_masks")
 """and, of these, of its trunk."""
 
 
@@ -112,3 +112,10 @@ def _check_added(cfg: ModelConfig, build: type[PromptSource] | None) -> None:
                 where=f"model.decoder.{key}",
                 remedy=f"Set model.decoder.{key}=false.",
             )
+    if cfg.decoder.click_masks and not (cfg.decoder.click_maps and cfg.owns_masks):
+        raise InputError(
+            "there is nothing to show, or nobody who looks",
+            where="model.decoder.click_masks",
+            why="it needs masks that have classes, and a head that reads them",
+            remedy="Set model.loss.assignment=own, model.source.mask=true and model.decoder.click_maps=true.",
+        )

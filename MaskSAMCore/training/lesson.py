@@ -302,7 +302,7 @@ def for_lesson(config: Config) -> Config:
     """A fitted preset that learns from few steps: a query of its own for every class, and no more of them.
 
     What is to be matched first, and a query that stands for nothing, cost steps and time. So does a decoder between the
-    generator's masks and the result: automatic mode ends with those masks, and clicks are learned behind them. Scans
+    generator's masks and the result: automatic mode ends with those masks, and clicks are learned behind them, and told them. Scans
     come in one orientation, and a few hundred steps do not suffice to tell a front from a back that are exchanged in
     every other patch; so left and right alone are.
     """
@@ -319,7 +319,7 @@ def for_lesson(config: Config) -> Config:
         enc_adapter=replace(model.enc_adapter, kind="none"),
         depth=replace(model.depth, pe_encoder=False),
         source=replace(model.source, queries=model.classes, box=False, fusion="mask", class_tokens=False),
-        decoder=replace(model.decoder, kind="none"),
+        decoder=replace(model.decoder, kind="none", click_masks=model.decoder.click_maps),
         loss=replace(model.loss, assignment="own", generator=1.0),
     )
     return replace(config, model=model, train=replace(config.train, keep_generator=config.train.mode == "mixed"))

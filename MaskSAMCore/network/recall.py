@@ -1,0 +1,85 @@
+"""The generator's own masks of what a user means: those under the clicks, or that fill the box or the former mask."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from MaskSAMCore.network.heads import resize_masks
+from MaskSAMCore.network.types import PromptBatch
+
+CERTAIN = 1e-3
+"""Probabilities keep this distance from 0 and 1."""
+NEAR = 4
+"""What was said in another slice counts by 1 / (1 + slices between) to this power."""
+SHARPNESS = 20.0
+"""How much the structure that fits best counts before those that fit less."""
+
+
+def recalled(classes: Tensor, prompts: PromptBatch, queries: int) -> Tensor:
+    """Logits (B, Q, D, H, W) of the structures that every prompt means, near 0 where it means none that is known.
+
+    A click means the structures at its voxel, several clicks all of theirs; a box means the structure whose extent
+    overlaps it best, and a former mask the one that it overlaps best. What was said in another slice counts less.
+    Nothing is learned through it.
+
+    Args:
+        classes: (B, K, D, H, W), the generator's class logits; class 0 is the background.
+        prompts: What was said, if anything.
+        queries: Q.
+    """
+    known = classes.detach().float().softmax(1)[:, 1:]
+    votes = known.new_zeros(len(known), queries, known.shape[1], known.shape[2])
+    if prompts.points is not None and prompts.labels is not None and prompts.points.shape[3]:
+        votes = torch.maximum(votes, _under_clicks(known, prompts.points, prompts.labels))
+    if prompts.boxes is not None:
+        fitting = _best(_box_overlap(known, prompts.boxes))
+        if prompts.boxes_known is not None:
+            fitting = fitting * prompts.boxes_known[:, :, None]
+        votes = torch.maximum(votes, fitting)
+    if prompts.offsets is not None:
+        votes = votes * (1 + prompts.offsets.abs().float())[:, :, None] ** -NEAR
+    share = votes.amax(3)
+    if prompts.masks is not None:
+        share = torch.maximum(share, _best(_mask_overlap(known, prompts.masks, prompts.masks_known)))
+    meant = torch.einsum("bqk,bkdhw->bqdhw", share, known).clamp(CERTAIN, 1 - CERTAIN)
+    return torch.logit(meant) * share.amax(-1)[..., None, None, None]
+
+
+def _best(overlap: Tensor) -> Tensor:
+    """(B, Q, K-1, ...): the overlap of the structure that fits best, and nearly nothing of the others."""
+    return overlap * (SHARPNESS * overlap).softmax(2)
+
+
+def _under_clicks(known: Tensor, points: Tensor, labels: Tensor) -> Tensor:
+    """(B, Q, K-1, D): the largest probability of each structure under the clicks for it."""
+    batch, _, depth, height, width = known.shape
+    x = (points[..., 0].float() * width).long().clamp(0, width - 1)
+    y = (points[..., 1].float() * height).long().clamp(0, height - 1)
+    b = torch.arange(batch, device=known.device)[:, None, None, None]
+    z = torch.arange(depth, device=known.device)[:, None]
+    at = known.permute(0, 2, 3, 4, 1)[b, z, y, x]  # (B, Q, D, P, K-1)
+    return (at * (labels == 1)[..., None]).amax(3).transpose(2, 3)
+
+
+def _box_overlap(known: Tensor, boxes: Tensor) -> Tensor:
+    """(B, Q, K-1, D): the IoU of each box with the rows and columns that each structure has in that slice."""
+    inside = (known > 0.5).float()
+    overlap, areas = known.new_ones(()), [known.new_ones(()), known.new_ones(())]
+    for profile, low, high in ((inside.amax(-1), 1, 3), (inside.amax(-2), 0, 2)):
+        count = profile.shape[-1]
+        at = (torch.arange(count, device=known.device) + 0.5) / count
+        held = ((at >= boxes[..., low, None]) & (at <= boxes[..., high, None])).float()
+        overlap = overlap * torch.einsum("bqdn,bkdn->bqkd", held, profile)
+        areas = [areas[0] * held.sum(-1)[:, :, None], areas[1] * profile.sum(-1)[:, None]]
+    return overlap / (areas[0] + areas[1] - overlap).clamp(min=1e-6)
+
+
+def _mask_overlap(known: Tensor, masks: Tensor, slices: Tensor | None) -> Tensor:
+    """(B, Q, K-1): the Dice of each former mask with each structure, over the slices that have one."""
+    size = (known.shape[3], known.shape[4])
+    former = (resize_masks(masks.float(), size) > 0).float()
+    there = known.new_ones(former.shape[:3]) if slices is None else slices.float()
+    common = torch.einsum("bqdhw,bkdhw,bqd->bqk", former, known, there)
+    sizes = torch.einsum("bqdhw,bqd->bq", former, there)[..., None] + torch.einsum("bkdhw,bqd->bqk", known, there)
+    return 2 * common / sizes.clamp(min=1e-6)

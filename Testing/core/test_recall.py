@@ -1,0 +1,119 @@
+"""The generator's own masks of what was meant by clicks, boxes and former masks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from MaskSAMCore import presets
+from MaskSAMCore.errors import InputError
+from MaskSAMCore.network.build import build_model, is_for_prompts
+from MaskSAMCore.network.recall import recalled
+from MaskSAMCore.network.spread import SlicePrompts, spread
+from MaskSAMCore.network.types import PromptBatch
+
+DEPTH, SIZE = 3, (16, 24)
+INNER, RING, APART = 1, 2, 3
+"""A disc of 4 x 4 voxels, what surrounds it (8 x 8), and a third thing elsewhere, which the last slice lacks."""
+
+
+@pytest.fixture
+def labels() -> torch.Tensor:
+    """(D, H, W)."""
+    found = torch.zeros(DEPTH, *SIZE, dtype=torch.long)
+    found[:, 2:10, 2:10] = RING
+    found[:, 4:8, 4:8] = INNER
+    found[:2, 5:14, 15:22] = APART
+    return found
+
+
+@pytest.fixture
+def classes(labels: torch.Tensor) -> torch.Tensor:
+    """(1, 4, D, H, W), logits of a generator that is sure."""
+    return 12 * torch.nn.functional.one_hot(labels, 4).permute(3, 0, 1, 2)[None].float()
+
+
+def clicks(*places: tuple[int, int], label: int = 1) -> SlicePrompts:
+    points = tuple(((x + 0.5) / SIZE[1], (y + 0.5) / SIZE[0]) for y, x in places)
+    return SlicePrompts(points=points, labels=(label,) * len(points))
+
+
+def box(y0: int, x0: int, y1: int, x1: int) -> SlicePrompts:
+    return SlicePrompts(box=(x0 / SIZE[1], y0 / SIZE[0], x1 / SIZE[1], y1 / SIZE[0]))
+
+
+def meant(classes: torch.Tensor, said: dict[int, SlicePrompts], **masks: torch.Tensor) -> torch.Tensor:
+    return recalled(classes, spread([[said]], DEPTH, **masks), 1)[0, 0]
+
+
+@pytest.mark.parametrize(
+    ("said", "structures"),
+    [
+        (clicks((5, 6)), [INNER]),
+        (clicks((3, 3)), [RING]),
+        (clicks((3, 3), (5, 5)), [INNER, RING]),
+        (box(4, 4, 8, 8), [INNER]),
+        (box(2, 2, 10, 10), [RING]),
+        (box(5, 14, 14, 22), [APART]),
+    ],
+)
+def test_what_a_prompt_means(classes, labels, said: SlicePrompts, structures: list[int]) -> None:
+    found = meant(classes, {1: said})
+    assert torch.equal(found > 0, torch.isin(labels, torch.tensor(structures)))
+
+
+def test_nothing_that_is_known_leaves_everything_open(classes) -> None:
+    for said in (clicks((14, 2)), clicks((5, 5), label=0), box(0, 0, 2, 2)):
+        assert meant(classes, {0: said}).abs().max() < 0.1
+
+
+def test_the_slice_in_which_it_was_said_decides(classes, labels) -> None:
+    found = meant(classes, {2: clicks((8, 18))})
+    assert found.abs().max() < 2, "nothing lies there in that slice; in the others, something does"
+    both = meant(classes, {0: clicks((8, 18)), 2: clicks((5, 5))})
+    assert torch.equal(both > 0, torch.isin(labels, torch.tensor([INNER, APART])))
+
+
+def test_a_former_mask_means_what_it_overlaps(classes, labels) -> None:
+    mask = torch.where(labels == RING, 5.0, -5.0)[None, None]
+    mask[..., 2, :] = -5.0
+    known = torch.tensor([[[True, False, False]]])
+    found = meant(classes, {}, masks=mask, masks_known=known)
+    assert torch.equal(found > 0, labels == RING)
+    nowhere = torch.full_like(mask, -5.0)
+    assert meant(classes, {}, masks=nowhere).abs().max() < 0.1
+
+
+def test_every_prompt_has_its_own_answer_and_nothing_is_learned_through_it(classes) -> None:
+    classes.requires_grad_()
+    batch = spread([[{1: clicks((5, 5))}, {0: box(2, 2, 10, 10)}], [{1: clicks((8, 18))}, {}]], DEPTH)
+    found = recalled(classes.expand(2, -1, -1, -1, -1), batch, 2)
+    assert found.shape == (2, 2, DEPTH, *SIZE) and not found.requires_grad
+    assert not torch.allclose(found[0, 0], found[0, 1]) and found[1, 1].abs().max() == 0
+    assert recalled(classes, PromptBatch(), 2).abs().max() == 0
+
+
+def test_the_network_answers_with_it_before_it_has_learned_to_click() -> None:
+    tiny = presets.get("tiny").model
+    owned = replace(
+        tiny,
+        decoder=replace(tiny.decoder, click_masks=True),
+        loss=replace(tiny.loss, assignment="own"),
+        source=replace(tiny.source, queries=tiny.classes),
+    )
+
+    network = build_model(owned).eval()
+    added = {name for name, _ in network.named_parameters()} - {n for n, _ in build_model(tiny).named_parameters()}
+    assert added == {"clicks.meant.weight", "clicks.trust"} and all(is_for_prompts(name) for name in added)
+    with torch.no_grad():
+        slab = network.slab(torch.randn(1, 1, 4, 16, 16))
+        said = spread([[{1: SlicePrompts(points=((0.5, 0.5),), labels=(1,))}]], 4)
+        with_it = network.prompted(slab, said).masks
+        network.clicks.trust.zero_()
+        without = network.prompted(slab, said).masks
+        own = recalled(network.generator.logits([slab.fine])[-1], said, 1)
+    torch.testing.assert_close(with_it - without, own[:, :, :, None], atol=1e-4, rtol=1e-3)
+    with pytest.raises(InputError, match="click_masks"):
+        build_model(replace(owned, loss=replace(owned.loss, assignment="cheapest")))
