@@ -302,9 +302,9 @@ def for_lesson(config: Config) -> Config:
     """A fitted preset that learns from few steps: a query of its own for every class, and no more of them.
 
     What is to be matched first, and a query that stands for nothing, cost steps and time. So does a decoder between the
-    generator's masks and the result: automatic mode ends with those masks, and clicks are learned behind them, and told them. Scans
-    come in one orientation, and a few hundred steps do not suffice to tell a front from a back that are exchanged in
-    every other patch; so left and right alone are.
+    generator's masks and the result: automatic mode ends with those masks, and clicks are learned behind them, starting
+    from the one that is meant. Scans come in one orientation, and a few hundred steps do not suffice to tell a front
+    from a back that are exchanged in every other patch; so left and right alone are.
     """
     config = replace(config, data=replace(config.data, mirroring="sides"))
     model = config.model

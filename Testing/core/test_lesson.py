@@ -135,7 +135,7 @@ def test_the_generator_learns_first_once_the_speed_of_slower_steps_is_known(prep
 
 def test_clicks_are_taught_behind_a_generator_that_is_kept(prepared, tmp_path, time, taught):
     config = for_lesson(MIXED)
-    assert config.train.keep_generator and config.model.decoder.kind == "none"
+    assert config.train.keep_generator and config.model.decoder.kind == "none" and config.model.decoder.click_masks
     rules = Rules(patches=(2, 2), steps=(20, 1000), generator_kept=0.6)
     course = lesson(prepared, tmp_path, time, rules=rules, config=config)
     course.encode()
