@@ -156,7 +156,15 @@ class Run:
                 torch.cuda.set_device(device)
             # The others wait while the first process prepares data and features.
             patience = datetime.timedelta(hours=12)
-            torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
+            store, rank, world = next(torch.distributed.rendezvous("env://", timeout=patience))
+            # A recipe's stages share one store, where none may find the addresses of the one before.
+            torch.distributed.init_process_group(
+                "nccl" if device.type == "cuda" else "gloo",
+                store=torch.distributed.PrefixStore(self.options.folder.name, store),
+                rank=rank,
+                world_size=world,
+                timeout=patience,
+            )
             stack.callback(torch.distributed.destroy_process_group)
         self.note(describe(device))
         return device
