@@ -109,9 +109,13 @@ class Plan:
         perm, _ = canonical_axes(grid.affine)
         return tuple(perm[2 - axis] for axis in VIEWS[self.view])  # type: ignore[return-value]
 
+    def own_spacing(self, grid: Grid) -> Triple:
+        """The grid's spacing (d, h, w), mm, before resampling."""
+        return tuple(grid.spacing[axis] for axis in self.axes_of(grid))  # type: ignore[return-value]
+
     def voxels(self, grid: Grid) -> float:
         """About how many voxels a scan on this grid has once it is resampled."""
-        own: Triple = tuple(grid.spacing[axis] for axis in self.axes_of(grid))  # type: ignore[assignment]
+        own = self.own_spacing(grid)
         return float(np.prod(grid.shape)) * float(np.prod(own)) / float(np.prod(self.spacing_for(own)))
 
     @property

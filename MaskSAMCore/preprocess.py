@@ -134,12 +134,12 @@ def preprocess(volume: Volume, plan: Plan) -> Prepared:
             why=f"found {len(source)}, the model takes {len(plan.normalisation)}: {', '.join(plan.channels)}",
         )
     _, reverse = canonical_axes(volume.grid.affine)
-    order, own = [2 - c for c in VIEWS[plan.view]], plan.axes_of(volume.grid)
-    axes = tuple(2 - axis for axis in own)
+    order = [2 - c for c in VIEWS[plan.view]]
+    axes = tuple(2 - axis for axis in plan.axes_of(volume.grid))
     flips = tuple(reverse[a] != (plan.view == "picture" and a != order[0]) for a in order)
     source, nonfinite = _finite(_orient(source, axes, flips), volume)  # type: ignore[arg-type]
     lower, upper = extent(source, plan.normalisation)
-    spacing: Triple = tuple(volume.grid.spacing[axis] for axis in own)  # type: ignore[assignment]
+    spacing = plan.own_spacing(volume.grid)
     cropped = source[(slice(None), *(slice(a, b) for a, b in zip(lower, upper, strict=True)))]
     target = plan.spacing_for(spacing)
     shape = tuple(max(1, round(n * s / t)) for n, s, t in zip(cropped.shape[1:], spacing, target, strict=True))

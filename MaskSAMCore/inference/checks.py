@@ -69,12 +69,11 @@ def _intensity_doubts(values: np.ndarray, name: str, kind: str, stats: ChannelSt
 def _size_doubts(volume: Volume, plan: Plan, region: bool) -> list[str]:
     if plan.longest:
         return []
-    axes, found = plan.axes_of(volume.grid), []
-    spacing = [volume.grid.spacing[axis] for axis in axes]
+    found, spacing = [], plan.own_spacing(volume.grid)
     if any(have > COARSER * want for have, want in zip(spacing, plan.spacing, strict=True)):
         have, want = (" x ".join(f"{v:.2g}" for v in values) for values in (spacing, plan.spacing))
         found.append(f"the voxels of {have} mm are much coarser than those of the training, {want} mm")
-    extent = [s * volume.grid.shape[2 - axis] for s, axis in zip(spacing, axes, strict=True)]
+    extent = [s * volume.grid.shape[2 - axis] for s, axis in zip(spacing, plan.axes_of(volume.grid), strict=True)]
     usual = [s * n for s, n in zip(plan.spacing, plan.median_shape, strict=True)]
     if not region and any(have > LARGER * want for have, want in zip(extent, usual, strict=True)):
         have, want = (" x ".join(f"{v:.0f}" for v in values) for values in (extent, usual))

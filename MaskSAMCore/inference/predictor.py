@@ -19,7 +19,7 @@ from MaskSAMCore.errors import InputError, PromptError
 from MaskSAMCore.inference.cache import SlabCache, keeper, model_key
 from MaskSAMCore.inference.checks import doubts
 from MaskSAMCore.inference.sliding_window import Memory, Network, patch_network, slide, window_count
-from MaskSAMCore.plan import Plan, Shape, Triple, mirror_rule
+from MaskSAMCore.plan import Plan, Shape, mirror_rule
 from MaskSAMCore.postprocess import keep_largest
 from MaskSAMCore.preprocess import Prepared, Record, classes_to_ids, preprocess, preprocess_labels, restore_labels
 from MaskSAMCore.progress import CancelToken, Progress, no_progress
@@ -233,11 +233,10 @@ def context(target: Slices, grid: Grid, plan: Plan) -> Slices:
         return tuple(slice(0, n) for n in grid.shape)  # type: ignore[return-value]
     by_scan = any(kind == "zscore" for kind in plan.normalisation)
     out = list(target)
-    axes = plan.axes_of(grid)
-    own: Triple = tuple(grid.spacing[ijk] for ijk in axes)  # type: ignore[assignment]
-    for axis, (ijk, planned) in enumerate(zip(axes, plan.spacing_for(own), strict=True)):
+    planned = plan.spacing_for(plan.own_spacing(grid))
+    for axis, ijk in enumerate(plan.axes_of(grid)):
         have, size = target[2 - ijk], grid.shape[2 - ijk]
-        voxel = planned / grid.spacing[ijk]
+        voxel = planned[axis] / grid.spacing[ijk]
         patch, median = round(plan.patch[axis] * voxel), round(plan.median_shape[axis] * voxel)
         wanted = max(patch, median if by_scan else min(have.stop - have.start + patch // 2, median))
         length = min(max(have.stop - have.start, wanted), size)
