@@ -3,7 +3,7 @@
 #   make test    the whole test suite
 #   make lint    format, lint and types
 #   make bench   timings, as ratios of two things measured in one run
-#   make bench-accuracy    our model beside nnU-Net, on the same cases in the same time (two hours of training)
+#   make bench-accuracy    our model beside nnU-Net, on the same cases in the same time (an hour of training)
 #   make venv    only the environment; make clean removes it
 # PYTHON=python3.12 chooses the interpreter, VENV=folder where the environment goes.
 

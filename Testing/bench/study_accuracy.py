@@ -1,6 +1,6 @@
 """Our model beside nnU-Net: the same cases to learn from, the same time for everything, the same cases to be judged by.
 
-    python Testing/bench/study_accuracy.py OUT [--data hippocampus acdc headneck_ct] [--minutes 20] [--device cpu]
+    python Testing/bench/study_accuracy.py OUT [--data hippocampus acdc headneck_ct] [--minutes 10] [--device cpu]
 
 Real scans from the folder of shared data (MASKSAM_SHARED), fold 0 of each set (of ACDC the papers' split). Each side
 gets the raw cases of the fold's training part, chooses its own spacing, and the minutes pay for its preparation and
@@ -60,7 +60,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the runs and the table")
     sets = ("hippocampus", "acdc", "headneck_ct")
     parser.add_argument("--data", nargs="+", choices=sets, default=list(sets), metavar="SET")
-    parser.add_argument("--minutes", type=float, default=20.0, help="for each side on each set (default: 20)")
+    parser.add_argument("--minutes", type=float, default=10.0, help="for each side on each set (default: 10)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--configuration", default="3d_fullres", help="of nnU-Net (default: 3d_fullres)")
     return parser.parse_args()
