@@ -19,9 +19,10 @@ SHARPNESS = 20.0
 def recalled(classes: Tensor, prompts: PromptBatch, queries: int) -> Tensor:
     """Logits (B, Q, D, H, W) of the structures that every prompt means, near 0 where it means none that is known.
 
-    A click means the structures at its voxel, several clicks all of theirs; a box means the structure whose extent
-    overlaps it best, and a former mask the one that it overlaps best. What was said in another slice counts less.
-    Nothing is learned through it.
+    A click means the structures at its voxel, several clicks all of theirs; a box means the structure that fills it
+    best, and a former mask the one that it overlaps best. How well that fits decides how sure the answer is, and not
+    whether its voxels count as inside: even a structure that was found in part is better than none. What was said in
+    another slice counts less. Nothing is learned through it.
 
     Args:
         classes: (B, K, D, H, W), the generator's class logits; class 0 is the background.
@@ -33,7 +34,7 @@ def recalled(classes: Tensor, prompts: PromptBatch, queries: int) -> Tensor:
     if prompts.points is not None and prompts.labels is not None and prompts.points.shape[3]:
         votes = torch.maximum(votes, _under_clicks(known, prompts.points, prompts.labels))
     if prompts.boxes is not None:
-        fitting = _best(_box_overlap(known, prompts.boxes))
+        fitting = _best(_box_filled(known, prompts.boxes))
         if prompts.boxes_known is not None:
             fitting = fitting * prompts.boxes_known[:, :, None]
         votes = torch.maximum(votes, fitting)
@@ -42,8 +43,10 @@ def recalled(classes: Tensor, prompts: PromptBatch, queries: int) -> Tensor:
     share = votes.amax(3)
     if prompts.masks is not None:
         share = torch.maximum(share, _best(_mask_overlap(known, prompts.masks, prompts.masks_known)))
-    meant = torch.einsum("bqk,bkdhw->bqdhw", share, known).clamp(CERTAIN, 1 - CERTAIN)
-    return torch.logit(meant) * share.amax(-1)[..., None, None, None]
+    fit = share.amax(-1)
+    relative = share / fit.clamp(min=1e-6)[..., None]
+    meant = torch.einsum("bqk,bkdhw->bqdhw", relative, known).clamp(CERTAIN, 1 - CERTAIN)
+    return torch.logit(meant) * fit[..., None, None, None]
 
 
 def _best(overlap: Tensor) -> Tensor:
@@ -62,17 +65,22 @@ def _under_clicks(known: Tensor, points: Tensor, labels: Tensor) -> Tensor:
     return (at * (labels == 1)[..., None]).amax(3).transpose(2, 3)
 
 
-def _box_overlap(known: Tensor, boxes: Tensor) -> Tensor:
-    """(B, Q, K-1, D): the IoU of each box with the rows and columns that each structure has in that slice."""
+def _box_filled(known: Tensor, boxes: Tensor) -> Tensor:
+    """(B, Q, K-1, D): the share of each structure's voxels in that slice that the box holds, times how much of the
+    box's rows and columns they reach; stray voxels elsewhere cost no more than their number."""
     inside = (known > 0.5).float()
-    overlap, areas = known.new_ones(()), [known.new_ones(()), known.new_ones(())]
-    for profile, low, high in ((inside.amax(-1), 1, 3), (inside.amax(-2), 0, 2)):
-        count = profile.shape[-1]
-        at = (torch.arange(count, device=known.device) + 0.5) / count
-        held = ((at >= boxes[..., low, None]) & (at <= boxes[..., high, None])).float()
-        overlap = overlap * torch.einsum("bqdn,bkdn->bqkd", held, profile)
-        areas = [areas[0] * held.sum(-1)[:, :, None], areas[1] * profile.sum(-1)[:, None]]
-    return overlap / (areas[0] + areas[1] - overlap).clamp(min=1e-6)
+    tall, wide = (_held(boxes, axis, known.shape[4 - axis]) for axis in (1, 0))
+    in_rows = torch.einsum("bqdw,bkdhw->bqkdh", wide, inside) * tall[:, :, None]
+    in_columns = torch.einsum("bqdh,bkdhw->bqkdw", tall, inside) * wide[:, :, None]
+    share = in_rows.sum(-1) / inside.sum((3, 4)).clamp(min=1)[:, None]
+    reached = (in_rows > 0).sum(-1) * (in_columns > 0).sum(-1)
+    return share * reached / (tall.sum(-1) * wide.sum(-1)).clamp(min=1)[:, :, None]
+
+
+def _held(boxes: Tensor, axis: int, count: int) -> Tensor:
+    """(B, Q, D, count): 1 for the columns (axis 0) or rows (axis 1) whose centres a box holds."""
+    at = (torch.arange(count, device=boxes.device) + 0.5) / count
+    return ((at >= boxes[..., axis, None]) & (at <= boxes[..., axis + 2, None])).float()
 
 
 def _mask_overlap(known: Tensor, masks: Tensor, slices: Tensor | None) -> Tensor:

@@ -69,6 +69,17 @@ def test_nothing_that_is_known_leaves_everything_open(classes) -> None:
         assert meant(classes, {0: said}).abs().max() < 0.1
 
 
+def test_a_structure_that_was_found_in_part_or_with_strays_is_meant_all_the_same(classes, labels) -> None:
+    wide = box(4, 14, 15, 24)  # its overlap with what is there is less than a half
+    found = meant(classes, {1: wide})
+    assert torch.equal(found > 0, labels == APART)
+    strayed = labels.clone()
+    strayed[:, 15, ::6] = INNER
+    classes = 12 * torch.nn.functional.one_hot(strayed, 4).permute(3, 0, 1, 2)[None].float()
+    found = meant(classes, {1: box(4, 4, 8, 8)})
+    assert torch.equal(found > 0, strayed == INNER)
+
+
 def test_the_slice_in_which_it_was_said_decides(classes, labels) -> None:
     found = meant(classes, {2: clicks((8, 18))})
     assert found.abs().max() < 2, "nothing lies there in that slice; in the others, something does"
