@@ -17,7 +17,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from MaskSAMCore.audit import audit_model
-from MaskSAMCore.config import ModelConfig, to_dict
+from MaskSAMCore.config import ModelConfig
+from MaskSAMCore.config_json import to_dict
 from MaskSAMCore.network.build import build_model
 from MaskSAMCore.network.masksam import MaskSAM
 from MaskSAMCore.network.types import PromptBatch

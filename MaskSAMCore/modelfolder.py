@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from MaskSAMCore import __version__
 from MaskSAMCore.bases import BASES, cached_sha256, compare_states, find_base, load_base
-from MaskSAMCore.config import Config, Largest, from_dict, to_dict
+from MaskSAMCore.config import Config, Largest
 from MaskSAMCore.config_check import check_model
+from MaskSAMCore.config_json import from_dict, to_dict
 from MaskSAMCore.errors import InputError, ModelError, ResourceError
 from MaskSAMCore.fetch import file_sha256
 from MaskSAMCore.io.atomic import sync_file, sync_folder, write_json, write_text

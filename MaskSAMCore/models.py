@@ -78,7 +78,7 @@ def _where(name: str) -> str:
 
 def _show(options: argparse.Namespace) -> int:
     from MaskSAMCore import zoo
-    from MaskSAMCore.config import to_dict
+    from MaskSAMCore.config_json import to_dict
 
     if options.name in zoo.BASES:
         base = zoo.BASES[options.name]
@@ -142,7 +142,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _presets(options: argparse.Namespace) -> int:
     from MaskSAMCore import presets
-    from MaskSAMCore.config import to_dict
+    from MaskSAMCore.config_json import to_dict
 
     if options.name:
         print(json.dumps(to_dict(presets.get(options.name)), indent=2))

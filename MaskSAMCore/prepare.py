@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _work(options: argparse.Namespace) -> int:
     from MaskSAMCore import presets
-    from MaskSAMCore.config import override
+    from MaskSAMCore.config_json import override
     from MaskSAMCore.data.build import prepare
 
     config = override(presets.get(options.preset), options.set)

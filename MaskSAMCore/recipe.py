@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from MaskSAMCore.config import from_dict
+from MaskSAMCore.config_json import from_dict
 from MaskSAMCore.errors import InputError
 from MaskSAMCore.resources import resource_roots
 

@@ -205,7 +205,7 @@ class Teacher:
         import numpy as np
 
         from MaskSAMCore import presets, zoo
-        from MaskSAMCore.config import override
+        from MaskSAMCore.config_json import override
         from MaskSAMCore.data.build import prepare
         from MaskSAMCore.data.splits import leave_out
         from MaskSAMCore.errors import InputError

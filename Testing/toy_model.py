@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from MaskSAMCore.config import BackboneConfig, Config, ModelConfig, to_dict
+from MaskSAMCore.config import BackboneConfig, Config, ModelConfig
+from MaskSAMCore.config_json import to_dict
 from MaskSAMCore.labels import PALETTE, Label, LabelTable
 from MaskSAMCore.plan import ChannelStats, Plan
 from MaskSAMCore.volume import Grid, Volume

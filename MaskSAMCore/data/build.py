@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from MaskSAMCore.config import Config, from_dict, to_dict
+from MaskSAMCore.config import Config
+from MaskSAMCore.config_json import from_dict, to_dict
 from MaskSAMCore.data.cases import CaseWriter, key_of
 from MaskSAMCore.data.dataset import (
     CASES,

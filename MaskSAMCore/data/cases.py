@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from MaskSAMCore.config import to_dict
+from MaskSAMCore.config_json import to_dict
 from MaskSAMCore.data.dataset import CASES, FORMAT, array_hash, case_files
 from MaskSAMCore.data.raw import RawCase, RawDataset, read_case
 from MaskSAMCore.errors import DatasetError, MaskSAMError

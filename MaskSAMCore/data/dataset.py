@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from MaskSAMCore.config import Config, from_dict
+from MaskSAMCore.config import Config
+from MaskSAMCore.config_json import from_dict
 from MaskSAMCore.data.splits import Split
 from MaskSAMCore.errors import DatasetError, InputError
 from MaskSAMCore.labels import LabelTable

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from MaskSAMCore.config import to_dict
+from MaskSAMCore.config_json import to_dict
 from MaskSAMCore.network.types import Slab
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from MaskSAMCore import device as devices
-from MaskSAMCore.config import from_dict
+from MaskSAMCore.config_json import from_dict
 from MaskSAMCore.errors import InputError, PromptError
 from MaskSAMCore.inference.cache import SlabCache, keeper, model_key
 from MaskSAMCore.inference.checks import doubts

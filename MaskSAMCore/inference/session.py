@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from MaskSAMCore import device as devices
-from MaskSAMCore.config import from_dict
+from MaskSAMCore.config_json import from_dict
 from MaskSAMCore.errors import InputError
 from MaskSAMCore.inference.answer import Draft, Own, limit, profile, seed, writable
 from MaskSAMCore.inference.automatic import automatic_prompts

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from MaskSAMCore import __version__
-from MaskSAMCore.config import Config, Largest, to_dict
+from MaskSAMCore.config import Config, Largest
+from MaskSAMCore.config_json import to_dict
 from MaskSAMCore.data.dataset import PreparedDataset
 from MaskSAMCore.data.splits import Split
 from MaskSAMCore.modelfolder import MEAN

@@ -19,8 +19,9 @@ import torch.distributed
 from torch import Tensor
 
 from MaskSAMCore import presets, zoo
-from MaskSAMCore.config import Config, Largest, override, to_dict
+from MaskSAMCore.config import Config, Largest
 from MaskSAMCore.config_check import check_config
+from MaskSAMCore.config_json import override, to_dict
 from MaskSAMCore.data.augment import augment_case, for_fixed_copies, generator
 from MaskSAMCore.data.dataset import PreparedDataset, is_prepared
 from MaskSAMCore.data.sampling import PatchSampler

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from MaskSAMCore import zoo
-from MaskSAMCore.config import Config, from_dict
+from MaskSAMCore.config import Config
+from MaskSAMCore.config_json import from_dict
 from MaskSAMCore.data.dataset import PreparedDataset
 from MaskSAMCore.distillation import probabilities
 from MaskSAMCore.errors import InputError, ModelError

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from MaskSAMCore import presets, zoo
-from MaskSAMCore.config import to_dict
+from MaskSAMCore.config_json import to_dict
 from MaskSAMCore.data.raw import RawDataset, read_case, read_dataset
 from MaskSAMCore.data.simulate import error_click
 from MaskSAMCore.inference.zeroshot import ZeroShot, grey_values, picture

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from MaskSAMCore import presets
-from MaskSAMCore.config import override
+from MaskSAMCore.config_json import override
 from MaskSAMCore.errors import InputError
 from MaskSAMCore.network.adapters import CORES, Adapter, Core
 from MaskSAMCore.network.build import build_model

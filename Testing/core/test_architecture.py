@@ -14,8 +14,8 @@ import pytest
 
 # Every module of MaskSAMCore is in exactly one room; a folder is a room of its own.
 ROOMS = {
-    "base": "__init__ errors config config_check labels progress resources terminology presets recipe windows "
-    "commandline",
+    "base": "__init__ errors config config_check config_json labels progress resources terminology presets "
+    "recipe windows commandline",
     "volume": "volume",
     "preprocess": "plan preprocess resample postprocess masks",
     "objective": "losses segmentation_losses distillation matching metrics",

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from MaskSAMCore import segment, zoo
-from MaskSAMCore.config import from_dict
+from MaskSAMCore.config_json import from_dict
 from MaskSAMCore.io.images import read_labels, read_volume, write_volume
 from MaskSAMCore.masks import interior_voxel
 from MaskSAMCore.metrics import dice

@@ -18,11 +18,9 @@ from MaskSAMCore.config import (
     SourceConfig,
     StemConfig,
     TrainConfig,
-    from_dict,
-    override,
-    to_dict,
 )
 from MaskSAMCore.config_check import check_config
+from MaskSAMCore.config_json import from_dict, override, to_dict
 from MaskSAMCore.errors import InputError
 from MaskSAMCore.network.build import check_network
 

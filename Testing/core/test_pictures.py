@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from MaskSAMCore import outputs, presets
-from MaskSAMCore.config import Config, DataConfig, ModelConfig, override
+from MaskSAMCore.config import Config, DataConfig, ModelConfig
+from MaskSAMCore.config_json import override
 from MaskSAMCore.data.build import prepare
 from MaskSAMCore.data.raw import read_case, read_dataset
 from MaskSAMCore.data.verify import verify_dataset

@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from MaskSAMCore.config import Config, DataConfig, ModelConfig, from_dict, to_dict
+from MaskSAMCore.config import Config, DataConfig, ModelConfig
 from MaskSAMCore.config_check import check_model
+from MaskSAMCore.config_json import from_dict, to_dict
 from MaskSAMCore.errors import GeometryError, InputError
 from MaskSAMCore.labels import Label, LabelTable
 from MaskSAMCore.plan import (

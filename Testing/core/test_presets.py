@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from MaskSAMCore import presets
-from MaskSAMCore.config import ModelConfig, from_dict, to_dict
+from MaskSAMCore.config import ModelConfig
+from MaskSAMCore.config_json import from_dict, to_dict
 from MaskSAMCore.errors import InputError
 from MaskSAMCore.losses import build_loss
 from MaskSAMCore.network.build import build_model

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from MaskSAMCore import presets, train, zoo
-from MaskSAMCore.config import override
 from MaskSAMCore.config_check import check_config
+from MaskSAMCore.config_json import override
 from MaskSAMCore.modelfolder import MEAN
 from MaskSAMCore.network.build import check_network
 from MaskSAMCore.recipe import read_recipe, recipe_names

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from MaskSAMCore import presets, segment, train, zoo
-from MaskSAMCore.config import TrainConfig, override
+from MaskSAMCore.config import TrainConfig
 from MaskSAMCore.config_check import check_config
+from MaskSAMCore.config_json import override
 from MaskSAMCore.inference.predictor import Predictor
 from MaskSAMCore.inference.session import Prompt, Session, SlabCache
 from MaskSAMCore.io.images import read_volume
