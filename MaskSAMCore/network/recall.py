@@ -16,13 +16,16 @@ SHARPNESS = 20.0
 """How much the structure that fits best counts before those that fit less."""
 
 
+@torch.autocast("cpu", enabled=False)
+@torch.autocast("cuda", enabled=False)
 def recalled(classes: Tensor, prompts: PromptBatch, queries: int) -> Tensor:
     """Logits (B, Q, D, H, W) of the structures that every prompt means, near 0 where it means none that is known.
 
     A click means the structures at its voxel, several clicks all of theirs; a box means the structure that fills it
     best, and a former mask the one that it overlaps best. How well that fits decides how sure the answer is, and not
     whether its voxels count as inside: even a structure that was found in part is better than none. What was said in
-    another slice counts less. Nothing is learned through it.
+    another slice counts less. Nothing is learned through it. In full precision whatever the network runs in: to half
+    of it a probability of 0.999 is 1, whose logit is infinite.
 
     Args:
         classes: (B, K, D, H, W), the generator's class logits; class 0 is the background.

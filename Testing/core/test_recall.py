@@ -80,6 +80,13 @@ def test_a_structure_that_was_found_in_part_or_with_strays_is_meant_all_the_same
     assert torch.equal(found > 0, strayed == INNER)
 
 
+def test_in_half_precision_the_answer_is_the_same(classes) -> None:
+    said = {0: clicks((5, 6)), 1: box(4, 4, 8, 8)}
+    with torch.autocast("cpu", torch.bfloat16):
+        found = meant(classes, said)
+    assert found.dtype == torch.float32 and torch.equal(found, meant(classes, said))
+
+
 def test_the_slice_in_which_it_was_said_decides(classes, labels) -> None:
     found = meant(classes, {2: clicks((8, 18))})
     assert found.abs().max() < 2, "nothing lies there in that slice; in the others, something does"
