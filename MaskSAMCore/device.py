@@ -79,7 +79,28 @@ def autocast_dtype(device: torch.device, precision: str = "auto") -> torch.dtype
         raise InputError("unknown precision", where=precision, remedy="Use auto, fp32, bf16 or fp16.")
     if precision == "fp16" and device.type != "cuda":
         raise InputError("fp16 needs a GPU", where=precision, remedy="Use auto, fp32 or bf16 on the CPU.")
+    if precision == "bf16" and not trains_in_bf16(device):
+        raise InputError(
+            "bf16 is not safe on this CPU",
+            where=precision,
+            why="with AMX, the backward pass of PyTorch's 3-D convolutions may wait for itself for ever",
+            remedy="Use auto or fp32.",
+        )
     return types[precision]
+
+
+def trains_in_bf16(device: torch.device) -> bool:
+    """Whether a training in bf16 comes to its end there.
+
+    On CPUs with AMX, oneDNN's backward pass for the weights of a 3-D convolution deadlocks for some shapes when it has
+    two threads or more (64 to 32 channels, kernel 1x3x3, 6x256x224 voxels; PyTorch 2.14).
+    """
+    import torch
+
+    if device.type != "cpu":
+        return True
+    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return has_amx is not None and not has_amx()
 
 
 def available_ram() -> int | None:

@@ -16,7 +16,7 @@ from MaskSAMCore.config import Config
 from MaskSAMCore.data.dataset import PreparedDataset
 from MaskSAMCore.data.sampling import PatchSampler
 from MaskSAMCore.data.splits import Split
-from MaskSAMCore.device import autocast_dtype
+from MaskSAMCore.device import autocast_dtype, trains_in_bf16
 from MaskSAMCore.errors import ResourceError
 from MaskSAMCore.losses import build_loss
 from MaskSAMCore.network.masksam import MaskSAM
@@ -180,8 +180,8 @@ class Lesson:
         return {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "fp32") if dtype is not None else "fp32"
 
     def choose_precision(self) -> None:
-        """Train in bf16 where this CPU is faster with it; what was asked for, or suits a GPU, stays."""
-        if self.device.type != "cpu" or self._learner.cfg.precision != "auto":
+        """Train in bf16 where this CPU is faster with it, and safe; what was asked for, or suits a GPU, stays."""
+        if self.device.type != "cpu" or self._learner.cfg.precision != "auto" or not trains_in_bf16(self.device):
             return
         image = self._sampler.batch(0).image
         seconds: dict[torch.dtype | None, float] = {}

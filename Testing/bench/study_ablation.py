@@ -43,7 +43,6 @@ ALIKE = (
     "train.warmup_steps=20",
     "train.batch=1",
     "train.ema=0.98",
-    "train.precision=bf16",
     f"train.iterations={ITERATIONS}",
     "train.validate_every=0",
     "train.validate_cases=1",

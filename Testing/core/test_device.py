@@ -42,7 +42,8 @@ def test_the_cpu_is_announced_as_slow() -> None:
     assert line.startswith("CPU, ") and "slower" in line
 
 
-def test_precision_on_the_cpu() -> None:
+def test_precision_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     assert device.autocast_dtype(CPU) is None
     assert device.autocast_dtype(CPU, "fp32") is None
     assert device.autocast_dtype(CPU, "bf16") is torch.bfloat16
@@ -50,6 +51,15 @@ def test_precision_on_the_cpu() -> None:
         device.autocast_dtype(CPU, "fp16")
     with pytest.raises(InputError, match="unknown precision"):
         device.autocast_dtype(CPU, "tf32")
+
+
+def test_where_convolutions_may_never_return_bf16_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    with pytest.raises(InputError, match="not safe on this CPU"):
+        device.autocast_dtype(CPU, "bf16")
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
+    assert not device.trains_in_bf16(CPU), "unknown is not safe"
+    assert device.trains_in_bf16(torch.device("cuda"))
 
 
 @pytest.mark.parametrize(("capability", "expected"), [((9, 0), torch.bfloat16), ((7, 5), torch.float16)])

@@ -224,14 +224,23 @@ def disk(monkeypatch: pytest.MonkeyPatch, free: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fp32_s", "bf16_s", "asked", "chosen"),
-    [(2.0, 1.0, "auto", "bf16"), (2.0, 1.9, "auto", "fp32"), (1.0, 9.0, "auto", "fp32"), (2.0, 1.0, "fp32", "fp32")],
+    ("fp32_s", "bf16_s", "asked", "safe", "chosen"),
+    [
+        (2.0, 1.0, "auto", True, "bf16"),
+        (2.0, 1.0, "auto", False, "fp32"),
+        (2.0, 1.9, "auto", True, "fp32"),
+        (1.0, 9.0, "auto", True, "fp32"),
+        (2.0, 1.0, "fp32", True, "fp32"),
+    ],
 )
-def test_a_cpu_learns_in_what_it_is_faster_with(prepared, tmp_path, time, monkeypatch, fp32_s, bf16_s, asked, chosen):
+def test_a_cpu_learns_in_what_it_is_faster_with_and_safe(
+    prepared, tmp_path, time, monkeypatch, fp32_s, bf16_s, asked, safe, chosen
+):
     def encode(model: MaskSAM, image: torch.Tensor) -> None:
         time.now += bf16_s if torch.is_autocast_enabled("cpu") else fp32_s
 
     monkeypatch.setattr(MaskSAM, "encode_frozen", encode)
+    monkeypatch.setattr("MaskSAMCore.training.lesson.trains_in_bf16", lambda device: safe)
     course = lesson(prepared, tmp_path, time, config=replace(MIXED, train=replace(MIXED.train, precision=asked)))
     course.choose_precision()
     assert course.precision == chosen
