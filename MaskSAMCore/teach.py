@@ -223,7 +223,7 @@ class Teacher:
         if config.model.backbone.arch != "tiny":
             zoo.find_base(config.model.backbone.arch)  # before the cases are read: without it there is no lesson
         prepared, _ = prepare(self.options.cases, folder / "cache", config, progress=self.progress, cancel=self.cancel)
-        config = for_lesson(fit_config(config, prepared))
+        config = for_lesson(fit_config(config, prepared), prepared.plan.median_shape)
         prepared.check_config(config)
         count = self.options.left_out
         if count is None:

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from MaskSAMCore.config import Config
+from MaskSAMCore.config import TOKEN_STRIDE, Config, ModelConfig
 from MaskSAMCore.data.dataset import PreparedDataset
 from MaskSAMCore.data.sampling import PatchSampler
 from MaskSAMCore.data.splits import Split
@@ -21,7 +21,7 @@ from MaskSAMCore.errors import ResourceError
 from MaskSAMCore.losses import build_loss
 from MaskSAMCore.network.masksam import MaskSAM
 from MaskSAMCore.network.types import Features
-from MaskSAMCore.plan import mirror_rule
+from MaskSAMCore.plan import Shape, fit_patch, mirror_rule
 from MaskSAMCore.progress import CancelToken, Progress
 from MaskSAMCore.training.batches import Batch, prefetch
 from MaskSAMCore.training.learner import Learner, Practice
@@ -29,6 +29,17 @@ from MaskSAMCore.training.pool import PatchPool
 
 FIRST_STEPS = 6
 """After so many steps the speed is known; the first of them is slower and does not count."""
+
+TINY_PLANE = 32
+"""A slice of so many pixels is enlarged four times for SAM, one of twice as many twice, and others are not."""
+PATCH_DEPTH, PATCH_VOXELS = 8, 150_000
+"""Whole slices where so many of them are no more voxels than that, which keeps a step on a CPU near a second."""
+TRUNKS: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    1: ((96, 96, 64, 48, 32), (16, 32, 64, 96)),
+    2: ((96, 96, 64, 32), (16, 48, 96)),
+    4: ((128, 64, 32), (16, 32, 64)),
+}
+"""`source.widths` and `source.image_widths` by what the scan is enlarged by, as in the recipes: all reach its size."""
 
 WORTH_IT = 0.8
 """Share of float32's time below which a CPU trains in bf16; CPUs that cannot compute in it take longer, not less."""
@@ -298,13 +309,20 @@ class Lesson:
             )
 
 
-def for_lesson(config: Config) -> Config:
+def for_lesson(config: Config, median_shape: Shape | None = None) -> Config:
     """A fitted preset that learns from few steps: a query of its own for every class, and no more of them.
 
     What is to be matched first, and a query that stands for nothing, cost steps and time. So does a decoder between the
     generator's masks and the result: automatic mode ends with those masks, and clicks are learned behind them, starting
     from the one that is meant. Scans come in one orientation, and a few hundred steps do not suffice to tell a front
     from a back that are exchanged in every other patch; so left and right alone are.
+
+    Where the trunk reads the scan itself, SAM sees it smaller than the preset would show it, and patches are deeper,
+    with parts of large slices in them, as in the recipes (docs/EXPERIMENTS.md): more steps fit into the time.
+
+    Args:
+        config: Fitted to the cases.
+        median_shape: (D, H, W) of the prepared cases, for the patch; None leaves it as it is.
     """
     config = replace(config, data=replace(config.data, mirroring="sides"))
     model = config.model
@@ -322,7 +340,24 @@ def for_lesson(config: Config) -> Config:
         decoder=replace(model.decoder, kind="none", click_masks=model.decoder.click_maps),
         loss=replace(model.loss, assignment="own", generator=1.0),
     )
+    if median_shape is not None and config.data.fit_patch and model.source.image_widths:
+        model = _smaller(model, median_shape)
     return replace(config, model=model, train=replace(config.train, keep_generator=config.train.mode == "mixed"))
+
+
+def _smaller(model: ModelConfig, median_shape: Shape) -> ModelConfig:
+    """The patch, what it is enlarged by for SAM, and the trunk that goes with it."""
+    longest = max(median_shape[1:])
+    upsample: Literal[1, 2, 4] = 4 if longest <= TINY_PLANE else 2 if longest <= 2 * TINY_PLANE else 1
+    depth, height, width = fit_patch(median_shape, upsample=upsample, depth=PATCH_DEPTH)
+    if depth * height * width > PATCH_VOXELS:
+        crop = math.sqrt(PATCH_VOXELS / (depth * height * width))
+        height, width = (TOKEN_STRIDE * max(1, int(n * crop / TOKEN_STRIDE)) for n in (height, width))
+    depth = min(median_shape[0], PATCH_VOXELS // (height * width))
+    widths, image_widths = TRUNKS[upsample]
+    source = replace(model.source, widths=widths, image_widths=image_widths)
+    patch = (depth, height, width)
+    return replace(model, patch=patch, stem=replace(model.stem, upsample=upsample), source=source)
 
 
 def as_done(config: Config, steps: int) -> Config:

@@ -14,11 +14,13 @@ import torch
 
 from MaskSAMCore import presets
 from MaskSAMCore.config import Config
+from MaskSAMCore.config_check import check_config
 from MaskSAMCore.data.build import prepare
 from MaskSAMCore.data.dataset import PreparedDataset
 from MaskSAMCore.data.splits import Split, leave_out
 from MaskSAMCore.errors import ResourceError
 from MaskSAMCore.judge import plan_exam
+from MaskSAMCore.network.build import build_model
 from MaskSAMCore.network.masksam import MaskSAM
 from MaskSAMCore.network.types import Features
 from MaskSAMCore.postprocess import largest_of
@@ -30,6 +32,7 @@ from MaskSAMCore.training.learner import Learner, Practice
 from MaskSAMCore.training.lesson import FIRST_STEPS, Clock, Lesson, Rules, for_lesson
 from MaskSAMCore.training.pool import PatchPool
 from MaskSAMCore.training.run import new_model
+from Testing.toy_model import BRIGHT, make_plan
 
 MIXED = replace(presets.get("tiny"), train=replace(presets.get("tiny").train, mode="mixed"))
 
@@ -244,6 +247,29 @@ def test_a_cpu_learns_in_what_it_is_faster_with_and_safe(
     course = lesson(prepared, tmp_path, time, config=replace(MIXED, train=replace(MIXED.train, precision=asked)))
     course.choose_precision()
     assert course.precision == chosen
+
+
+@pytest.mark.parametrize(
+    ("median", "patch", "upsample"),
+    [
+        ((36, 50, 35), (36, 56, 40), 2),  # hippocampus
+        ((10, 250, 220), (8, 144, 128), 1),  # ACDC
+        ((118, 58, 105), (20, 64, 112), 1),  # head and neck at 4.7 mm
+        ((200, 512, 512), (9, 128, 128), 1),
+        ((1, 512, 512), (1, 384, 384), 1),
+        ((30, 30, 30), (30, 32, 32), 4),
+    ],
+)
+def test_patches_of_a_lesson_are_deep_and_a_step_is_short(median, patch, upsample):
+    fitted = fit_config(presets.get("core-mobile"), SimpleNamespace(plan=make_plan(median_shape=median), labels=BRIGHT))
+    config = for_lesson(fitted, median)
+    check_config(config)
+    assert (config.model.patch, config.model.stem.upsample) == (patch, upsample)
+    with torch.device("meta"):
+        trunk = build_model(config.model).generator.trunk
+    assert len(trunk.channels) >= trunk.doublings + 1 and trunk.channels[-1] == 32
+    given = replace(fitted, data=replace(fitted.data, fit_patch=False))
+    assert for_lesson(given, median).model.patch == for_lesson(fitted).model.patch == fitted.model.patch
 
 
 def test_in_a_lesson_every_class_has_one_query_of_its_own(prepared):
