@@ -279,7 +279,10 @@ class Lesson:
         return max(by_clock, self.steps / self.rules.steps[1])
 
     def _rate(self, done: float) -> float:
-        """The learning rate: a short rise, then half a cosine down to zero."""
+        """The learning rate: a short rise, then half a cosine to zero; the same again for prompts behind a kept generator."""
+        if self._learner.cfg.keep_generator:
+            kept = self.rules.generator_kept
+            done = done / kept if done < kept else (done - kept) / (1 - kept)
         rise = min(1.0, done / self.rules.warm_up + 1e-2)
         return self.rules.rate * self._learner.cfg.lr * rise * 0.5 * (1 + math.cos(math.pi * done))
 

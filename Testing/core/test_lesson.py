@@ -146,6 +146,8 @@ def test_clicks_are_taught_behind_a_generator_that_is_kept(prepared, tmp_path, t
     done = [step.practice for step in taught]
     assert set(done[:FIRST_STEPS]) == {Practice.AUTOMATIC} and set(done[FIRST_STEPS:60]) == {Practice.GENERATOR}
     assert set(done[60:]) == {Practice.PROMPTS}
+    rates = np.array([step.lr for step in taught])
+    assert rates[59] < 0.01 * rates.max() < rates[70], "the generator comes to rest, then prompts begin anew"
 
 
 def test_masks_without_a_class_are_not_taught_alone(prepared, tmp_path, time, taught):
