@@ -279,7 +279,7 @@ class Lesson:
         return max(by_clock, self.steps / self.rules.steps[1])
 
     def _rate(self, done: float) -> float:
-        """The learning rate: a short rise, then half a cosine to zero; the same again for prompts behind a kept generator."""
+        """The rate: a short rise, then half a cosine to zero; for prompts behind a kept generator once more."""
         if self._learner.cfg.keep_generator:
             kept = self.rules.generator_kept
             done = done / kept if done < kept else (done - kept) / (1 - kept)
