@@ -1,10 +1,11 @@
 """nnU-Net against the clock: prepares, trains in the time that is given, segments; a part of study_accuracy.py.
 
-    python Testing/bench/peer_nnunet.py CASES IMAGES OUT MINUTES CONFIGURATION DEVICE
+    python Testing/bench/peer_nnunet.py CASES IMAGES OUT MINUTES CONFIGURATION DEVICE GIB
 
 CASES is a folder in nnU-Net's raw format, IMAGES holds CASE.nii.gz to be segmented. OUT gets `found/CASE.nii.gz` and
 `trained.json` (minutes, steps). Planner, trainer, losses, augmentation and mirroring are nnU-Net's own; what is set
-is the number of steps, of which its learning rate is a function, and one validation batch per epoch instead of 50.
+is the memory that it plans for, the number of steps, of which its learning rate is a function, and one validation
+batch per epoch instead of 50.
 """
 
 from __future__ import annotations
@@ -17,14 +18,19 @@ from pathlib import Path
 from typing import Any
 
 DATASET = "Dataset001_Cases"
-EPOCHS = 20
-PROBE = 4
-"""Steps that tell the pace; the first does not count."""
+EPOCHS, STEPS = 20, 3
+"""The most epochs, and the fewest steps in one; the learning rate falls from epoch to epoch."""
+VALIDATION = 0.5
+"""What an epoch's one validation batch takes, in steps."""
+PROBE, PROBE_S = 4, 20.0
+"""Steps that tell the pace, or fewer once so much time is over; the first does not count."""
 RESERVE = 0.97
 """Of the time that is left, for what comes between the steps."""
 
 
-def main(cases: Path, images: Path, out: Path, minutes: float, configuration: str, device_name: str) -> None:
+def main(
+    cases: Path, images: Path, out: Path, minutes: float, configuration: str, device_name: str, memory_gib: float
+) -> None:
     """Train and segment."""
     began = time.monotonic()
     for name in ("raw", "preprocessed", "results"):
@@ -41,20 +47,26 @@ def main(cases: Path, images: Path, out: Path, minutes: float, configuration: st
     device = torch.device(device_name)
     torch.set_num_threads(cores)
     extract_fingerprints([1], num_processes=cores, check_dataset_integrity=False)
-    plans = plan_experiments([1])
+    plans = plan_experiments([1], gpu_memory_target_in_gb=memory_gib)
     preprocess([1], plans, configurations=[configuration], num_processes=[cores])
     left = minutes * 60 - (time.monotonic() - began)
     before = time.monotonic()
     pace = probe(trainer(configuration, device))
     left -= time.monotonic() - before
-    steps = max(EPOCHS, int(left * RESERVE / pace))
+    epochs, steps = schedule(left * RESERVE / pace)
     trained = trainer(configuration, device)
-    trained.num_epochs, trained.num_iterations_per_epoch = EPOCHS, steps // EPOCHS
+    trained.num_epochs, trained.num_iterations_per_epoch = epochs, steps
     trained.num_val_iterations_per_epoch = 1
     trained.run_training()
-    told = {"minutes": (time.monotonic() - began) / 60, "steps": EPOCHS * (steps // EPOCHS)}
+    told = {"minutes": (time.monotonic() - began) / 60, "steps": epochs * steps}
     segment(trained.output_folder_base, images, out / "found", device)
     (out / "trained.json").write_text(json.dumps(told), encoding="utf-8")
+
+
+def schedule(steps: float) -> tuple[int, int]:
+    """Epochs, and steps of each, that take as long as so many steps do."""
+    epochs = max(1, min(EPOCHS, int(steps / (STEPS + VALIDATION))))
+    return epochs, max(1, int(steps / epochs - VALIDATION))
 
 
 def trainer(configuration: str, device: Any) -> Any:
@@ -70,8 +82,8 @@ def probe(trained: Any) -> float:
     trained.on_train_start()
     trained.on_epoch_start()
     trained.on_train_epoch_start()
-    seconds = []
-    for _ in range(PROBE):
+    seconds: list[float] = []
+    while len(seconds) < 2 or (len(seconds) < PROBE and sum(seconds) < PROBE_S):
         began = time.monotonic()
         trained.train_step(next(trained.dataloader_train))
         seconds.append(time.monotonic() - began)
@@ -93,4 +105,4 @@ def segment(model: str, images: Path, out: Path, device: Any) -> None:
 
 if __name__ == "__main__":
     words = sys.argv[1:]
-    main(Path(words[0]), Path(words[1]), Path(words[2]), float(words[3]), words[4], words[5])
+    main(Path(words[0]), Path(words[1]), Path(words[2]), float(words[3]), words[4], words[5], float(words[6]))

@@ -6,9 +6,10 @@ Real scans from the folder of shared data (MASKSAM_SHARED), fold 0 of each set (
 gets the raw cases of the fold's training part, chooses its own spacing, and the minutes pay for its preparation and
 its training, one after the other on the whole machine. Ours is `python -m MaskSAMCore.teach`, which trains against the
 clock. nnU-Net is nnunetv2 from the package index with its own planner, trainer, augmentation and test-time mirroring;
-since it knows no clock, a few steps tell its pace, and its schedule gets the number of steps that fit. Both segment
-the fold's validation cases, which `python -m MaskSAMCore.evaluate` judges on the scans' own grids. What was made in
-the same minutes is kept; OUT/table.md is the table.
+since it knows no clock, a few steps tell its pace, and its schedule gets the number of steps that fit. On a CPU it
+plans for a GPU of 1 GiB in place of its usual 8: smaller patches and batches, of which more fit into the time. Both
+segment the fold's validation cases, which `python -m MaskSAMCore.evaluate` judges on the scans' own grids. What was
+made in the same minutes is kept; OUT/table.md is the table.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ PEER = Path(__file__).with_name("peer_nnunet.py")
 SIDES: dict[str, list[list[str]]] = {"headneck_ct": [["left_parotid", "right_parotid"]]}
 """Labels that change places in a mirror; in the other sets none has a side."""
 FOLD = 0
+SMALL_GIB, USUAL_GIB = 1.0, 8.0
 
 
 def main() -> None:
@@ -62,8 +64,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--data", nargs="+", choices=sets, default=list(sets), metavar="SET")
     parser.add_argument("--minutes", type=float, default=10.0, help="for each side on each set (default: 10)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    memory = f"GiB that nnU-Net plans for (default: {SMALL_GIB:g} on a CPU, {USUAL_GIB:g} on a GPU)"
+    parser.add_argument("--memory", type=float, metavar="GIB", help=memory)
     parser.add_argument("--configuration", default="3d_fullres", help="of nnU-Net (default: 3d_fullres)")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.memory is None:
+        options.memory = SMALL_GIB if options.device == "cpu" else USUAL_GIB
+    return options
 
 
 def lay_out(source: Path, folder: Path, sides: list[list[str]]) -> None:
@@ -116,7 +123,8 @@ def ours(folder: Path, result: Path, options: argparse.Namespace) -> dict[str, f
 def peer(folder: Path, result: Path, options: argparse.Namespace) -> dict[str, float]:
     """The same with nnU-Net."""
     words = [str(folder / "cases"), str(folder / "judged/images"), str(result), f"{options.minutes:g}"]
-    subprocess.run([sys.executable, str(PEER), *words, options.configuration, options.device], check=True, cwd=REPO)
+    words += [options.configuration, options.device, f"{options.memory:g}"]
+    subprocess.run([sys.executable, str(PEER), *words], check=True, cwd=REPO)
     return json.loads((result / "trained.json").read_text(encoding="utf-8"))
 
 
@@ -128,14 +136,14 @@ def core(name: str, *words: str) -> None:
 def head(options: argparse.Namespace) -> list[str]:
     """By what the table was made, and its first lines."""
     words = f"--data {' '.join(options.data)} --minutes {options.minutes:g} --device {options.device}"
-    words += f" --configuration {options.configuration}"
+    words += f" --configuration {options.configuration} --memory {options.memory:g}"
     machine = f"{os.cpu_count()} cores of {platform.processor() or platform.machine()}"
     columns = ["data", "model", "Dice of each structure", "mean Dice", "mean HD95 (mm)", "steps", "minutes"]
     return [
         f"`python Testing/bench/study_accuracy.py OUT {words}`",
         "",
         f"Fold {FOLD}, {options.minutes:g} minutes for preparation and training, {machine}; "
-        f"nnU-Net {options.configuration}, with its test-time mirroring.",
+        f"nnU-Net {options.configuration}, planned for {options.memory:g} GiB, with its test-time mirroring.",
         "",
         f"| {' | '.join(columns)} |",
         "|" + "---|" * len(columns),
