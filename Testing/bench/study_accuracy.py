@@ -163,9 +163,22 @@ def line(name: str, title: str, result: Path) -> str:
                 for found, column in ((dice, "dice"), (hd95, "hd95")):
                     found[names[row["label"]]] += [float(row[column])] if row[column] else []
     each = ", ".join(f"{structure} {statistics.fmean(values):.3f}" for structure, values in dice.items() if values)
-    means = [statistics.fmean(statistics.fmean(v) for v in found.values() if v) for found in (dice, hd95)]
-    cells = [name, title, each, f"{means[0]:.3f}", f"{means[1]:.1f}", f"{told['steps']:g}", f"{told['minutes']:.1f}"]
+    cells = [
+        name,
+        title,
+        each,
+        _mean(dice, "{:.3f}"),
+        _mean(hd95, "{:.1f}"),
+        f"{told['steps']:g}",
+        f"{told['minutes']:.1f}",
+    ]
     return f"| {' | '.join(cells)} |"
+
+
+def _mean(found: dict[str, list[float]], form: str) -> str:
+    """Of the structures that have a figure; one that was found nowhere has no HD95."""
+    means = [statistics.fmean(values) for values in found.values() if values]
+    return form.format(statistics.fmean(means)) if means else "-"
 
 
 if __name__ == "__main__":
