@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from MaskSAMCore.network.heads import resize_masks
-from MaskSAMCore.network.recall import recalled
+from MaskSAMCore.network.recall import held, recalled
 from MaskSAMCore.network.trunk import IN_PLANE, WHOLE, ConvBlock, Kernel
 from MaskSAMCore.network.types import PromptBatch
 
@@ -117,9 +117,7 @@ def _inside(prompts: PromptBatch, empty: Tensor) -> Tensor:
     """1 inside of the box, of the shape of `empty` (B, Q, D, H, W)."""
     if prompts.boxes is None:
         return empty
-    x0, y0, x1, y1 = prompts.boxes[..., None].unbind(-2)
-    rows, columns = (_centres(n, empty) / n for n in empty.shape[3:])
-    tall, wide = (rows >= y0) & (rows <= y1), (columns >= x0) & (columns <= x1)
+    wide, tall = (held(prompts.boxes, axis, empty.shape[4 - axis]) for axis in (0, 1))
     inside = tall[..., :, None] & wide[..., None, :]
     if prompts.boxes_known is not None:
         inside = inside & prompts.boxes_known[..., None, None]

@@ -16,8 +16,6 @@ SHARPNESS = 20.0
 """How much the structure that fits best counts before those that fit less."""
 
 
-@torch.autocast("cpu", enabled=False)
-@torch.autocast("cuda", enabled=False)
 def recalled(classes: Tensor, prompts: PromptBatch, queries: int) -> Tensor:
     """Logits (B, Q, D, H, W) of the structures that every prompt means, near 0 where it means none that is known.
 
@@ -32,24 +30,25 @@ def recalled(classes: Tensor, prompts: PromptBatch, queries: int) -> Tensor:
         prompts: What was said, if anything.
         queries: Q.
     """
-    known = classes.detach().float().softmax(1)[:, 1:]
-    votes = known.new_zeros(len(known), queries, known.shape[1], known.shape[2])
-    if prompts.points is not None and prompts.labels is not None and prompts.points.shape[3]:
-        votes = torch.maximum(votes, _under_clicks(known, prompts.points, prompts.labels))
-    if prompts.boxes is not None:
-        fitting = _best(_box_filled(known, prompts.boxes))
-        if prompts.boxes_known is not None:
-            fitting = fitting * prompts.boxes_known[:, :, None]
-        votes = torch.maximum(votes, fitting)
-    if prompts.offsets is not None:
-        votes = votes * (1 + prompts.offsets.abs().float())[:, :, None] ** -NEAR
-    share = votes.amax(3)
-    if prompts.masks is not None:
-        share = torch.maximum(share, _best(_mask_overlap(known, prompts.masks, prompts.masks_known)))
-    fit = share.amax(-1)
-    relative = share / fit.clamp(min=1e-6)[..., None]
-    meant = torch.einsum("bqk,bkdhw->bqdhw", relative, known).clamp(CERTAIN, 1 - CERTAIN)
-    return torch.logit(meant) * fit[..., None, None, None]
+    with torch.autocast(classes.device.type, enabled=False):
+        known = classes.detach().float().softmax(1)[:, 1:]
+        votes = known.new_zeros(len(known), queries, known.shape[1], known.shape[2])
+        if prompts.points is not None and prompts.labels is not None and prompts.points.shape[3]:
+            votes = torch.maximum(votes, _under_clicks(known, prompts.points, prompts.labels))
+        if prompts.boxes is not None:
+            fitting = _best(_box_filled(known, prompts.boxes))
+            if prompts.boxes_known is not None:
+                fitting = fitting * prompts.boxes_known[:, :, None]
+            votes = torch.maximum(votes, fitting)
+        if prompts.offsets is not None:
+            votes = votes * (1 + prompts.offsets.abs().float())[:, :, None] ** -NEAR
+        share = votes.amax(3)
+        if prompts.masks is not None:
+            share = torch.maximum(share, _best(_mask_overlap(known, prompts.masks, prompts.masks_known)))
+        fit = share.amax(-1)
+        relative = share / fit.clamp(min=1e-6)[..., None]
+        meant = torch.einsum("bqk,bkdhw->bqdhw", relative, known).clamp(CERTAIN, 1 - CERTAIN)
+        return torch.logit(meant) * fit[..., None, None, None]
 
 
 def _best(overlap: Tensor) -> Tensor:
@@ -72,7 +71,7 @@ def _box_filled(known: Tensor, boxes: Tensor) -> Tensor:
     """(B, Q, K-1, D): the share of each structure's voxels in that slice that the box holds, times how much of the
     box's rows and columns they reach; stray voxels elsewhere cost no more than their number."""
     inside = (known > 0.5).float()
-    tall, wide = (_held(boxes, axis, known.shape[4 - axis]) for axis in (1, 0))
+    tall, wide = (held(boxes, axis, known.shape[4 - axis]).float() for axis in (1, 0))
     in_rows = torch.einsum("bqdw,bkdhw->bqkdh", wide, inside) * tall[:, :, None]
     in_columns = torch.einsum("bqdh,bkdhw->bqkdw", tall, inside) * wide[:, :, None]
     share = in_rows.sum(-1) / inside.sum((3, 4)).clamp(min=1)[:, None]
@@ -80,10 +79,10 @@ def _box_filled(known: Tensor, boxes: Tensor) -> Tensor:
     return share * reached / (tall.sum(-1) * wide.sum(-1)).clamp(min=1)[:, :, None]
 
 
-def _held(boxes: Tensor, axis: int, count: int) -> Tensor:
-    """(B, Q, D, count): 1 for the columns (axis 0) or rows (axis 1) whose centres a box holds."""
-    at = (torch.arange(count, device=boxes.device) + 0.5) / count
-    return ((at >= boxes[..., axis, None]) & (at <= boxes[..., axis + 2, None])).float()
+def held(boxes: Tensor, axis: int, count: int) -> Tensor:
+    """(B, Q, D, count) bool: the columns (axis 0) or rows (axis 1), of so many, whose centres a box holds."""
+    at = (torch.arange(count, device=boxes.device, dtype=boxes.dtype) + 0.5) / count
+    return (at >= boxes[..., axis, None]) & (at <= boxes[..., axis + 2, None])
 
 
 def _mask_overlap(known: Tensor, masks: Tensor, slices: Tensor | None) -> Tensor:

@@ -321,7 +321,7 @@ def for_lesson(config: Config, median_shape: Shape | None = None) -> Config:
     from a back that are exchanged in every other patch; so left and right alone are.
 
     Where the trunk reads the scan itself, SAM sees it smaller than the preset would show it, and patches are deeper,
-    with parts of large slices in them, as in the recipes (docs/EXPERIMENTS.md): more steps fit into the time.
+    with parts of large slices in them, as in the recipes, so that a step stays short (docs/EXPERIMENTS.md).
 
     Args:
         config: Fitted to the cases.
