@@ -10,8 +10,6 @@ from MaskSAMCore.network.types import PromptBatch
 
 CERTAIN = 1e-3
 """Probabilities keep this distance from 0 and 1."""
-NEAR = 4
-"""What was said in another slice counts by 1 / (1 + slices between) to this power."""
 SHARPNESS = 20.0
 """How much the structure that fits best counts before those that fit less."""
 
@@ -19,11 +17,13 @@ SHARPNESS = 20.0
 def recalled(classes: Tensor, prompts: PromptBatch, queries: int) -> Tensor:
     """Logits (B, Q, D, H, W) of the structures that every prompt means, near 0 where it means none that is known.
 
-    A click means the structures at its voxel, several clicks all of theirs; a box means the structure that fills it
-    best, and a former mask the one that it overlaps best. How well that fits decides how sure the answer is, and not
-    whether its voxels count as inside: even a structure that was found in part is better than none. What was said in
-    another slice counts less. Nothing is learned through it. In full precision whatever the network runs in: to half
-    of it a probability of 0.999 is 1, whose logit is infinite.
+    A former mask means the structures that it covers. What it leaves open clicks decide, each for the likeliest
+    structure at its voxel and several for all of theirs, and a box, for the structure that fills it best. So the
+    corrections of a mask, which lie where the generator is wrong, do not change what is meant. How well all that fits
+    decides how sure the answer is, and not whether its voxels count as inside: even a structure that was found in part
+    is better than none. Only the slices in which something was said are asked: where it is copied to, another
+    structure may lie. Nothing is learned through it. In full precision whatever the network runs in: to half of it a
+    probability of 0.999 is 1, whose logit is infinite.
 
     Args:
         classes: (B, K, D, H, W), the generator's class logits; class 0 is the background.
@@ -36,34 +36,35 @@ def recalled(classes: Tensor, prompts: PromptBatch, queries: int) -> Tensor:
         if prompts.points is not None and prompts.labels is not None and prompts.points.shape[3]:
             votes = torch.maximum(votes, _under_clicks(known, prompts.points, prompts.labels))
         if prompts.boxes is not None:
-            fitting = _best(_box_filled(known, prompts.boxes))
+            fitting = _best(_box_filled(known, prompts.boxes), 2)
             if prompts.boxes_known is not None:
                 fitting = fitting * prompts.boxes_known[:, :, None]
             votes = torch.maximum(votes, fitting)
         if prompts.offsets is not None:
-            votes = votes * (1 + prompts.offsets.abs().float())[:, :, None] ** -NEAR
+            votes = votes * (prompts.offsets == 0)[:, :, None]
         share = votes.amax(3)
         if prompts.masks is not None:
-            share = torch.maximum(share, _best(_mask_overlap(known, prompts.masks, prompts.masks_known)))
+            covered = _covered(known, prompts.masks, prompts.masks_known)
+            share = covered + (1 - covered.amax(-1, keepdim=True)) * share
         fit = share.amax(-1)
         relative = share / fit.clamp(min=1e-6)[..., None]
         meant = torch.einsum("bqk,bkdhw->bqdhw", relative, known).clamp(CERTAIN, 1 - CERTAIN)
         return torch.logit(meant) * fit[..., None, None, None]
 
 
-def _best(overlap: Tensor) -> Tensor:
-    """(B, Q, K-1, ...): the overlap of the structure that fits best, and nearly nothing of the others."""
-    return overlap * (SHARPNESS * overlap).softmax(2)
+def _best(fits: Tensor, dim: int) -> Tensor:
+    """How well it fits, for the structure that fits best, and nearly nothing for the others along `dim`."""
+    return fits * (SHARPNESS * fits).softmax(dim)
 
 
 def _under_clicks(known: Tensor, points: Tensor, labels: Tensor) -> Tensor:
-    """(B, Q, K-1, D): the largest probability of each structure under the clicks for it."""
+    """(B, Q, K-1, D): the probability under the clicks for it of each structure that is the likeliest under one."""
     batch, _, depth, height, width = known.shape
     x = (points[..., 0].float() * width).long().clamp(0, width - 1)
     y = (points[..., 1].float() * height).long().clamp(0, height - 1)
     b = torch.arange(batch, device=known.device)[:, None, None, None]
     z = torch.arange(depth, device=known.device)[:, None]
-    at = known.permute(0, 2, 3, 4, 1)[b, z, y, x]  # (B, Q, D, P, K-1)
+    at = _best(known.permute(0, 2, 3, 4, 1)[b, z, y, x], -1)  # (B, Q, D, P, K-1)
     return (at * (labels == 1)[..., None]).amax(3).transpose(2, 3)
 
 
@@ -85,11 +86,16 @@ def held(boxes: Tensor, axis: int, count: int) -> Tensor:
     return (at >= boxes[..., axis, None]) & (at <= boxes[..., axis + 2, None])
 
 
-def _mask_overlap(known: Tensor, masks: Tensor, slices: Tensor | None) -> Tensor:
-    """(B, Q, K-1): the Dice of each former mask with each structure, over the slices that have one."""
-    size = (known.shape[3], known.shape[4])
-    former = (resize_masks(masks.float(), size) > 0).float()
+def _covered(known: Tensor, masks: Tensor, slices: Tensor | None) -> Tensor:
+    """(B, Q, K-1): the share of each structure that a former mask covers, where that is most of it, times how sure the
+    mask is and how much of it these structures are; over the slices that have one."""
+    former = resize_masks(masks.float(), (known.shape[3], known.shape[4]))
     there = known.new_ones(former.shape[:3]) if slices is None else slices.float()
-    common = torch.einsum("bqdhw,bkdhw,bqd->bqk", former, known, there)
-    sizes = torch.einsum("bqdhw,bqd->bq", former, there)[..., None] + torch.einsum("bkdhw,bqd->bqk", known, there)
-    return 2 * common / sizes.clamp(min=1e-6)
+    inside = (former > 0) * there[..., None, None]
+    voxels = inside.sum((2, 3, 4)).clamp(min=1)
+    common = torch.einsum("bqdhw,bkdhw->bqk", inside, known)
+    share = common / torch.einsum("bkdhw,bqd->bqk", known, there).clamp(min=1e-6)
+    share = share * (SHARPNESS * (share - 0.5)).sigmoid()
+    explained = (share * common).sum(-1) / voxels
+    sure = (torch.tanh(former / 2) * inside).sum((2, 3, 4)) / voxels
+    return share * (explained * sure)[..., None]

@@ -23,11 +23,12 @@ Start = Literal["click", "box", "onward", "mask"]
 
 OBJECTS = 3
 """Simulated users of one patch."""
-STARTS: dict[Start, float] = {"click": 0.5, "box": 0.25, "onward": 0.15, "mask": 0.1}
+STARTS: dict[Start, float] = {"click": 0.45, "box": 0.35, "onward": 0.12, "mask": 0.08}
 """How a user begins, and how often; `onward` is the step of propagation to the next slab."""
-ROUNDS = {0: 0.25, 1: 0.2, 2: 0.15, 3: 0.1, 5: 0.15, 8: 0.15}
-"""Corrections before the masks that are trained on, and how often; up to eight, since users do not stop at three."""
-CANDIDATES = 0.15
+ROUNDS = {0: 0.4, 1: 0.2, 2: 0.15, 3: 0.1, 5: 0.08, 8: 0.07}
+"""Corrections before the masks that are trained on, and how often. Often none: only that answer trains boxes as such.
+Up to eight, since users do not stop at three."""
+CANDIDATES = 0.1
 """Share of the steps in which every user clicks once and the best of SAM's three candidates is trained."""
 CLICKS = (0.7, 0.15, 0.15)
 """Chances of 1, 2 and 3 first clicks."""
