@@ -3,9 +3,9 @@
     python Testing/bench/peer_nnunet.py CASES IMAGES OUT MINUTES CONFIGURATION DEVICE GIB
 
 CASES is a folder in nnU-Net's raw format, IMAGES holds CASE.nii.gz to be segmented. OUT gets `found/CASE.nii.gz` and
-`trained.json` (minutes, steps). Planner, trainer, losses, augmentation and mirroring are nnU-Net's own; what is set
-is the memory that it plans for, the number of steps, of which its learning rate is a function, and one validation
-batch per epoch instead of 50.
+`trained.json` (minutes, steps). Planner, trainer, losses and augmentation are nnU-Net's own; what is set is the memory
+that it plans for, the number of steps, of which its learning rate is a function, one validation batch per epoch instead
+of 50, and on a CPU no mirroring when it segments, which takes eight times as long.
 """
 
 from __future__ import annotations
@@ -92,12 +92,13 @@ def probe(trained: Any) -> float:
 
 
 def segment(model: str, images: Path, out: Path, device: Any) -> None:
-    """Every image, as nnU-Net does it by default."""
+    """Every image, as nnU-Net does it by default; on a CPU unmirrored."""
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     out.mkdir(parents=True, exist_ok=True)
     files = sorted(images.glob("*.nii.gz"))
-    predictor = nnUNetPredictor(device=device, perform_everything_on_device=device.type == "cuda", allow_tqdm=False)
+    fast = device.type == "cuda"
+    predictor = nnUNetPredictor(device=device, perform_everything_on_device=fast, use_mirroring=fast, allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(model, ("all",))
     targets = [str(out / file.name.removesuffix(".nii.gz")) for file in files]
     predictor.predict_from_files_sequential([[str(file)] for file in files], targets)

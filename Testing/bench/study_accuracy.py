@@ -5,11 +5,12 @@
 Real scans from the folder of shared data (MASKSAM_SHARED), fold 0 of each set (of ACDC the papers' split). Each side
 gets the raw cases of the fold's training part, chooses its own spacing, and the minutes pay for its preparation and
 its training, one after the other on the whole machine. Ours is `python -m MaskSAMCore.teach`, which trains against the
-clock. nnU-Net is nnunetv2 from the package index with its own planner, trainer, augmentation and test-time mirroring;
-since it knows no clock, a few steps tell its pace, and its schedule gets the number of steps that fit. On a CPU it
-plans for a GPU of 1 GiB in place of its usual 8: smaller patches and batches, of which more fit into the time. Both
-segment the fold's validation cases, which `python -m MaskSAMCore.evaluate` judges on the scans' own grids. What was
-made in the same minutes is kept; OUT/table.md is the table.
+clock. nnU-Net is nnunetv2 from the package index with its own planner, trainer and augmentation; since it knows no
+clock, a few steps tell its pace, and its schedule gets the number of steps that fit. On a CPU it plans for a GPU of
+1 GiB in place of its usual 8: smaller patches and batches, of which more fit into the time; and it segments without
+test-time mirroring there, as ours does everywhere. Both segment the fold's validation cases, which `python -m
+MaskSAMCore.evaluate` judges on the scans' own grids. What was made in the same minutes is kept; OUT/table.md is the
+table.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import csv
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -121,10 +123,15 @@ def ours(folder: Path, result: Path, options: argparse.Namespace) -> dict[str, f
 
 
 def peer(folder: Path, result: Path, options: argparse.Namespace) -> dict[str, float]:
-    """The same with nnU-Net."""
+    """The same with nnU-Net; once more if it breaks off, as the processes that load its data now and then do."""
     words = [str(folder / "cases"), str(folder / "judged/images"), str(result), f"{options.minutes:g}"]
     words += [options.configuration, options.device, f"{options.memory:g}"]
-    subprocess.run([sys.executable, str(PEER), *words], check=True, cwd=REPO)
+    for again in (True, False):
+        # What an interrupted run has prepared would be time that is not counted.
+        shutil.rmtree(result)
+        result.mkdir()
+        if subprocess.run([sys.executable, str(PEER), *words], check=not again, cwd=REPO).returncode == 0:
+            break
     return json.loads((result / "trained.json").read_text(encoding="utf-8"))
 
 
@@ -137,13 +144,14 @@ def head(options: argparse.Namespace) -> list[str]:
     """By what the table was made, and its first lines."""
     words = f"--data {' '.join(options.data)} --minutes {options.minutes:g} --device {options.device}"
     words += f" --configuration {options.configuration} --memory {options.memory:g}"
+    mirrored = "without" if options.device == "cpu" else "with its"
     machine = f"{os.cpu_count()} cores of {platform.processor() or platform.machine()}"
     columns = ["data", "model", "Dice of each structure", "mean Dice", "mean HD95 (mm)", "steps", "minutes"]
     return [
         f"`python Testing/bench/study_accuracy.py OUT {words}`",
         "",
         f"Fold {FOLD}, {options.minutes:g} minutes for preparation and training, {machine}; "
-        f"nnU-Net {options.configuration}, planned for {options.memory:g} GiB, with its test-time mirroring.",
+        f"nnU-Net {options.configuration}, planned for {options.memory:g} GiB, {mirrored} test-time mirroring.",
         "",
         f"| {' | '.join(columns)} |",
         "|" + "---|" * len(columns),
