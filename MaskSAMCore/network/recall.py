@@ -1,4 +1,4 @@
-"""The generator's own masks of what a user means: those under the clicks, or that fill the box or the former mask."""
+"""The generator's own masks of what is meant: those under clicks, in a box, or covered by the former mask."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from MaskSAMCore.network.types import PromptBatch
 CERTAIN = 1e-3
 """Probabilities keep this distance from 0 and 1."""
 SHARPNESS = 20.0
-"""How much the structure that fits best counts before those that fit less."""
+"""How much the structure that fits best counts before those that fit less, and what a mask covers by more than half
+before what it covers by less."""
 
 
 def recalled(classes: Tensor, prompts: PromptBatch, queries: int) -> Tensor:

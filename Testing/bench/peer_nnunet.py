@@ -97,8 +97,8 @@ def segment(model: str, images: Path, out: Path, device: Any) -> None:
 
     out.mkdir(parents=True, exist_ok=True)
     files = sorted(images.glob("*.nii.gz"))
-    fast = device.type == "cuda"
-    predictor = nnUNetPredictor(device=device, perform_everything_on_device=fast, use_mirroring=fast, allow_tqdm=False)
+    gpu = device.type == "cuda"
+    predictor = nnUNetPredictor(device=device, perform_everything_on_device=gpu, use_mirroring=gpu, allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(model, ("all",))
     targets = [str(out / file.name.removesuffix(".nii.gz")) for file in files]
     predictor.predict_from_files_sequential([[str(file)] for file in files], targets)

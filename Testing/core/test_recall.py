@@ -114,7 +114,7 @@ def test_the_slice_in_which_it_was_said_decides(classes, labels) -> None:
     assert torch.equal(both > 0, torch.isin(labels, torch.tensor([INNER, APART])))
 
 
-def test_a_former_mask_means_what_it_overlaps(classes, labels) -> None:
+def test_a_former_mask_means_what_it_covers(classes, labels) -> None:
     mask = torch.where(labels == RING, 5.0, -5.0)[None, None]
     mask[..., 2, :] = -5.0
     known = torch.tensor([[[True, False, False]]])
