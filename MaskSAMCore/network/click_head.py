@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from MaskSAMCore.network.convolution import Conv3d
 from MaskSAMCore.network.heads import resize_masks
 from MaskSAMCore.network.recall import held, recalled
 from MaskSAMCore.network.trunk import IN_PLANE, WHOLE, ConvBlock, Kernel
@@ -36,9 +37,9 @@ class ClickHead(nn.Module):
         kernel: Kernel = IN_PLANE if in_plane else WHOLE
         padding = tuple(k // 2 for k in kernel)
         # Two convolutions that are added are one over all channels; the first is the same for all prompts of a patch.
-        self.seen = nn.Conv3d(features, width, kernel, padding=padding)
-        self.said = nn.Conv3d(MAPS + 1, width, kernel, padding=padding, bias=False)
-        self.meant = nn.Conv3d(1, width, kernel, padding=padding, bias=False) if recalls else None
+        self.seen = Conv3d(features, width, kernel, padding=padding)
+        self.said = Conv3d(MAPS + 1, width, kernel, padding=padding, bias=False)
+        self.meant = Conv3d(1, width, kernel, padding=padding, bias=False) if recalls else None
         self.trust = nn.Parameter(torch.ones(())) if recalls else None
         self.norm = nn.Sequential(nn.GroupNorm(width, width), nn.LeakyReLU(0.01))
         self.block = ConvBlock(width, width, kernel=kernel)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from MaskSAMCore.config import ModelConfig
 from MaskSAMCore.errors import InputError
 from MaskSAMCore.network.boxes import fuse_boxes, mask_to_box
+from MaskSAMCore.network.convolution import Conv3d
 from MaskSAMCore.network.prompt_source import PromptSource, Proposal
 from MaskSAMCore.network.trunk import Trunk
 from MaskSAMCore.network.types import Features, Level, PromptBatch
@@ -43,7 +44,7 @@ class TokenHead(nn.Module):
 
     def __init__(self, channels: int, queries: int) -> None:
         super().__init__()
-        self.conv = nn.Conv3d(channels, queries, 3, padding=1)
+        self.conv = Conv3d(channels, queries, 3, padding=1)
         self.norm = nn.InstanceNorm3d(queries, affine=True)
 
     def forward(self, stages: list[Tensor]) -> Tensor:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from MaskSAMCore.network.convolution import Conv3d
+
 
 def semantic(cls: Tensor, masks: Tensor) -> Tensor:
     """Class scores of matched queries, P(c, v) = sum_q softmax(cls_q)[c] * sigmoid(mask_q(v)) (MODEL.md §8).
@@ -82,12 +84,12 @@ class MaskUpsampler(nn.Module):
             return [up, nn.InstanceNorm3d(width), nn.GELU()]
 
         self.layers = nn.Sequential(
-            nn.Conv3d(queries, width, 3, padding=1),
+            Conv3d(queries, width, 3, padding=1),
             nn.InstanceNorm3d(width, affine=True),
             nn.LeakyReLU(0.01),
             *doubling(),
             *doubling(),
-            nn.Conv3d(width, queries, 3, padding=1),
+            Conv3d(width, queries, 3, padding=1),
         )
 
     def forward(self, masks: Tensor) -> Tensor:
@@ -124,7 +126,7 @@ class MultiClassHead(nn.Module):
     def __init__(self, classes: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv3d(classes, 4 * classes, 3, padding=1),
+            Conv3d(classes, 4 * classes, 3, padding=1),
             nn.InstanceNorm3d(4 * classes, affine=True),
             nn.GELU(),
             nn.Conv3d(4 * classes, classes, 1),

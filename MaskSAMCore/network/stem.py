@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from MaskSAMCore.config import ModelConfig
+from MaskSAMCore.network.convolution import Conv3d
 
 SAM_CHANNELS = 3
 
@@ -84,7 +85,7 @@ def _branch(channels: int, upsample: int, *, last_act: bool) -> nn.Sequential:
 
 def _conv(inner: int, outer: int) -> list[nn.Module]:
     return [
-        nn.Conv3d(inner, outer, 3, padding=1),
+        Conv3d(inner, outer, 3, padding=1),
         nn.InstanceNorm3d(outer, affine=True),
         nn.LeakyReLU(0.01),
     ]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from MaskSAMCore.config import TOKEN_STRIDE, ModelConfig
 from MaskSAMCore.errors import ModelError
+from MaskSAMCore.network.convolution import Conv3d
 from MaskSAMCore.network.types import Features, Level
 
 EMBED = 256
@@ -39,7 +40,7 @@ class ConvBlock(nn.Sequential):
     def __init__(self, channels: int, width: int, *, kernel: Kernel = WHOLE, stride: int = 1) -> None:
         padding = tuple(k // 2 for k in kernel)
         super().__init__(
-            nn.Conv3d(channels, width, kernel, stride=(1, stride, stride), padding=padding),
+            Conv3d(channels, width, kernel, stride=(1, stride, stride), padding=padding),
             nn.GroupNorm(width, width),
             nn.LeakyReLU(0.01, inplace=True),
         )

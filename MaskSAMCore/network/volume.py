@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from MaskSAMCore.config import ModelConfig
+from MaskSAMCore.network.convolution import Conv3d
 from MaskSAMCore.network.encoder import NECK_CHANNELS
 from MaskSAMCore.network.segmenter import DirectSegmenter
 from MaskSAMCore.network.stem import ModalityStem
@@ -19,7 +20,7 @@ MLA_WIDTH = 128
 def conv(channels: int, width: int) -> nn.Sequential:
     """Convolution 3x3x3, instance norm, ReLU; neither has a bias, which the published counts show."""
     return nn.Sequential(
-        nn.Conv3d(channels, width, 3, padding=1, bias=False), nn.InstanceNorm3d(width), nn.ReLU(inplace=True)
+        Conv3d(channels, width, 3, padding=1, bias=False), nn.InstanceNorm3d(width), nn.ReLU(inplace=True)
     )
 
 
@@ -69,7 +70,7 @@ class MlaDecoder(nn.Module):
             nn.Sequential(conv(NECK_CHANNELS, MLA_WIDTH), conv(MLA_WIDTH, MLA_WIDTH)) for _ in range(LEVELS)
         )
         self.fuse = conv(LEVELS * MLA_WIDTH + cfg.channels, MLA_WIDTH)
-        self.head = nn.Conv3d(MLA_WIDTH, cfg.classes, 3, padding=1, bias=False)
+        self.head = Conv3d(MLA_WIDTH, cfg.classes, 3, padding=1, bias=False)
 
     def forward(self, levels: list[Tensor], image: Tensor) -> Tensor:
         """Levels (B, 256, T, h, w) and image (B, M, D, H, W) to logits (B, K, D, H, W)."""

@@ -21,6 +21,7 @@ from MaskSAMCore.errors import ModelError
 from MaskSAMCore.network.adapters import Adapter
 from MaskSAMCore.network.attention import attend, relative_rows
 from MaskSAMCore.network.backbone import SIZES, image_encoder
+from MaskSAMCore.network.convolution import Conv3d
 from MaskSAMCore.network.encoder import NECK_CHANNELS
 from MaskSAMCore.network.types import fold, unfold
 
@@ -110,7 +111,7 @@ class VolumeEncoder(nn.Module):
             nn.Sequential(
                 nn.Conv3d(size.width, NECK_CHANNELS, 1, bias=False),
                 ChannelNorm(NECK_CHANNELS, eps=1e-6),
-                nn.Conv3d(NECK_CHANNELS, NECK_CHANNELS, 3, padding=1, bias=False),
+                Conv3d(NECK_CHANNELS, NECK_CHANNELS, 3, padding=1, bias=False),
                 ChannelNorm(NECK_CHANNELS, eps=1e-6),
             )
             for _ in range(LEVELS)

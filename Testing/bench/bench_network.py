@@ -29,6 +29,7 @@ from MaskSAMCore.errors import ModelError
 from MaskSAMCore.losses import SetLoss, build_loss
 from MaskSAMCore.network import attention
 from MaskSAMCore.network.build import build_model
+from MaskSAMCore.network.convolution import Conv3d
 from MaskSAMCore.network.masksam import MaskSAM
 from MaskSAMCore.network.types import Features
 from MaskSAMCore.zoo import find_base, load_base
@@ -89,6 +90,8 @@ def compare_training(
     compare("training step, cached features: generator / all", lambda: alone(model), lambda: whole(features), options)
     other = with_instance_norms(model)
     compare("generator step, group norm / instance norm", lambda: alone(model), lambda: alone(other), options)
+    plain = with_plain_convolutions(model)
+    compare("generator step, axes in the fast order / as they are", lambda: alone(model), lambda: alone(plain), options)
     thick = network(replace(model.cfg, source=replace(model.cfg.source, in_plane=2)), "fast")
     compare("generator step, two sizes in plane / none", lambda: alone(thick), lambda: alone(model), options)
     if trains_in_bf16(torch.device("cpu")):
@@ -115,6 +118,15 @@ def with_instance_norms(model: MaskSAM) -> MaskSAM:
     return other
 
 
+def with_plain_convolutions(model: MaskSAM) -> MaskSAM:
+    """A copy whose convolutions leave the order of the axes to PyTorch; the numbers are the same."""
+    other = copy.deepcopy(model)
+    for module in other.modules():
+        if isinstance(module, Conv3d):
+            module.forward = partial(nn.Conv3d.forward, module)  # type: ignore[method-assign]
+    return other
+
+
 def network(cfg: ModelConfig, kernel: str) -> MaskSAM:
     """The network with one of its two kernels."""
     model = build_model(replace(cfg, backbone=replace(cfg.backbone, attention_kernel=kernel)))
@@ -130,7 +142,7 @@ def compare(name: str, first: Callable[[], object], second: Callable[[], object]
     pairs = [(timed(first), timed(second)) for _ in range(options.repeats + 1)][1:]
     a, b = (statistics.median(each) for each in zip(*pairs, strict=True))
     ratio = statistics.median(x / y for x, y in pairs)
-    print(f"{name:50} {a:7.3f} s / {b:7.3f} s = {ratio:5.2f}")
+    print(f"{name:54} {a:7.3f} s / {b:7.3f} s = {ratio:5.2f}")
 
 
 def timed(work: Callable[[], object]) -> float:
