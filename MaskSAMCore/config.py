@@ -196,6 +196,8 @@ class LossConfig:
     Attributes:
         assignment: Which query answers for a class: the cheapest of each slice, or ("own") always query k for class k.
         generator: Weight of the segmentation loss (§9.4) of the query generator's masks; needs `assignment="own"`.
+        generator_dice: How Dice enters that loss: 1 - Dice of every structure, or ("log") -log Dice of those that the
+            batch holds, which makes more of a structure the less of it is found (not in the papers).
         background: The segmentation loss's Dice counts the background as a structure too.
     """
 
@@ -209,6 +211,7 @@ class LossConfig:
     box_giou: float = 0.2
     no_object: float = 0.1
     generator: float = 0.0
+    generator_dice: Literal["linear", "log"] = "linear"
     background: bool = False
 
 

@@ -67,8 +67,11 @@ class SetLoss(nn.Module):
         with torch.autocast(masks.device.type, enabled=False):
             targets = slice_targets(labels, self.classes, valid)
             used = own(targets, valid=valid).used
-            loss = segmentation_loss(masks[:, : self.classes], targets, used)
+            loss = self._segmentation(masks, targets, used)
             return {"loss": loss, "generator": loss.detach()}
+
+    def _segmentation(self, masks: Tensor, targets: SliceTargets, used: Tensor) -> Tensor:
+        return segmentation_loss(masks[:, : self.classes], targets, used, log_dice=self.cfg.generator_dice == "log")
 
     def _terms(self, outputs: QueryOutputs, targets: SliceTargets, pairs: Assignment) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}
@@ -78,7 +81,7 @@ class SetLoss(nn.Module):
         chosen = targets.masks.flatten(0, 1)[pairs.slices * self.classes + pairs.classes]
         terms["bce"], terms["dice"] = mask_terms(_matched(outputs.masks, pairs), chosen, count)
         if outputs.aux_masks is not None and self.cfg.generator:
-            terms["generator"] = segmentation_loss(outputs.aux_masks[:, : self.classes], targets, pairs.used)
+            terms["generator"] = self._segmentation(outputs.aux_masks, targets, pairs.used)
         if outputs.aux_masks is not None:
             terms["aux_bce"], terms["aux_dice"] = mask_terms(_matched(outputs.aux_masks, pairs), chosen, count)
         if outputs.aux_boxes is not None:

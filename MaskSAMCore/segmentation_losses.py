@@ -82,9 +82,16 @@ def stage_weights(count: int) -> tuple[float, ...]:
     return tuple(2.0**i / (2**count - 1) for i in range(count))
 
 
-def segmentation_loss(logits: Tensor, targets: SliceTargets, used: Tensor) -> Tensor:
-    """Cross entropy + Dice over the whole batch, without the background; arguments as of `segmentation_terms`."""
-    cross, dice = segmentation_terms(logits, targets, used)
+def segmentation_loss(logits: Tensor, targets: SliceTargets, used: Tensor, *, log_dice: bool = False) -> Tensor:
+    """Cross entropy + Dice over the whole batch, without the background; arguments as of `segmentation_terms`.
+
+    Args:
+        log_dice: -log Dice, its mean over the structures that the batch holds, in place of 1 - Dice of all of them.
+    """
+    if log_dice:
+        cross, dice = segmentation_terms(logits, targets, used, smooth=SMOOTH, log=True)
+    else:
+        cross, dice = segmentation_terms(logits, targets, used)
     return cross + dice
 
 
@@ -96,6 +103,7 @@ def segmentation_terms(
     per_patch: bool = False,
     smooth: float = 1.0,
     background: bool = False,
+    log: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Cross entropy and Dice of one mask per class that compete for every voxel (MODEL.md §9.4), in float32.
 
@@ -106,6 +114,8 @@ def segmentation_terms(
         per_patch: Dice is the mean over patches and structures, else over structures, each in the whole batch.
         smooth: Added to both sides of Dice's quotient.
         background: Class 0 has a Dice too.
+        log: -log Dice in place of 1 - Dice, and of the structures alone that are there: its gradient does not fade
+            where next to nothing is found, as that of small structures otherwise does (K. Wong et al., MICCAI 2018).
     """
     mine = logits.float().transpose(1, 2).flatten(0, 1)[used]
     theirs = targets.masks[used].float()
@@ -116,7 +126,12 @@ def segmentation_terms(
     first = 0 if background else 1
     sums = [t.sum((2, 3))[:, first:] for t in (probability * theirs, probability + theirs)]
     overlap, total = (_per_patch(t, used, len(logits)) if per_patch else t.sum(0) for t in sums)
-    return cross, (1 - (2 * overlap + smooth) / (total + smooth)).mean()
+    quotient = (2 * overlap + smooth) / (total + smooth)
+    if not log:
+        return cross, (1 - quotient).mean()
+    held = theirs.sum((2, 3))[:, first:]
+    there = (_per_patch(held, used, len(logits)) if per_patch else held.sum(0)) > 0
+    return cross, -quotient.log()[there].sum() / there.sum().clamp(min=1)
 
 
 def _per_patch(sums: Tensor, used: Tensor, patches: int) -> Tensor:

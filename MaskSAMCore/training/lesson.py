@@ -32,14 +32,38 @@ FIRST_STEPS = 6
 
 TINY_PLANE = 32
 """A slice of so many pixels is enlarged four times for SAM, one of twice as many twice, and others are not."""
-PATCH_DEPTH, PATCH_VOXELS = 8, 150_000
-"""Whole slices where so many of them are no more voxels than that, which keeps a step on a CPU near a second."""
-TRUNKS: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {
-    1: ((96, 96, 64, 48, 32), (16, 32, 64, 96)),
-    2: ((96, 96, 64, 32), (16, 48, 96)),
-    4: ((128, 64, 32), (16, 32, 64)),
-}
-"""`source.widths` and `source.image_widths` by what the scan is enlarged by, as in the recipes: all reach its size."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of the patches and the trunk: a step on a CPU takes about a second, by the kernels at the finest size.
+
+    Attributes:
+        depth: Slices that a patch has, where the scan has them.
+        voxels: Most of them; whole slices where `depth` of them are no more, else the longer side is shortened.
+        trunks: `source.widths` and `source.image_widths` by what the scan is enlarged by; all reach its size.
+    """
+
+    depth: int
+    voxels: int
+    trunks: dict[int, tuple[tuple[int, ...], tuple[int, ...]]]
+
+
+IN_PLANE = Size(
+    8,
+    150_000,
+    {
+        1: ((96, 96, 64, 48, 32), (16, 32, 64, 96)),
+        2: ((96, 96, 64, 32), (16, 48, 96)),
+        4: ((128, 64, 32), (16, 32, 64)),
+    },
+)
+"""For convolutions within slices, and for single slices."""
+WHOLE = Size(24, 81_000, {**IN_PLANE.trunks, 1: ((64, 64, 48, 32, 16), (16, 32, 48, 64))})
+"""For those in three dimensions, which take three times as long. Whole slices of a neck made a step of two seconds, and
+most of them held none of its structures (docs/EXPERIMENTS.md)."""
+SPARSE, FOREGROUND = 0.2, 0.8
+"""Patches smaller than the one share of a scan are centred on a structure in the other share of the draws."""
 
 WORTH_IT = 0.8
 """Share of float32's time below which a CPU trains in bf16; CPUs that cannot compute in it take longer, not less."""
@@ -341,10 +365,12 @@ def for_lesson(config: Config, median_shape: Shape | None = None) -> Config:
         depth=replace(model.depth, pe_encoder=False),
         source=replace(model.source, queries=model.classes, box=False, fusion="mask", class_tokens=False),
         decoder=replace(model.decoder, kind="none", click_masks=model.decoder.click_maps),
-        loss=replace(model.loss, assignment="own", generator=1.0),
+        loss=replace(model.loss, assignment="own", generator=1.0, generator_dice="log"),
     )
     if median_shape is not None and config.data.fit_patch and model.source.image_widths:
         model = _smaller(model, median_shape)
+        if math.prod(model.patch) < SPARSE * math.prod(median_shape):
+            config = replace(config, data=replace(config.data, foreground=FOREGROUND))
     return replace(config, model=model, train=replace(config.train, keep_generator=config.train.mode == "mixed"))
 
 
@@ -352,12 +378,16 @@ def _smaller(model: ModelConfig, median_shape: Shape) -> ModelConfig:
     """The patch, what it is enlarged by for SAM, and the trunk that goes with it."""
     longest = max(median_shape[1:])
     upsample: Literal[1, 2, 4] = 4 if longest <= TINY_PLANE else 2 if longest <= 2 * TINY_PLANE else 1
-    depth, height, width = fit_patch(median_shape, upsample=upsample, depth=PATCH_DEPTH)
-    if depth * height * width > PATCH_VOXELS:
-        crop = math.sqrt(PATCH_VOXELS / (depth * height * width))
-        height, width = (TOKEN_STRIDE * max(1, int(n * crop / TOKEN_STRIDE)) for n in (height, width))
-    depth = min(median_shape[0], PATCH_VOXELS // (height * width))
-    widths, image_widths = TRUNKS[upsample]
+    size = IN_PLANE if model.source.in_plane or median_shape[0] == 1 else WHOLE
+    depth, height, width = fit_patch(median_shape, upsample=upsample, depth=size.depth)
+    while depth * height * width > size.voxels:
+        # Of equal sides the one of which the scan has less.
+        if (height, -median_shape[1]) > (width, -median_shape[2]):
+            height -= TOKEN_STRIDE
+        else:
+            width -= TOKEN_STRIDE
+    depth = min(median_shape[0], size.voxels // (height * width))
+    widths, image_widths = size.trunks[upsample]
     source = replace(model.source, widths=widths, image_widths=image_widths)
     patch = (depth, height, width)
     return replace(model, patch=patch, stem=replace(model.stem, upsample=upsample), source=source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -107,6 +108,38 @@ def test_the_generators_masks_compete_for_every_voxel() -> None:
     assert "generator" not in without
     assert (terms["loss"] - without["loss"]).item() == pytest.approx(0.7 * expected.item(), rel=1e-4)
     assert SetLoss(cfg, K).generator((right.aux_masks,), y)["loss"].item() < 1e-3
+
+
+def log_dice_by_hand(x: Tensor, y: Tensor) -> float:
+    p = x.float().softmax(1)
+    there = [k for k in range(1, K) if (y == k).any()]
+    dice = [2 * p[:, k][y == k].sum() / (p[:, k].sum() + (y == k).sum()) for k in there]
+    cross = F.nll_loss(p.log(), y)
+    return float(cross - sum(d.log() for d in dice) / max(len(there), 1))
+
+
+@pytest.mark.parametrize("present", [(0, 1, 2), (0, 2), (0,)])
+def test_log_dice_is_of_the_structures_that_are_there(present: tuple[int, ...]) -> None:
+    y = torch.tensor(present)[torch.randint(len(present), (2, *SHAPE), generator=torch.Generator().manual_seed(3))]
+    x = 3 * torch.randn(2, N, *SHAPE, generator=torch.Generator().manual_seed(4))
+    loss = SetLoss(LossConfig(assignment="own", generator=1.0, generator_dice="log"), K).generator((x,), y)["loss"]
+    assert float(loss) == pytest.approx(log_dice_by_hand(x[:, :K], y), rel=1e-4)
+
+
+def test_log_dice_pulls_hardest_where_next_to_nothing_is_found() -> None:
+    y = torch.zeros(1, *SHAPE, dtype=torch.long)
+    y[0, 0, 0, 0] = 1
+    x = torch.zeros(1, N, *SHAPE)
+    x[:, 0] = 6.0
+
+    def pull(kind: Literal["linear", "log"]) -> float:
+        given = x.clone().requires_grad_()
+        cfg = LossConfig(assignment="own", generator=1.0, generator_dice=kind)
+        SetLoss(cfg, K).generator((given,), y)["loss"].backward()
+        assert given.grad is not None
+        return -float(given.grad[0, 1, 0, 0, 0])
+
+    assert pull("log") > 10 * pull("linear") > 0
 
 
 def test_the_generator_alone_learns_nothing_from_padding() -> None:
