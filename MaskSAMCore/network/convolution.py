@@ -37,7 +37,7 @@ class Conv3d(nn.Conv3d):
         """Whether PyTorch takes its slow implementation, and would not with the smallest axis last."""
         if x.device.type != "cpu" or x.dtype != torch.float32 or len(x) > 1 or self.groups > 1:
             return False
-        if self.padding_mode != "zeros" or isinstance(self.padding, str):
+        if self.padding_mode != "zeros" or isinstance(self.padding, str) or not torch.backends.mkldnn.is_available():
             return False
         channels, *sizes = x.shape[1:]
         at_best = channels * math.prod(sizes) // max(min(sizes), 1)
