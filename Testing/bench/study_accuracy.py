@@ -163,11 +163,12 @@ def line(name: str, title: str, result: Path) -> str:
     told = json.loads((result / "told.json").read_text(encoding="utf-8"))
     labels = json.loads((result.parent / "cases/dataset.json").read_text(encoding="utf-8"))["labels"]
     names = {str(number): structure for structure, number in labels.items()}
+    judged = {path.name.removesuffix(".nii.gz") for path in (result.parent / "judged/labels").iterdir()}
     dice: dict[str, list[float]] = defaultdict(list)
     hd95: dict[str, list[float]] = defaultdict(list)
     with (result / "dice.csv").open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            if row["case"] and row["label"]:
+            if row["case"] in judged and row["label"]:  # the file ends with means and deviations
                 for found, column in ((dice, "dice"), (hd95, "hd95")):
                     found[names[row["label"]]] += [float(row[column])] if row[column] else []
     each = ", ".join(f"{structure} {statistics.fmean(values):.3f}" for structure, values in dice.items() if values)
