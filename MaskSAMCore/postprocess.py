@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import get_args
 
 import numpy as np
@@ -12,7 +11,7 @@ from scipy import ndimage
 from MaskSAMCore.config import Largest
 
 ONE_PIECE = 0.99
-"""Mean share of a structure's voxels in its largest component that counts as all of them."""
+"""Share of a structure's voxels in its largest component that counts as all of them."""
 MODES: tuple[Largest, ...] = get_args(Largest)
 _TOUCHING: np.ndarray = np.ones((3, 3, 3), bool)
 
@@ -52,29 +51,28 @@ def choose_largest(scores: dict[Largest, list[float]]) -> Largest:
 
 
 def largest_of(labels: Iterable[np.ndarray]) -> Largest:
-    """The mode that label maps themselves suggest: what is in one piece in them should be so in a result.
+    """The mode that label maps themselves suggest: what is in one piece in all of them should be so in a result.
 
-    For models of few cases, where validation cases would have to be both judge and teacher. A structure is in one piece
-    if on average over the maps `ONE_PIECE` of its voxels are: a single map that was drawn in two says nothing.
+    For models of few cases, where validation cases would have to be both judge and teacher.
 
     Args:
         labels: Classes (Z, Y, X), 0 is background.
     """
-    each: dict[int, list[float]] = defaultdict(list)
-    whole: list[float] = []
+    each = whole = True
     for classes in labels:
-        boxes = ndimage.find_objects(np.asarray(classes, np.int32))
-        for number, box in enumerate(boxes, start=1):
-            if box is not None:
-                each[number].append(_share(classes[box] == number))
-        if np.any(classes > 0):
-            whole.append(_share(classes > 0))
-    if all(np.mean(shares) >= ONE_PIECE for shares in each.values()):
-        return "each"
-    return "foreground" if np.mean(whole) >= ONE_PIECE else "none"
+        each = each and all(_in_one_piece(classes[box] == c) for c, box in _boxes(classes))
+        found = ndimage.find_objects((classes > 0).astype(np.uint8))
+        whole = whole and (not found or _in_one_piece(classes[found[0]] > 0))
+        if not (each or whole):
+            return "none"
+    return "each" if each else "foreground"
 
 
-def _share(mask: np.ndarray) -> float:
-    """Of the voxels of `mask`, which has some, those in its largest component."""
+def _boxes(classes: np.ndarray) -> Iterator[tuple[int, tuple[slice, ...]]]:
+    boxes = ndimage.find_objects(np.asarray(classes, np.int32))
+    return ((number, box) for number, box in enumerate(boxes, start=1) if box is not None)
+
+
+def _in_one_piece(mask: np.ndarray) -> bool:
     parts, count = ndimage.label(mask, _TOUCHING)
-    return 1.0 if count < 2 else float(np.bincount(parts.ravel())[1:].max() / np.count_nonzero(mask))
+    return count < 2 or np.bincount(parts.ravel())[1:].max() >= ONE_PIECE * np.count_nonzero(mask)

@@ -439,7 +439,6 @@ def ball(*centres: tuple[int, int, int], value: int = 1) -> np.ndarray:
         ([ball((6, 6, 6)), ball((6, 6, 6), (6, 18, 18))], "none"),
         ([np.maximum(ball((6, 6, 5), (6, 6, 18)), ball((6, 6, 11), value=2))], "foreground"),
         ([ball() + 0, ball((6, 6, 6))], "each"),
-        ([ball((6, 6, 6))] * 60 + [ball((6, 6, 6), (6, 18, 18))], "each"),
     ],
 )
 def test_labels_tell_what_is_in_one_piece(maps, mode):
