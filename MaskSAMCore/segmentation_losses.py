@@ -129,7 +129,7 @@ def segmentation_terms(
     quotient = (2 * overlap + smooth) / (total + smooth)
     if not log:
         return cross, (1 - quotient).mean()
-    held = theirs.sum((2, 3))[:, first:]
+    held = targets.present[used][:, first:].float()
     there = (_per_patch(held, used, len(logits)) if per_patch else held.sum(0)) > 0
     return cross, -quotient.log()[there].sum() / there.sum().clamp(min=1)
 

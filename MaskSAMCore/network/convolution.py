@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 SMALL = 20_480
 """PyTorch leaves a convolution of one sample to its slow implementation on a CPU, unless channels x depth x height are
-more than that (`use_mkldnn` in its Convolution.cpp). Width does not count: the rule was made for pictures."""
+more than that (`use_mkldnn` in its Convolution.cpp); width does not count."""
 SPATIAL = (2, 3, 4)
 
 
@@ -30,7 +30,7 @@ class Conv3d(nn.Conv3d):
             for sizes in (self.stride, self.padding, self.dilation)  # type: ignore[misc]
         )
         x, weight = (t.permute(0, 1, *order) for t in (input, self.weight))
-        y = F.conv3d(x, weight, self.bias, stride, padding, dilation, self.groups)
+        y = F.conv3d(x, weight, self.bias, stride, padding, dilation)
         return y.permute(0, 1, *(2 + order.index(axis) for axis in SPATIAL))
 
     def _slow(self, x: Tensor) -> bool:

@@ -49,7 +49,7 @@ class Size:
     trunks: dict[int, tuple[tuple[int, ...], tuple[int, ...]]]
 
 
-IN_PLANE = Size(
+SLICES = Size(
     8,
     150_000,
     {
@@ -59,9 +59,9 @@ IN_PLANE = Size(
     },
 )
 """For convolutions within slices, and for single slices."""
-WHOLE = Size(24, 81_000, {**IN_PLANE.trunks, 1: ((64, 64, 48, 32, 16), (16, 32, 48, 64))})
-"""For those in three dimensions, which take three times as long. Whole slices of a neck made a step of two seconds, and
-most of them held none of its structures (docs/EXPERIMENTS.md)."""
+VOLUMES = Size(24, 81_000, {**SLICES.trunks, 1: ((64, 64, 48, 32, 16), (16, 32, 48, 64))})
+"""For those in three dimensions, which take three times as long. Smaller patches found more of a
+neck's small structures in the same time (docs/EXPERIMENTS.md)."""
 SPARSE, FOREGROUND = 0.2, 0.8
 """Patches smaller than the one share of a scan are centred on a structure in the other share of the draws."""
 
@@ -345,7 +345,8 @@ def for_lesson(config: Config, median_shape: Shape | None = None) -> Config:
     from a back that are exchanged in every other patch; so left and right alone are.
 
     Where the trunk reads the scan itself, SAM sees it smaller than the preset would show it, and patches are deeper,
-    with parts of large slices in them, as in the recipes, so that a step stays short (docs/EXPERIMENTS.md).
+    with parts of large slices in them, as in the recipes, so that a step stays short; where they are a small part of a
+    scan, most lie around a structure (docs/EXPERIMENTS.md).
 
     Args:
         config: Fitted to the cases.
@@ -378,7 +379,7 @@ def _smaller(model: ModelConfig, median_shape: Shape) -> ModelConfig:
     """The patch, what it is enlarged by for SAM, and the trunk that goes with it."""
     longest = max(median_shape[1:])
     upsample: Literal[1, 2, 4] = 4 if longest <= TINY_PLANE else 2 if longest <= 2 * TINY_PLANE else 1
-    size = IN_PLANE if model.source.in_plane or median_shape[0] == 1 else WHOLE
+    size = SLICES if model.source.in_plane or median_shape[0] == 1 else VOLUMES
     depth, height, width = fit_patch(median_shape, upsample=upsample, depth=size.depth)
     while depth * height * width > size.voxels:
         # Of equal sides the one of which the scan has less.

@@ -60,8 +60,3 @@ def test_a_thin_patch_is_kept_from_the_slow_implementation() -> None:
     if "aten::slow_conv3d_forward" not in kernels(theirs, x):
         pytest.skip("this PyTorch needs no help")
     assert "aten::slow_conv3d_forward" not in kernels(ours, x)
-
-
-def test_weights_of_the_plain_one_fit() -> None:
-    ours, theirs = pair(4, 4, (3, 3, 3))
-    assert list(ours.state_dict()) == list(theirs.state_dict())
