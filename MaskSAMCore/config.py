@@ -17,7 +17,7 @@ Conditioning = Literal["none", "add", "concat", "hyper"]
 DepthBranchKind = Literal["none", "gate", "adapter"]
 TrainMode = Literal["auto", "prompt", "mixed", "distill"]
 DepthPosition = Literal["before", "middle", "after"]
-Largest = Literal["none", "foreground", "each"]
+Largest = Literal["none", "foreground", "each", "both"]
 TOKEN_STRIDE = 16
 MASK_STRIDE = 4
 

@@ -4,8 +4,9 @@
 
 CASES is a folder in nnU-Net's raw format, IMAGES holds CASE.nii.gz to be segmented. OUT gets `found/CASE.nii.gz` and
 `trained.json` (minutes, steps). Planner, trainer, losses and augmentation are nnU-Net's own; what is set is the memory
-that it plans for, the number of steps, of which its learning rate is a function, one validation batch per epoch instead
-of 50, and on a CPU no mirroring when it segments, which takes eight times as long.
+that it plans for, the end, and the learning rate, nnU-Net's function with the share of the time that is over in place
+of the share of epochs; one validation batch per epoch instead of 50, and on a CPU no mirroring when it segments, which
+takes eight times as long.
 """
 
 from __future__ import annotations
@@ -18,14 +19,12 @@ from pathlib import Path
 from typing import Any
 
 DATASET = "Dataset001_Cases"
-EPOCHS, STEPS = 20, 3
-"""The most epochs, and the fewest steps in one; the learning rate falls from epoch to epoch."""
-VALIDATION = 0.5
-"""What an epoch's one validation batch takes, in steps."""
-PROBE, PROBE_S = 4, 20.0
-"""Steps that tell the pace, or fewer once so much time is over; the first does not count."""
-RESERVE = 0.97
-"""Of the time that is left, for what comes between the steps."""
+EXPONENT = 0.9
+"""Of nnU-Net's learning rate, initial_lr * (1 - share that is over) ** EXPONENT."""
+
+
+class TimeIsOver(Exception):
+    """Ends nnU-Net's loop, which knows no clock."""
 
 
 def main(
@@ -49,24 +48,11 @@ def main(
     extract_fingerprints([1], num_processes=cores, check_dataset_integrity=False)
     plans = plan_experiments([1], gpu_memory_target_in_gb=memory_gib)
     preprocess([1], plans, configurations=[configuration], num_processes=[cores])
-    left = minutes * 60 - (time.monotonic() - began)
-    before = time.monotonic()
-    pace = probe(trainer(configuration, device))
-    left -= time.monotonic() - before
-    epochs, steps = schedule(left * RESERVE / pace)
     trained = trainer(configuration, device)
-    trained.num_epochs, trained.num_iterations_per_epoch = epochs, steps
-    trained.num_val_iterations_per_epoch = 1
-    trained.run_training()
-    told = {"minutes": (time.monotonic() - began) / 60, "steps": epochs * steps}
+    steps = train(trained, began + minutes * 60)
+    told = {"minutes": (time.monotonic() - began) / 60, "steps": steps}
     segment(trained.output_folder_base, images, out / "found", device)
     (out / "trained.json").write_text(json.dumps(told), encoding="utf-8")
-
-
-def schedule(steps: float) -> tuple[int, int]:
-    """Epochs, and steps of each, that take as long as so many steps do."""
-    epochs = max(1, min(EPOCHS, int(steps / (STEPS + VALIDATION))))
-    return epochs, max(1, int(steps / epochs - VALIDATION))
 
 
 def trainer(configuration: str, device: Any) -> Any:
@@ -76,19 +62,30 @@ def trainer(configuration: str, device: Any) -> Any:
     return get_trainer_from_args("1", configuration, "all", device=device)  # type: ignore[arg-type]
 
 
-def probe(trained: Any) -> float:
-    """Seconds per step, the median of a few."""
+def train(trained: Any, end: float) -> int:
+    """Train until time.monotonic() is `end`; the number of steps."""
+    began, steps, last = time.monotonic(), 0, 0.0
+    trained.num_epochs, trained.num_val_iterations_per_epoch = sys.maxsize, 1
     trained.initialize()
-    trained.on_train_start()
-    trained.on_epoch_start()
-    trained.on_train_epoch_start()
-    seconds: list[float] = []
-    while len(seconds) < 2 or (len(seconds) < PROBE and sum(seconds) < PROBE_S):
-        began = time.monotonic()
-        trained.train_step(next(trained.dataloader_train))
-        seconds.append(time.monotonic() - began)
-    trained.on_train_end()
-    return sorted(seconds[1:])[len(seconds[1:]) // 2]
+    one_step = trained.train_step
+
+    def step(batch: dict[str, Any]) -> dict[str, Any]:
+        nonlocal steps, last
+        now = time.monotonic()
+        if now + last > end:
+            raise TimeIsOver
+        for group in trained.optimizer.param_groups:
+            group["lr"] = trained.initial_lr * (1 - (now - began) / (end - began)) ** EXPONENT
+        told = one_step(batch)
+        steps, last = steps + 1, time.monotonic() - now
+        return told
+
+    trained.train_step = step
+    try:
+        trained.run_training()
+    except TimeIsOver:
+        trained.on_train_end()
+    return steps
 
 
 def segment(model: str, images: Path, out: Path, device: Any) -> None:

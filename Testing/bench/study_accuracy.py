@@ -5,12 +5,12 @@
 Real scans from the folder of shared data (MASKSAM_SHARED), fold 0 of each set (of ACDC the papers' split). Each side
 gets the raw cases of the fold's training part, chooses its own spacing, and the minutes pay for its preparation and
 its training, one after the other on the whole machine. Ours is `python -m MaskSAMCore.teach`, which trains against the
-clock. nnU-Net is nnunetv2 from the package index with its own planner, trainer and augmentation; since it knows no
-clock, a few steps tell its pace, and its schedule gets the number of steps that fit. On a CPU it plans for a GPU of
-1 GiB in place of its usual 8: smaller patches and batches, of which more fit into the time; and it segments without
-test-time mirroring there, as ours does everywhere. Both segment the fold's validation cases, which `python -m
-MaskSAMCore.evaluate` judges on the scans' own grids. What was made in the same minutes is kept; OUT/table.md is the
-table.
+clock. nnU-Net is nnunetv2 from the package index with its own planner, trainer and augmentation, whose learning rate
+and end follow the clock too. On a CPU it plans for a GPU of 0.25 GiB in place of its usual 8, to its own good: with
+patches and batches that small, several times as many steps fit into the time as with 1 GiB (docs/RESULTS.md); and it
+segments without test-time mirroring there, as ours does everywhere. Both segment the fold's validation cases, which
+`python -m MaskSAMCore.evaluate` judges on the scans' own grids. What was made in the same minutes is kept;
+OUT/table.md is the table.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PEER = Path(__file__).with_name("peer_nnunet.py")
 SIDES: dict[str, list[list[str]]] = {"headneck_ct": [["left_parotid", "right_parotid"]]}
 """Labels that change places in a mirror; in the other sets none has a side."""
 FOLD = 0
-SMALL_GIB, USUAL_GIB = 1.0, 8.0
+SMALL_GIB, USUAL_GIB = 0.25, 8.0
 
 
 def main() -> None:

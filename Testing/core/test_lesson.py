@@ -433,11 +433,13 @@ def ball(*centres: tuple[int, int, int], value: int = 1) -> np.ndarray:
 @pytest.mark.parametrize(
     ("maps", "mode"),
     [
-        ([ball((6, 6, 6)), ball((6, 12, 12))], "each"),
+        ([ball((6, 6, 6)), ball((6, 12, 12))], "both"),
         ([ball((6, 6, 6)) + ball((6, 18, 18), value=2)], "each"),
         ([ball((6, 6, 6)), ball((6, 6, 6), (6, 18, 18))], "none"),
         ([np.maximum(ball((6, 6, 5), (6, 6, 18)), ball((6, 6, 11), value=2))], "foreground"),
-        ([ball() + 0, ball((6, 6, 6))], "each"),
+        ([ball() + 0, ball((6, 6, 6))], "both"),
+        ([ball((6, 6, 6))] * 59 + [ball((6, 6, 6), (6, 18, 18))], "both"),
+        ([ball((6, 6, 6))] * 9 + [ball((6, 6, 6), (6, 18, 18))], "none"),
     ],
 )
 def test_labels_tell_what_is_in_one_piece(maps, mode):
@@ -447,7 +449,7 @@ def test_labels_tell_what_is_in_one_piece(maps, mode):
 def test_a_stray_voxel_does_not_make_two_pieces():
     array = ball((6, 12, 12))
     array[0, 0, 0] = 1
-    assert largest_of([array]) == "each"
+    assert largest_of([array]) == "both"
 
 
 def test_the_clock_tells_how_much_of_the_whole_time_is_over(time):

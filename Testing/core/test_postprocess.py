@@ -23,7 +23,7 @@ def test_none_changes_nothing():
     assert keep_largest(classes, "none") is classes
 
 
-@pytest.mark.parametrize("mode", ["foreground", "each"])
+@pytest.mark.parametrize("mode", ["foreground", "each", "both"])
 def test_crumbs_go_and_the_source_stays(mode):
     classes = scene()
     kept = keep_largest(classes, mode)
@@ -37,6 +37,16 @@ def test_structures_apart_survive_only_each_by_itself():
     classes[:, 1:4, 1:4], classes[:, 7:9, 7:9] = 1, 2
     assert set(np.unique(keep_largest(classes, "each"))) == {0, 1, 2}
     assert set(np.unique(keep_largest(classes, "foreground"))) == {0, 1}
+
+
+def test_both_is_each_within_the_foreground():
+    classes = np.zeros((4, 10, 30), np.uint8)
+    classes[:, 1:4, 1:9], classes[:, 1:4, 9:12], classes[:, 1:4, 12:14] = 1, 2, 1  # in one piece, 1 in two
+    classes[:, 7:9, 16:30] = 2  # the larger part of 2, somewhere else
+    kept = keep_largest(classes, "both")
+    assert (kept[:, 1:4, 1:12] == classes[:, 1:4, 1:12]).all()
+    assert kept[:, :, 12:].max() == 0
+    assert (keep_largest(classes, "each") == 2).sum() == 4 * 2 * 14
 
 
 def test_corners_touch():
