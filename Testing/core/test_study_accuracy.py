@@ -1,10 +1,12 @@
-"""The table beside nnU-Net: means over the cases that were judged, and over nothing else."""
+"""The table beside nnU-Net: means over the cases that were judged and over nothing else, and the peer's clock."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,15 @@ from MaskSAMCore import evaluate
 from MaskSAMCore.io.images import write_labels
 from MaskSAMCore.volume import Grid, LabelMap
 
-SCRIPT = Path(__file__).resolve().parents[1] / "bench/study_accuracy.py"
+BENCH = Path(__file__).resolve().parents[1] / "bench"
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, BENCH / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def write(path: Path, width: int) -> None:
@@ -25,10 +35,7 @@ def write(path: Path, width: int) -> None:
 
 
 def test_rows_are_means_over_the_judged_cases(tmp_path):
-    spec = importlib.util.spec_from_file_location("study_accuracy", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    study = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(study)
+    study = script("study_accuracy")
     result, truth = tmp_path / "ours", tmp_path / "judged/labels"
     for case, width in (("a", 10), ("b", 5)):
         write(truth / f"{case}.nii.gz", 10)
@@ -42,3 +49,39 @@ def test_rows_are_means_over_the_judged_cases(tmp_path):
     assert cells[:4] == ["set", "MaskSAM", f"block {mean:.3f}", f"{mean:.3f}"]
     assert float(cells[4]) == pytest.approx(2.5)
     assert cells[5:] == ["7", "1.5"]
+
+
+class Loop:
+    """What of nnU-Net's trainer the clock touches, in its order: epochs of steps, each of which takes seconds."""
+
+    initial_lr = 0.01
+
+    def __init__(self, seconds: list[float]) -> None:
+        self.now, self.seconds, self.rates, self.ended = 100.0, iter(seconds), [], False
+        self.num_epochs = self.num_val_iterations_per_epoch = 0
+
+    def initialize(self) -> None:
+        self.optimizer = SimpleNamespace(param_groups=[{"lr": self.initial_lr}])
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        self.rates.append(self.optimizer.param_groups[0]["lr"])
+        self.now += next(self.seconds)
+        return batch
+
+    def run_training(self) -> None:
+        for _ in range(self.num_epochs):
+            for _ in range(250):
+                self.train_step({})
+        self.on_train_end()
+
+    def on_train_end(self) -> None:
+        self.ended = True
+
+
+def test_nnunet_ends_by_the_clock_and_its_rate_falls_with_it(monkeypatch):
+    peer, loop = script("peer_nnunet"), Loop([10, 20, 30, 20, 5, 5])
+    monkeypatch.setattr(peer.time, "monotonic", lambda: loop.now)
+    # After 80 of the 95 seconds another step like the last one, of 20, would be too long.
+    assert peer.train(loop, end=195.0) == 4 and loop.ended
+    shares = (0, 10 / 95, 30 / 95, 60 / 95)
+    assert loop.rates == pytest.approx([0.01 * (1 - share) ** 0.9 for share in shares])
