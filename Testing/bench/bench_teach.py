@@ -3,9 +3,9 @@
     python Testing/bench/bench_teach.py [--threads 2] [--interactive] [--keep FOLDER]
 
 Real scans from the folder of shared data (MASKSAM_SHARED), Slicer's own scene (slicer-core), the module's controller
-and the commands that it starts. The ten and the twenty are drawn by a fixed seed; nobody looked at them when the
-settings of lessons were chosen. Seconds are those of a clock on the wall: on a machine that is busy with something
-else, fewer steps fit into the same time.
+and the commands that it starts. The ten and the twenty are drawn by a fixed seed; three of the twenty are among the
+cases by which patches of lessons were compared (docs/EXPERIMENTS.md). Seconds are those of a clock on the wall: on a
+machine that is busy with something else, fewer steps fit into the same time.
 """
 
 from __future__ import annotations
