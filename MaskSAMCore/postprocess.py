@@ -71,8 +71,8 @@ def largest_of(labels: Iterable[np.ndarray]) -> Largest:
         for number, box in enumerate(boxes, start=1):
             if box is not None:
                 each[number].append(_share(classes[box] == number))
-        if np.any(classes):
-            whole.append(_share(np.asarray(classes) > 0))
+        if boxes:
+            whole.append(_share(classes > 0))
     in_one = not whole or np.mean(whole) >= ONE_PIECE
     if all(np.mean(shares) >= ONE_PIECE for shares in each.values()):
         return "both" if in_one else "each"

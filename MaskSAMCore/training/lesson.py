@@ -60,8 +60,8 @@ SLICES = Size(
 )
 """For convolutions within slices, and for single slices."""
 VOLUMES = Size(24, 81_000, {**SLICES.trunks, 1: ((64, 64, 48, 32, 16), (16, 32, 48, 64))})
-"""For those in three dimensions, which take three times as long. Smaller patches found more of a
-neck's small structures in the same time (docs/EXPERIMENTS.md)."""
+"""For those in three dimensions, whose kernels have three times as many weights. Smaller patches, more of them around
+structures, found more of a neck's small ones in the same time (docs/EXPERIMENTS.md)."""
 SPARSE, FOREGROUND = 0.2, 0.8
 """Patches smaller than the one share of a scan are centred on a structure in the other share of the draws."""
 

@@ -360,7 +360,7 @@ class Run:
         figures = {f"val {name}": round(mean, 4) for name, mean in zip(names, best, strict=True)}
         figures["val dice"] = round(float(np.nanmean(best)), 4)
         text = ", ".join(f"{name} {mean:.4f}" for name, mean in zip(names, best, strict=True))
-        kept = "" if self.largest == "none" else f", largest component of {self.largest}"
+        kept = "" if self.largest == "none" else f", largest components: {self.largest}"
         self.note(f"epoch {epoch}: Dice {text} on {len(cases)} validation case(s), prepared grid{kept}")
         if clicks:
             found = click_figures(clicks)

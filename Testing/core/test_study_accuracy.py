@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,16 +13,7 @@ import pytest
 from MaskSAMCore import evaluate
 from MaskSAMCore.io.images import write_labels
 from MaskSAMCore.volume import Grid, LabelMap
-
-BENCH = Path(__file__).resolve().parents[1] / "bench"
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, BENCH / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from Testing.bench import peer_nnunet, study_accuracy
 
 
 def write(path: Path, width: int) -> None:
@@ -35,7 +25,6 @@ def write(path: Path, width: int) -> None:
 
 
 def test_rows_are_means_over_the_judged_cases(tmp_path):
-    study = script("study_accuracy")
     result, truth = tmp_path / "ours", tmp_path / "judged/labels"
     for case, width in (("a", 10), ("b", 5)):
         write(truth / f"{case}.nii.gz", 10)
@@ -44,7 +33,7 @@ def test_rows_are_means_over_the_judged_cases(tmp_path):
     (tmp_path / "cases/dataset.json").write_text(json.dumps({"labels": {"background": 0, "block": 1}}))
     (result / "told.json").write_text(json.dumps({"steps": 7, "minutes": 1.5}))
     evaluate.main([str(result / "found"), str(truth), "-o", str(result / "dice.csv")])
-    cells = [cell.strip() for cell in study.line("set", "MaskSAM", result).strip("|").split("|")]
+    cells = [cell.strip() for cell in study_accuracy.line("set", "MaskSAM", result).strip("|").split("|")]
     mean = (1 + 2 * 5 / 15) / 2
     assert cells[:4] == ["set", "MaskSAM", f"block {mean:.3f}", f"{mean:.3f}"]
     assert float(cells[4]) == pytest.approx(2.5)
@@ -79,9 +68,9 @@ class Loop:
 
 
 def test_nnunet_ends_by_the_clock_and_its_rate_falls_with_it(monkeypatch):
-    peer, loop = script("peer_nnunet"), Loop([10, 20, 30, 20, 5, 5])
-    monkeypatch.setattr(peer.time, "monotonic", lambda: loop.now)
+    loop = Loop([10, 20, 30, 20, 5, 5])
+    monkeypatch.setattr(peer_nnunet.time, "monotonic", lambda: loop.now)
     # After 80 of the 95 seconds another step like the last one, of 20, would be too long.
-    assert peer.train(loop, end=195.0) == 4 and loop.ended
+    assert peer_nnunet.train(loop, end=195.0) == 4 and loop.ended
     shares = (0, 10 / 95, 30 / 95, 60 / 95)
     assert loop.rates == pytest.approx([0.01 * (1 - share) ** 0.9 for share in shares])
