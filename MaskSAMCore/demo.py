@@ -92,7 +92,7 @@ def download_scan(target: Path) -> Path:
 
 
 def _cache() -> Path:
-    from MaskSAMCore.zoo import home
+    from MaskSAMCore.zoo.base_weights import home
 
     return home("cache") / "samples"
 

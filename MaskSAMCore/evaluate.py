@@ -17,10 +17,10 @@ from MaskSAMCore.commandline import add_device_option, cancel_on_signals, comman
 
 if TYPE_CHECKING:
     from MaskSAMCore.data.raw import RawCase, RawDataset
+    from MaskSAMCore.evaluation.metrics import Scores
     from MaskSAMCore.labels import LabelTable
-    from MaskSAMCore.metrics import Scores
     from MaskSAMCore.volume import LabelMap
-    from MaskSAMCore.zoo import ModelCard
+    from MaskSAMCore.zoo.model_folder import ModelCard
 
 EPILOG = """examples:
   python -m MaskSAMCore.evaluate PREDICTIONS REFERENCES -o table.csv        files of the same names in two folders
@@ -133,8 +133,8 @@ def _interactive(options: argparse.Namespace) -> tuple[list[str], str, dict]:
     """The same of simulated users."""
     from functools import partial
 
-    from MaskSAMCore import interactive
     from MaskSAMCore.data.raw import read_dataset
+    from MaskSAMCore.evaluation import interactive
     from MaskSAMCore.progress import CancelToken, terminal_progress
 
     dataset = read_dataset(options.folders[0])
@@ -173,13 +173,13 @@ def record(model: str, kept: dict, command: str) -> Path:
     """Write figures into a model's card and README, under the command that measured them."""
     from dataclasses import replace
 
-    from MaskSAMCore import zoo
     from MaskSAMCore.training.card import model_readme
+    from MaskSAMCore.zoo import installed, model_folder
 
-    folder = zoo.find_model(model)
-    card = zoo.load_card(folder)
+    folder = installed.find_model(model)
+    card = model_folder.load_card(folder)
     card = replace(card, metrics={**card.metrics, command: kept})
-    zoo.save_card(folder, card, model_readme(card))
+    model_folder.save_card(folder, card, model_readme(card))
     return folder
 
 
@@ -215,7 +215,7 @@ def compare(
     case: str, predicted: LabelMap, reference: LabelMap, labels: LabelTable | None, tolerance_mm: float
 ) -> Iterator[Row]:
     """One row per structure of `labels`; without a table, per id that occurs in either map."""
-    from MaskSAMCore.metrics import score_labels
+    from MaskSAMCore.evaluation.metrics import score_labels
 
     names = {label.id: label.name for label in labels.labels} if labels else {}
     scores = score_labels(predicted, reference, names or None, tolerance_mm=tolerance_mm)
@@ -253,9 +253,9 @@ def _declared(references: Path) -> LabelTable | None:
 def _model_rows(options: argparse.Namespace, tolerance_mm: float) -> Iterator[Row]:
     from MaskSAMCore import device
     from MaskSAMCore.data.raw import read_case, read_dataset
+    from MaskSAMCore.evaluation.worst_cases import WorstCases
     from MaskSAMCore.inference.predictor import Predictor
     from MaskSAMCore.progress import CancelToken, terminal_progress
-    from MaskSAMCore.worst import WorstCases
 
     dataset = read_dataset(options.folders[0])
     predictor = Predictor(options.model, device=options.device)
@@ -348,7 +348,7 @@ def table(rows: list[Row]) -> str:
 
 def summaries(rows: list[Row]) -> list:
     """(id, name, Summary) of every label in the order of its id, and last ("", "all", Summary) of all together."""
-    from MaskSAMCore.metrics import summarize
+    from MaskSAMCore.evaluation.metrics import summarize
 
     names = dict(sorted({row.label: row.name for row in rows}.items()))
     found: list = [(n, name, summarize(r.scores for r in rows if r.label == n)) for n, name in names.items()]

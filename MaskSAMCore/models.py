@@ -45,10 +45,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from MaskSAMCore import zoo
+    from MaskSAMCore.zoo import base_weights, installed
 
     print("Models")
-    models = zoo.installed_models()
+    models = installed.installed_models()
     width = max((len(m.name) for m in models), default=0)
     for model in models:
         if model.card is None:
@@ -61,73 +61,77 @@ def _list(options: argparse.Namespace) -> int:
     if not models:
         print("  none; train one with `python -m MaskSAMCore.train`")
     print("Base weights")
-    for base in zoo.BASES.values():
+    for base in base_weights.BASES.values():
         print(f"  {base.name:6}  {base.size / MIB:6.0f} MiB  {base.licence}  {_where(base.name)}")
     return 0
 
 
 def _where(name: str) -> str:
-    from MaskSAMCore import zoo
     from MaskSAMCore.errors import ModelError
+    from MaskSAMCore.zoo import base_weights
 
     try:
-        return str(zoo.find_base(name))
+        return str(base_weights.find_base(name))
     except ModelError:
         return f"not here; `models fetch {name}`"
 
 
 def _show(options: argparse.Namespace) -> int:
-    from MaskSAMCore import zoo
-    from MaskSAMCore.config_json import to_dict
+    from MaskSAMCore.config.serialize import to_dict
+    from MaskSAMCore.zoo import base_weights, installed, model_folder
 
-    if options.name in zoo.BASES:
-        base = zoo.BASES[options.name]
+    if options.name in base_weights.BASES:
+        base = base_weights.BASES[options.name]
         print(f"{base.name}: {base.file}, {base.size} bytes, {base.licence}\nsha256 {base.sha256}")
         for source in base.sources:
             print(f"from {source}")
         print(f"here: {_where(base.name)}")
         return 0
-    folder = zoo.find_model(options.name)
-    card = to_dict(zoo.load_card(folder))
+    folder = installed.find_model(options.name)
+    card = to_dict(model_folder.load_card(folder))
     print(f"{folder}\n{json.dumps(card, indent=2, ensure_ascii=False)}")
     return 0
 
 
 def _fetch(options: argparse.Namespace) -> int:
-    from MaskSAMCore import zoo
     from MaskSAMCore.progress import terminal_progress
+    from MaskSAMCore.zoo import base_weights
 
     with terminal_progress() as progress:
-        path = zoo.fetch_base(options.name, progress=progress)
+        path = base_weights.fetch_base(options.name, progress=progress)
     print(path)
     return 0
 
 
 def _import(options: argparse.Namespace) -> int:
-    from MaskSAMCore import bases, zoo
+    from MaskSAMCore.zoo import base_weights, installed
 
     file = options.file
-    is_base = file.is_file() and file.suffix.lower() in bases.SUFFIXES
-    name = zoo.import_base(file) if is_base else zoo.import_model(file, overwrite=options.overwrite)
+    is_base = file.is_file() and file.suffix.lower() in base_weights.SUFFIXES
+    name = base_weights.import_base(file) if is_base else installed.import_model(file, overwrite=options.overwrite)
     print(f"imported {name}")
     return 0
 
 
 def _remove(options: argparse.Namespace) -> int:
-    from MaskSAMCore import zoo
+    from MaskSAMCore.zoo import base_weights, installed
 
-    path = zoo.remove_base(options.name) if options.name in zoo.BASES else zoo.remove_model(options.name)
+    path = (
+        base_weights.remove_base(options.name)
+        if options.name in base_weights.BASES
+        else installed.remove_model(options.name)
+    )
     print(f"removed {path}")
     return 0
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from MaskSAMCore import zoo
     from MaskSAMCore.errors import MaskSAMError
+    from MaskSAMCore.zoo import base_weights, installed, model_folder
 
     checks: list[tuple[str, Callable[[], object]]] = [
-        *((model.name, partial(zoo.verify_model, model.path)) for model in zoo.installed_models()),
-        *((name, partial(zoo.verify_base, name)) for name in zoo.BASES),
+        *((model.name, partial(model_folder.verify_model, model.path)) for model in installed.installed_models()),
+        *((name, partial(base_weights.verify_base, name)) for name in base_weights.BASES),
     ]
     damaged = 0
     for name, check in checks:
@@ -141,8 +145,8 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _presets(options: argparse.Namespace) -> int:
-    from MaskSAMCore import presets
-    from MaskSAMCore.config_json import to_dict
+    from MaskSAMCore.config import presets
+    from MaskSAMCore.config.serialize import to_dict
 
     if options.name:
         print(json.dumps(to_dict(presets.get(options.name)), indent=2))
@@ -156,7 +160,8 @@ def preset_lines() -> list[str]:
 
     Costs that did not come with the program are counted, which takes seconds each.
     """
-    from MaskSAMCore import cost, presets
+    from MaskSAMCore.config import presets
+    from MaskSAMCore.zoo import cost
 
     rows = [("preset", "trained", "all", "GFLOP/slice", "published", "what it switches")]
     kept = cost.kept()
@@ -176,8 +181,8 @@ def preset_lines() -> list[str]:
 
 
 def _audit(options: argparse.Namespace) -> int:
-    from MaskSAMCore.audit import audit_table
     from MaskSAMCore.errors import MaskSAMError, ModelError
+    from MaskSAMCore.zoo.audit import audit_table
 
     try:
         print(audit_table())

@@ -35,8 +35,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _work(options: argparse.Namespace) -> int:
-    from MaskSAMCore import presets
-    from MaskSAMCore.config_json import override
+    from MaskSAMCore.config import presets
+    from MaskSAMCore.config.serialize import override
     from MaskSAMCore.data.build import prepare
 
     config = override(presets.get(options.preset), options.set)

@@ -120,11 +120,12 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _segment(options: argparse.Namespace) -> int:
-    from MaskSAMCore import outputs, zoo
+    from MaskSAMCore import outputs
     from MaskSAMCore.volume import Roi
+    from MaskSAMCore.zoo import installed, model_folder
 
     rois = [Roi(center=r[:3], size=r[3:]) for r in options.roi]
-    card = zoo.load_card(zoo.find_model(options.model))
+    card = model_folder.load_card(installed.find_model(options.model))
     card.require_automatic()
     wanted = _wanted(card.labels, options.structures)
     cases = outputs.group(options.scans, card.config.model.channels)

@@ -16,19 +16,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from MaskSAMCore import judge
 from MaskSAMCore.commandline import add_device_option, cancel_on_signals, command_parser, run
+from MaskSAMCore.evaluation import hold_out
 
 if TYPE_CHECKING:
     import torch
 
-    from MaskSAMCore.config import Config
+    from MaskSAMCore.config.schema import Config
     from MaskSAMCore.data.dataset import PreparedDataset
     from MaskSAMCore.data.raw import RawDataset
     from MaskSAMCore.data.splits import Split
-    from MaskSAMCore.judge import Judgement
+    from MaskSAMCore.evaluation.hold_out import Judgement
     from MaskSAMCore.progress import CancelToken, Progress
-    from MaskSAMCore.training.lesson import Clock, Lesson, Rules
+    from MaskSAMCore.training.quick_training import Clock, Lesson, Rules
 
 EPILOG = """examples:
   python -m MaskSAMCore.teach CASES --name liver                    installed as "liver", in nine minutes at most
@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _teach(options: argparse.Namespace, began: float) -> int:
     from MaskSAMCore.progress import CancelToken, terminal_progress
-    from MaskSAMCore.training.lesson import Clock
+    from MaskSAMCore.training.quick_training import Clock
 
     with terminal_progress() as progress, cancel_on_signals(CancelToken()) as cancel:
         result = Teacher(options, Clock(60 * options.minutes, began=began), progress, cancel).teach()
@@ -144,9 +144,9 @@ class Teacher:
             Cancelled: Asked to stop.
         """
         from MaskSAMCore import device as devices
-        from MaskSAMCore.bases import home
         from MaskSAMCore.data.raw import read_dataset
         from MaskSAMCore.inference.predictor import Predictor
+        from MaskSAMCore.zoo.base_weights import home
 
         raw = read_dataset(self.options.cases)
         name = self._name(raw)
@@ -158,13 +158,13 @@ class Teacher:
             lesson.choose_precision()
             lesson.encode()
             window_s = lesson.seconds_per_window()
-            exam = judge.plan_exam(
+            exam = hold_out.plan_exam(
                 prepared, config, split.val, window_s=window_s, most_s=EXAM_SHARE * self.clock.seconds
             )
             lesson.learn(reserve=SLACK * exam.seconds + ENDING_S)
             self.progress(0, 0, "judging")
             model = self._save(folder / name, lesson, prepared, config, split, base)
-            verdict = judge.judge(
+            verdict = hold_out.judge(
                 Predictor(model, device=self.options.device),
                 raw,
                 prepared,
@@ -182,9 +182,9 @@ class Teacher:
     def _name(self, raw: RawDataset) -> str:
         """The model's name, which nothing may have yet that must not be replaced."""
         from MaskSAMCore.errors import InputError
-        from MaskSAMCore.modelfolder import check_name
         from MaskSAMCore.training.card import model_name
-        from MaskSAMCore.zoo import installed_models
+        from MaskSAMCore.zoo.installed import installed_models
+        from MaskSAMCore.zoo.model_folder import check_name
 
         name = self.options.name or model_name(raw.name)
         check_name(name, "--name")
@@ -204,13 +204,14 @@ class Teacher:
         """The cases as the network sees them, the preset fitted to them, and who is left out."""
         import numpy as np
 
-        from MaskSAMCore import presets, zoo
-        from MaskSAMCore.config_json import override
+        from MaskSAMCore.config import presets
+        from MaskSAMCore.config.serialize import override
         from MaskSAMCore.data.build import prepare
         from MaskSAMCore.data.splits import leave_out
         from MaskSAMCore.errors import InputError
         from MaskSAMCore.training.fit import fit_config
-        from MaskSAMCore.training.lesson import for_lesson
+        from MaskSAMCore.training.quick_training import for_lesson
+        from MaskSAMCore.zoo import base_weights
 
         config = override(presets.get(self.options.preset), self.options.set)
         if config.model.source.kind not in TAUGHT:
@@ -221,7 +222,9 @@ class Teacher:
                 remedy="Use the train command, or another preset.",
             )
         if config.model.backbone.arch != "tiny":
-            zoo.find_base(config.model.backbone.arch)  # before the cases are read: without it there is no lesson
+            base_weights.find_base(
+                config.model.backbone.arch
+            )  # before the cases are read: without it there is no lesson
         prepared, _ = prepare(self.options.cases, folder / "cache", config, progress=self.progress, cancel=self.cancel)
         config = for_lesson(fit_config(config, prepared), prepared.plan.median_shape)
         prepared.check_config(config)
@@ -237,7 +240,7 @@ class Teacher:
         self, folder: Path, prepared: PreparedDataset, config: Config, split: Split, device: torch.device
     ) -> tuple[Lesson, dict[str, str]]:
         """The network before its first step, and the base weights that it stands on."""
-        from MaskSAMCore.training.lesson import Lesson
+        from MaskSAMCore.training.quick_training import Lesson
         from MaskSAMCore.training.run import new_model
 
         model, base = new_model(config, None, note)
@@ -269,11 +272,11 @@ class Teacher:
         import numpy as np
 
         from MaskSAMCore import device as devices
-        from MaskSAMCore import zoo
-        from MaskSAMCore.postprocess import largest_of
+        from MaskSAMCore.preprocessing.postprocess import largest_of
         from MaskSAMCore.training.card import model_card, model_readme
-        from MaskSAMCore.training.lesson import as_done
         from MaskSAMCore.training.loop import trained_tensors
+        from MaskSAMCore.training.quick_training import as_done
+        from MaskSAMCore.zoo import model_folder
 
         told = {
             "minutes": self.options.minutes,
@@ -296,15 +299,15 @@ class Teacher:
         card = replace(card, limits=LIMITS.format(cases=len(split.train)))
         with lesson.averaged():
             tensors = trained_tensors(lesson.model, base=bool(base["name"]))
-            return zoo.save_model(folder, card, tensors, model_readme(card))
+            return model_folder.save_model(folder, card, tensors, model_readme(card))
 
     def _record(self, model: Path, verdict: Judgement) -> None:
         """Write what was measured into the card."""
-        from MaskSAMCore import zoo
         from MaskSAMCore.training.card import model_readme
+        from MaskSAMCore.zoo import model_folder
 
         command = command_line(self.options)
-        card = zoo.load_card(model)
+        card = model_folder.load_card(model)
         metrics = dict(card.metrics)
         if verdict.dice:
             how = f"{command}, cases {' '.join(verdict.dice)}, windows {verdict.step:g} of a patch apart"
@@ -314,13 +317,13 @@ class Teacher:
             metrics[how] = {"mean": verdict.prompts()}
         limits = f"{not_yet(verdict.poor())} {card.limits}".strip()
         card = replace(card, metrics=metrics, limits=limits)
-        zoo.save_card(model, card, model_readme(card))
+        model_folder.save_card(model, card, model_readme(card))
 
     def _draw(self, prepared: PreparedDataset, verdict: Judgement) -> None:
         """The worst of the left-out cases beside its reference, as the network sees them."""
         if self.options.picture is None or verdict.found is None:
             return
-        from MaskSAMCore.preprocess import preprocess_labels
+        from MaskSAMCore.preprocessing.preprocess import preprocess_labels
         from MaskSAMCore.training.report import save_overlay
 
         case = prepared.case(verdict.worst)
@@ -329,8 +332,8 @@ class Teacher:
 
     def _place(self, model: Path) -> Path:
         """Put the finished model where it belongs, whole, in the place of one that was there."""
-        from MaskSAMCore.modelfolder import FILES, whole_folder
-        from MaskSAMCore.zoo import find_model, import_model
+        from MaskSAMCore.zoo.installed import find_model, import_model
+        from MaskSAMCore.zoo.model_folder import FILES, whole_folder
 
         if self.options.output is None:
             return find_model(import_model(model, overwrite=self.options.overwrite))
@@ -389,7 +392,7 @@ def command_line(options: argparse.Namespace) -> str:
 
 def rules_of(options: argparse.Namespace) -> Rules:
     """How the lesson uses its time."""
-    from MaskSAMCore.training.lesson import Rules
+    from MaskSAMCore.training.quick_training import Rules
 
     rules = Rules()
     if options.steps is None:
@@ -415,7 +418,7 @@ def told(result: dict[str, Any]) -> list[str]:
 
 def not_yet(names: Sequence[str]) -> str:
     """A warning that names the structures a model is of no use for; "" where there is none."""
-    return NOT_YET.format(names=", ".join(names), poor=judge.POOR) if names else ""
+    return NOT_YET.format(names=", ".join(names), poor=hold_out.POOR) if names else ""
 
 
 def note(text: str) -> None:

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 
+from MaskSAMCore.config.resources import resource
 from MaskSAMCore.errors import InputError
 from MaskSAMCore.labels import Code, Label, LabelTable, distinct
-from MaskSAMCore.resources import resource
 
 CONTEXT = "Segmentation category and type - DICOM master list"
 ANATOMY = "Anatomic codes - DICOM master list"

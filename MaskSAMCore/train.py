@@ -56,9 +56,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
+    from MaskSAMCore.config.recipe import read_recipe
     from MaskSAMCore.inference.sliding_window import slide_model
     from MaskSAMCore.progress import CancelToken, terminal_progress
-    from MaskSAMCore.recipe import read_recipe
     from MaskSAMCore.training.run import Run, RunOptions
     from MaskSAMCore.training.stages import run_recipe
 

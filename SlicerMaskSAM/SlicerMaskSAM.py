@@ -25,14 +25,14 @@ if not Path(__file__).resolve().with_name("MaskSAMCore").is_dir():
     sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from MaskSAMCore.worker.client import EngineClient
-from SlicerMaskSAMLib import sample_data
-from SlicerMaskSAMLib.commands import interpreter
-from SlicerMaskSAMLib.controller import Controller
-from SlicerMaskSAMLib.icons import icon_file
-from SlicerMaskSAMLib.install import Setup
-from SlicerMaskSAMLib.panel import Panel
-from SlicerMaskSAMLib.parameters import MaskSAMParameterNode
-from SlicerMaskSAMLib.views import Views
+from SlicerMaskSAMLib.engine.commands import interpreter
+from SlicerMaskSAMLib.engine.install import Setup
+from SlicerMaskSAMLib.mrml.parameters import MaskSAMParameterNode
+from SlicerMaskSAMLib.mrml.views import Views
+from SlicerMaskSAMLib.window.icons import icon_file
+from SlicerMaskSAMLib.window.panel import Panel
+from SlicerMaskSAMLib.work import sample_data
+from SlicerMaskSAMLib.work.controller import Controller
 
 SHIPPED_TESTS = Path(__file__).resolve().parent / "Testing" / "Python"
 

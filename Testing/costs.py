@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from MaskSAMCore import cost, presets
-from MaskSAMCore.resources import resource
+from MaskSAMCore.config import presets
+from MaskSAMCore.config.resources import resource
+from MaskSAMCore.zoo import cost
 
 
 def main() -> None:

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from MaskSAMCore import device, zoo
+from MaskSAMCore import device
 from MaskSAMCore.inference import session
 from MaskSAMCore.labels import LabelTable
 from MaskSAMCore.network.types import PromptBatch, Prompted, Slab
 from MaskSAMCore.worker.__main__ import main
+from MaskSAMCore.zoo import installed, model_folder
 from Testing.toy_model import BRIGHT, make_card, make_plan
 from Testing.toy_session import Flood
 
@@ -69,11 +70,11 @@ def find_model(name: str | Path) -> Path:
     return Path(name)
 
 
-def load_card(path: Path) -> zoo.ModelCard:
+def load_card(path: Path) -> model_folder.ModelCard:
     return make_card(labels(path.name), PLAN, weights_sha256=path.name)
 
 
-def load_model(path: Path, device: Any) -> tuple[Network, zoo.ModelCard]:
+def load_model(path: Path, device: Any) -> tuple[Network, model_folder.ModelCard]:
     network = Network()
     for name in STEPS[2:]:
         setattr(network, name, failing(name, getattr(network, name)))
@@ -96,6 +97,6 @@ if __name__ == "__main__":
         choose(Path(name))
         return find_model(name)
 
-    zoo.find_model, zoo.load_card, zoo.load_model = first_choose, load_card, load  # type: ignore[assignment]
+    installed.find_model, model_folder.load_card, installed.load_model = first_choose, load_card, load  # type: ignore[assignment]
     session.preprocess = failing("preprocess", session.preprocess)
     sys.exit(main())

@@ -10,9 +10,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from MaskSAMCore import bases, presets
+from MaskSAMCore.config import presets
 from MaskSAMCore.labels import Label, LabelTable
-from MaskSAMCore.zoo import ModelCard, save_model
+from MaskSAMCore.zoo import base_weights
+from MaskSAMCore.zoo.model_folder import ModelCard, save_model
 
 CONTENT = bytes(range(256)) * 64
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -39,12 +40,12 @@ def tiny_model(folder: Path, name: str = "tiny-test", **changes: Any) -> tuple[P
     return save_model(folder / name, card, network.state_dict(), "# tiny\n"), network
 
 
-def fake_base(monkeypatch: Any, *sources: Any, name: str = "mobile") -> bases.BaseWeights:
+def fake_base(monkeypatch: Any, *sources: Any, name: str = "mobile") -> base_weights.BaseWeights:
     """Make `name` in the registry stand for the few bytes of CONTENT."""
-    base = bases.BaseWeights(
+    base = base_weights.BaseWeights(
         name=name, file="mobile_sam.pt", sha256=SHA256, size=len(CONTENT), licence="CC0-1.0", sources=sources
     )
-    monkeypatch.setitem(bases.BASES, name, base)
+    monkeypatch.setitem(base_weights.BASES, name, base)
     return base
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from MaskSAMCore.demo import sample_scan
-from MaskSAMCore.masks import interior_voxel
+from MaskSAMCore.preprocessing.masks import interior_voxel
 from MaskSAMCore.worker.client import EngineClient
 from Testing.panel import slicer_gui
 from Testing.panel.pictures import picture
@@ -37,10 +37,10 @@ class Room:
     """The panel with its real controller, and the views around it."""
 
     def __init__(self) -> None:
-        from SlicerMaskSAMLib import sample_data
-        from SlicerMaskSAMLib.controller import Controller
-        from SlicerMaskSAMLib.panel import Panel
-        from SlicerMaskSAMLib.views import Views
+        from SlicerMaskSAMLib.mrml.views import Views
+        from SlicerMaskSAMLib.window.panel import Panel
+        from SlicerMaskSAMLib.work import sample_data
+        from SlicerMaskSAMLib.work.controller import Controller
 
         scene = environment.start()
         self.views = [SliceView(name, name, VIEW) for name in ("Axial", "Sagittal", "Coronal")]
@@ -116,7 +116,7 @@ def room() -> Iterator[Room]:
 
 def clicks(here: Room) -> list[tuple[np.ndarray, bool]]:
     """A click into the middle of the front part, and one that excludes a place on its outer side, mm RAS."""
-    from SlicerMaskSAMLib import bridge
+    from SlicerMaskSAMLib.mrml import bridge
 
     inside = rig.voxels(here.parameters.segmentation, "Anterior hippocampus", here.volume)
     k, j, i = interior_voxel(inside)
@@ -148,7 +148,7 @@ def draw(folder: Path) -> list[Path]:
     """All pictures of the README that show the module."""
     from matplotlib.image import imsave
 
-    from SlicerMaskSAMLib.choices import Region
+    from SlicerMaskSAMLib.values.choices import Region
 
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / f"{name}.png" for name in ("panel_segment", "panel_refine", "slicer")]

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from MaskSAMCore.config import BackboneConfig, Config, ModelConfig
-from MaskSAMCore.config_json import to_dict
+from MaskSAMCore.config.schema import BackboneConfig, Config, ModelConfig
+from MaskSAMCore.config.serialize import to_dict
 from MaskSAMCore.labels import PALETTE, Label, LabelTable
-from MaskSAMCore.plan import ChannelStats, Plan
+from MaskSAMCore.preprocessing.plan import ChannelStats, Plan
 from MaskSAMCore.volume import Grid, Volume
-from MaskSAMCore.zoo import ModelCard, save_model
+from MaskSAMCore.zoo.model_folder import ModelCard, save_model
 
 BRIGHT = LabelTable(labels=(Label(id=3, name="bright", color=PALETTE[0]),), mirrored=True)
 

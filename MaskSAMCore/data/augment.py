@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from MaskSAMCore.config import AugmentConfig
-from MaskSAMCore.plan import MirrorRule, Plan, Shape
-from MaskSAMCore.resample import take
+from MaskSAMCore.config.schema import AugmentConfig
+from MaskSAMCore.preprocessing.plan import MirrorRule, Plan, Shape
+from MaskSAMCore.preprocessing.resample import take
 
 IN_PLANE_TURN = 6.0
 """Rotation of anisotropic patches as a multiple of `rotation_degrees`: 30 degrees become the full circle."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from MaskSAMCore.config import Config
-from MaskSAMCore.config_json import from_dict, to_dict
+from MaskSAMCore.config.schema import Config
+from MaskSAMCore.config.serialize import from_dict, to_dict
 from MaskSAMCore.data.cases import CaseWriter, key_of
 from MaskSAMCore.data.dataset import (
     CASES,
@@ -25,7 +25,7 @@ from MaskSAMCore.data.splits import SPLIT_FILES, Split, folds, load_splits
 from MaskSAMCore.data.verify import file_hash, verify_dataset
 from MaskSAMCore.errors import DatasetError, InputError
 from MaskSAMCore.io.atomic import FolderLock, sweep_parts, write_json
-from MaskSAMCore.plan import Fingerprint, Plan, fingerprint, make_plan
+from MaskSAMCore.preprocessing.plan import Fingerprint, Plan, fingerprint, make_plan
 from MaskSAMCore.progress import CancelToken, Progress, no_progress
 from MaskSAMCore.volume import LabelMap, Volume
 

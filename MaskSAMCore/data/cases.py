@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from MaskSAMCore.config_json import to_dict
+from MaskSAMCore.config.serialize import to_dict
 from MaskSAMCore.data.dataset import CASES, FORMAT, array_hash, case_files
 from MaskSAMCore.data.raw import RawCase, RawDataset, read_case
 from MaskSAMCore.errors import DatasetError, MaskSAMError
 from MaskSAMCore.io.atomic import atomic_path, write_json
-from MaskSAMCore.plan import Plan
-from MaskSAMCore.preprocess import preprocess, preprocess_labels
+from MaskSAMCore.preprocessing.plan import Plan
+from MaskSAMCore.preprocessing.preprocess import preprocess, preprocess_labels
 from MaskSAMCore.progress import Progress
 
 LOG = logging.getLogger(__name__)

@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from MaskSAMCore.config import Config
-from MaskSAMCore.config_json import from_dict
+from MaskSAMCore.config.schema import Config
+from MaskSAMCore.config.serialize import from_dict
 from MaskSAMCore.data.splits import Split
 from MaskSAMCore.errors import DatasetError, InputError
 from MaskSAMCore.labels import LabelTable
-from MaskSAMCore.plan import Plan, keeps_slices, normalisation_of, windowed
-from MaskSAMCore.preprocess import Record
+from MaskSAMCore.preprocessing.plan import Plan, keeps_slices, normalisation_of, windowed
+from MaskSAMCore.preprocessing.preprocess import Record
 from MaskSAMCore.progress import Progress, no_progress
 
 FORMAT = 1

@@ -23,7 +23,7 @@ from MaskSAMCore.errors import DatasetError, InputError
 from MaskSAMCore.io.images import read_labels, read_volume
 from MaskSAMCore.io.pictures import PICTURE_SUFFIXES
 from MaskSAMCore.labels import PALETTE, Code, Label, LabelTable
-from MaskSAMCore.plan import COLOURS
+from MaskSAMCore.preprocessing.plan import COLOURS
 from MaskSAMCore.terminology import describe
 from MaskSAMCore.volume import LabelMap, Volume, match_grid
 

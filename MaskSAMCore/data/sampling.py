@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from MaskSAMCore.config import AugmentConfig
+from MaskSAMCore.config.schema import AugmentConfig
 from MaskSAMCore.data.augment import Warp, draw_mirror, draw_warp, extract, flip, flip_scores, generator, intensity
 from MaskSAMCore.data.dataset import PreparedDataset
 from MaskSAMCore.errors import DatasetError, InputError
-from MaskSAMCore.plan import MirrorRule, Shape
+from MaskSAMCore.preprocessing.plan import MirrorRule, Shape
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from MaskSAMCore.io.atomic import SCRATCH, FolderLock, atomic_files, write_json
 from MaskSAMCore.io.formats import to_labels
 from MaskSAMCore.io.images import replace_nonfinite, write_array
 from MaskSAMCore.labels import Label
-from MaskSAMCore.plan import modality_of
+from MaskSAMCore.preprocessing.plan import modality_of
 from MaskSAMCore.progress import CancelToken, Progress, no_progress
 from MaskSAMCore.terminology import has_codes
 from MaskSAMCore.volume import LabelMap, Volume, match_grid

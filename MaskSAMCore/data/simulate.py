@@ -14,7 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 from MaskSAMCore.errors import InputError
-from MaskSAMCore.masks import Box, bounds, interior_point, interior_voxel, largest_component
+from MaskSAMCore.preprocessing.masks import Box, bounds, interior_point, interior_voxel, largest_component
 
 # Directions shorter than this would need steps of many box sides.
 _LEAST_DIRECTION = 0.05

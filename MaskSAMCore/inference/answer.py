@@ -18,9 +18,9 @@ from MaskSAMCore.inference.prompts import CANDIDATES, Placed
 from MaskSAMCore.inference.slabs import Slabs
 from MaskSAMCore.inference.sliding_window import gaussian
 from MaskSAMCore.inference.tiles import LIMIT, Clip, Rect, State, Tile, inside, overlap, paint, union
-from MaskSAMCore.masks import honour
 from MaskSAMCore.network.heads import resize_masks
-from MaskSAMCore.network.spread import SlicePrompts, nearest, spread
+from MaskSAMCore.network.prompt_broadcast import SlicePrompts, nearest, spread
+from MaskSAMCore.preprocessing.masks import honour
 
 Edges = tuple[float, float, float, float]
 

@@ -13,8 +13,8 @@ from MaskSAMCore.inference.frame import Frame
 from MaskSAMCore.inference.prompts import Prompt
 from MaskSAMCore.inference.slabs import Slabs
 from MaskSAMCore.labels import LabelTable
-from MaskSAMCore.masks import interior_point, tight_box
-from MaskSAMCore.plan import Shape
+from MaskSAMCore.preprocessing.masks import interior_point, tight_box
+from MaskSAMCore.preprocessing.plan import Shape
 from MaskSAMCore.progress import CancelToken, Progress
 
 

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from MaskSAMCore.config_json import to_dict
+from MaskSAMCore.config.serialize import to_dict
 from MaskSAMCore.network.types import Slab
 
 if TYPE_CHECKING:
-    from MaskSAMCore.zoo import ModelCard
+    from MaskSAMCore.zoo.model_folder import ModelCard
 
 GIB = 1 << 30
 HALF_MAX = 65504.0

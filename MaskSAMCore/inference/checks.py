@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from MaskSAMCore.errors import ModelError
-from MaskSAMCore.plan import ChannelStats, Plan
+from MaskSAMCore.preprocessing.plan import ChannelStats, Plan
 from MaskSAMCore.volume import Volume
 
 if TYPE_CHECKING:
-    from MaskSAMCore.zoo import ModelCard
+    from MaskSAMCore.zoo.model_folder import ModelCard
 
 SAMPLE = 200_000
 """Voxels per channel that are looked at."""

@@ -13,8 +13,8 @@ from functools import cached_property
 
 import numpy as np
 
-from MaskSAMCore.preprocess import Record
-from MaskSAMCore.resample import SHRINK
+from MaskSAMCore.preprocessing.preprocess import Record
+from MaskSAMCore.preprocessing.resample import SHRINK
 
 Box = tuple[int, int, int, int, int, int]
 

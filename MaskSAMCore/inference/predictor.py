@@ -14,19 +14,26 @@ import torch
 from torch import Tensor, nn
 
 from MaskSAMCore import device as devices
-from MaskSAMCore.config_json import from_dict
+from MaskSAMCore.config.serialize import from_dict
 from MaskSAMCore.errors import InputError, PromptError
 from MaskSAMCore.inference.cache import SlabCache, keeper, model_key
 from MaskSAMCore.inference.checks import doubts
 from MaskSAMCore.inference.sliding_window import Memory, Network, patch_network, slide, window_count
-from MaskSAMCore.plan import Plan, Shape, mirror_rule
-from MaskSAMCore.postprocess import keep_largest
-from MaskSAMCore.preprocess import Prepared, Record, classes_to_ids, preprocess, preprocess_labels, restore_labels
+from MaskSAMCore.preprocessing.plan import Plan, Shape, mirror_rule
+from MaskSAMCore.preprocessing.postprocess import keep_largest
+from MaskSAMCore.preprocessing.preprocess import (
+    Prepared,
+    Record,
+    classes_to_ids,
+    preprocess,
+    preprocess_labels,
+    restore_labels,
+)
 from MaskSAMCore.progress import CancelToken, Progress, no_progress
 from MaskSAMCore.volume import Grid, LabelMap, Roi, Slices, Volume
 
 if TYPE_CHECKING:
-    from MaskSAMCore.zoo import ModelCard
+    from MaskSAMCore.zoo.model_folder import ModelCard
 
 LOG = logging.getLogger(__name__)
 GPU_BATCH = 4
@@ -65,7 +72,7 @@ class Predictor:
     """
 
     def __init__(self, model: str | Path, device: str = "auto") -> None:
-        from MaskSAMCore.zoo import load_model
+        from MaskSAMCore.zoo.installed import load_model
 
         chosen = devices.choose_device(device)
         network, card = load_model(model, chosen)

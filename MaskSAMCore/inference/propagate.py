@@ -8,7 +8,7 @@ from dataclasses import replace
 from MaskSAMCore.inference.answer import Answer, Draft, Own, Said, decode, profile
 from MaskSAMCore.inference.slabs import Slabs
 from MaskSAMCore.inference.tiles import Tile
-from MaskSAMCore.masks import dilate_box, interior_point, tight_box
+from MaskSAMCore.preprocessing.masks import dilate_box, interior_point, tight_box
 
 SMALLEST = 0.01
 """The structure has ended where its area falls below this share of the first slice's."""

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from MaskSAMCore import device as devices
-from MaskSAMCore.config_json import from_dict
+from MaskSAMCore.config.serialize import from_dict
 from MaskSAMCore.errors import InputError
 from MaskSAMCore.inference.answer import Draft, Own, limit, profile, seed, writable
 from MaskSAMCore.inference.automatic import automatic_prompts
@@ -24,15 +24,15 @@ from MaskSAMCore.inference.propagate import propagate
 from MaskSAMCore.inference.slabs import Retreat, Slabs
 from MaskSAMCore.inference.tiles import State, of_mask
 from MaskSAMCore.inference.updates import Candidate, Suggestion, Update, candidate, update
-from MaskSAMCore.plan import Plan
-from MaskSAMCore.preprocess import preprocess
+from MaskSAMCore.preprocessing.plan import Plan
+from MaskSAMCore.preprocessing.preprocess import preprocess
 from MaskSAMCore.progress import CancelToken, Progress, no_progress
 from MaskSAMCore.volume import Grid, Volume
 
 __all__ = ["Box", "Candidate", "Prompt", "Session", "SlabCache", "Suggestion", "Update"]
 
 if TYPE_CHECKING:
-    from MaskSAMCore.zoo import ModelCard
+    from MaskSAMCore.zoo.model_folder import ModelCard
 
 SNAPSHOTS = 8
 """Former states of a structure that are kept, so that undo need not answer anew,"""

@@ -16,12 +16,12 @@ from MaskSAMCore.device import autocast_dtype
 from MaskSAMCore.errors import ResourceError
 from MaskSAMCore.inference.cache import SlabCache, halved, model_key, slab_key
 from MaskSAMCore.network.types import Slab
-from MaskSAMCore.plan import Plan, Shape
-from MaskSAMCore.resample import pad_to
-from MaskSAMCore.windows import starts
+from MaskSAMCore.preprocessing.plan import Plan, Shape
+from MaskSAMCore.preprocessing.resample import pad_to
+from MaskSAMCore.preprocessing.windows import starts
 
 if TYPE_CHECKING:
-    from MaskSAMCore.zoo import ModelCard
+    from MaskSAMCore.zoo.model_folder import ModelCard
 
 T = TypeVar("T")
 Extent = tuple[float, float]

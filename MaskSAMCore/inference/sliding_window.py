@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from MaskSAMCore.device import autocast_dtype
 from MaskSAMCore.errors import InputError
 from MaskSAMCore.network.types import Slab
-from MaskSAMCore.plan import MirrorRule, Shape
+from MaskSAMCore.preprocessing.plan import MirrorRule, Shape
+from MaskSAMCore.preprocessing.resample import pad_to
+from MaskSAMCore.preprocessing.windows import starts
 from MaskSAMCore.progress import CancelToken, Progress, no_progress
-from MaskSAMCore.resample import pad_to
-from MaskSAMCore.windows import starts
 
 __all__ = [
     "Memory",

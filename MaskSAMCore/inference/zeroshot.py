@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from MaskSAMCore.config import (
+from MaskSAMCore.config.schema import (
     BackboneConfig,
     DecoderConfig,
     DepthConfig,
@@ -30,7 +30,7 @@ from MaskSAMCore.config import (
 from MaskSAMCore.errors import InputError, PromptError
 from MaskSAMCore.network.build import build_model
 from MaskSAMCore.network.prompts import CANVAS_PIXELS
-from MaskSAMCore.zoo import load_base
+from MaskSAMCore.zoo.base_weights import load_base
 
 if TYPE_CHECKING:
     from segment_anything import SamPredictor

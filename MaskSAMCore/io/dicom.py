@@ -27,7 +27,7 @@ from MaskSAMCore.io.dicomseries import (
     stacked_twice,
 )
 from MaskSAMCore.io.nifti import to_real
-from MaskSAMCore.io.resample import regular_planes, resample_onto, upright_grid
+from MaskSAMCore.io.reslice import regular_planes, resample_onto, upright_grid
 from MaskSAMCore.volume import SKEW_TOLERANCE, Grid, Volume, lps_to_ras
 
 __all__ = ["Series", "choose_series", "list_series", "read_series", "stack_geometry"]

@@ -28,7 +28,7 @@ from MaskSAMCore.io.formats import (
     to_labels,
 )
 from MaskSAMCore.io.pictures import read_label_picture, read_picture
-from MaskSAMCore.io.resample import resample_onto, upright_grid
+from MaskSAMCore.io.reslice import resample_onto, upright_grid
 from MaskSAMCore.volume import SKEW_TOLERANCE, Grid, LabelMap, Volume, match_grid, ras_to_lps
 
 _log = logging.getLogger(__name__)

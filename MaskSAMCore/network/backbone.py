@@ -8,7 +8,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from MaskSAMCore.config import TOKEN_STRIDE, ModelConfig
+from MaskSAMCore.config.schema import TOKEN_STRIDE, ModelConfig
 from MaskSAMCore.network.attention import from_windows, to_windows, vit_attention, vit_depth_attention
 from MaskSAMCore.network.encoder import CANVAS, NECK_CHANNELS, AdaptedEncoder
 from MaskSAMCore.network.mobile import MobileEncoder

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from torch import nn
 
-from MaskSAMCore.config import ModelConfig
-from MaskSAMCore.config_check import check_model
+from MaskSAMCore.config.check import check_model
+from MaskSAMCore.config.schema import ModelConfig
 from MaskSAMCore.network.masksam import MaskSAM
 from MaskSAMCore.network.segmenter import Segmenter
 from MaskSAMCore.network.sources import Family, check_source, family_of
 from MaskSAMCore.network.student import SwinStudent
-from MaskSAMCore.network.volume import VolumeSAM
+from MaskSAMCore.network.volume_sam import VolumeSAM
 
 NETWORKS: dict[Family, type[Segmenter]] = {"slices": MaskSAM, "volume": VolumeSAM, "student": SwinStudent}
 FROZEN = {"encoder.sam.": "image_encoder.", "prompts.sam.": "prompt_encoder.", "decoder.sam.": "mask_decoder."}

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from MaskSAMCore.network.convolution import Conv3d
 from MaskSAMCore.network.heads import resize_masks
-from MaskSAMCore.network.recall import held, recalled
+from MaskSAMCore.network.mask_recall import held, recalled
 from MaskSAMCore.network.trunk import IN_PLANE, WHOLE, ConvBlock, Kernel
 from MaskSAMCore.network.types import PromptBatch
 

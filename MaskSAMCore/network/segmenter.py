@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from MaskSAMCore.config import ModelConfig
+from MaskSAMCore.config.schema import ModelConfig
 from MaskSAMCore.errors import ModelError
 from MaskSAMCore.network.types import Features, QueryOutputs
 

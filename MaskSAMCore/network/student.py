@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from MaskSAMCore.config import ModelConfig
+from MaskSAMCore.config.schema import ModelConfig
 from MaskSAMCore.errors import PackageError
 from MaskSAMCore.network.segmenter import DirectSegmenter
 

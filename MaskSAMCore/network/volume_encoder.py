@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from MaskSAMCore.config import TOKEN_STRIDE, ModelConfig
+from MaskSAMCore.config.schema import TOKEN_STRIDE, ModelConfig
 from MaskSAMCore.errors import ModelError
 from MaskSAMCore.network.adapters import Adapter
 from MaskSAMCore.network.attention import attend, relative_rows

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 
 from MaskSAMCore import __version__
-from MaskSAMCore.config import Config, Largest
-from MaskSAMCore.config_json import to_dict
+from MaskSAMCore.config.schema import Config, Largest
+from MaskSAMCore.config.serialize import to_dict
 from MaskSAMCore.data.dataset import PreparedDataset
 from MaskSAMCore.data.splits import Split
-from MaskSAMCore.modelfolder import MEAN
-from MaskSAMCore.zoo import BaseRef, ModelCard
+from MaskSAMCore.zoo.model_folder import MEAN, BaseRef, ModelCard
 
 
 def model_card(

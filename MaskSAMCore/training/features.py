@@ -19,10 +19,10 @@ import torch
 
 from MaskSAMCore.network.masksam import MaskSAM
 from MaskSAMCore.network.types import Features
-from MaskSAMCore.resample import pad_to
+from MaskSAMCore.preprocessing.resample import pad_to
+from MaskSAMCore.preprocessing.windows import starts
 from MaskSAMCore.training.batches import Batch
 from MaskSAMCore.training.stored import folder_for
-from MaskSAMCore.windows import starts
 
 INDEX = "index.json"
 SLICES_AT_ONCE = 16

@@ -6,9 +6,9 @@ import math
 from dataclasses import replace
 from typing import Literal
 
-from MaskSAMCore.config import TOKEN_STRIDE, Config
+from MaskSAMCore.config.schema import TOKEN_STRIDE, Config
 from MaskSAMCore.data.dataset import PreparedDataset
-from MaskSAMCore.plan import Triple, fit_patch
+from MaskSAMCore.preprocessing.plan import Triple, fit_patch
 
 SMALL_PLANE, MEDIUM_PLANE = 128, 256
 THINNEST = 4

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from MaskSAMCore.config import Config
-from MaskSAMCore.distillation import DistillationLoss
+from MaskSAMCore.config.schema import Config
 from MaskSAMCore.errors import MaskSAMError
-from MaskSAMCore.losses import BinaryLoss, SetLoss
+from MaskSAMCore.losses.distillation import DistillationLoss
+from MaskSAMCore.losses.segmentation import SegmentationLoss
+from MaskSAMCore.losses.set_loss import BinaryLoss, SetLoss
 from MaskSAMCore.network.segmenter import Segmenter
 from MaskSAMCore.network.types import Features
-from MaskSAMCore.segmentation_losses import SegmentationLoss
 from MaskSAMCore.training.batches import Batch
 from MaskSAMCore.training.prompted import train_prompted
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from MaskSAMCore.config import TrainConfig
-from MaskSAMCore.config_json import to_dict
+from MaskSAMCore.config.schema import TrainConfig
+from MaskSAMCore.config.serialize import to_dict
 from MaskSAMCore.errors import ModelError
 from MaskSAMCore.network.build import is_frozen
 from MaskSAMCore.network.segmenter import Segmenter

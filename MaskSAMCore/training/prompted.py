@@ -12,12 +12,12 @@ from scipy import ndimage
 from torch import Tensor
 
 from MaskSAMCore.data.simulate import box_with_overlap, error_click, jitter_box, random_clicks, ring_clicks
-from MaskSAMCore.losses import prompt_loss
-from MaskSAMCore.masks import Box, bounds, dilate_box, honour, interior_point, tight_box
+from MaskSAMCore.losses.set_loss import prompt_loss
 from MaskSAMCore.network.heads import resize_masks
 from MaskSAMCore.network.masksam import MaskSAM
-from MaskSAMCore.network.spread import SlicePrompts, spread
+from MaskSAMCore.network.prompt_broadcast import SlicePrompts, spread
 from MaskSAMCore.network.types import PromptBatch, Slab
+from MaskSAMCore.preprocessing.masks import Box, bounds, dilate_box, honour, interior_point, tight_box
 
 Start = Literal["click", "box", "onward", "mask"]
 

@@ -18,10 +18,11 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from MaskSAMCore import presets, zoo
-from MaskSAMCore.config import Config, Largest
-from MaskSAMCore.config_check import check_config
-from MaskSAMCore.config_json import override, to_dict
+from MaskSAMCore.config import presets
+from MaskSAMCore.config.check import check_config
+from MaskSAMCore.config.recipe import Words
+from MaskSAMCore.config.schema import Config, Largest
+from MaskSAMCore.config.serialize import override, to_dict
 from MaskSAMCore.data.augment import augment_case, for_fixed_copies, generator
 from MaskSAMCore.data.dataset import PreparedDataset, is_prepared
 from MaskSAMCore.data.sampling import PatchSampler
@@ -29,23 +30,23 @@ from MaskSAMCore.data.splits import Split
 from MaskSAMCore.device import autocast_dtype, choose_device, describe
 from MaskSAMCore.errors import InputError
 from MaskSAMCore.io.atomic import FolderLock, write_json
-from MaskSAMCore.losses import build_loss
+from MaskSAMCore.losses.set_loss import build_loss
 from MaskSAMCore.network.build import build_model, check_network
 from MaskSAMCore.network.segmenter import Segmenter
-from MaskSAMCore.plan import MirrorRule, mirror_rule
-from MaskSAMCore.postprocess import MODES, choose_largest, keep_largest
+from MaskSAMCore.preprocessing.plan import MirrorRule, mirror_rule
+from MaskSAMCore.preprocessing.postprocess import MODES, choose_largest, keep_largest
+from MaskSAMCore.preprocessing.resample import pad_to
 from MaskSAMCore.progress import CancelToken, Progress
-from MaskSAMCore.recipe import Words
-from MaskSAMCore.resample import pad_to
 from MaskSAMCore.training import features
 from MaskSAMCore.training.batches import Batch
 from MaskSAMCore.training.card import model_card, model_name, model_readme
+from MaskSAMCore.training.distillation_teacher import Teacher, check_mode, read_answers
 from MaskSAMCore.training.fit import fit_config
 from MaskSAMCore.training.log import MetricsLog
 from MaskSAMCore.training.loop import CHECKPOINTS, Hooks, Sources, Trainer, trained_tensors
 from MaskSAMCore.training.prompted import click_dice
-from MaskSAMCore.training.teacher import Teacher, check_mode, read_answers
 from MaskSAMCore.training.validate import GivenLabels, click_figures, dice_per_class, in_words
+from MaskSAMCore.zoo import base_weights, installed, model_folder
 
 Predict = Callable[..., Tensor]
 FEATURES, ANSWERS, MODEL, CONFIG = "features", "answers", "model", "config.json"
@@ -196,7 +197,7 @@ class Run:
         """Start from another model's weights, if asked to; returns what the card says about it."""
         if self.options.init is None:
             return {}
-        card = zoo.load_trained(self.model, self.options.init)
+        card = installed.load_trained(self.model, self.options.init)
         done = {"name": card.name, "weights_sha256": card.weights_sha256, "steps": card.provenance.get("steps")}
         self.note(f"starts from {card.name}, trained for {done['steps']} steps")
         seen = set(card.provenance.get("training_cases", ())) & set(self.split.val)
@@ -414,7 +415,7 @@ class Run:
         licence = words.licence or card.licence
         card = replace(card, description=words.description, limits=words.limits, licence=licence)
         tensors = trained_tensors(model, base=bool(self.base["name"]))
-        zoo.save_model(self.options.folder / MODEL, card, tensors, model_readme(card), overwrite=True)
+        model_folder.save_model(self.options.folder / MODEL, card, tensors, model_readme(card), overwrite=True)
 
 
 def released(config: Config, model: Segmenter) -> Config:
@@ -448,9 +449,9 @@ def new_model(config: Config, base: Path | None, note: Callable[[str], None]) ->
     if arch == "tiny" and base is None:
         note("backbone 'tiny' has random weights: for tests only")
         return model, {"name": "", "sha256": ""}
-    path = base or zoo.find_base(arch)
-    zoo.load_base(model, path)
+    path = base or base_weights.find_base(arch)
+    base_weights.load_base(model, path)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
     note(f"{arch}: {trainable:,} of {total:,} parameters are trained")
-    return model, {"name": arch, "sha256": zoo.cached_sha256(path)}
+    return model, {"name": arch, "sha256": base_weights.cached_sha256(path)}

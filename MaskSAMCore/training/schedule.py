@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from MaskSAMCore.config import TrainConfig
+from MaskSAMCore.config.schema import TrainConfig
 
 HALF_LIFE = 10
 """Epochs."""

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from MaskSAMCore import zoo
-from MaskSAMCore.modelfolder import MEAN, average_models
-from MaskSAMCore.recipe import Recipe
+from MaskSAMCore.config.recipe import Recipe
 from MaskSAMCore.training.card import model_readme
 from MaskSAMCore.training.loop import CHECKPOINTS
 from MaskSAMCore.training.run import RunOptions
+from MaskSAMCore.zoo import installed, model_folder
+from MaskSAMCore.zoo.model_folder import MEAN, average_models
 
 CACHE = "cache"
 
@@ -56,8 +56,8 @@ def run_recipe(
             continue
         # Of several processes the first alone writes; the others meet it again when the next stage begins.
         if os.environ.get("RANK", "0") == "0":
-            if stage.average and init is not None and MEAN not in zoo.load_card(model).provenance:
-                average_models(model, zoo.find_model(init))
+            if stage.average and init is not None and MEAN not in model_folder.load_card(model).provenance:
+                average_models(model, installed.find_model(init))
             tell(recipe, models)
         init = str(model)
     return models[-1]
@@ -65,10 +65,10 @@ def run_recipe(
 
 def tell(recipe: Recipe, models: Sequence[Path]) -> None:
     """Write into the card of the last of these models, of a recipe's stages so far, how it was made."""
-    card = zoo.load_card(models[-1])
+    card = model_folder.load_card(models[-1])
     stages = [
-        {"about": stage.about, "steps": zoo.load_card(model).provenance["steps"], MEAN: stage.average}
+        {"about": stage.about, "steps": model_folder.load_card(model).provenance["steps"], MEAN: stage.average}
         for stage, model in zip(recipe.stages, models, strict=False)
     ]
     card = replace(card, provenance=card.provenance | {"recipe": recipe.name, "stages": stages})
-    zoo.save_card(models[-1], card, model_readme(card))
+    model_folder.save_card(models[-1], card, model_readme(card))

@@ -25,8 +25,8 @@ from MaskSAMCore.progress import Cancelled
 from MaskSAMCore.worker import protocol
 from MaskSAMCore.worker.jobs import Job, checked_fields
 from MaskSAMCore.worker.process import WorkerGone, WorkerProcess
-from MaskSAMCore.worker.replay import Record
 from MaskSAMCore.worker.results import Case, Segmented, Update, typed
+from MaskSAMCore.worker.session_log import Record
 
 LOG = logging.getLogger(__name__)
 RESTARTS = 1

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from MaskSAMCore.inference.updates import Update
     from MaskSAMCore.network.segmenter import Segmenter
     from MaskSAMCore.volume import Grid, LabelMap, Volume
-    from MaskSAMCore.zoo import ModelCard
+    from MaskSAMCore.zoo.model_folder import ModelCard
 
 LOG = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class Engine:
         import torch
 
         from MaskSAMCore.device import describe
-        from MaskSAMCore.zoo import installed_models
+        from MaskSAMCore.zoo.installed import installed_models
 
         models = [
             {
@@ -190,7 +190,8 @@ class Engine:
         """The model called so; loaded once, as long as its folder does not change."""
         import torch
 
-        from MaskSAMCore.zoo import find_model, load_card, load_model
+        from MaskSAMCore.zoo.installed import find_model, load_model
+        from MaskSAMCore.zoo.model_folder import load_card
 
         path = find_model(name)
         key = str(path.resolve()), load_card(path).weights_sha256

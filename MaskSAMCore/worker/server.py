@@ -31,7 +31,7 @@ from MaskSAMCore.progress import Cancelled, CancelToken, Progress
 from MaskSAMCore.worker import protocol
 from MaskSAMCore.worker.folder import PrivateFolder
 from MaskSAMCore.worker.protocol import ArrayRef, Refused, Request, TooLong
-from MaskSAMCore.worker.waiting import Task, Waiting
+from MaskSAMCore.worker.request_queue import Task, Waiting
 
 WATCH_S = 0.25
 """How often the main thread looks whether the client lives; it has two seconds to notice."""

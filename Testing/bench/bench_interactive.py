@@ -27,17 +27,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 import torch
 
-from MaskSAMCore import presets, zoo
-from MaskSAMCore.config_json import to_dict
+from MaskSAMCore.config import presets
+from MaskSAMCore.config.serialize import to_dict
 from MaskSAMCore.data.raw import RawDataset, read_case, read_dataset
 from MaskSAMCore.data.simulate import error_click
 from MaskSAMCore.inference.zeroshot import ZeroShot, grey_values, picture
-from MaskSAMCore.masks import interior_point, tight_box
 from MaskSAMCore.network.build import build_model, is_frozen
-from MaskSAMCore.plan import fingerprint, make_plan
+from MaskSAMCore.preprocessing.masks import interior_point, tight_box
+from MaskSAMCore.preprocessing.plan import fingerprint, make_plan
 from MaskSAMCore.training.fit import fit_config
 from MaskSAMCore.volume import Volume
 from MaskSAMCore.worker.client import EngineClient
+from MaskSAMCore.zoo import base_weights, installed, model_folder
 
 SHARED = Path(os.environ.get("MASKSAM_SHARED", Path(__file__).resolve().parents[3] / "shared"))
 PLAN_CASES = 12
@@ -95,7 +96,7 @@ def main() -> None:
 def hippocampus() -> Scene:
     """A validation case of the bundled model."""
     model = "hippocampus-mr"
-    card = zoo.load_card(zoo.find_model(model))
+    card = model_folder.load_card(installed.find_model(model))
     dataset = read_dataset(SHARED / "data" / "hippocampus")
     wanted = card.provenance["validation_cases"][0]
     return scene(f"hippocampus {wanted}", model, dataset, wanted, axis=0)
@@ -112,16 +113,16 @@ def acdc(folder: Path, stem: int | None) -> Scene:
         config = replace(config, model=replace(config.model, stem=replace(config.model.stem, upsample=stem)))
     torch.manual_seed(0)
     network = build_model(config.model)
-    card = zoo.ModelCard(
+    card = model_folder.ModelCard(
         name="acdc-untrained",
         config=config,
         labels=dataset.labels,
         plan=to_dict(plan) | {"patch": list(config.model.patch)},
         modality=plan.modality,
-        base=zoo.BaseRef(name="mobile", sha256=zoo.BASES["mobile"].sha256),
+        base=model_folder.BaseRef(name="mobile", sha256=base_weights.BASES["mobile"].sha256),
     )
     own = {name: tensor for name, tensor in network.state_dict().items() if not is_frozen(name)}
-    path = zoo.save_model(folder / card.name, card, own, "# untrained, for timing\n")
+    path = model_folder.save_model(folder / card.name, card, own, "# untrained, for timing\n")
     print(f"ACDC: patch {config.model.patch}, stem x{config.model.stem.upsample}; adapters UNTRAINED, for timing only")
     return scene(f"ACDC {dataset.cases[0].id}", str(path), dataset, dataset.cases[0].id, axis=0, label=3)
 
@@ -137,7 +138,7 @@ def scene(name: str, model: str, dataset: RawDataset, case: str, *, axis: int, l
 
 def compare(place: Scene, options: argparse.Namespace) -> None:
     """Time every step of a radiologist's work and the same asked of SamPredictor, in turn."""
-    sam = ZeroShot("mobile", zoo.find_base("mobile"))
+    sam = ZeroShot("mobile", base_weights.find_base("mobile"))
     grid = place.volume.grid
     print(f"\n== {place.name}, {grid.shape} voxels of {tuple(round(s, 2) for s in grid.spacing)} mm ==")
     began = time.perf_counter()

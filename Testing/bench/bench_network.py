@@ -22,17 +22,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 from torch import nn
 
-from MaskSAMCore import presets
-from MaskSAMCore.config import ModelConfig
+from MaskSAMCore.config import presets
+from MaskSAMCore.config.schema import ModelConfig
 from MaskSAMCore.device import trains_in_bf16
 from MaskSAMCore.errors import ModelError
-from MaskSAMCore.losses import SetLoss, build_loss
+from MaskSAMCore.losses.set_loss import SetLoss, build_loss
 from MaskSAMCore.network import attention
 from MaskSAMCore.network.build import build_model
 from MaskSAMCore.network.convolution import Conv3d
 from MaskSAMCore.network.masksam import MaskSAM
 from MaskSAMCore.network.types import Features
-from MaskSAMCore.zoo import find_base, load_base
+from MaskSAMCore.zoo.base_weights import find_base, load_base
 
 
 def main() -> None:

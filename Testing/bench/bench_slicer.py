@@ -27,7 +27,8 @@ import numpy as np
 from MaskSAMCore.io.images import read_labels, read_volume
 from MaskSAMCore.volume import Grid
 from MaskSAMCore.worker.client import EngineClient
-from MaskSAMCore.zoo import find_model, load_card
+from MaskSAMCore.zoo.installed import find_model
+from MaskSAMCore.zoo.model_folder import load_card
 from Testing.slicer import environment
 
 SHARED = Path(os.environ.get("MASKSAM_SHARED", Path(__file__).resolve().parents[3] / "shared"))
@@ -41,8 +42,8 @@ class Gui:
     """A controller whose every call is timed, driven by a timer of 20 ms."""
 
     def __init__(self, volume: Any, threads: int) -> None:
-        from SlicerMaskSAMLib.controller import Controller
-        from SlicerMaskSAMLib.views import Views
+        from SlicerMaskSAMLib.mrml.views import Views
+        from SlicerMaskSAMLib.work.controller import Controller
         from Testing.slicer import rig
 
         environment.start()
@@ -79,7 +80,7 @@ class Gui:
 
     def look_at(self, grid: Grid) -> None:
         """Segment a region as large as a grid only, in a corner of the volume."""
-        from SlicerMaskSAMLib.choices import Region
+        from SlicerMaskSAMLib.values.choices import Region
 
         roi = environment.start().AddNewNodeByClass("vtkMRMLMarkupsROINode")
         roi.SetCenter(*grid.center)
@@ -99,7 +100,7 @@ def idle(status: Any) -> bool:
 
 def session(gui: Gui, places: list[np.ndarray]) -> tuple[float, list[float]]:
     """Choose, segment, click: seconds of the segmentation and of every click."""
-    from SlicerMaskSAMLib import bridge
+    from SlicerMaskSAMLib.mrml import bridge
 
     gui.call("enter")
     gui.call("choose_volume", gui.volume)

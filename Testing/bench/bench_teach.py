@@ -52,7 +52,7 @@ def main() -> None:
 def teach(data: Path, cases: list[str]) -> None:
     """Save the cases one by one and teach them, as a user does with the panel's buttons."""
     from MaskSAMCore.data.raw import read_case, read_dataset
-    from SlicerMaskSAMLib import bridge
+    from SlicerMaskSAMLib.mrml import bridge
     from Testing.slicer import environment, parameter_node_wrapper
 
     parameter_node_wrapper.install()

@@ -22,8 +22,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from MaskSAMCore import presets
-from MaskSAMCore.config import TrainConfig
+from MaskSAMCore.config import presets
+from MaskSAMCore.config.schema import TrainConfig
 
 REPO = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("MASKSAM_SHARED", REPO.parent / "shared"))

@@ -72,9 +72,9 @@ def main() -> None:
 
 def choose(count: int, judged: int) -> tuple[list[str], list[str]]:
     """Cases to train on, of those that the teacher was trained on, and cases to judge by, which it never saw."""
-    from MaskSAMCore import zoo
+    from MaskSAMCore.zoo import installed, model_folder
 
-    known = set(zoo.load_card(zoo.find_model(TEACHER)).provenance["training_cases"])
+    known = set(model_folder.load_card(installed.find_model(TEACHER)).provenance["training_cases"])
     ids = sorted(path.name.removesuffix(".nii.gz") for path in (DATA / "labelsTr").glob("*.nii.gz"))
     random.Random(SHUFFLE).shuffle(ids)
     taught = [case for case in ids if case in known][:count]

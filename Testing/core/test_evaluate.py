@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from MaskSAMCore import evaluate, zoo
+from MaskSAMCore import evaluate
 from MaskSAMCore.data.splits import folds
 from MaskSAMCore.io.images import read_labels, write_labels, write_volume
 from MaskSAMCore.labels import PALETTE, Label, LabelTable
 from MaskSAMCore.volume import Grid, LabelMap
+from MaskSAMCore.zoo import model_folder
 from Testing.toy_model import Threshold, bright_scan, make_card
 
 TABLE = LabelTable(labels=(Label(id=1, name="bright", color=PALETTE[0]), Label(id=2, name="absent", color=PALETTE[1])))
@@ -142,7 +143,7 @@ def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     config = card.config
     config = replace(config, data=replace(config.data, split_seed=7), train=replace(config.train, folds=3))
     card = replace(card, config=config)
-    monkeypatch.setattr("MaskSAMCore.zoo.load_model", lambda name, device: (ThreeClasses(), card))
+    monkeypatch.setattr("MaskSAMCore.zoo.installed.load_model", lambda name, device: (ThreeClasses(), card))
     return folder
 
 
@@ -196,16 +197,16 @@ def test_folds_and_cases_that_do_not_exist(dataset, options, capsys):
 
 def test_a_model_of_other_labels_is_refused(dataset, monkeypatch, capsys):
     card = make_card()
-    monkeypatch.setattr("MaskSAMCore.zoo.load_model", lambda name, device: (Threshold(), card))
+    monkeypatch.setattr("MaskSAMCore.zoo.installed.load_model", lambda name, device: (Threshold(), card))
     assert run("--model", "toy", dataset, "--fold", "0") == 2
     assert "labels" in capsys.readouterr().err
 
 
 def test_figures_are_written_into_the_card(phantom_data, straight_run, tmp_path, capsys):
     model = shutil.copytree(straight_run / "model", tmp_path / "model")
-    before = zoo.load_card(model)
+    before = model_folder.load_card(model)
     assert run("--model", model, phantom_data, "--fold", "0", "--step", "1", "--record", "--device", "cpu") == 0
-    card = zoo.verify_model(model)
+    card = model_folder.verify_model(model)
     command = next(key for key in card.metrics if "evaluate" in key)
     assert str(tmp_path) not in command and "--record" not in command and "--fold 0" in command
     assert card.metrics[command]["ball"]["cases"] == 1 and set(before.metrics) < set(card.metrics)

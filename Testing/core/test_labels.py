@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from MaskSAMCore.config_json import from_dict, to_dict
+from MaskSAMCore.config.serialize import from_dict, to_dict
 from MaskSAMCore.errors import InputError
 from MaskSAMCore.labels import PALETTE, Code, Label, LabelTable
 

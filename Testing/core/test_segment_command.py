@@ -14,7 +14,7 @@ from MaskSAMCore.errors import InputError
 from MaskSAMCore.inference import predictor
 from MaskSAMCore.io.images import read_labels, read_volume, write_volume
 from MaskSAMCore.labels import Label, LabelTable
-from MaskSAMCore.plan import ChannelStats
+from MaskSAMCore.preprocessing.plan import ChannelStats
 from MaskSAMCore.terminology import lookup
 from MaskSAMCore.volume import Volume
 from Testing.toy_model import Threshold, bright_scan, make_card, make_plan, save_tiny
@@ -26,9 +26,9 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "models" / "toy"
     folder.mkdir(parents=True)
     card = make_card()
-    monkeypatch.setattr("MaskSAMCore.zoo.load_model", lambda name, device: (Threshold().to(device), card))
-    monkeypatch.setattr("MaskSAMCore.zoo.find_model", lambda name: folder)
-    monkeypatch.setattr("MaskSAMCore.zoo.load_card", lambda path: card)
+    monkeypatch.setattr("MaskSAMCore.zoo.installed.load_model", lambda name, device: (Threshold().to(device), card))
+    monkeypatch.setattr("MaskSAMCore.zoo.installed.find_model", lambda name: folder)
+    monkeypatch.setattr("MaskSAMCore.zoo.model_folder.load_card", lambda path: card)
     return folder
 
 
@@ -114,8 +114,8 @@ class Halves(Threshold):
 def two(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
     """The model finds two structures."""
     card = make_card(TWO)
-    monkeypatch.setattr("MaskSAMCore.zoo.load_model", lambda name, device: (Halves().to(device), card))
-    monkeypatch.setattr("MaskSAMCore.zoo.load_card", lambda path: card)
+    monkeypatch.setattr("MaskSAMCore.zoo.installed.load_model", lambda name, device: (Halves().to(device), card))
+    monkeypatch.setattr("MaskSAMCore.zoo.model_folder.load_card", lambda path: card)
 
 
 @pytest.mark.parametrize(
@@ -149,8 +149,10 @@ def test_a_dicom_seg_of_some_structures_needs_the_codes_of_those_alone(two, tmp_
     from Testing.dicom_phantom import dicom_series
 
     coded = LabelTable(labels=(TWO.labels[0], lookup("liver").label(5)))
-    monkeypatch.setattr("MaskSAMCore.zoo.load_card", lambda path: make_card(coded))
-    monkeypatch.setattr("MaskSAMCore.zoo.load_model", lambda name, device: (Halves().to(device), make_card(coded)))
+    monkeypatch.setattr("MaskSAMCore.zoo.model_folder.load_card", lambda path: make_card(coded))
+    monkeypatch.setattr(
+        "MaskSAMCore.zoo.installed.load_model", lambda name, device: (Halves().to(device), make_card(coded))
+    )
     dicom_series(tmp_path / "ct", bright_scan()[0].array.astype(np.int16), modality="MR")
     assert run(tmp_path / "ct", "-m", "toy", "-o", tmp_path / "a.dcm") == 2
     assert run(tmp_path / "ct", "-m", "toy", "-o", tmp_path / "a.dcm", "--structures", "Liver") == 0
@@ -223,9 +225,9 @@ def test_two_channels_reach_the_network_in_order(tmp_path, monkeypatch):
     stats = ChannelStats(p005=80, p995=200, mean=120, std=30, low=0, high=200)
     plan = make_plan(normalisation=("zscore",) * 2, stats=(stats,) * 2, channels=("T1", "T2"))
     card = make_card(plan=plan)
-    monkeypatch.setattr("MaskSAMCore.zoo.load_model", lambda name, device: (Threshold(), card))
-    monkeypatch.setattr("MaskSAMCore.zoo.find_model", lambda name: tmp_path)
-    monkeypatch.setattr("MaskSAMCore.zoo.load_card", lambda path: card)
+    monkeypatch.setattr("MaskSAMCore.zoo.installed.load_model", lambda name, device: (Threshold(), card))
+    monkeypatch.setattr("MaskSAMCore.zoo.installed.find_model", lambda name: tmp_path)
+    monkeypatch.setattr("MaskSAMCore.zoo.model_folder.load_card", lambda path: card)
     volume, block = bright_scan()
     flat = np.random.default_rng(1).normal(0, 1, block.shape).astype(np.float32)
     write_volume(Volume(array=flat, grid=volume.grid), tmp_path / "a_0001.nii.gz")

@@ -16,15 +16,18 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from MaskSAMCore import judge, losses, teach, zoo
+from MaskSAMCore import teach
 from MaskSAMCore.data.raw import read_case, read_dataset
 from MaskSAMCore.evaluate import choose_cases
+from MaskSAMCore.evaluation import hold_out
+from MaskSAMCore.evaluation.hold_out import Exam
+from MaskSAMCore.evaluation.hold_out import judge as judge_cases
+from MaskSAMCore.evaluation.metrics import dice
 from MaskSAMCore.inference.predictor import Predictor
 from MaskSAMCore.io.atomic import FolderLock
-from MaskSAMCore.judge import Exam
-from MaskSAMCore.judge import judge as judge_cases
-from MaskSAMCore.metrics import dice
+from MaskSAMCore.losses import set_loss
 from MaskSAMCore.progress import CancelToken, no_progress
+from MaskSAMCore.zoo import installed, model_folder
 from Testing.runs import REPO
 
 QUICK = ("--preset", "tiny", "--steps", "6", "--minutes", "60", "--device", "cpu", "--set", "train.mode=mixed")
@@ -65,7 +68,7 @@ def test_a_lesson_installs_a_model_that_was_judged_by_the_case_left_out(phantom_
     assert told["worst_case"] == case and told["steps"] == 6 and told["seconds"] > 0
     assert told["overlay"] == str(picture) and matplotlib.image.imread(picture).shape[2] in (3, 4)
     assert set(told["prompts"]) == {"click 1", "click 3", "box"}
-    card = zoo.verify_model(home / "models/balls")
+    card = model_folder.verify_model(home / "models/balls")
     assert card.provenance["validation_cases"] == [case] and len(card.provenance["training_cases"]) == 4
     figures = next(iter(card.metrics.values()))
     assert figures == {name: {"dice": value, "cases": 1} for name, value in told["dice"].items()}
@@ -99,7 +102,7 @@ def test_every_case_may_be_learned_from(phantom_data, home, capsys, tmp_path):
     told = learn(capsys, *words(phantom_data, "--name", "balls", "--left-out", "0", "--picture", str(picture)))
     assert told["left_out"] == [] and told["dice"] == {} and told["worst_case"] == told["overlay"] == ""
     assert not picture.exists()
-    card = zoo.load_card(home / "models/balls")
+    card = model_folder.load_card(home / "models/balls")
     assert card.metrics == {} and len(card.provenance["training_cases"]) == 5
 
 
@@ -112,7 +115,7 @@ def test_two_cases_are_enough(phantom_data, home, capsys, tmp_path):
 def test_the_model_may_go_to_a_folder_instead(phantom_data, home, capsys, tmp_path):
     told = learn(capsys, *words(phantom_data, "-o", str(tmp_path / "out/model")))
     assert told["model"] == "phantom" and not left(home)
-    assert zoo.verify_model(tmp_path / "out/model").name == "phantom"
+    assert model_folder.verify_model(tmp_path / "out/model").name == "phantom"
 
 
 def test_people_get_sentences():
@@ -131,7 +134,7 @@ def test_a_model_that_found_little_says_so_on_its_card(phantom_data, home, capsy
     told = learn(capsys, *words(phantom_data, "--name", "balls"))
     poor = [name for name, dice in told["dice"].items() if dice < 0.5]
     assert told["poor"] == poor and poor, "six steps teach next to nothing"
-    assert f"Not good enough to rely on for {', '.join(poor)}" in zoo.load_card(home / "models/balls").limits
+    assert f"Not good enough to rely on for {', '.join(poor)}" in model_folder.load_card(home / "models/balls").limits
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------
@@ -147,7 +150,7 @@ def test_a_name_that_is_taken_is_refused_before_any_work(phantom_data, home, cap
 def test_a_lesson_may_replace_a_model(phantom_data, home, capsys):
     learn(capsys, *words(phantom_data, "--name", "balls"))
     learn(capsys, *words(phantom_data, "--name", "balls", "--overwrite", "--set", "train.seed=5"))
-    assert left(home) == MODEL and zoo.load_card(home / "models/balls").config.train.seed == 5
+    assert left(home) == MODEL and model_folder.load_card(home / "models/balls").config.train.seed == 5
 
 
 @pytest.mark.parametrize("name", ["../balls", "a b", "mobile"])
@@ -156,7 +159,7 @@ def test_a_name_that_no_model_can_have_is_refused(phantom_data, home, capsys, na
 
 
 def test_the_name_of_a_model_that_is_built_in_is_refused(phantom_data, home, capsys):
-    name = next(model.name for model in zoo.installed_models() if model.origin == "bundled")
+    name = next(model.name for model in installed.installed_models() if model.origin == "bundled")
     assert "built in" in fail(capsys, *words(phantom_data, "--name", name, "--overwrite"))
 
 
@@ -198,9 +201,9 @@ REMEMBERED = "verdicts.json"
 
 
 def break_learning(monkeypatch: pytest.MonkeyPatch) -> None:
-    good = losses.SetLoss.forward
+    good = set_loss.SetLoss.forward
     monkeypatch.setattr(
-        losses.SetLoss, "forward", lambda self, *given: {n: v * float("nan") for n, v in good(self, *given).items()}
+        set_loss.SetLoss, "forward", lambda self, *given: {n: v * float("nan") for n, v in good(self, *given).items()}
     )
 
 
@@ -209,11 +212,11 @@ def break_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def break_judging(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judge, "judge", full_disk)
+    monkeypatch.setattr(hold_out, "judge", full_disk)
 
 
 def break_saving(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zoo, "save_model", full_disk)
+    monkeypatch.setattr(model_folder, "save_model", full_disk)
 
 
 def full_disk(*_: object, **__: object) -> None:
@@ -302,7 +305,7 @@ def test_the_case_with_the_lowest_mean_is_the_worst(phantom_data):
 
 
 def test_a_structure_that_is_nowhere_counts_for_nothing(phantom_data, tmp_path, monkeypatch):
-    verdict = judge.Judgement(step=0.5, dice={"a": {"ball": 0.5, "cube": 0.7}, "b": {"ball": 0.9}})
+    verdict = hold_out.Judgement(step=0.5, dice={"a": {"ball": 0.5, "cube": 0.7}, "b": {"ball": 0.9}})
     assert verdict.structures() == {"ball": {"dice": 0.7, "cases": 2}, "cube": {"dice": 0.7, "cases": 1}}
 
 

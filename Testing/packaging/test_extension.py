@@ -58,7 +58,7 @@ def test_every_script_and_resource_is_installed_where_slicer_looks_and_nothing_e
         repo / "SlicerMaskSAM", "*.py", repo / "SlicerMaskSAM"
     )
     resources = {name for name in sources(repo / "Resources", "*", repo) if NOT_PACKAGED not in Path(name).parts}
-    assert "MaskSAMCore/worker/__main__.py" in scripts and "SlicerMaskSAMLib/panel.py" in scripts
+    assert "MaskSAMCore/worker/__main__.py" in scripts and "SlicerMaskSAMLib/window/panel.py" in scripts
     assert {Path(name).parts[1] for name in resources} >= {"UI", "Icons", "Models", "Terminology"}
     wanted = scripts | resources
     lacking, extra = wanted - extension.files, extension.files - wanted

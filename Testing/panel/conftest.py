@@ -56,8 +56,8 @@ class Desk:
 @pytest.fixture
 def desk(gui: Gui, scene: Any) -> Iterator[Desk]:
     """A panel over a controller that is ready for everything."""
-    from SlicerMaskSAMLib.panel import Panel
-    from SlicerMaskSAMLib.parameters import MaskSAMParameterNode
+    from SlicerMaskSAMLib.mrml.parameters import MaskSAMParameterNode
+    from SlicerMaskSAMLib.window.panel import Panel
     from Testing.panel.fake_controller import FakeController
     from Testing.slicer import environment
 

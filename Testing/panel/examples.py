@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from SlicerMaskSAMLib.status import CaseRow, Lesson, ModelRow, Phase, Progress, PromptRow, StructureRow
+from SlicerMaskSAMLib.values.status import CaseRow, Lesson, ModelRow, Phase, Progress, PromptRow, StructureRow
 
 MODELS = (
     ModelRow(

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from SlicerMaskSAMLib.choices import Scope
-from SlicerMaskSAMLib.status import Status
+from SlicerMaskSAMLib.values.choices import Scope
+from SlicerMaskSAMLib.values.status import Status
 
 
 class FakeController:

@@ -43,7 +43,7 @@ def let_events_pass(times: int) -> None:
     """Let Qt work for as long as its timer would need for so many ticks."""
     import qt
 
-    from SlicerMaskSAMLib.panel import TICK_MS
+    from SlicerMaskSAMLib.window.panel import TICK_MS
 
     for _ in range(times):
         time.sleep(TICK_MS / 1000)

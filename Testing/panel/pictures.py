@@ -76,8 +76,8 @@ def draw_all(folder: Path) -> list[Path]:
 
     environment.clear()
     slicer_gui.start()
-    from SlicerMaskSAMLib.panel import Panel
-    from SlicerMaskSAMLib.parameters import MaskSAMParameterNode
+    from SlicerMaskSAMLib.mrml.parameters import MaskSAMParameterNode
+    from SlicerMaskSAMLib.window.panel import Panel
     from Testing.panel import examples
     from Testing.panel.fake_controller import FakeController
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from SlicerMaskSAMLib.status import Phase
+from SlicerMaskSAMLib.values.status import Phase
 from Testing.panel.conftest import Desk
 from Testing.panel.examples import PROMPTED
 

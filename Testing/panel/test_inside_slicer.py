@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from SlicerMaskSAMLib import sample_data
+from SlicerMaskSAMLib.work import sample_data
 from Testing.panel.slicer_gui import Gui
 from Testing.slicer import environment
 

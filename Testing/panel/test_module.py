@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from MaskSAMCore import zoo
-from SlicerMaskSAMLib.choices import Tool
+from MaskSAMCore.zoo import installed
+from SlicerMaskSAMLib.values.choices import Tool
 from Testing.panel.fake_controller import FakeController
 from Testing.panel.hands import wait_for
 from Testing.panel.slicer_gui import Gui
@@ -118,7 +118,7 @@ def module(gui: Gui, monkeypatch: pytest.MonkeyPatch) -> Iterator[Module]:
 
     monkeypatch.setattr(SlicerMaskSAM, "EngineClient", start)
     monkeypatch.setattr(SlicerMaskSAM.Setup, "missing", lambda *_: ())
-    monkeypatch.setattr(zoo, "installed_models", rig.Library().installed_models)
+    monkeypatch.setattr(installed, "installed_models", rig.Library().installed_models)
     made = Module(gui)
     yield made
     made.widget.cleanup()
@@ -155,7 +155,7 @@ def test_reload_and_test_runs_the_shipped_tests(gui: Gui, monkeypatch: pytest.Mo
 
 
 def test_the_panels_tests_ask_for_what_the_real_controller_understands(gui: Gui) -> None:
-    from SlicerMaskSAMLib.controller import Controller
+    from SlicerMaskSAMLib.work.controller import Controller
 
     def understood(kind: type) -> dict[str, list[tuple[str, Any]]]:
         public = {name: function for name, function in vars(kind).items() if not name.startswith("_")}
@@ -190,7 +190,7 @@ def test_segment_then_click_then_undo(module: Module) -> None:
 
 
 def test_the_sample_data_are_brought_and_chosen(module: Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    from SlicerMaskSAMLib import sample_data
+    from SlicerMaskSAMLib.work import sample_data
 
     def steps(_scene: Any, parameters: Any) -> Any:
         yield None

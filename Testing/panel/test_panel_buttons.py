@@ -6,9 +6,9 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from MaskSAMCore.resources import resource
-from SlicerMaskSAMLib.choices import Region, Scope
-from SlicerMaskSAMLib.status import Phase
+from MaskSAMCore.config.resources import resource
+from SlicerMaskSAMLib.values.choices import Region, Scope
+from SlicerMaskSAMLib.values.status import Phase
 from Testing.panel.conftest import Desk
 from Testing.panel.examples import PROMPTED, TAUGHT
 from Testing.panel.hands import a_segmentation, a_volume, choose

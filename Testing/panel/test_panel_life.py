@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from MaskSAMCore.resources import resource
-from SlicerMaskSAMLib.status import Phase
+from MaskSAMCore.config.resources import resource
+from SlicerMaskSAMLib.values.status import Phase
 from Testing.panel.conftest import Desk
 from Testing.panel.hands import a_volume, let_events_pass, wait_for
 from Testing.panel.slicer_gui import SliceWidget

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from MaskSAMCore.resources import resource
-from SlicerMaskSAMLib.choices import Neighbours, Region, Scope, Speed
+from MaskSAMCore.config.resources import resource
+from SlicerMaskSAMLib.values.choices import Neighbours, Region, Scope, Speed
 from Testing.panel.conftest import Desk
 from Testing.panel.examples import MODELS
 from Testing.panel.hands import a_segmentation, a_volume, choose
@@ -100,8 +100,8 @@ def a_region() -> Any:
 
 def new_panel(desk: Desk) -> tuple[Any, Any]:
     """Another panel over the scene as it is, and its parameters."""
-    from SlicerMaskSAMLib.panel import Panel
-    from SlicerMaskSAMLib.parameters import MaskSAMParameterNode
+    from SlicerMaskSAMLib.mrml.parameters import MaskSAMParameterNode
+    from SlicerMaskSAMLib.window.panel import Panel
 
     panel, parameters = Panel(), MaskSAMParameterNode(environment.parameter_node())
     desk.controller.show(models=MODELS)

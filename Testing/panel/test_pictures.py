@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from SlicerMaskSAMLib.status import Lesson, ModelRow
+from SlicerMaskSAMLib.values.status import Lesson, ModelRow
 from Testing.panel import examples
 from Testing.panel.conftest import Desk
 from Testing.panel.pictures import SECTIONS, WIDTH, draw_all, hippocampus_scene, overlay, picture

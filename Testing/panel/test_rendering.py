@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import SlicerMaskSAMLib
-from SlicerMaskSAMLib.status import Phase, Progress
+from SlicerMaskSAMLib.values.status import Phase, Progress
 from Testing.panel import slicer_gui
 from Testing.panel.conftest import Desk
 from Testing.panel.examples import IDLE, NEEDS_SETUP, PROMPTED, TAUGHT, WORKING
@@ -192,7 +192,7 @@ def test_a_structure_that_cannot_be_refined_leaves_no_tool_in_the_hand(desk: Des
 def test_icons_stand_out_from_light_and_from_dark_windows(desk: Desk, ground: str) -> None:
     import qt
 
-    from SlicerMaskSAMLib.icons import icons
+    from SlicerMaskSAMLib.window.icons import icons
 
     before = qt.QApplication.palette()
     palette = qt.QPalette(before)

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Function. 'QMouseEvent.pos:Depre
 @pytest.fixture
 def bar(gui: Gui) -> Any:
     """A bar of 200 x 18 pixels; what was clicked is in its list `clicked`."""
-    from SlicerMaskSAMLib.slicebar import SliceBar
+    from SlicerMaskSAMLib.window.slicebar import SliceBar
 
     clicked: list[int] = []
     made = SliceBar(clicked.append)
@@ -40,7 +40,7 @@ def click(widget: Any, x: int) -> None:
 
 
 def test_each_slice_has_a_cell_of_its_colour(bar: Any) -> None:
-    from SlicerMaskSAMLib.slicebar import quality_color
+    from SlicerMaskSAMLib.window.slicebar import quality_color
 
     bar.show_quality({0: 1.0, 5: 0.5, 9: 0.75}, 10, None)
     assert [color(bar, 10), color(bar, 110), color(bar, 190)] == [quality_color(q) for q in (1.0, 0.5, 0.75)]
@@ -48,7 +48,7 @@ def test_each_slice_has_a_cell_of_its_colour(bar: Any) -> None:
 
 
 def test_colours_go_from_unsure_to_sure(bar: Any) -> None:
-    from SlicerMaskSAMLib.slicebar import BETWEEN, SURE, UNSURE, quality_color
+    from SlicerMaskSAMLib.window.slicebar import BETWEEN, SURE, UNSURE, quality_color
 
     assert [quality_color(q) for q in (0.3, 0.5, 0.75, 1.0, 1.2)] == [UNSURE, UNSURE, BETWEEN, SURE, SURE]
 
@@ -78,7 +78,7 @@ def test_a_bar_without_slices_goes_nowhere(bar: Any) -> None:
 
 
 def test_the_panels_bar_asks_the_controller(desk: Desk) -> None:
-    from SlicerMaskSAMLib.slicebar import SliceBar
+    from SlicerMaskSAMLib.window.slicebar import SliceBar
 
     desk.show(**PROMPTED)
     (bar,) = (child for child in desk.ui.sliceBarPlace.children() if type(child) is SliceBar)

@@ -13,15 +13,15 @@ import pytest
 from MaskSAMCore.errors import MaskSAMError
 from MaskSAMCore.labels import Label
 from MaskSAMCore.worker.client import EngineClient
-from MaskSAMCore.zoo import InstalledModel
-from SlicerMaskSAMLib import bridge
-from SlicerMaskSAMLib.context import Context
-from SlicerMaskSAMLib.history import History
-from SlicerMaskSAMLib.link import EngineLink
-from SlicerMaskSAMLib.prompts import PromptNodes
-from SlicerMaskSAMLib.refine import Refinement
-from SlicerMaskSAMLib.tasks import Task
-from SlicerMaskSAMLib.views import Views
+from MaskSAMCore.zoo.installed import InstalledModel
+from SlicerMaskSAMLib.engine.engine_link import EngineLink
+from SlicerMaskSAMLib.mrml import bridge
+from SlicerMaskSAMLib.mrml.prompts import PromptNodes
+from SlicerMaskSAMLib.mrml.views import Views
+from SlicerMaskSAMLib.values.history import History
+from SlicerMaskSAMLib.values.tasks import Task
+from SlicerMaskSAMLib.work.context import Context
+from SlicerMaskSAMLib.work.refine import Refinement
 from Testing.slicer import environment, rig
 from Testing.slicer.toy_engine import ToyEngine
 from Testing.workers import eventually

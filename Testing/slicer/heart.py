@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from SlicerMaskSAMLib import markups
-from SlicerMaskSAMLib.bridge import ijk_to_world
-from SlicerMaskSAMLib.choices import Scope
-from SlicerMaskSAMLib.prompts import PromptList, PromptNodes
-from SlicerMaskSAMLib.records import Snapshot
+from SlicerMaskSAMLib.mrml import markups
+from SlicerMaskSAMLib.mrml.bridge import ijk_to_world
+from SlicerMaskSAMLib.mrml.prompt_values import Snapshot
+from SlicerMaskSAMLib.mrml.prompts import PromptList, PromptNodes
+from SlicerMaskSAMLib.values.choices import Scope
 from Testing.slicer import environment
 
 SHAPE = (12, 20, 24)

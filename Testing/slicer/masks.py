@@ -12,7 +12,7 @@ import vtk
 from vtk.util.numpy_support import vtk_to_numpy
 
 from MaskSAMCore.labels import Label
-from SlicerMaskSAMLib import bridge
+from SlicerMaskSAMLib.mrml import bridge
 from Testing.slicer import environment
 
 SHAPE = (10, 24, 30)

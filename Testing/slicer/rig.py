@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from MaskSAMCore.config import Config
+from MaskSAMCore.config.schema import Config
 from MaskSAMCore.labels import LabelTable
 from MaskSAMCore.terminology import lookup
 from MaskSAMCore.worker.client import EngineClient
-from MaskSAMCore.zoo import BaseRef, InstalledModel, ModelCard
+from MaskSAMCore.zoo.installed import InstalledModel
+from MaskSAMCore.zoo.model_folder import BaseRef, ModelCard
 from Testing.fake_engine import WORDS
 from Testing.slicer import environment
 from Testing.workers import LONG_S, SHAPE, eventually, fake, scan
@@ -98,7 +99,7 @@ class Rig:
         patience: float = LONG_S,
         **parts: Any,
     ) -> None:
-        from SlicerMaskSAMLib.controller import Controller
+        from SlicerMaskSAMLib.work.controller import Controller
 
         self._patience = patience
         self._start = start or (lambda on_event: fake(on_event=on_event))
@@ -217,6 +218,6 @@ def segmentations() -> list[Any]:
 
 def parameters() -> Any:
     """The module's parameter node, wrapped."""
-    from SlicerMaskSAMLib.parameters import MaskSAMParameterNode
+    from SlicerMaskSAMLib.mrml.parameters import MaskSAMParameterNode
 
     return MaskSAMParameterNode(environment.parameter_node())

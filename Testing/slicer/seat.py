@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from MaskSAMCore.worker.client import EngineClient
-from SlicerMaskSAMLib import bridge
-from SlicerMaskSAMLib.controller import Controller
-from SlicerMaskSAMLib.status import Status
-from SlicerMaskSAMLib.views import Views
+from SlicerMaskSAMLib.mrml import bridge
+from SlicerMaskSAMLib.mrml.views import Views
+from SlicerMaskSAMLib.values.status import Status
+from SlicerMaskSAMLib.work.controller import Controller
 from Testing.slicer import environment, rig
 
 MODEL = "hippocampus-mr"

@@ -16,11 +16,12 @@ import slicer
 import slicer.util
 
 from MaskSAMCore.errors import MaskSAMError
-from SlicerMaskSAMLib import bridge, sample_data
-from SlicerMaskSAMLib.choices import Scope, Speed
-from SlicerMaskSAMLib.install import Setup
-from SlicerMaskSAMLib.status import Phase
-from SlicerMaskSAMLib.tasks import Steps, Task
+from SlicerMaskSAMLib.engine.install import Setup
+from SlicerMaskSAMLib.mrml import bridge
+from SlicerMaskSAMLib.values.choices import Scope, Speed
+from SlicerMaskSAMLib.values.status import Phase
+from SlicerMaskSAMLib.values.tasks import Steps, Task
+from SlicerMaskSAMLib.work import sample_data
 
 MODULE = "SlicerMaskSAM"
 PLAUSIBLE_ML = (1.0, 8.0)

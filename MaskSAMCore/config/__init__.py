@@ -1,0 +1,1 @@
+"""Configuration: its schema, checks, JSON form, presets and recipes; no torch."""

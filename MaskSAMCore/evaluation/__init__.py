@@ -1,0 +1,1 @@
+"""Evaluation: metrics, hold-out evaluation, and simulated users."""

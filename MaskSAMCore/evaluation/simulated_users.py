@@ -1,0 +1,338 @@
+"""Simulated users: what clicks and boxes give on one labelled scan, beside an unchanged SAM that is asked the same.
+
+Two protocols, both on the scan's own grid:
+
+* single slices: the user looks at one slice of a structure and corrects it there;
+* whole volumes: the user clicks anywhere in the scan, and every click may change the whole structure.
+
+The first click is the innermost voxel of the structure, each further one the innermost voxel of the largest error that
+is left; nothing is random. In single slices there is what Med-SA's authors evaluate, too (MODEL.md §15.3), drawn from a
+fixed seed: 1 or 3 random points of the structure at once, and a box that overlaps its own by an IoU of 0.5 or 0.75.
+Both methods get the same points, the same boxes and the same first click; then each one's own errors are corrected by
+the same rule. NoC is the number of clicks until a Dice is reached, 20 where 20 were not enough.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from MaskSAMCore.progress import CancelToken
+
+if TYPE_CHECKING:
+    from MaskSAMCore.data.simulate import Click
+    from MaskSAMCore.inference.session import Prompt, Session
+    from MaskSAMCore.inference.zeroshot import ZeroShot
+    from MaskSAMCore.labels import Label, LabelTable
+    from MaskSAMCore.preprocessing.masks import Box
+    from MaskSAMCore.volume import Grid, LabelMap, Volume
+
+CLICKS = (1, 3, 5)
+POINTS = (1, 3)
+OVERLAPS = (0.5, 0.75)
+GOALS = (0.85, 0.90)
+MOST = 20
+SEED = 0
+STRUCTURE = 1
+SLICES, VOLUMES = "single slices", "whole volumes"
+COLUMNS = (
+    *(f"dice_{n}" for n in CLICKS),
+    *(f"points_{n}" for n in POINTS),
+    *(f"box_{round(100 * t)}" for t in OVERLAPS),
+    *(f"{kind}_{round(100 * t)}" for t in GOALS for kind in ("noc", "reached")),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One structure, in one slice or as a whole, and one method.
+
+    Attributes:
+        protocol: `SLICES` or `VOLUMES`.
+        case, label, name: Of the structure.
+        method: Whose answers they are.
+        clicks: Dice after 1, 2, ... clicks; the user stopped when content.
+        place: The slice's index along its axis in the scan; None for a whole volume.
+        points: Dice with random points, as many as in `POINTS`; empty where none were drawn.
+        boxes: Dice with a box of each of `OVERLAPS`; empty where none were drawn.
+    """
+
+    protocol: str
+    case: str
+    label: int
+    name: str
+    method: str
+    clicks: tuple[float, ...]
+    place: int | None = None
+    points: tuple[float, ...] = ()
+    boxes: tuple[float, ...] = ()
+
+    def figures(self) -> dict[str, float]:
+        """Values by `COLUMNS`; NaN where there is none."""
+        found = {f"dice_{n}": self.clicks[min(n, len(self.clicks)) - 1] for n in CLICKS}
+        points = self.points or (math.nan,) * len(POINTS)
+        found |= {f"points_{n}": value for n, value in zip(POINTS, points, strict=True)}
+        boxes = self.boxes or (math.nan,) * len(OVERLAPS)
+        found |= {f"box_{round(100 * t)}": value for t, value in zip(OVERLAPS, boxes, strict=True)}
+        for goal in GOALS:
+            needed = next((n for n, value in enumerate(self.clicks, start=1) if value >= goal), None)
+            found[f"noc_{round(100 * goal)}"] = MOST if needed is None else needed
+            found[f"reached_{round(100 * goal)}"] = float(needed is not None)
+        return found
+
+
+class Method(Protocol):
+    """Who answers a simulated user about one structure, as boolean masks of the target's shape."""
+
+    name: str
+
+    def forget(self) -> None:
+        """Another structure, or the same from its beginning, comes next."""
+        ...
+
+    def clicks(self, clicks: Sequence[Click]) -> np.ndarray:
+        """After all these clicks, of which the last is new."""
+        ...
+
+    def box(self, box: Box) -> np.ndarray:
+        """With this box alone, in pixels of the slice."""
+        ...
+
+
+def click_through(target: np.ndarray, method: Method, spacing: Sequence[float]) -> tuple[float, ...]:
+    """Dice after every click of a user who corrects the largest error.
+
+    The user stops after `MOST` clicks, when no error is left, or when all of `CLICKS` were made and all of `GOALS`
+    reached.
+
+    Args:
+        target: The structure, bool, two or three axes; not empty.
+        method: Who answers.
+        spacing: Of the target's axes, mm; the innermost voxel is found with it.
+    """
+    from MaskSAMCore.data.simulate import error_click
+
+    method.forget()
+    found: list[float] = []
+    clicks: list[Click] = []
+    click = error_click(np.zeros_like(target), target, spacing=spacing)
+    while click is not None and len(clicks) < MOST:
+        clicks.append(click)
+        predicted = method.clicks(clicks)
+        found.append(_dice(predicted, target))
+        if len(found) >= max(CLICKS) and max(found) >= max(GOALS):
+            break
+        click = error_click(predicted, target, spacing=spacing)
+    return tuple(found)
+
+
+def spread(places: Sequence[int] | np.ndarray, count: int) -> list[int]:
+    """`count` of the places at even distances; all of them if 0 or if there are no more."""
+    if not 0 < count < len(places):
+        return [int(p) for p in places]
+    return [int(places[int((i + 0.5) * len(places) / count)]) for i in range(count)]
+
+
+def drawn_box(target: np.ndarray, overlap: float, seed: Sequence[int]) -> Box:
+    """A box (x0, y0, x1, y1) with that IoU to the target's own, cut at the picture's edge, a pixel wide at least."""
+    from MaskSAMCore.data.simulate import box_with_overlap
+    from MaskSAMCore.preprocessing.masks import tight_box
+
+    tight = tight_box(target)
+    assert tight is not None
+    rough: np.ndarray = np.reshape(box_with_overlap(tight, overlap, np.random.default_rng(list(seed))), (2, 2))
+    size = np.array(target.shape[::-1], float)
+    low, high = np.clip(rough, 0, size)
+    low = np.clip(np.minimum(low, (low + high - 1) / 2), 0, size - 1)
+    high = np.maximum(high, low + 1)
+    return float(low[0]), float(low[1]), float(high[0]), float(high[1])
+
+
+def drawn_points(target: np.ndarray, seed: Sequence[int]) -> list[Click]:
+    """Different random pixels of the structure, the most of `POINTS`, or all where it has fewer."""
+    from MaskSAMCore.data.simulate import Click, random_clicks
+
+    places = random_clicks(target, max(POINTS), np.random.default_rng(list(seed)))
+    return [Click(position=(int(y), int(x)), positive=True) for y, x in places]
+
+
+class ModelAnswers:
+    """Our model's answers, through the session that a radiologist would use.
+
+    Args:
+        name: How it is called in the tables.
+        session: An opened scan.
+        grid: The scan's.
+        plane: (axis, index) of the slice (k, j, i) that the user looks at; None for the whole volume.
+        cancel: Asked before every answer.
+    """
+
+    def __init__(
+        self, name: str, session: Session, grid: Grid, plane: tuple[int, int] | None, cancel: CancelToken | None = None
+    ) -> None:
+        self.name, self.session, self.grid, self.plane, self.cancel = name, session, grid, plane, cancel
+        self.found: np.ndarray = np.zeros(grid.shape, bool)
+
+    def forget(self) -> None:
+        """See `Method`."""
+        self.session.drop(STRUCTURE)
+        self.found[...] = False
+
+    def clicks(self, clicks: Sequence[Click]) -> np.ndarray:
+        """See `Method`."""
+        from MaskSAMCore.inference.session import Prompt
+
+        scope: Any = "volume" if self.plane is None else "slice"
+        return self._answer(
+            [Prompt(kind="point", position=self._ijk(c.position), positive=c.positive, scope=scope) for c in clicks]
+        )
+
+    def box(self, box: Box) -> np.ndarray:
+        """See `Method`; the corners of a session's box are centres of voxels."""
+        from MaskSAMCore.inference.session import Prompt
+
+        x0, y0, x1, y1 = box
+        corners = (self._ijk((y0, x0)), self._ijk((max(y1 - 1, y0), max(x1 - 1, x0))))
+        return self._answer([Prompt(kind="box", corners=corners, scope="slice")])
+
+    def _answer(self, prompts: Sequence[Prompt]) -> np.ndarray:
+        update = self.session.prompt(STRUCTURE, prompts, cancel=self.cancel)
+        if update.box is not None:
+            k0, k1, j0, j1, i0, i1 = update.box
+            self.found[k0:k1, j0:j1, i0:i1] = update.mask
+        return self.found.copy() if self.plane is None else self.found.take(self.plane[1], axis=self.plane[0])
+
+    def _ijk(self, position: Sequence[float]) -> tuple[float, float, float]:
+        kji = [float(p) for p in position]
+        if self.plane is not None:
+            kji.insert(*self.plane)
+        k, j, i = kji
+        return i, j, k
+
+
+class SamAnswers:
+    """An unchanged SAM's answers on the slice that it was shown; its last logits go with every further click.
+
+    It gives its one mask from the first click on: on medical slices that was seen to be better than the best of its
+    three candidates by its own judgement.
+    """
+
+    def __init__(self, name: str, sam: ZeroShot) -> None:
+        self.name, self.sam = name, sam
+        self.low_res: np.ndarray | None = None
+
+    def forget(self) -> None:
+        """See `Method`."""
+        self.low_res = None
+
+    def clicks(self, clicks: Sequence[Click]) -> np.ndarray:
+        """See `Method`."""
+        points = np.array([click.position[::-1] for click in clicks], float) + 0.5
+        answer = self.sam.predict(points, np.array([int(c.positive) for c in clicks]), mask_input=self.low_res)
+        self.low_res = answer.low_res[0]
+        return answer.logits[0] > 0
+
+    def box(self, box: Box) -> np.ndarray:
+        """See `Method`."""
+        return self.sam.predict(box=np.array(box)).logits[0] > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What the trials of all cases share.
+
+    Attributes:
+        name: The model's.
+        labels: Structures to judge; those that a case lacks are left out.
+        sam: An unchanged SAM, and how it is called; None leaves it out.
+        slices: Of every structure, at even distances; 0 for all.
+        colour: The scans are colour pictures.
+    """
+
+    name: str
+    labels: LabelTable
+    sam: ZeroShot | None = None
+    sam_name: str = ""
+    slices: int = 3
+    colour: bool = False
+
+    def judge(
+        self, case: str, volume: Volume, reference: LabelMap, session: Session, cancel: CancelToken | None = None
+    ) -> Iterator[Trial]:
+        """All trials of one case.
+
+        Args:
+            case: Its id.
+            volume, reference: Scan and truth on one grid.
+            session: The scan, opened with the model.
+            cancel: Asked before every answer of the model.
+        """
+        targets = {label: reference.array == label.id for label in self.labels.labels}
+        targets = {label: mask for label, mask in targets.items() if mask.any()}
+        yield from self._slices(case, volume, targets, session, cancel)
+        if volume.grid.shape[session.axis] == 1:
+            return  # a picture's one slice is all of it
+        for label, mask in targets.items():
+            whole = ModelAnswers(self.name, session, volume.grid, None, cancel)
+            clicks = click_through(mask, whole, volume.grid.spacing[::-1])
+            whole.forget()
+            yield Trial(protocol=VOLUMES, case=case, label=label.id, name=label.name, method=self.name, clicks=clicks)
+
+    def _slices(
+        self,
+        case: str,
+        volume: Volume,
+        targets: dict[Label, np.ndarray],
+        session: Session,
+        cancel: CancelToken | None,
+    ) -> Iterator[Trial]:
+        from MaskSAMCore.inference.zeroshot import colours, grey_values, picture
+
+        axis = session.axis
+        others = tuple(a for a in range(3) if a != axis)
+        spacing = [volume.grid.spacing[::-1][a] for a in others]
+        chosen = {n: spread(np.flatnonzero(mask.any(axis=others)), self.slices) for n, mask in targets.items()}
+        channel = volume.as_channels()[0]
+        window = grey_values(channel)
+        for index in sorted({i for some in chosen.values() for i in some}):
+            methods: list[Method] = [ModelAnswers(self.name, session, volume.grid, (axis, index), cancel)]
+            if self.sam is not None:
+                seen = volume.as_channels().take(index, axis=axis + 1) if self.colour else None
+                self.sam.set_image(picture(channel.take(index, axis=axis), *window) if seen is None else colours(seen))
+                methods.append(SamAnswers(self.sam_name, self.sam))
+            for label, method in itertools.product((n for n, some in chosen.items() if index in some), methods):
+                target: np.ndarray = targets[label].take(index, axis=axis)
+                clicks = click_through(target, method, spacing)
+                seed = (SEED, zlib.crc32(case.encode()), label.id, index)
+                drawn, points, boxes = drawn_points(target, seed), [], []
+                for count in POINTS:
+                    method.forget()
+                    points.append(_dice(method.clicks(drawn[:count]), target))
+                method.forget()
+                for overlap in OVERLAPS:
+                    box = drawn_box(target, overlap, seed)
+                    boxes.append(_dice(method.box(box), target))
+                method.forget()
+                yield Trial(
+                    protocol=SLICES,
+                    case=case,
+                    label=label.id,
+                    name=label.name,
+                    place=index,
+                    method=method.name,
+                    clicks=clicks,
+                    points=tuple(points),
+                    boxes=tuple(boxes),
+                )
+
+
+def _dice(predicted: np.ndarray, target: np.ndarray) -> float:
+    from MaskSAMCore.evaluation.metrics import dice
+
+    return dice(predicted, target)

@@ -1,0 +1,1 @@
+"""Losses: the set loss and its matching, segmentation losses, distillation."""

@@ -1,0 +1,176 @@
+"""Which query answers for which structure: one assignment per slice (MODEL.md §9.1, §9.2).
+
+Every slice is a sample of its own; samples are numbered b * D + d. All pairwise costs of a batch
+are matrix products, and they reach the CPU in one transfer.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from MaskSAMCore.config.schema import LossConfig
+from MaskSAMCore.network.boxes import giou, hard_box
+from MaskSAMCore.network.types import QueryOutputs
+
+BAD_COST = 100.0
+ALL_PIXELS = 65536
+"""Slices up to this many pixels use all of them in the loss and every second row and column in the cost."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SliceTargets:
+    """What is in every slice, G = B * D slices, K classes with background.
+
+    Attributes:
+        masks: (G, K, H, W) bool.
+        boxes: (G, K, 4) float, zero where absent.
+        present: (G, K) bool; nowhere in a slice that is not valid.
+    """
+
+    masks: Tensor
+    boxes: Tensor
+    present: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """Matched pairs in three index vectors of one length, and which slices count.
+
+    Attributes:
+        slices: Slice of every pair.
+        queries: Its query.
+        classes: Its class.
+        used: (G,) bool, slices that take part in the loss.
+    """
+
+    slices: Tensor
+    queries: Tensor
+    classes: Tensor
+    used: Tensor
+
+
+def slice_targets(labels: Tensor, classes: int, valid: Tensor | None = None) -> SliceTargets:
+    """Masks, boxes and presence of every class in every slice.
+
+    Args:
+        labels: (B, D, H, W) integer classes.
+        classes: K, background included.
+        valid: (B, D) bool, slices that are not padding; None for all.
+    """
+    ids = torch.arange(classes, device=labels.device)
+    masks = labels.flatten(0, 1)[:, None] == ids[:, None, None]
+    boxes, empty = hard_box(masks)
+    present = ~empty if valid is None else ~empty & valid.reshape(-1, 1).to(empty.device)
+    return SliceTargets(masks=masks, boxes=boxes, present=present)
+
+
+def own(targets: SliceTargets, *, valid: Tensor | None = None) -> Assignment:
+    """Query k for class k wherever that is present; arguments as of `match`."""
+    slices, classes = targets.present.nonzero(as_tuple=True)
+    used = torch.ones_like(targets.present[:, 0]) if valid is None else valid.flatten().to(slices.device)
+    return Assignment(slices=slices, queries=classes, classes=classes, used=used)
+
+
+def match(outputs: QueryOutputs, targets: SliceTargets, cfg: LossConfig, *, valid: Tensor | None = None) -> Assignment:
+    """The assignment of least cost in every slice; each class that is present gets one query.
+
+    Args:
+        outputs: Of the network.
+        targets: Of the same slices.
+        cfg: Weights of the terms.
+        valid: (B, D) bool, slices that are not padding; None for all.
+    """
+    with torch.no_grad():
+        cost = pairwise_cost(outputs, targets, cfg)
+        bad = ~cost.isfinite()
+        hopeless = (bad | ~targets.present[:, None]).all(-1).all(-1) & targets.present.any(-1)
+        cost = cost.masked_fill(bad, BAD_COST).masked_fill(~targets.present[:, None], torch.inf)
+        cost = cost.masked_fill(hopeless[:, None, None], torch.nan)
+    table = cost.cpu().numpy()
+    device = cost.device
+    pairs = [_solve(rows) for rows in table]
+    lengths = [len(query) for query, _ in pairs]
+    index = np.stack(
+        [np.repeat(np.arange(len(pairs)), lengths), *(np.concatenate(p) for p in zip(*pairs, strict=True))]
+    )
+    slices, queries, classes = torch.from_numpy(index.astype(np.int64)).to(device)
+    skipped = np.isnan(table).any(axis=(1, 2))
+    if skipped.any():
+        _log.warning("no finite matching cost in %d of %d slices; they are skipped", skipped.sum(), len(skipped))
+    used = ~hopeless if valid is None else ~hopeless & valid.flatten().to(device)
+    return Assignment(slices=slices, queries=queries, classes=classes, used=used)
+
+
+def pairwise_cost(outputs: QueryOutputs, targets: SliceTargets, cfg: LossConfig) -> Tensor:
+    """Cost of giving class k to query n: (G, N, K), float32; terms without an output are left out."""
+    points, index = cost_points(targets.masks)
+    cost = _mask_cost(_at(outputs.masks, index), points, bce=cfg.bce, dice=cfg.dice)
+    if outputs.aux_masks is not None and cfg.aux:
+        cost = cost + _mask_cost(_at(outputs.aux_masks, index), points, bce=cfg.aux, dice=cfg.aux)
+    if outputs.cls is not None:
+        probability = _per_slice(outputs.cls).float().softmax(-1)
+        cost = cost - cfg.classification * probability[..., : cost.shape[-1]]
+    boxes = outputs.aux_boxes if outputs.fused_boxes is None else outputs.fused_boxes
+    if boxes is not None:
+        mine, theirs = _per_slice(boxes).float()[:, :, None], targets.boxes[:, None]
+        cost = cost + cfg.box_l1 * (mine - theirs).abs().sum(-1) - cfg.box_giou * giou(mine, theirs)
+    return cost
+
+
+def cost_points(masks: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Target masks at the points of the cost, and where these are.
+
+    Args:
+        masks: (G, K, H, W).
+
+    Returns:
+        (G, K, P) float32, and the P flat pixel indices; None stands for every second row and column.
+        In large slices P is half of the pixels, drawn once for the whole batch.
+    """
+    pixels = masks.shape[-2] * masks.shape[-1]
+    index = None
+    if pixels > ALL_PIXELS:
+        index = torch.randint(pixels, (pixels // 2,), device=masks.device)
+    return _pick(masks, index).float(), index
+
+
+def _solve(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Queries and classes of one slice; rows (N, K) with inf for absent classes, all NaN to skip."""
+    classes = np.flatnonzero(np.isfinite(rows[0]))
+    queries, columns = linear_sum_assignment(rows[:, classes])
+    return queries, classes[columns]
+
+
+def _mask_cost(logits: Tensor, targets: Tensor, *, bce: float, dice: float) -> Tensor:
+    """(G, N, P) logits against (G, K, P) targets: (G, N, K)."""
+    count = logits.shape[-1]
+    cross = F.softplus(logits).sum(-1)[..., None] - logits @ targets.mT
+    probability = logits.sigmoid()
+    overlap = probability @ targets.mT
+    total = probability.sum(-1)[..., None] + targets.sum(-1)[:, None]
+    return bce / count * cross + dice * (1 - (2 * overlap + 1) / (total + 1))
+
+
+def _at(masks: Tensor, index: Tensor | None) -> Tensor:
+    """Logits (B, N, D, H, W) at the points of the cost: (G, N, P) float32."""
+    return _per_slice(_pick(masks, index)).float()
+
+
+def _pick(masks: Tensor, index: Tensor | None) -> Tensor:
+    if index is None:
+        return masks[..., ::2, ::2].flatten(-2)
+    return masks.flatten(-2)[..., index]
+
+
+def _per_slice(x: Tensor) -> Tensor:
+    """(B, N, D, ...) to (B*D, N, ...)."""
+    return x.transpose(1, 2).flatten(0, 1)

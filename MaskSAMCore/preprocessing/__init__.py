@@ -1,0 +1,1 @@
+"""Preprocessing: from the grid of a scan to that of the network, and back."""

@@ -1,0 +1,302 @@
+"""From a scan to network input, and from scores back to exactly the scan's grid.
+
+canonical RAS orientation -> depth axis first -> crop to content -> normalise -> resample (MODEL.md §12.1); the way
+back is the same record read from its end, scores resampled linearly, one class at a time, argmax last (§13.1).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from MaskSAMCore.errors import GeometryError, InputError
+from MaskSAMCore.labels import LabelTable
+from MaskSAMCore.preprocessing.plan import (
+    ANISOTROPIC,
+    VIEWS,
+    ChannelStats,
+    Fingerprint,
+    MirrorRule,
+    Plan,
+    Shape,
+    Triple,
+    extent,
+    fingerprint,
+    fit_patch,
+    fitted,
+    make_plan,
+    mirror_rule,
+)
+from MaskSAMCore.preprocessing.resample import Depth, pad_to, resample, resample_labels, take
+from MaskSAMCore.volume import LabelMap, Volume, canonical_axes
+
+__all__ = [
+    "ChannelStats", "Fingerprint", "MirrorRule", "Plan", "Prepared", "Record", "classes_to_ids", "fingerprint",
+    "fit_patch", "ids_to_classes", "make_plan", "mirror_rule", "pad_patch", "pad_to", "preprocess", "preprocess_labels",
+    "restore_labels", "restore_scores", "take",
+]  # fmt: skip
+
+LOG = logging.getLogger(__name__)
+pad_patch = pad_to
+_SMALLEST_STD = 1e-8
+SAM_MEAN, SAM_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+"""Of red, green and blue from 0 to 255, as SAM was trained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What was done to one scan; everything that the way back needs, as plain JSON values.
+
+    Attributes:
+        source_shape: (K, J, I) of the scan.
+        axes: Source array axis that became depth, height, width.
+        flips: Which of depth, height, width were reversed.
+        lower, upper: Corners of the crop in (D, H, W), upper exclusive.
+        spacing: (d, h, w) of the scan, mm.
+        shape: (D, H, W) after resampling.
+        nearest_depth: Depth was resampled with the nearest slice.
+        constant: No channel had any contrast; the result of a segmentation is empty.
+        nonfinite: NaN and Inf voxels that were replaced.
+    """
+
+    source_shape: Shape
+    axes: tuple[int, int, int]
+    flips: tuple[bool, bool, bool]
+    lower: Shape
+    upper: Shape
+    spacing: Triple
+    shape: Shape
+    nearest_depth: bool
+    constant: bool = False
+    nonfinite: int = 0
+
+    @property
+    def cropped(self) -> Shape:
+        """(D, H, W) of the crop before resampling."""
+        return tuple(u - v for u, v in zip(self.upper, self.lower, strict=True))  # type: ignore[return-value]
+
+    @property
+    def depth_mode(self) -> Depth:
+        """How labels and images are resampled along depth."""
+        return "nearest" if self.nearest_depth else "same"
+
+    def apply(self, array: np.ndarray) -> np.ndarray:
+        """(..., K, J, I) on the scan's grid to the crop in (..., D, H, W), as a view; no resampling.
+
+        Raises:
+            GeometryError: The array is not on the scan's grid.
+        """
+        if tuple(array.shape[-3:]) != self.source_shape:
+            raise GeometryError(
+                "the array is not on the grid of its scan",
+                why=f"its size (k, j, i) is {tuple(array.shape[-3:])}, the scan's {self.source_shape}",
+            )
+        view = _orient(array, self.axes, self.flips)
+        d, h, w = (slice(a, b) for a, b in zip(self.lower, self.upper, strict=True))
+        return view[..., d, h, w]
+
+
+@dataclass
+class Prepared:
+    """Network input of one scan: `image` (M, D, H, W) float32, and the record of how it came about."""
+
+    image: np.ndarray
+    record: Record
+
+
+def _orient(array: np.ndarray, axes: tuple[int, int, int], flips: tuple[bool, bool, bool]) -> np.ndarray:
+    lead = array.ndim - 3
+    moved = array.transpose(*range(lead), *(lead + axis for axis in axes))
+    d, h, w = (slice(None, None, -1 if f else 1) for f in flips)
+    return moved[..., d, h, w]
+
+
+def preprocess(volume: Volume, plan: Plan) -> Prepared:
+    """Bring a scan to the plan's orientation, spacing and intensities.
+
+    NaN and Inf become the lowest finite value of their channel, with a warning; a channel without contrast becomes
+    zeros (FAULTS rows 27, 28).
+
+    Raises:
+        InputError: The scan has another number of channels, or no finite voxel.
+        GeometryError: Its grid describes no usable space.
+    """
+    volume.grid.check(where=volume.source)
+    source = volume.as_channels()
+    if len(source) != len(plan.normalisation):
+        raise InputError(
+            "the scan and the model differ in their channels",
+            where=volume.source,
+            why=f"found {len(source)}, the model takes {len(plan.normalisation)}: {', '.join(plan.channels)}",
+        )
+    _, reverse = canonical_axes(volume.grid.affine)
+    order = [2 - c for c in VIEWS[plan.view]]
+    axes = tuple(2 - axis for axis in plan.axes_of(volume.grid))
+    flips = tuple(reverse[a] != (plan.view == "picture" and a != order[0]) for a in order)
+    source, nonfinite = _finite(_orient(source, axes, flips), volume)  # type: ignore[arg-type]
+    lower, upper = extent(source, plan.normalisation)
+    spacing = plan.own_spacing(volume.grid)
+    cropped = source[(slice(None), *(slice(a, b) for a, b in zip(lower, upper, strict=True)))]
+    target = plan.spacing_for(spacing)
+    shape = tuple(max(1, round(n * s / t)) for n, s, t in zip(cropped.shape[1:], spacing, target, strict=True))
+    if plan.longest:
+        shape = fitted(cropped.shape[1:], plan.longest)
+    nearest = max(spacing[0] / min(spacing[1:]), target[0] / min(target[1:])) > ANISOTROPIC
+    image, flat = np.empty((len(source), *shape), np.float32), []
+    for index, (channel, kind, stats) in enumerate(zip(cropped, plan.normalisation, plan.stats, strict=True)):
+        normal, constant = _normalise(channel, kind, stats, index)
+        depth: Depth = "nearest" if nearest else "same"
+        image[index] = resample(torch.from_numpy(normal), shape, mode="cubic", depth=depth).numpy()  # type: ignore[arg-type]
+        flat.append(constant)
+    if all(flat):
+        LOG.warning("%s: the image is constant; there is nothing to segment", volume.source or "volume")
+    record = Record(
+        source_shape=volume.grid.shape,
+        axes=axes,  # type: ignore[arg-type]
+        flips=flips,  # type: ignore[arg-type]
+        lower=lower,
+        upper=upper,
+        spacing=spacing,
+        shape=shape,  # type: ignore[arg-type]
+        nearest_depth=bool(nearest),
+        constant=all(flat),
+        nonfinite=nonfinite + volume.nonfinite,
+    )
+    return Prepared(image=image, record=record)
+
+
+def _finite(channels: np.ndarray, volume: Volume) -> tuple[np.ndarray, int]:
+    if not np.issubdtype(channels.dtype, np.floating):
+        return channels, 0
+    good = np.isfinite(channels)
+    count = int(good.size - np.count_nonzero(good))
+    if not count:
+        return channels, 0
+    if count == good.size:
+        raise InputError("the image has no finite voxel", where=volume.source, why=f"{count} are NaN or Inf")
+    LOG.warning("%s: %d voxels are NaN or Inf and take the lowest finite value", volume.source or "volume", count)
+    filled = [
+        np.where(ok, channel, channel[ok].min() if ok.any() else 0) for channel, ok in zip(channels, good, strict=True)
+    ]
+    return np.stack(filled), count
+
+
+def _normalise(channel: np.ndarray, kind: str, stats: ChannelStats, index: int) -> tuple[np.ndarray, bool]:
+    """A contiguous float32 copy, and whether the channel was constant."""
+    values = np.array(channel, np.float32, order="C")
+    constant = bool(values.min() == values.max())
+    if kind == "ct":
+        np.clip(values, stats.p005, stats.p995, out=values)
+        values -= stats.mean
+        values /= max(stats.std, _SMALLEST_STD)
+    elif kind == "rgb":
+        values -= SAM_MEAN[index]
+        values /= SAM_STD[index]
+    elif constant:
+        values[:] = 0
+    else:
+        mean, std = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
+        values -= mean
+        values /= max(std, _SMALLEST_STD)
+    return values, constant
+
+
+def ids_to_classes(array: np.ndarray, labels: LabelTable, *, where: object = "") -> np.ndarray:
+    """Label ids to the network's classes 0..K-1, uint8, or uint16 for many classes.
+
+    Raises:
+        InputError: An id is not in the table (FAULTS row 41).
+    """
+    found = np.unique(array)
+    table = {0: 0} | {label.id: index for index, label in enumerate(labels.labels, start=1)}
+    unknown = [int(v) for v in found if int(v) not in table]
+    if unknown:
+        raise InputError(
+            "label values that were not declared",
+            where=where,
+            why=f"found {', '.join(map(str, unknown[:10]))}; declared are {', '.join(map(str, sorted(table)))}",
+            remedy="Declare them in dataset.json, or remove them from the label map.",
+        )
+    out = np.zeros(array.shape, _class_type(labels.classes))
+    for value in found:
+        if value:
+            out[array == value] = table[int(value)]
+    return out
+
+
+def classes_to_ids(classes: np.ndarray, labels: LabelTable) -> np.ndarray:
+    """The network's classes to label ids, in the smallest unsigned type that holds them."""
+    ids = [0] + [label.id for label in labels.labels]
+    lookup = np.array(ids, np.uint8 if max(ids) < 256 else np.uint16)
+    return lookup[classes]
+
+
+def _class_type(classes: int) -> type[np.unsignedinteger]:
+    return np.uint8 if classes <= 256 else np.uint16
+
+
+def preprocess_labels(labelmap: LabelMap, record: Record, plan: Plan, labels: LabelTable | None = None) -> np.ndarray:
+    """A label map on the scan's grid to (D, H, W) classes on the network's.
+
+    Args:
+        labelmap: On the grid of the scan that `record` describes.
+        record: From `preprocess` of that scan.
+        plan: The same plan.
+        labels: Maps ids to classes; without it (and without `labelmap.labels`) ids are taken as classes.
+
+    Raises:
+        InputError: A label id was not declared.
+        GeometryError: The label map has another size than the scan.
+    """
+    cut = record.apply(labelmap.array)
+    table = labels or labelmap.labels
+    classes = cut if table is None else ids_to_classes(cut, table, where=labelmap.source)
+    return np.ascontiguousarray(resample_labels(classes, record.shape, depth=record.depth_mode))
+
+
+def restore_scores(scores: Tensor | np.ndarray, record: Record) -> np.ndarray:
+    """Scores (K, D, H, W) on the network's grid to (K, Z, Y, X) float32 on the scan's.
+
+    Outside the crop the background has 1 and every other class 0.
+    """
+    out: np.ndarray = np.zeros((len(scores), *record.source_shape), np.float32)
+    out[0] = 1
+    for index in range(len(scores)):
+        record.apply(out[index])[...] = _restored(scores[index], record).numpy()
+    return out
+
+
+def restore_labels(scores: Tensor | np.ndarray, record: Record) -> np.ndarray:
+    """The most probable class (Z, Y, X) on exactly the scan's grid; two classes in memory at a time.
+
+    Args:
+        scores: (K, D, H, W), floating; any device.
+        record: From `preprocess`.
+
+    Raises:
+        GeometryError: The scores are not on the grid that `record` describes.
+    """
+    out: np.ndarray = np.zeros(record.source_shape, _class_type(len(scores)))
+    inside = record.apply(out)
+    best = None
+    for index in range(len(scores)):
+        score = _restored(scores[index], record)
+        if best is None:
+            best = score.clone()
+            continue
+        np.copyto(inside, np.array(index, out.dtype), where=(score > best).numpy())
+        torch.maximum(best, score, out=best)
+    return out
+
+
+def _restored(score: Tensor | np.ndarray, record: Record) -> Tensor:
+    tensor = torch.as_tensor(score).detach().to("cpu", torch.float32)
+    if tuple(tensor.shape) != record.shape:
+        raise GeometryError(
+            "the scores are not on the network's grid", why=f"{tuple(tensor.shape)} instead of {record.shape}"
+        )
+    return resample(tensor, record.cropped, mode="linear")

@@ -1,0 +1,1 @@
+"""Models and base weights on this computer, and what they cost."""

@@ -1,0 +1,1 @@
+"""The engine process, background commands, and the installation."""

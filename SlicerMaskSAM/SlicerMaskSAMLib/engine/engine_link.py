@@ -1,0 +1,221 @@
+"""The engine's process, and which scans of the scene are open in it."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from MaskSAMCore.errors import MaskSAMError
+from MaskSAMCore.progress import Cancelled
+from MaskSAMCore.worker.client import EngineClient
+from MaskSAMCore.worker.jobs import Job
+from MaskSAMCore.worker.results import Case
+from SlicerMaskSAMLib.mrml import bridge
+from SlicerMaskSAMLib.mrml.modality import modality
+from SlicerMaskSAMLib.values.tasks import Steps
+
+Event = dict[str, Any]
+StartEngine = Callable[[Callable[[Event], None]], EngineClient]
+"""Starts the engine without waiting for it; its events go to the function that it is given, on any thread."""
+MOST_OPEN = 4
+"""Scans that stay open; those that were not used for the longest time are closed."""
+NUMBERS = itertools.count(1)
+"""Of scans in the engine; none is used twice, so that none is mistaken for another."""
+ENGINE_MODALITIES = ("CT", "MR")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """A volume as it is now, for a model."""
+
+    node: str
+    fingerprint: str
+    model: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """A scan that is open, or will be when the job is done."""
+
+    job: Job
+    number: int
+
+
+class Shared:
+    """Waits for a job that others may need as well: cancelling ends the waiting, not the job."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._left = False
+
+    @property
+    def progress(self) -> tuple[int, int, str] | None:
+        """Of the job."""
+        return self._job.progress
+
+    def done(self) -> bool:
+        """Whether `result` answers at once."""
+        return self._left or self._job.done()
+
+    def result(self) -> Any:
+        """The job's; raises Cancelled for whoever left."""
+        if self._left:
+            raise Cancelled
+        return self._job.result()
+
+    def cancel(self) -> None:
+        """Wait no longer."""
+        self._left = True
+
+
+class Ending:
+    """The end of an engine, which takes seconds at most and can be waited for by a task."""
+
+    progress: tuple[int, int, str] | None = None
+
+    def __init__(self, client: EngineClient | None) -> None:
+        self._thread = threading.Thread(target=_close, args=(client,), name="engine's end")
+        self._thread.start()
+
+    def join(self) -> None:
+        """Wait for it."""
+        self._thread.join()
+
+    def done(self) -> bool:
+        """Whether the process is gone."""
+        return not self._thread.is_alive()
+
+    def result(self) -> None:
+        """Nothing."""
+
+    def cancel(self) -> None:
+        """It ends all the same."""
+
+
+class EngineLink:
+    """The engine, started on first use, and the scans that are open in it. Nothing here waits, but for `close`.
+
+    Args:
+        start: Starts the engine.
+        say: Told the warnings about a scan, a line each, once it is open.
+    """
+
+    def __init__(self, start: StartEngine, *, say: Callable[[str], None] = lambda line: None) -> None:
+        self._start, self._say = start, say
+        self._client: EngineClient | None = None
+        self._openings: dict[Scan, Opening] = {}
+        self._warned: set[int] = set()
+        self._told: deque[Event] = deque()
+        self._device = ""
+
+    @property
+    def client(self) -> EngineClient:
+        """The engine; starts it where it does not run."""
+        if self._client is None:
+            self._client = self._start(self._told.append)
+        return self._client
+
+    @property
+    def device(self) -> str:
+        """Where the engine computes, with the memory that was free when it started; "" while it does not run."""
+        return self._device
+
+    def poll(self) -> None:
+        """Let the engine's threads run; a matter of two milliseconds."""
+        if self._client is not None:
+            self._client.poll()
+
+    def case(self, volume: Any, model: str) -> Steps:
+        """Steps to the `Case` of a volume as it is now, opened where it is not; an older state of it is closed.
+
+        Raises:
+            InputError: The volume has no voxels, or several channels.
+            MaskSAMError: The engine cannot open it with this model; says why.
+        """
+        scan = Scan(node=volume.GetID(), fingerprint=bridge.fingerprint(volume), model=model)
+        self._close(lambda other: other.node == scan.node and other.fingerprint != scan.fingerprint)
+        opening = self._openings.pop(scan, None) or self._open(volume, scan)
+        self._openings[scan] = opening  # the last one is the one used last
+        oldest = list(self._openings)[:-MOST_OPEN]
+        self._close(lambda other: other in oldest)
+        try:
+            case: Case = yield Shared(opening.job)
+        except Cancelled:
+            raise
+        except MaskSAMError:
+            self._openings.pop(scan, None)
+            raise
+        if case.id not in self._warned:
+            self._warned.add(case.id)
+            for line in case.warnings:
+                self._say(line)
+        return case
+
+    def drain(self) -> list[Event]:
+        """What the engine told since the last time, in order; see `EngineClient`'s `on_event`."""
+        events = []
+        while self._told:
+            event = self._told.popleft()
+            events.append(event)
+            if event["event"] == "ready":
+                self._device = str(event["hello"].get("device", ""))
+            elif event["event"] == "restarting":
+                self._device = ""
+            elif event["event"] == "lost":
+                gone = [scan for scan, opening in self._openings.items() if opening.number == event["case"]]
+                for scan in gone:
+                    del self._openings[scan]
+        return events
+
+    def forget(self, volume: Any) -> None:
+        """Close a volume's scans."""
+        node = volume.GetID()
+        self._close(lambda scan: scan.node == node)
+
+    def keep(self, nodes: Callable[[str], bool]) -> None:
+        """Close the scans of all volumes but those whose node ID `nodes` approves of."""
+        self._close(lambda scan: not nodes(scan.node))
+
+    def forget_model(self, model: str) -> None:
+        """Close the scans that were opened with a model that is there no more, or is another one now."""
+        self._close(lambda scan: scan.model == model)
+
+    def abandon(self) -> Ending:
+        """End the engine in the background, even one that does not obey; the next use starts another one."""
+        client, self._client = self._client, None
+        self._openings.clear()
+        self._device = ""
+        return Ending(client)
+
+    def close(self) -> None:
+        """End the engine and all it started; waits for that, seconds at most."""
+        self.abandon().join()
+
+    def _open(self, volume: Any, scan: Scan) -> Opening:
+        made_by, number = modality(volume), next(NUMBERS)
+        job = self.client.submit(
+            "open",
+            case=number,
+            volume=bridge.scalars(volume),
+            affine=bridge.geometry(volume).affine,
+            model=scan.model,
+            modality=made_by if made_by in ENGINE_MODALITIES else None,
+            source=volume.GetName() or "the scan",
+        )
+        return Opening(job=job, number=number)
+
+    def _close(self, which: Callable[[Scan], bool]) -> None:
+        for scan in [scan for scan in self._openings if which(scan)]:
+            opening = self._openings.pop(scan)
+            if self._client is not None:
+                opening.job.cancel()
+                self._client.submit("release", case=opening.number)
+
+
+def _close(client: EngineClient | None) -> None:
+    if client is not None:
+        client.close()

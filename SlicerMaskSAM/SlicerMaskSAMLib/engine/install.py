@@ -1,0 +1,270 @@
+"""How what the engine needs gets onto this computer, and goes again.
+
+PyTorch is a matter of the extension PyTorch, which knows the computer's GPU. The other packages go into Slicer's Python
+by `pip install` with constraints that keep Slicer's own packages as they are: the command that Slicer's `pip_install`
+and `pip_ensure` run as well, but one that Slicer does not stand still for, and that can be cancelled.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from MaskSAMCore.errors import MaskSAMError
+from MaskSAMCore.io.atomic import write_json
+from MaskSAMCore.progress import Cancelled
+from MaskSAMCore.zoo import base_weights, installed
+from SlicerMaskSAMLib.engine.commands import CommandJob, core_command, interpreter
+from SlicerMaskSAMLib.engine.requirements import (
+    PACKAGES,
+    Need,
+    constraints,
+    described,
+    installed_packages,
+    missing,
+    will_do,
+)
+from SlicerMaskSAMLib.values.tasks import Steps
+
+BASE = "mobile"
+"""Base weights of the bundled models, and of those that are taught here."""
+RECORD = "slicer-packages.json"
+CLOSING = (
+    "None of your data is sent anywhere. Without a network: Import model file takes base weights and models, and "
+    "packages are taken from the folder that the environment variable PIP_FIND_LINKS names."
+)
+
+
+class Setup:
+    """Brings what is missing, and takes away what was brought.
+
+    Args:
+        install_torch: Installs PyTorch, and waits for that; see `torch_by_extension`.
+        installed: The packages of this Python; see `installed_packages`.
+        start: Starts a program in the background.
+        command: Starts a command of the engine.
+    """
+
+    def __init__(
+        self,
+        *,
+        install_torch: Callable[[str], None] | None = None,
+        installed: Callable[[], Mapping[str, str]] = installed_packages,
+        start: Callable[..., CommandJob] = CommandJob,
+        command: Callable[..., CommandJob] = core_command,
+    ) -> None:
+        self._install_torch = install_torch or torch_by_extension
+        self._installed, self._start, self._command = installed, start, command
+        self._record = _Record(base_weights.home("data") / RECORD)
+
+    def missing(self, base: str = BASE) -> tuple[Need, ...]:
+        """What the engine lacks, with the base weights that are needed; looks at the names of some files."""
+        return missing(self._installed(), base)
+
+    def text(self, base: str = BASE) -> str:
+        """What `steps` would bring, from where and how much of it, for the user's consent; "" where nothing is."""
+        lines = described(self.missing(base))
+        return "\n".join(["The engine needs, once:", *(f"- {line}" for line in lines), CLOSING]) if lines else ""
+
+    def steps(self, base: str = BASE) -> Steps:
+        """Bring what is missing; the user has agreed to `text`. Returns what the user should know, "" for nothing.
+
+        What was brought before a failure, or a cancel, stays; the next time goes on from there.
+
+        Raises:
+            MaskSAMError: Something cannot be brought; says what and why.
+        """
+        needs = self.missing(base)
+        _refuse_old_slicer(needs)
+        before = self._installed()
+        if _names(needs, "torch"):
+            yield _Notice("Installing PyTorch; Slicer stands still meanwhile")
+            torch = PACKAGES["torch"][0]
+            self._install_torch(before[torch.name] if will_do(torch, before) else "")
+        if _names(needs, "package"):
+            yield from self._install(_names(needs, "package"))
+        after = self._installed()
+        if after != before:
+            _refuse_vain_installation(missing(after, base))
+            yield from self._try_out()
+        for name in _names(needs, "base"):
+            yield self._command("models", "fetch", name)
+        changed = sorted(name for name, version in before.items() if after.get(name, version) != version)
+        return f"Restart Slicer before you go on: {', '.join(changed)} came in another version." if changed else ""
+
+    def import_model(self, path: str | Path) -> Steps:
+        """Take in a model (a folder, or a .zip of one) or base weights, for computers without network."""
+        yield self._command("models", "import", path)
+
+    def remove_model(self, name: str) -> Steps:
+        """Delete one of the user's models, or base weights. The engine must not be at work with it."""
+        yield self._command("models", "remove", name)
+
+    def remove_everything(self, *, packages: bool = False) -> Steps:
+        """Delete the base weights, the sample data and the user's models. The engine must not be running.
+
+        Args:
+            packages: Uninstall the packages as well that were installed from here. PyTorch, which other extensions
+                need, too, is left to its own extension; Slicer's packages stay in any case.
+        """
+        bases = [name for name in base_weights.BASES if base_weights.base_path(name).is_file()]
+        models = [model.name for model in installed.installed_models() if model.origin == "user"]
+        for name in [*bases, *models]:
+            yield self._command("models", "remove", name)
+        for file in (base_weights.home("cache") / "samples").glob("*"):
+            file.unlink(missing_ok=True)
+        if packages and (ours := self._record.names):
+            yield self._start([*_pip("uninstall"), "--yes", *ours], name="pip uninstall", narrates=True)
+            self._record.forget()
+
+    def _install(self, names: Iterable[str]) -> Steps:
+        """pip, with constraints; what it added is written down, for `remove_everything`."""
+        _refuse_second_installation()
+        before = self._installed()
+        wanted = [f"{package.name}>={package.at_least}" for package in PACKAGES["package"] if package.name in names]
+        try:
+            with tempfile.TemporaryDirectory(prefix="masksam-setup-") as folder:
+                file = Path(folder) / "constraints.txt"
+                file.write_text(constraints(before), encoding="utf-8")
+                words = [*_pip("install"), "--constraint", str(file), *wanted]
+                yield self._start(words, name="pip install", narrates=True)
+        except Cancelled:
+            raise
+        except MaskSAMError as error:
+            remedy = "Check the network, and a proxy's address in the environment variable HTTPS_PROXY."
+            raise MaskSAMError(
+                "the packages cannot be installed", where=", ".join(names), why=str(error), remedy=remedy
+            ) from error
+        finally:
+            self._record.add(self._installed().keys() - before.keys())
+
+    def _try_out(self) -> Steps:
+        """Import everything once, in a process of its own."""
+        modules = ", ".join(package.module for packages in PACKAGES.values() for package in packages)
+        try:
+            yield self._start([interpreter(), "-c", f"import {modules}"], name="trying the packages")
+        except Cancelled:
+            raise
+        except MaskSAMError as error:
+            remedy = (
+                "Restart Slicer. If that does not help, install the package that is named here anew: in the Python "
+                "console, slicer.util.pip_install('--force-reinstall --no-deps NAME')."
+            )
+            raise MaskSAMError(
+                "the packages are installed, but cannot be used", why=str(error), remedy=remedy
+            ) from error
+
+
+class _Notice:
+    """Waits for one tick, so that the panel can say what holds Slicer up next."""
+
+    def __init__(self, text: str) -> None:
+        self.progress: tuple[int, int, str] | None = (0, 0, text)
+        self._asked = 0
+
+    def done(self) -> bool:
+        """From the second time on that it is asked."""
+        self._asked += 1
+        return self._asked > 1
+
+    def result(self) -> None:
+        """Nothing."""
+
+    def cancel(self) -> None:
+        """There is nothing to end."""
+
+
+class _Record:
+    """Which packages were installed from here, into this Slicer; another one has a Python of its own."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @property
+    def names(self) -> list[str]:
+        return self._read().get(sys.prefix, [])
+
+    def add(self, names: Iterable[str]) -> None:
+        if new := {*names} - {*self.names}:
+            self._write({**self._read(), sys.prefix: sorted({*self.names, *new})})
+
+    def forget(self) -> None:
+        self._write({prefix: names for prefix, names in self._read().items() if prefix != sys.prefix})
+
+    def _read(self) -> dict[str, list[str]]:
+        try:
+            record = json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return record if isinstance(record, dict) else {}
+
+    def _write(self, record: Mapping[str, list[str]]) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self._path, record, overwrite=True)
+
+
+def torch_by_extension(version: str) -> None:
+    """Install PyTorch by the module PyTorchUtils; waits for it. Slicer shows what is going on meanwhile.
+
+    Args:
+        version: Of a torch that is there and stays, when only torchvision is missing; "" for any that will do.
+
+    Raises:
+        MaskSAMError: The extension PyTorch is missing, or could not install it.
+        Cancelled: The user did not agree.
+    """
+    try:
+        import PyTorchUtils
+    except ImportError as error:
+        remedy = "Install PyTorch in the Extensions Manager, restart Slicer, and press Set up again."
+        raise MaskSAMError("the extension PyTorch is not there", why=str(error), remedy=remedy) from error
+    install = PyTorchUtils.PyTorchUtilsLogic().installTorch
+    wanted = {f"{package.name}VersionRequirement": f">={package.at_least}" for package in PACKAGES["torch"]}
+    if version:
+        wanted["torchVersionRequirement"] = f"=={version.partition('+')[0]}"
+    known = inspect.signature(install).parameters
+    try:
+        torch = install(askConfirmation=False, **{name: value for name, value in wanted.items() if name in known})
+    except (OSError, RuntimeError, ImportError, subprocess.SubprocessError) as error:
+        remedy = "The Python console says more. The module PyTorch Utils can uninstall what is there."
+        raise MaskSAMError("PyTorch cannot be installed", why=str(error), remedy=remedy) from error
+    if torch is None:
+        raise Cancelled
+
+
+def _pip(action: str) -> list[str]:
+    return [interpreter(), "-m", "pip", action, "--disable-pip-version-check", "--no-input"]
+
+
+def _names(needs: Iterable[Need], *kinds: str) -> list[str]:
+    return [need.name for need in needs if need.kind in kinds]
+
+
+def _refuse_old_slicer(needs: Iterable[Need]) -> None:
+    old = described([need for need in needs if need.kind == "slicer"])
+    if old:
+        raise MaskSAMError("this Slicer cannot run the engine", why="; ".join(old))
+
+
+def _refuse_second_installation() -> None:
+    """Two pips at a time spoil a Python."""
+    try:
+        from slicer import packaging
+    except ImportError:
+        return  # Slicer 5.10 does not know
+    if packaging.isPipInstallInProgress():
+        raise MaskSAMError("Slicer is installing other packages", remedy="Press Set up again when that has ended.")
+
+
+def _refuse_vain_installation(needs: Iterable[Need]) -> None:
+    """pip puts packages elsewhere where it may not write to Slicer's folder, and Slicer does not look there."""
+    if lacking := _names(needs, "torch", "package"):
+        remedy = "Install Slicer in a folder that you may write to."
+        raise MaskSAMError(
+            "what was installed is not there", where=", ".join(lacking), why=f"looked in {sys.prefix}", remedy=remedy
+        )

@@ -1,0 +1,166 @@
+"""What the engine needs of this computer, and which of it is there."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from MaskSAMCore.zoo import base_weights
+from MaskSAMCore.zoo.base_weights import seems_here
+
+Kind = Literal["slicer", "torch", "package", "base"]
+"""Who brings it: Slicer itself, the extension PyTorch, pip, the engine's own download."""
+MB = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """A package that the engine imports.
+
+    Attributes:
+        name: On the Python package index.
+        at_least: The oldest version that will do.
+        module: What is imported of it.
+        megabytes: Roughly what is downloaded, with what it brings along.
+    """
+
+    name: str
+    at_least: str
+    module: str
+    megabytes: int = 0
+
+
+PACKAGES: dict[Kind, tuple[Package, ...]] = {
+    "slicer": (
+        Package(name="numpy", at_least="1.26", module="numpy"),
+        Package(name="SimpleITK", at_least="2.3", module="SimpleITK"),
+    ),
+    "torch": (
+        Package(name="torch", at_least="2.4", module="torch"),
+        Package(name="torchvision", at_least="0.19", module="torchvision"),
+    ),
+    "package": (
+        Package(name="scipy", at_least="1.11", module="scipy", megabytes=38),
+        Package(name="segment-anything", at_least="1.0", module="segment_anything", megabytes=1),
+        Package(name="timm", at_least="1.0.9", module="timm", megabytes=9),
+        Package(name="monai", at_least="1.4", module="monai", megabytes=2),
+        Package(name="einops", at_least="0.7", module="einops", megabytes=1),
+        Package(name="pillow", at_least="10", module="PIL", megabytes=7),
+        Package(name="pydicom", at_least="3.0", module="pydicom", megabytes=3),
+        Package(name="highdicom", at_least="0.24", module="highdicom", megabytes=4),
+        Package(name="safetensors", at_least="0.4.3", module="safetensors", megabytes=1),
+        Package(name="matplotlib", at_least="3.8", module="matplotlib", megabytes=16),
+        Package(name="tqdm", at_least="4.66", module="tqdm", megabytes=1),
+    ),
+}
+"""Those of Slicer are never installed from here: Slicer cannot do with any other version."""
+HELD = ("numpy", "SimpleITK", "scipy", "torch", "torchvision")
+"""Compiled packages that others build on: pip has to leave the versions that are there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """Something that is missing, or too old.
+
+    Attributes:
+        kind: Who brings it.
+        name: Of the package, or of the base weights.
+        found: The version that is there and too old; "" for none.
+    """
+
+    kind: Kind
+    name: str
+    found: str = ""
+
+
+def missing(found: Mapping[str, str], base: str) -> tuple[Need, ...]:
+    """What is missing.
+
+    Args:
+        found: The packages that are there; see `installed_packages`.
+        base: The base weights that are needed.
+    """
+    needs = [
+        Need(kind=kind, name=package.name, found=found.get(canonical(package.name), ""))
+        for kind, packages in PACKAGES.items()
+        for package in packages
+        if not will_do(package, found)
+    ]
+    if not seems_here(base):
+        needs.append(Need(kind="base", name=base))
+    return tuple(needs)
+
+
+def will_do(package: Package, found: Mapping[str, str]) -> bool:
+    """Whether it is there, and new enough."""
+    version = found.get(canonical(package.name), "")
+    return bool(version) and _numbers(version) >= _numbers(package.at_least)
+
+
+def installed_packages(paths: Iterable[str] | None = None) -> dict[str, str]:
+    """Packages by their canonical names, with their versions; opens no file.
+
+    Args:
+        paths: Folders with packages; those of this Python when None.
+    """
+    found: dict[str, str] = {}
+    for folder in map(Path, sys.path if paths is None else paths):
+        for entry in folder.glob("*.dist-info"):
+            name, _, version = entry.stem.partition("-")
+            found.setdefault(canonical(name), version)  # as for imports, the first one counts
+    return found
+
+
+def canonical(name: str) -> str:
+    """A package's name in the one way to write it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def constraints(found: Mapping[str, str]) -> str:
+    """pip's constraints: a line for each package that must stay as it is."""
+    return "".join(f"{name}=={found[canonical(name)]}\n" for name in HELD if canonical(name) in found)
+
+
+def described(needs: Sequence[Need]) -> list[str]:
+    """A line for each way to bring something: what, from where, and how much of it."""
+    ways = (_slicer_line, _torch_line, _package_line)
+    lines = [way([need for need in needs if need.kind == kind]) for way, kind in zip(ways, PACKAGES, strict=True)]
+    return [*filter(None, lines), *(_base_line(need) for need in needs if need.kind == "base")]
+
+
+def _slicer_line(needs: Sequence[Need]) -> str:
+    lacking = ", ".join(f"{need.name} ({need.found or 'missing'})" for need in needs)
+    return f"Slicer 5.10 or newer: this one is too old for the engine in {lacking}" if needs else ""
+
+
+def _torch_line(needs: Sequence[Need]) -> str:
+    wanted = " and ".join(f"{package.name} {package.at_least} or newer" for package in PACKAGES["torch"])
+    old = " and ".join(f"{need.name} {need.found}" for need in needs if need.found)
+    replaced = f", in place of {old}" if old else ""
+    size = "0.2 GB for the CPU, up to 3 GB for a GPU"
+    return f"{wanted}{replaced}, by the extension PyTorch: {size}" if needs else ""
+
+
+def _package_line(needs: Sequence[Need]) -> str:
+    names = ", ".join(f"{need.name} (in place of {need.found})" if need.found else need.name for need in needs)
+    wanted = {need.name for need in needs}
+    size = sum(package.megabytes for package in PACKAGES["package"] if package.name in wanted)
+    kept = "numpy and SimpleITK stay as they are"
+    return f"packages of the Python package index, about {size} MB: {names}; {kept}" if needs else ""
+
+
+def _base_line(need: Need) -> str:
+    base = base_weights.BASES[need.name]
+    sources = " or ".join(map(str, base.sources))
+    size = f"{base.size / MB:.1f} MB"
+    return f"base weights {base.file}, {size}, licence {base.licence}, sha256 {base.sha256}, from {sources}"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version, for comparison: (2, 5, 1) of "2.5.1+cu121"."""
+    leading = re.match(r"\d+(\.\d+)*", version)
+    return tuple(map(int, leading[0].split("."))) if leading else ()

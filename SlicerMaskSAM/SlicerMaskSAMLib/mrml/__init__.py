@@ -1,0 +1,1 @@
+"""Between the MRML scene and numpy."""

@@ -1,0 +1,67 @@
+"""The one door between MRML and numpy: volumes, places and segments as arrays on a volume's grid.
+
+Arrays are (K, J, I), boxes (k0, k1, j0, j1, i0, i1) with upper ends exclusive, points mm in RAS. A volume's own frame
+is what its grid gives; the world lies above its parent transforms.
+"""
+
+from __future__ import annotations
+
+from SlicerMaskSAMLib.mrml.segments import (
+    add_segment,
+    extent,
+    new_segmentation,
+    other_segments,
+    outdated_surfaces,
+    read_segment,
+    refresh_surface,
+    remove_segment,
+    segment_label,
+    set_label,
+    stamp,
+    write_segment,
+)
+from SlicerMaskSAMLib.mrml.volumes import (
+    Box,
+    Geometry,
+    Region,
+    Source,
+    fingerprint,
+    geometry,
+    ijk_to_world,
+    roi_region,
+    same_frame,
+    scalars,
+    source,
+    view_plane,
+    view_region,
+    world_to_ijk,
+)
+
+__all__ = [
+    "Box",
+    "Geometry",
+    "Region",
+    "Source",
+    "add_segment",
+    "extent",
+    "fingerprint",
+    "geometry",
+    "ijk_to_world",
+    "new_segmentation",
+    "other_segments",
+    "outdated_surfaces",
+    "read_segment",
+    "refresh_surface",
+    "remove_segment",
+    "roi_region",
+    "same_frame",
+    "scalars",
+    "segment_label",
+    "set_label",
+    "source",
+    "stamp",
+    "view_plane",
+    "view_region",
+    "world_to_ijk",
+    "write_segment",
+]

@@ -1,0 +1,279 @@
+"""Voxels of segments where Slicer keeps them: labelmaps that several segments may share, on any grid and extent.
+
+Slicer's own way to change a segment copies and scans whole labelmaps; here only the voxels of a box are touched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import numpy as np
+import slicer
+import vtk
+from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
+
+from MaskSAMCore.errors import InputError
+from SlicerMaskSAMLib.mrml.volumes import Box, Geometry, matrix_array, vtk_matrix
+
+BINARY = "Binary labelmap"
+SURFACE = "Closed surface"
+ALIGNED = 0.05
+"""Labelmaps that lie off a grid by less than this share of a voxel lie on it."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Part:
+    """The voxels of a labelmap on the grid that it lies on.
+
+    Attributes:
+        voxels: (k, j, i), a view into Slicer's memory.
+        box: Where on the grid they lie; it may reach beyond the grid.
+    """
+
+    voxels: np.ndarray
+    box: Box
+
+    def _ends(self, box: Box) -> list[tuple[int, int, int, int]]:
+        """Per axis the ends of the part and those of the box."""
+        return list(zip(self.box[::2], self.box[1::2], box[::2], box[1::2], strict=True))
+
+    def holds(self, box: Box) -> bool:
+        """Whether the box lies inside."""
+        return all(a <= c and d <= b for a, b, c, d in self._ends(box))
+
+    def common(self, box: Box) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+        """What both share, as slices of `voxels` and of an array on the box; empty slices where it is nothing."""
+        shared = [(max(a, c), max(a, c, min(b, d)), a, c) for a, b, c, d in self._ends(box)]
+        return (
+            tuple(slice(low - own, high - own) for low, high, own, _ in shared),
+            tuple(slice(low - other, high - other) for low, high, _, other in shared),
+        )
+
+
+def segment_of(segmentation: Any, segment_id: str) -> Any:
+    """The vtkSegment.
+
+    Raises:
+        InputError: The segmentation or the segment is gone, or it is made of surfaces.
+    """
+    if segmentation is None or segmentation.GetSegmentation() is None:
+        raise InputError("there is no segmentation", remedy="Choose one, or segment first")
+    segment = segmentation.GetSegmentation().GetSegment(segment_id)
+    if segment is None:
+        raise InputError("the segment is not there any more", where=segmentation.GetName(), why=segment_id)
+    if segmentation.GetSegmentation().GetSourceRepresentationName() != BINARY or not segment.GetRepresentation(BINARY):
+        raise InputError(
+            "its segments are surfaces, not voxels",
+            where=segmentation.GetName(),
+            remedy="Make the binary labelmap its source representation (module Segmentations)",
+        )
+    return segment
+
+
+def sharing(segmentation: Any, image: Any) -> list[str]:
+    """Ids of the segments that lie in this labelmap."""
+    segments = segmentation.GetSegmentation()
+    return [each for each in segments.GetSegmentIDs() if segments.GetSegment(each).GetRepresentation(BINARY) is image]
+
+
+def _extent(image: Any) -> Box:
+    i0, i1, j0, j1, k0, k1 = image.GetExtent()
+    return k0, k1 + 1, j0, j1 + 1, i0, i1 + 1
+
+
+def size(box: Box) -> tuple[int, int, int]:
+    """(k, j, i) of an array on the box."""
+    return box[1] - box[0], box[3] - box[2], box[5] - box[4]
+
+
+def _corners(box: Box) -> np.ndarray:
+    """(8, 3) ijk of the box's outermost voxel centres."""
+    k0, k1, j0, j1, i0, i1 = box
+    return np.array(list(product((i0, i1 - 1), (j0, j1 - 1), (k0, k1 - 1))), dtype=np.float64)
+
+
+def is_empty(image: Any) -> bool:
+    """Whether the labelmap has no voxels at all, as that of a segment that was just added."""
+    return min(size(_extent(image))) < 1 or image.GetPointData().GetScalars() is None
+
+
+def _places(image: Any, geometry: Geometry) -> np.ndarray:
+    """(8, 3) ijk on the grid of the labelmap's corner voxels, in the order of `_corners`."""
+    matrix = vtk.vtkMatrix4x4()
+    image.GetImageToWorldMatrix(matrix)
+    to_world = matrix_array(matrix)
+    return geometry.to_ijk(_corners(_extent(image)) @ to_world[:3, :3].T + to_world[:3, 3])
+
+
+def part(image: Any, geometry: Geometry) -> Part | None:
+    """The voxels of a labelmap, or None where it has none or lies on another grid."""
+    if is_empty(image):
+        return None
+    extent = _extent(image)
+    places = _places(image, geometry)
+    shift = np.rint(places[0] - _corners(extent)[0])
+    if np.abs(places - _corners(extent) - shift).max() > ALIGNED:
+        return None
+    di, dj, dk = (int(value) for value in shift)
+    k0, k1, j0, j1, i0, i1 = extent
+    voxels = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(size(extent))
+    return Part(voxels=voxels, box=(k0 + dk, k1 + dk, j0 + dj, j1 + dj, i0 + di, i1 + di))
+
+
+def cover(image: Any, geometry: Geometry) -> Box:
+    """The box of the grid, possibly reaching beyond it, that holds all voxels of a labelmap that is not empty."""
+    places = _places(image, geometry)
+    low = np.floor(places.min(axis=0) - 0.5 + ALIGNED).astype(int)
+    high = np.ceil(places.max(axis=0) + 0.5 - ALIGNED).astype(int) + 1
+    (i0, j0, k0), (i1, j1, k1) = low.tolist(), high.tolist()
+    return k0, k1, j0, j1, i0, i1
+
+
+def labels_in(image: Any, geometry: Geometry, box: Box) -> np.ndarray:
+    """Label values (k, j, i) of a labelmap on a box of the grid; 0 where it does not reach. Not to be written to."""
+    if is_empty(image):
+        return np.zeros(size(box), np.uint8)
+    found = part(image, geometry)
+    if found is None:
+        return _resampled(image, geometry, box)
+    own, other = found.common(box)
+    inner = found.voxels[own]
+    if inner.shape == size(box):
+        return inner
+    out = np.zeros(size(box), found.voxels.dtype)
+    out[other] = inner
+    return out
+
+
+def _resampled(image: Any, geometry: Geometry, box: Box) -> np.ndarray:
+    """Nearest labels of a labelmap that lies on another grid."""
+    k0, k1, j0, j1, i0, i1 = box
+    reference, out = slicer.vtkOrientedImageData(), slicer.vtkOrientedImageData()
+    reference.SetExtent(i0, i1 - 1, j0, j1 - 1, k0, k1 - 1)
+    reference.SetGeometryFromImageToWorldMatrix(vtk_matrix(geometry.affine))
+    slicer.vtkOrientedImageDataResample.ResampleOrientedImageToReferenceOrientedImage(image, reference, out)
+    return vtk_to_numpy(out.GetPointData().GetScalars()).reshape(size(box))
+
+
+def bounding_box(image: Any, value: float, geometry: Geometry) -> Box | None:
+    """The smallest box of the grid that holds a label, without what lies beyond the grid; None where it is nowhere."""
+    if is_empty(image):
+        return None
+    found = part(image, geometry)
+    reach = found.box if found is not None else cover(image, geometry)
+    ends = zip(reach[::2], reach[1::2], geometry.shape, strict=True)
+    k0, k1, j0, j1, i0, i1 = (end for a, b, n in ends for end in (max(a, 0), min(b, n)))
+    if min(k1 - k0, j1 - j0, i1 - i0) < 1:
+        return None
+    labels = labels_in(image, geometry, (k0, k1, j0, j1, i0, i1))
+    # Slice by slice: a comparison of the whole would fill as much memory again and leave the processor's cache.
+    planes = [k for k in range(k1 - k0) if np.count_nonzero(labels[k] == value)]
+    if not planes:
+        return None
+    mask = np.zeros(labels.shape[1:], bool)
+    for k in planes:
+        mask |= labels[k] == value
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return (
+        k0 + planes[0], k0 + planes[-1] + 1, j0 + int(rows[0]), j0 + int(rows[-1]) + 1,
+        i0 + int(columns[0]), i0 + int(columns[-1]) + 1,
+    )  # fmt: skip
+
+
+def labelmap(array: np.ndarray, geometry: Geometry, box: Box) -> Any:
+    """A labelmap over an array (k, j, i) on a box of the grid; they share their memory."""
+    k0, k1, j0, j1, i0, i1 = box
+    image = slicer.vtkOrientedImageData()
+    image.SetExtent(i0, i1 - 1, j0, j1 - 1, k0, k1 - 1)
+    image.SetGeometryFromImageToWorldMatrix(vtk_matrix(geometry.affine))
+    values = numpy_to_vtk(array.reshape(-1))
+    values.SetName("ImageScalars")
+    image.GetPointData().SetScalars(values)
+    return image
+
+
+def rebuilt(image: Any, geometry: Geometry, dtype: Any, only: float | None = None) -> Any:
+    """A copy of a labelmap that reaches over the whole grid, or a copy of one label alone, there as 1.
+
+    Its memory is zeroed by the system when it is first touched, so that a large grid costs next to nothing.
+    """
+    if is_empty(image):
+        return labelmap(np.zeros(geometry.shape, dtype), geometry, geometry.box)
+    found = part(image, geometry)
+    old = found.box if found is not None else cover(image, geometry)
+    ends = zip(old[::2], old[1::2], geometry.shape, strict=True)
+    k0, k1, j0, j1, i0, i1 = (end for a, b, n in ends for end in (min(a, 0), max(b, n)))
+    array = np.zeros((k1 - k0, j1 - j0, i1 - i0), dtype)
+    inner = array[old[0] - k0 : old[1] - k0, old[2] - j0 : old[3] - j0, old[4] - i0 : old[5] - i0]
+    for into, labels in zip(inner, labels_in(image, geometry, old), strict=True):
+        if only is None:
+            into[...] = labels
+        else:
+            np.equal(labels, only, out=into.view(bool))
+    return labelmap(array, geometry, (k0, k1, j0, j1, i0, i1))
+
+
+def erase(image: Any, value: float) -> None:
+    """Clear one label from a labelmap; it counts as modified, but nobody is told."""
+    values = image.GetPointData().GetScalars()
+    for plane in vtk_to_numpy(values).reshape(size(_extent(image))):
+        plane[plane == value] = 0
+    values.Modified()
+
+
+# -- what changed when ---------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class _Record:
+    """What is known of a labelmap: its count of modifications, and those of segments that were written here."""
+
+    count: int
+    others: int
+    written: dict[str, int] = field(default_factory=dict)
+
+
+class Ledger:
+    """Tells when the voxels of a segment changed, although a labelmap counts the changes of all who share it.
+
+    Every write of this module is entered; any other change of the labelmap counts for all its segments. Records go by
+    the labelmap's address; VTK's counts grow throughout the process, so another object at that address is noticed.
+    """
+
+    def __init__(self) -> None:
+        self._records: dict[str, _Record] = {}
+
+    def _record(self, image: Any) -> _Record:
+        address = image.GetAddressAsString("")
+        record, count = self._records.get(address), image.GetMTime()
+        if record is None or record.count != count:
+            record = self._records[address] = _Record(count=count, others=count)
+        return record
+
+    def stamp(self, image: Any, segment_id: str) -> int:
+        """The count of the segment's last change."""
+        record = self._record(image)
+        return record.written.get(segment_id, record.others)
+
+    def written(self, image: Any, segment_id: str) -> bool:
+        """Whether the last change of the segment was entered here."""
+        return segment_id in self._record(image).written
+
+    def replaced(self, old: Any, new: Any, count_before: int) -> None:
+        """A labelmap, of this count before, gave place to another with the same segments, or lost one of them."""
+        record = self._records.pop(old.GetAddressAsString(""), None)
+        if record is None or record.count != count_before:
+            record = _Record(count=count_before, others=count_before)
+        record.count = new.GetMTime()
+        self._records[new.GetAddressAsString("")] = record
+
+    def wrote(self, image: Any, segment_id: str, count_before: int) -> None:
+        """The voxels of this segment alone changed; `count_before` is the labelmap's count from before."""
+        self.replaced(image, image, count_before)
+        record = self._record(image)
+        record.written[segment_id] = record.count
+
+
+ledger = Ledger()

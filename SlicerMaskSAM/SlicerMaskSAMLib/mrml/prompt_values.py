@@ -1,0 +1,192 @@
+"""What a prompt says: as a value, for the engine, for the eye, and in the node that keeps it."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from MaskSAMCore.errors import PromptError
+from SlicerMaskSAMLib.mrml import markups
+from SlicerMaskSAMLib.mrml.markups import Triple
+from SlicerMaskSAMLib.mrml.volumes import Box as VoxelBox
+from SlicerMaskSAMLib.mrml.volumes import geometry
+from SlicerMaskSAMLib.values.choices import Scope
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A click; `position` in RAS mm of the volume's own frame."""
+
+    order: int
+    position: Triple
+    positive: bool
+    scope: Scope
+    candidate: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Box:
+    """A box: `matrix`, 16 numbers from the box's to the volume's own frame, and `size`, its sides in mm."""
+
+    order: int
+    matrix: tuple[float, ...]
+    size: Triple
+    scope: Scope
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """The segment that the prompts start from: bits of `box`, packed, compressed and as base64."""
+
+    mask: str
+    box: VoxelBox
+    order: int = 0
+
+
+Prompt = Point | Box | Start
+KINDS = {Point: "point", Box: "box", Start: "start"}
+"""What a row of the panel is."""
+Snapshot = tuple[Prompt, ...]
+"""All prompts of a list, in the order given; equal where nothing differs."""
+NOTE = "MaskSAM.prompt"
+"""Attribute of a box's node, for what stands in the description of a click's point."""
+Place = tuple[str, str]
+"""IDs of a prompt's node and, of a click, of its point."""
+SAME_VOXELS = 1e-3
+STRANGER = (-1, Scope.SLAB, None)
+"""Order, scope and candidate of a point that somebody else placed."""
+
+
+def packed(mask: np.ndarray, box: VoxelBox) -> Start:
+    """A start from (k, j, i) voxels of `box`, anything but 0 inside."""
+    bits = np.packbits(mask != 0).tobytes()
+    return Start(mask=base64.b64encode(zlib.compress(bits, 1)).decode("ascii"), box=box)
+
+
+def unpacked(start: Start) -> np.ndarray:
+    """The voxels of a start, (k, j, i), uint8 0/1.
+
+    Raises:
+        PromptError: The scene's file was damaged.
+    """
+    k0, k1, j0, j1, i0, i1 = start.box
+    shape = k1 - k0, j1 - j0, i1 - i0
+    try:
+        bits = np.frombuffer(zlib.decompress(base64.b64decode(start.mask)), np.uint8)
+        return np.unpackbits(bits, count=shape[0] * shape[1] * shape[2]).reshape(shape)
+    except (ValueError, binascii.Error, zlib.error) as error:
+        remedy = "Delete it from the list of prompts."
+        raise PromptError(
+            "the segment that the prompts start from is damaged", where=start.box, why=str(error), remedy=remedy
+        ) from error
+
+
+def note(prompt: Point | Box) -> str:
+    """What a markup itself has no place for, as text: in a point's description, or an attribute."""
+    words = {"order": prompt.order, "scope": prompt.scope.value}
+    if isinstance(prompt, Point) and prompt.candidate is not None:
+        words["candidate"] = prompt.candidate
+    return json.dumps(words)
+
+
+def read_note(text: str | None) -> tuple[int, Scope, int | None] | None:
+    """Order, scope and candidate; None for the text of somebody else."""
+    try:
+        words = json.loads(text or "")
+        candidate = words.get("candidate")
+        return int(words["order"]), Scope(words["scope"]), None if candidate is None else int(candidate)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
+
+
+def plain(volume: Any, prompt: Prompt, *, first: bool) -> dict[str, Any]:
+    """A prompt as the engine takes it, in voxels; only the `first` of a list has candidates."""
+    if isinstance(prompt, Start):
+        return {"kind": "mask", "mask": unpacked(prompt), "mask_box": prompt.box[::2]}
+    if isinstance(prompt, Box):
+        corners = markups.box_corners(volume, prompt.matrix, prompt.size)
+        return {"kind": "box", "corners": corners, "scope": prompt.scope.value}
+    position = markups.triple(geometry(volume).to_ijk(prompt.position))
+    out = {"kind": "point", "position": position, "positive": prompt.positive, "scope": prompt.scope.value}
+    return out | {"candidate": prompt.candidate} if first and prompt.positive else out
+
+
+def text(volume: Any, prompt: Prompt) -> str:
+    """A prompt for the eye, with the voxels (i, j, k) that Slicer's data probe shows as well."""
+    if isinstance(prompt, Start):
+        return "The segment as it was"
+    if isinstance(prompt, Box):
+        low, high = np.array(markups.box_corners(volume, prompt.matrix, prompt.size))
+        sides = " × ".join(str(round(float(side))) for side in high - low + 1)
+        return f"Box of {sides} voxels around {_voxel((low + high) / 2)}, {prompt.scope.value}"
+    word = "Include" if prompt.positive else "Exclude"
+    return f"{word} {_voxel(geometry(volume).to_ijk(prompt.position))}, {prompt.scope.value}"
+
+
+def _voxel(ijk: Any) -> str:
+    return "({}, {}, {})".format(*(round(float(value)) for value in ijk))
+
+
+# -- in the nodes --------------------------------------------------------------------------------------------------
+
+
+def write_note(node: Any, point_id: str, prompt: Point | Box) -> None:
+    """Note in the node, or in one of its points, what only words can say."""
+    if point_id:
+        node.SetNthControlPointDescription(node.GetNthControlPointIndexByID(point_id), note(prompt))
+    else:
+        node.SetAttribute(NOTE, note(prompt))
+
+
+def read_points(node: Any, *, positive: bool) -> list[tuple[Place, Point]]:
+    """The clicks of a node of points, with their places; one that somebody else placed has the order of STRANGER."""
+    found = []
+    for index in markups.defined_points(node):
+        order, scope, candidate = read_note(node.GetNthControlPointDescription(index)) or STRANGER
+        point = Point(
+            order=order,
+            position=markups.triple(node.GetNthControlPointPosition(index)),
+            positive=positive,
+            scope=scope,
+            candidate=candidate,
+        )
+        found.append(((node.GetID(), node.GetNthControlPointID(index)), point))
+    return found
+
+
+def read_box(node: Any) -> Box:
+    """The box of an ROI node."""
+    order, scope, _ = read_note(node.GetAttribute(NOTE)) or STRANGER
+    matrix, size = markups.get_box(node)
+    return Box(order=order, matrix=matrix, size=size, scope=scope)
+
+
+def write_start(node: Any, start: Start, volume: Any) -> None:
+    """Keep a start in the parameters of a scripted module node, with the volume's grid that its voxels are of."""
+    node.SetParameter("mask", start.mask)
+    node.SetParameter("box", json.dumps(start.box))
+    node.SetParameter("affine", json.dumps(geometry(volume).affine.tolist()))
+
+
+def read_start(node: Any, volume: Any) -> Start:
+    """The start that a scripted module node keeps, in voxels of the volume as it is now.
+
+    Slicer stores the slices of a left-handed volume in reverse: read again, it has the same anatomy in other voxels.
+    """
+    start = Start(mask=node.GetParameter("mask"), box=tuple(json.loads(node.GetParameter("box"))))
+    to_now = np.linalg.inv(geometry(volume).affine) @ np.array(json.loads(node.GetParameter("affine")))
+    signs = np.diag(to_now)[:3]
+    if (signs > 0).all() or not np.allclose(to_now[:3, :3], np.diag(np.sign(signs)), atol=SAME_VOXELS):
+        return start
+    ends = np.array([start.box[::2], np.subtract(start.box[1::2], 1)])[:, ::-1] @ to_now[:3, :3].T + to_now[:3, 3]
+    low, high = np.rint(np.sort(ends, axis=0)).astype(int)[:, ::-1].tolist()
+    box = low[0], high[0] + 1, low[1], high[1] + 1, low[2], high[2] + 1
+    start = packed(np.flip(unpacked(start), tuple(np.flatnonzero(signs[::-1] < 0).tolist())), box)
+    write_start(node, start, volume)
+    return start

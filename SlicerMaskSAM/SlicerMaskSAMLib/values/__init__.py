@@ -1,0 +1,1 @@
+"""Plain values and algorithms of the module: no MRML, no Qt."""

@@ -1,0 +1,80 @@
+"""The prompts that the model gives itself, a box and a point for each structure in a slice, as markups to drag.
+
+They are not saved with the scene: the model gives them again at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from SlicerMaskSAMLib.mrml import markups
+from SlicerMaskSAMLib.mrml.prompt_values import Box, Point
+from SlicerMaskSAMLib.mrml.volumes import geometry
+from SlicerMaskSAMLib.values.choices import Scope
+
+AUTOMATIC = "automatic"
+STRUCTURE = "MaskSAM.structure"
+"""Attribute: the structure's name."""
+
+
+class AutomaticPrompts:
+    """Shows them, and says where the user has put them."""
+
+    def __init__(self, scene: Any) -> None:
+        self._scene = scene
+
+    def show(self, volume: Any, found: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+        """Show these in place of what was shown.
+
+        Args:
+            found: Per name of a structure its points and boxes, in voxels (i, j, k), as the engine answers them.
+        """
+        self.hide()
+        for name, prompts in found.items():
+            for prompt in prompts:
+                if prompt["kind"] == "box":
+                    low, high = np.array(prompt["corners"], np.float64)
+                    markups.set_box(self._new(markups.BOX, name, volume), *markups.box_along(volume, low, high))
+                else:
+                    node = self._new(markups.POINTS, name, volume)
+                    node.AddControlPoint(markups.triple(geometry(volume).to_ras(prompt["position"])), name)
+
+    def hide(self) -> None:
+        """Remove them from the views."""
+        for node in self.nodes():
+            self._scene.RemoveNode(node)
+
+    def prompts(self, *, scope: Scope) -> dict[str, list[Point | Box]]:
+        """Per name of a structure what is shown of it, where it is now, for `PromptList.add`: first its boxes."""
+        found: dict[str, list[Point | Box]] = {}
+        for node in self.nodes():
+            volume = node.GetNodeReference(markups.VOLUME)
+            if volume is None:
+                continue
+            markups.follow(node, volume)
+            mine = found.setdefault(node.GetAttribute(STRUCTURE), [])
+            if node.IsA(markups.BOX):
+                matrix, size = markups.get_box(node)
+                mine.insert(0, Box(order=0, matrix=matrix, size=size, scope=scope))
+            for index in markups.defined_points(node) if node.IsA(markups.POINTS) else ():
+                position = markups.triple(node.GetNthControlPointPosition(index))
+                mine.append(Point(order=0, position=position, positive=True, scope=scope))
+        return found
+
+    def _new(self, kind: str, name: str, volume: Any) -> Any:
+        attributes = {markups.KIND: AUTOMATIC, STRUCTURE: name}
+        node = markups.add(
+            self._scene, kind, name=f"{name} automatic", volume=volume, attributes=attributes, references={}
+        )
+        markups.draw(node, markups.AUTOMATIC, labels=True)
+        markups.follow(node, volume)
+        node.SetSaveWithScene(False)
+        node.GetDisplayNode().SetSaveWithScene(False)
+        return node
+
+    def nodes(self) -> list[Any]:
+        found = markups.nodes(self._scene, "vtkMRMLMarkupsNode")
+        return [node for node in found if node.GetAttribute(markups.KIND) == AUTOMATIC]

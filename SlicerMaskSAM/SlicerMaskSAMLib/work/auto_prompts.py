@@ -1,0 +1,71 @@
+"""The prompts that the model gives itself in the slice that is shown: asked for, shown, and given to structures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from SlicerMaskSAMLib.mrml import bridge
+from SlicerMaskSAMLib.mrml.prompt_values import Box, Point
+from SlicerMaskSAMLib.values.tasks import Steps
+from SlicerMaskSAMLib.work.auto_prompt_nodes import AutomaticPrompts
+from SlicerMaskSAMLib.work.context import Context
+
+
+class OwnPrompts:
+    """The model's own prompts.
+
+    Args:
+        context: What all parts share.
+        views: The slice views (`views.Views`); without them the middle of the volume is meant.
+    """
+
+    def __init__(self, context: Context, views: Any) -> None:
+        self._context, self._views = context, views
+        self._shown = AutomaticPrompts(context.scene)
+        self.waiting = False
+
+    def show(self, on: bool) -> None:
+        """Have them shown, which takes `steps`, or hide them."""
+        self._context.parameters.showAutomatic = on
+        self.waiting = on
+        if not on:
+            self._shown.hide()
+
+    def take(self) -> dict[str, list[Point | Box]]:
+        """What is shown, where it was dragged to, by the structures' names; it is shown no more."""
+        found = self._shown.prompts(scope=self._context.parameters.scope)
+        self.show(False)
+        return found
+
+    def steps(self) -> Steps:
+        """Ask the model and show what it answers.
+
+        Raises:
+            MaskSAMError: There is no volume or model, the model makes no prompts of its own, or the engine failed.
+        """
+        if not self.waiting:
+            return
+        self.waiting = False
+        context = self._context
+        volume, model = context.need()
+        case = yield from context.link.case(volume, model.name)
+        index, skipped = self._index(volume, case.axis), set(context.parameters.skippedStructures)
+        found = {}
+        for label in model.card.labels.labels if model.card is not None else ():
+            if label.name not in skipped:
+                job = context.link.client.submit("automatic", case=case, label=label.id, slices=[index])
+                pairs = (yield job)["prompts"]
+                found[label.name] = [prompt for pair in pairs for prompt in pair]
+        if not context.parameters.showAutomatic or context.parameters.inputVolume is not volume:
+            return
+        self._shown.show(volume, found)
+        if not any(found.values()):
+            context.say("The model finds none of its structures in this slice.")
+
+    def _index(self, volume: Any, axis: int) -> int:
+        """The slice that is shown, along the model's axis of (K, J, I)."""
+        count = bridge.geometry(volume).shape[axis]
+        place = self._views.position() if self._views is not None else None
+        if place is None:
+            return count // 2
+        return min(max(round(float(bridge.world_to_ijk(volume, [place])[0][2 - axis])), 0), count - 1)

@@ -1,0 +1,213 @@
+"""Segmenting a volume by a model alone, and how its structures enter the scene.
+
+Minutes may pass between the press of the button and the answer, and the user goes on working. So the run compares
+how things are with how they were when it was asked for: what it does not find as it was is left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from MaskSAMCore.errors import MaskSAMError
+from MaskSAMCore.labels import Label
+from MaskSAMCore.worker.jobs import Job
+from MaskSAMCore.worker.results import Block, Segmented
+from SlicerMaskSAMLib.mrml import bridge
+from SlicerMaskSAMLib.mrml.bridge import Box
+from SlicerMaskSAMLib.values.history import Change, Step
+from SlicerMaskSAMLib.values.sparse import Sparse, around, common, size
+from SlicerMaskSAMLib.values.tasks import Steps
+from SlicerMaskSAMLib.work.context import Context
+from SlicerMaskSAMLib.work.segment_request import Order, segment_ids
+
+AT_ONCE = 4_000_000
+"""Voxels that are written between two looks at the GUI."""
+
+
+class InSlices:
+    """A job whose progress is told in slices of the scan rather than in the engine's windows."""
+
+    def __init__(self, job: Job, slices: int) -> None:
+        self._job, self._slices = job, slices
+        self.done, self.result, self.cancel = job.done, job.result, job.cancel
+
+    @property
+    def progress(self) -> tuple[int, int, str] | None:
+        """Slices that are done, of how many."""
+        told = self._job.progress
+        if told is None or told[1] <= 0:
+            return told
+        done, total, _ = told
+        return done * self._slices // total, self._slices, "Slices"
+
+
+class AutomaticRun:
+    """One press of Segment, from the order to the segments in the scene."""
+
+    def __init__(self, context: Context, order: Order) -> None:
+        self._context, self._order = context, order
+        self._changes: list[Change] = []
+        self._created: list[tuple[str, Label]] = []
+        self._into: Any = None
+        self._own = False
+
+    def steps(self) -> Steps:
+        """Open the scan, have it segmented, write the structures one by one, and note all as one step of the history.
+
+        Raises:
+            MaskSAMError: The engine failed, or the work was cancelled; the scene is as it was.
+        """
+        order, link = self._order, self._context.link
+        case = yield from link.case(order.volume, order.model)
+        job = link.client.submit("segment", case=case, roi=list(order.regions), step=order.step)
+        found: Segmented = yield (job if order.regions else InSlices(job, case.shape[case.axis]))
+        for line in found.warnings:
+            if line not in case.warnings:  # those were told when it was opened
+                self._context.say(line)
+        blocks = [block for block in found.blocks if block.label in order.labels]
+        self._check(blocks)
+        try:
+            while not (yield from self._write_all(blocks)):
+                self._context.say("The segmentation was deleted while structures arrived; they go to a new one.")
+        except MaskSAMError:
+            self._take_back()
+            raise
+        self._finish()
+        for segment_id in bridge.outdated_surfaces(self._into):
+            yield None
+            if segment_id in segment_ids(self._into):
+                bridge.refresh_surface(self._into, segment_id, order.geometry)
+
+    def _check(self, blocks: Sequence[Block]) -> None:
+        """Raise MaskSAMError for what cannot be a part of the volume, before anything is written."""
+        for block in blocks:
+            if block.box is not None and not (
+                self._order.geometry.fits(block.box) and block.mask.shape == size(block.box)
+            ):
+                why = f"{block.mask.shape} voxels in {block.box} of {self._order.geometry.shape}"
+                raise MaskSAMError("the engine's answer is malformed", where=f"label {block.label}", why=why)
+
+    # -- where it goes -----------------------------------------------------------------------------------------------
+
+    def _target(self) -> Any:
+        """The segmentation that is written to: the chosen one, where volume and segmentation are still those."""
+        order, doubt, chosen = self._order, self._doubt(), self._chosen()
+        if chosen is not None and not doubt and bridge.same_frame(chosen, order.volume):
+            return chosen
+        self._own = True
+        name, scene = f"{order.name} segmentation", self._context.scene
+        if doubt:
+            transform = scene.GetNodeByID(order.transform) if order.transform else None
+            made = bridge.new_segmentation(scene, name, geometry=order.geometry, transform=transform)
+            why = f"{order.name} {doubt} while it was segmented; this is the result for the volume as it was"
+        else:
+            made = bridge.new_segmentation(scene, name, volume=order.volume)
+            why = "the chosen segmentation was deleted" if chosen is None else "the chosen one has another transform"
+        if doubt or order.segmentation:
+            self._context.say(f"{made.GetName()} is new: {why}.")
+        return made
+
+    def _chosen(self) -> Any:
+        """The segmentation of the order; where it named none, one that was begun since."""
+        order, parameters = self._order, self._context.parameters
+        if order.segmentation:
+            return self._context.scene.GetNodeByID(order.segmentation)
+        return parameters.segmentation if parameters.inputVolume is order.volume else None
+
+    def _doubt(self) -> str:
+        """What happened to the volume since the order; "" where nothing did."""
+        order = self._order
+        if not self._context.scene.IsNodePresent(order.volume):
+            return "was deleted"
+        return "" if bridge.fingerprint(order.volume) == order.fingerprint else "was changed"
+
+    def _agreed(self, target: Any, label: Label) -> str:
+        """The segment that a structure may replace: one of its name that nobody touched since the order; or ""."""
+        of_that_name = [each for each in segment_ids(target) if bridge.segment_label(target, each).name == label.name]
+        if of_that_name:
+            segment_id = of_that_name[0]
+            if bridge.stamp(target, segment_id) == self._order.stamps.get(segment_id):
+                return segment_id
+            self._context.say(f"{label.name} was edited while it was segmented; both are kept.")
+        return ""
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    def _write_all(self, blocks: Sequence[Block]) -> Generator[None, None, bool]:
+        """Write the structures; whether the segmentation that they were written to is still there."""
+        self._changes, self._created, self._own = [], [], False
+        self._into = self._target()
+        for block in blocks:
+            yield from self._write(self._into, block)
+            if not self._context.scene.IsNodePresent(self._into):
+                return False
+        return True
+
+    def _write(self, target: Any, block: Block) -> Generator[None, None, None]:
+        label, geometry = self._order.labels[block.label], self._order.geometry
+        segment_id = self._agreed(target, label)
+        if block.box is None:
+            self._context.say(f"{label.name} was not found.")
+        elif not segment_id:
+            segment_id = bridge.add_segment(target, label)
+            self._created.append((segment_id, bridge.segment_label(target, segment_id, label.id)))
+        if not segment_id:
+            return
+        for box, mask in _parts(block, common(bridge.extent(target, segment_id, geometry), self._order.reach)):
+            before = bridge.read_segment(target, segment_id, geometry, box)
+            change = Change.between(segment_id, box, before, mask)
+            if change is not None:
+                bridge.write_segment(target, segment_id, geometry, box, mask)
+                self._changes.append(change)
+            yield None
+
+    def _take_back(self) -> None:
+        """Bring the scene back to how the run found it."""
+        scene, target, geometry = self._context.scene, self._into, self._order.geometry
+        if not scene.IsNodePresent(target):
+            return
+        if self._own:
+            scene.RemoveNode(target)
+            return
+        created = {segment_id for segment_id, _ in self._created}
+        for change in reversed(self._changes):
+            if change.segment_id in segment_ids(target) and change.segment_id not in created:
+                now = bridge.read_segment(target, change.segment_id, geometry, change.box)
+                bridge.write_segment(target, change.segment_id, geometry, change.box, change.undone(now))
+        for segment_id in created & set(segment_ids(target)):
+            bridge.remove_segment(target, segment_id)
+
+    def _finish(self) -> None:
+        order, parameters, target = self._order, self._context.parameters, self._into
+        if self._changes:
+            changes, created = tuple(self._changes), tuple(self._created)
+            self._context.history.push(
+                Step(
+                    text=f"Segmentation of {order.name}",
+                    changes=changes,
+                    created=created,
+                    segmentation=target.GetID(),
+                    geometry=order.geometry,
+                )
+            )
+        current = parameters.segmentation
+        meant = current is None or current.GetID() == order.segmentation
+        if meant and parameters.inputVolume is order.volume and not self._doubt():
+            parameters.segmentation = target
+
+
+def _parts(block: Block, extent: Box | None) -> Iterator[tuple[Box, np.ndarray]]:
+    """What a segment shall hold, box by box: the block, and nothing in the rest of what it holds in reach."""
+    whole = around(block.box, extent)
+    if whole is None:
+        return
+    mask = Sparse.of(block.box, block.mask)
+    k0, k1, *plane = whole
+    j0, j1, i0, i1 = plane
+    slices = max(1, AT_ONCE // ((j1 - j0) * (i1 - i0)))
+    for low in range(k0, k1, slices):
+        box = (low, min(low + slices, k1), j0, j1, i0, i1)
+        yield box, mask.read(box).view(np.uint8)

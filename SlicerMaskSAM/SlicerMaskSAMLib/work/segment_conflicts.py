@@ -1,0 +1,220 @@
+"""What an answer does to the voxels, of its own segment and of the segments around it.
+
+Only voxels about which the answer differs from the one before change, so that what was painted by hand stays; but for
+the piece that a new click lies in, about which the click decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import vtk
+from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
+
+from SlicerMaskSAMLib.mrml import bridge
+from SlicerMaskSAMLib.values.choices import Neighbours
+from SlicerMaskSAMLib.values.history import Change
+from SlicerMaskSAMLib.values.sparse import Box, Sparse, around, common, place, size, voxel_box
+
+
+@dataclass(frozen=True, kw_only=True)
+class Click:
+    """A new point.
+
+    Attributes:
+        voxel: (k, j, i).
+        positive: Whether it includes.
+        axis: Of (K, J, I), the one across the slice that it is confined to; None where it reaches beyond its slice.
+    """
+
+    voxel: tuple[int, int, int]
+    positive: bool
+    axis: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answer:
+    """A structure's answer, and the one before.
+
+    Attributes:
+        segment_id: Where it goes.
+        before, after: What the model said of the whole volume.
+        clicks: Points that the one before did not know.
+        policy: What happens where other segments are.
+        taken: Voxels that the structure took from other segments, by their IDs; given back where it leaves them.
+        sharing: Segments that it may overlap, whatever the policy.
+    """
+
+    segment_id: str
+    before: Sparse
+    after: Sparse
+    clicks: tuple[Click, ...] = ()
+    policy: Neighbours = Neighbours.PROTECT
+    taken: Mapping[str, Sparse] = field(default_factory=dict)
+    sharing: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Outcome:
+    """What is to be written.
+
+    Attributes:
+        box: Where.
+        masks: Per segment that changes its voxels in the box, bool (k, j, i).
+        changes: The same, for the history.
+        taken: As in the answer, brought up to date.
+        protected: Names of the segments in which a click that includes lies in vain.
+    """
+
+    box: Box | None = None
+    masks: Mapping[str, np.ndarray] = field(default_factory=dict)
+    changes: tuple[Change, ...] = ()
+    taken: Mapping[str, Sparse] = field(default_factory=dict)
+    protected: tuple[str, ...] = ()
+
+
+def present(segmentation: Any, segment_id: str, geometry: bridge.Geometry) -> Sparse:
+    """A segment as it is now, on the grid of a volume."""
+    box = bridge.extent(segmentation, segment_id, geometry)
+    return Sparse() if box is None else Sparse.of(box, bridge.read_segment(segmentation, segment_id, geometry, box))
+
+
+def outcome(segmentation: Any, geometry: bridge.Geometry, answer: Answer, changed: Box | None) -> Outcome:
+    """Look what an answer does to a segmentation; nothing is written yet.
+
+    Args:
+        segmentation: The node.
+        geometry: Grid of the volume.
+        answer: What is to be brought into it.
+        changed: Box around the voxels where the answer differs from the one before; None where it does not.
+    """
+    named = [click for click in answer.clicks if _in_vain(segmentation, geometry, answer, click)]
+    box = around(
+        answer.before.differing(answer.after), *(_reach(segmentation, geometry, answer, click) for click in named)
+    )
+    if box is None:
+        return Outcome(taken=answer.taken)
+    own = bridge.read_segment(segmentation, answer.segment_id, geometry, box) != 0
+    found = bridge.other_segments(segmentation, answer.segment_id, geometry, box)
+    others = {each: mask != 0 for each, mask in found.items() if each not in answer.sharing}
+    held: np.ndarray = np.zeros(size(box), bool)
+    for mask in others.values():
+        held |= mask
+    blocked = held & ~own if answer.policy is Neighbours.PROTECT else np.zeros_like(held)
+    new = _answered(answer, named, box, own, blocked)
+    masks, taken = _shared_out(segmentation, answer, box, own, new, others)
+    old = {**others, answer.segment_id: own}
+    changes = [Change.between(each, box, old.get(each, np.zeros_like(own)), mask) for each, mask in masks.items()]
+    return Outcome(
+        box=box,
+        masks=masks,
+        changes=tuple(change for change in changes if change is not None),
+        taken=taken,
+        protected=_protectors(segmentation, answer.clicks, box, others, blocked),
+    )
+
+
+def write(segmentation: Any, geometry: bridge.Geometry, found: Outcome) -> None:
+    """Bring an outcome into the segmentation."""
+    if found.box is None:
+        return
+    for change in found.changes:
+        mask = found.masks[change.segment_id][place(change.box, found.box)]
+        bridge.write_segment(segmentation, change.segment_id, geometry, change.box, mask.astype(np.uint8))
+
+
+def _in_vain(segmentation: Any, geometry: bridge.Geometry, answer: Answer, click: Click) -> bool:
+    """Whether a click is news to the segment, but not to the model: its voxel was changed by hand."""
+    box = voxel_box(click.voxel)
+    if answer.before.read(box).any() != answer.after.read(box).any():
+        return False
+    return bool(bridge.read_segment(segmentation, answer.segment_id, geometry, box).any()) != click.positive
+
+
+def _reach(segmentation: Any, geometry: bridge.Geometry, answer: Answer, click: Click) -> Box | None:
+    """What holds the piece that a click decides about."""
+    own = bridge.extent(segmentation, answer.segment_id, geometry)
+    return around(answer.after.box if click.positive else own, voxel_box(click.voxel))
+
+
+def _answered(answer: Answer, named: Sequence[Click], box: Box, own: np.ndarray, blocked: np.ndarray) -> np.ndarray:
+    """The structure's new voxels, bool (k, j, i)."""
+    before, after = answer.before.read(box), answer.after.read(box)
+    new = (own & ~(before ^ after)) | (after & ~before & ~blocked)
+    for click in named:
+        at = tuple(index - low for index, low in zip(click.voxel, box[::2], strict=True))
+        free = (after & ~new & ~blocked) if click.positive else (new & ~after)
+        if click.axis is not None:
+            elsewhere = np.ones(free.shape[click.axis], bool)
+            elsewhere[at[click.axis]] = False
+            np.moveaxis(free, click.axis, 0)[elsewhere] = False
+        new ^= piece(free, at)
+    return new
+
+
+def piece(mask: np.ndarray, at: tuple[int, ...]) -> np.ndarray:
+    """The part of a mask, bool (k, j, i), that hangs together by faces with the voxel `at`; empty if it is not set."""
+    if not mask[at]:
+        return np.zeros_like(mask)
+    image = vtk.vtkImageData()
+    image.SetDimensions(mask.shape[::-1])
+    image.GetPointData().SetScalars(numpy_to_vtk(np.ascontiguousarray(mask, np.uint8).ravel()))
+    seeds = vtk.vtkPoints()
+    seeds.InsertNextPoint(*at[::-1])
+    flood = vtk.vtkImageThresholdConnectivity()
+    flood.SetInputData(image)
+    flood.SetSeedPoints(seeds)
+    flood.ThresholdByUpper(1)
+    flood.ReplaceInOn()
+    flood.SetInValue(1)
+    flood.ReplaceOutOn()
+    flood.SetOutValue(0)
+    flood.Update()
+    return vtk_to_numpy(flood.GetOutput().GetPointData().GetScalars()).reshape(mask.shape) != 0
+
+
+def _shared_out(
+    segmentation: Any,
+    answer: Answer,
+    box: Box,
+    own: np.ndarray,
+    new: np.ndarray,
+    others: Mapping[str, np.ndarray],
+) -> tuple[dict[str, np.ndarray], dict[str, Sparse]]:
+    """The masks of all segments concerned, in the order of writing, and what was taken from whom."""
+    gained, lost = new & ~own, own & ~new
+    free = lost.copy()
+    for mask in others.values():
+        free &= ~mask
+    nothing = np.zeros_like(own)
+    first: dict[str, np.ndarray] = {}
+    last: dict[str, np.ndarray] = {}
+    taken = dict(answer.taken)
+    replacing = answer.policy is Neighbours.REPLACE
+    took = {each: mask & gained for each, mask in others.items() if replacing and (mask & gained).any()}
+    for each in {**took, **answer.taken}:
+        if segmentation.GetSegmentation().GetSegment(each) is None:
+            continue
+        was, less = taken.get(each, Sparse()), took.get(each, nothing)
+        back = was.read(box) & free
+        taken[each] = was.put(box, (was.read(box) | less) & ~lost)
+        # who gives goes before the structure, who gets back after it, so that segments do not overlap on the way
+        (last if back.any() else first)[each] = (others.get(each, nothing) & ~less) | back
+    return {**first, answer.segment_id: new, **last}, taken
+
+
+def _protectors(
+    segmentation: Any, clicks: Sequence[Click], box: Box, others: Mapping[str, np.ndarray], blocked: np.ndarray
+) -> tuple[str, ...]:
+    """Names of the segments that hold the voxels of clicks that include."""
+    names: dict[str, None] = {}
+    for click in clicks:
+        at = tuple(index - low for index, low in zip(click.voxel, box[::2], strict=True))
+        if click.positive and common(voxel_box(click.voxel), box) is not None and blocked[at]:
+            for each, mask in others.items():
+                if mask[at]:
+                    names[segmentation.GetSegmentation().GetSegment(each).GetName()] = None
+    return tuple(names)
