@@ -1,6 +1,3 @@
 """`masksam`, and `python -m MaskSAMCore`: one program for all commands."""
 
 from __future__ import annotations
-
-import importlib
-import sys

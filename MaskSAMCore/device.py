@@ -129,7 +129,7 @@ def array_bytes(*shape: int, itemsize: int = 4) -> int:
 
 
 def require_ram(needed: int, *, what: str, remedy: str = "Close other programs, or choose a smaller region.") -> None:
-    """Refuse work whose estimate exceeds the free memory (FAULTS row 48); unknown is let through.
+    """Refuse work whose estimate exceeds the free memory (faults.md row 48); unknown is let through.
 
     Raises:
         ResourceError: With both numbers.

@@ -132,7 +132,7 @@ def ready(case: Case, *, overwrite: bool = False) -> bool:
     """Whether the case is complete already; else its targets were checked and may be written.
 
     Raises:
-        InputError: A target exists and `overwrite` is false (FAULTS row 6), is an input or read-only, or its folder
+        InputError: A target exists and `overwrite` is false (faults.md row 6), is an input or read-only, or its folder
             cannot be made.
     """
     from MaskSAMCore.io.atomic import check_target
@@ -180,7 +180,7 @@ def write(
 
     Raises:
         InputError, ResourceError: A target may not or cannot be written; what was there is there still. A result that
-            could not be moved into place, as another program holds a target, is kept (FAULTS row 60).
+            could not be moved into place, as another program holds a target, is kept (faults.md row 60).
     """
     from MaskSAMCore.io.atomic import atomic_files, check_target
 

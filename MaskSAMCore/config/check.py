@@ -45,7 +45,7 @@ def check_config(config: Config) -> None:
 
 
 def _check_student_training(config: Config) -> None:
-    """What networks without prompts can be trained by, and who can be a student (MODEL.md §11)."""
+    """What networks without prompts can be trained by, and who can be a student (model.md §11)."""
     train, model = config.train, config.model
     if train.mode == "distill" and model.head != "softmax":
         raise InputError(
@@ -126,7 +126,7 @@ def _check_stem(model: ModelConfig) -> None:
 
 
 def _check_volume(model: ModelConfig) -> None:
-    """What the encoder of three dimensions asks for, and what only it has (MODEL.md §10)."""
+    """What the encoder of three dimensions asks for, and what only it has (model.md §10)."""
     if model.backbone.attention == "sam":
         if "pre" in model.enc_adapter.slots:
             raise InputError(

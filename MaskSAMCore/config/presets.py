@@ -1,4 +1,4 @@
-"""Every named configuration: the papers' networks, their ablation rows, the product's own (MODEL.md §15)."""
+"""Every named configuration: the papers' networks, their ablation rows, the product's own (model.md §15)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Preset:
 
 
 AUTOSAM_BENCHMARK = {14: "BTCV Dice", 16: "AMOS22 Dice"}
-# Voxels of 1.0 x 1.0 x 1.5 mm, windows of CT, and half of the patches with a structure (MODEL.md §12.1, §12.3).
+# Voxels of 1.0 x 1.0 x 1.5 mm, windows of CT, and half of the patches with a structure (model.md §12.1, §12.3).
 BTCV_DATA = DataConfig(view="axial", spacing=(1.5, 1.0, 1.0), window=(-125, 275, -125, 400), foreground=0.5)
 AMOS_DATA = replace(BTCV_DATA, window=(-991, 362, 50, 141))
 
@@ -138,7 +138,7 @@ def _row(
     depth: bool = True,
     **source: object,
 ) -> Callable[[], Preset]:
-    """One row of MaskSAM's ablation on ACDC (MODEL.md §15.3): every adapter of one kind, unless said."""
+    """One row of MaskSAM's ablation on ACDC (model.md §15.3): every adapter of one kind, unless said."""
 
     def build() -> Preset:
         model = ModelConfig(
@@ -203,7 +203,7 @@ def _class_row(
     multiclass: bool = False,
     trunk: str = "pyramid",
 ) -> Callable[[], Preset]:
-    """One row of Self-Prompt-SAM's ablation on ACDC (MODEL.md §15.3): every adapter of one kind; "none", no decoder."""
+    """One row of Self-Prompt-SAM's ablation on ACDC (model.md §15.3): every adapter of one kind; "none", no decoder."""
     decoded = kind != "none"
 
     def build() -> Preset:
@@ -271,7 +271,7 @@ def _medsa(
     branch: DepthBranchKind = "gate",
     condition: Conditioning = "hyper",
 ) -> Callable[[], Preset]:
-    """Med-SA on ViT-H, for volumes or for colour pictures (MODEL.md §15.2, §15.3 rows M1 to M5, §16.5)."""
+    """Med-SA on ViT-H, for volumes or for colour pictures (model.md §15.2, §15.3 rows M1 to M5, §16.5)."""
 
     def build() -> Preset:
         model = ModelConfig(
@@ -307,7 +307,7 @@ def _medsa(
 
 
 def _student(width: int, about: str) -> Callable[[], Preset]:
-    """A SwinUNETR that learns from a teacher (MODEL.md §11, §15.2); its patch follows the data."""
+    """A SwinUNETR that learns from a teacher (model.md §11, §15.2); its patch follows the data."""
 
     def build() -> Preset:
         config = Config(
@@ -321,7 +321,7 @@ def _student(width: int, about: str) -> Callable[[], Preset]:
 def _autosam(
     data: DataConfig, *, classes: int, about: str, score: float | None = None, level: Literal["last", "none"] = "last"
 ) -> Callable[[], Preset]:
-    """AutoSAM Adapter (MODEL.md §10, §15.2)."""
+    """AutoSAM Adapter (model.md §10, §15.2)."""
 
     def build() -> Preset:
         model = ModelConfig(
@@ -342,7 +342,7 @@ def _autosam(
 
 
 def _sweep(share: float, score: float) -> Callable[[], Preset]:
-    """One row of the paper's sweep of λ, the labels' share in the loss of SwinUNETR 24 (MODEL.md §15.3)."""
+    """One row of the paper's sweep of λ, the labels' share in the loss of SwinUNETR 24 (model.md §15.3)."""
 
     def build() -> Preset:
         train = replace(_autosam_training("distill"), seg_share=share)
@@ -366,7 +366,7 @@ def _swin_unetr(width: int, classes: int = 4) -> ModelConfig:
 
 
 def _autosam_training(mode: TrainMode = "auto") -> TrainConfig:
-    """AutoSAM Adapter's schedule (MODEL.md §14.2); an epoch is as long as nnU-Net's, since the paper does not say."""
+    """AutoSAM Adapter's schedule (model.md §14.2); an epoch is as long as nnU-Net's, since the paper does not say."""
     return TrainConfig(
         mode=mode,
         optimizer="adamw",

@@ -1,7 +1,7 @@
 """Configuration: frozen dataclasses; `config_json` reads and writes them, `config_check` says what goes together.
 
 Every published network, each of its ablation rows and the product itself are values of `Config`
-(MODEL.md §15). Only this module and `presets` know which paper is configured.
+(model.md §15). Only this module and `presets` know which paper is configured.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ MASK_STRIDE = 4
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
-    """The frozen SAM encoder (MODEL.md §3), or a network without SAM.
+    """The frozen SAM encoder (model.md §3), or a network without SAM.
 
     Attributes:
-        arch: `swin_unetr` is MONAI's SwinUNETR: the whole network, all of it trained (MODEL.md §11).
+        arch: `swin_unetr` is MONAI's SwinUNETR: the whole network, all of it trained (model.md §11).
         width: Feature size of a `swin_unetr`.
         attention: `sam` looks at slices; `window3d` at cubes of 8x8x8 tokens of the scan, shifted in every other block
-            (MODEL.md §10); `sam2d` is the same network with SAM's own windows, slice by slice, to compare with.
+            (model.md §10); `sam2d` is the same network with SAM's own windows, slice by slice, to compare with.
     """
 
     arch: Literal["vit_b", "vit_l", "vit_h", "mobile", "tiny", "swin_unetr"] = "vit_b"
@@ -43,7 +43,7 @@ class BackboneConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StemConfig:
-    """From M modalities to SAM's three channels (MODEL.md §5.1).
+    """From M modalities to SAM's three channels (model.md §5.1).
 
     `lean` convolves before it enlarges: at x4 the papers' stem costs as much as all the rest of a
     MobileSAM, a sixteenth of that is enough for it. `none` is for colour pictures, whose three channels
@@ -57,7 +57,7 @@ class StemConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DepthConfig:
-    """Learned positions of the slices in a patch (MODEL.md §5.2)."""
+    """Learned positions of the slices in a patch (model.md §5.2)."""
 
     pe_encoder: bool = True
     pe_decoder: Literal["full", "factorised", "none"] = "full"
@@ -65,7 +65,7 @@ class DepthConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderAdapterConfig:
-    """Adapters of the encoder blocks (MODEL.md §4.3); `pre`, before a block, is `window3d`'s only slot.
+    """Adapters of the encoder blocks (model.md §4.3); `pre`, before a block, is `window3d`'s only slot.
 
     `depth_branch` is Med-SA's SD-Trans (§4.4): each block's own attention runs along the slices too, through a `gate`
     that starts at zero, or, as in the public release, through a third `adapter`.
@@ -82,7 +82,7 @@ class EncoderAdapterConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ConditionConfig:
-    """How the `t2i` token adapters take up the prompt: Med-SA's HyP-Adapter and its rivals (MODEL.md §4.5).
+    """How the `t2i` token adapters take up the prompt: Med-SA's HyP-Adapter and its rivals (model.md §4.5).
 
     Attributes:
         mode: `none` leaves the plain adapters.
@@ -99,7 +99,7 @@ class ConditionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenAdapterConfig:
-    """Adapters of the decoder's prompt tokens (MODEL.md §4.3)."""
+    """Adapters of the decoder's prompt tokens (model.md §4.3)."""
 
     kind: AdapterKind = "depth_mlp"
     slots: tuple[Literal["self", "t2i", "mlp", "final"], ...] = ("self", "t2i", "mlp", "final")
@@ -112,7 +112,7 @@ class TokenAdapterConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageAdapterConfig:
-    """Adapters of the decoder's image tokens (MODEL.md §4.3)."""
+    """Adapters of the decoder's image tokens (model.md §4.3)."""
 
     kind: AdapterKind = "depth_conv"
     slot: Literal["i2t", "i2t_post"] = "i2t"
@@ -123,7 +123,7 @@ class ImageAdapterConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-    """Where automatic prompts come from (MODEL.md §6).
+    """Where automatic prompts come from (model.md §6).
 
     `kind="query"` is the MaskSAM generator, `"class"` Self-Prompt-SAM's, `"gt"` takes the prompts from the ground
     truth, `"user"` is Med-SA's: no generator, all prompts are clicks and boxes; `"unet3d"` is AutoSAM Adapter's prompt
@@ -158,7 +158,7 @@ class SourceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """SAM's mask decoder and what is added to it (MODEL.md §7).
+    """SAM's mask decoder and what is added to it (model.md §7).
 
     With `kind="none"` automatic mode ends with the scores of a generator whose masks have classes (that of classes, or
     that of queries with `loss.assignment="own"`); the decoder, with whatever is added to it, answers clicks only, and
@@ -189,7 +189,7 @@ class DecoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Terms of the set loss (MODEL.md §9); `kind="binary"` is BCE + Dice with given prompts.
+    """Terms of the set loss (model.md §9); `kind="binary"` is BCE + Dice with given prompts.
 
     `kind="segmentation"` is cross entropy + Dice of class logits (§9.4, §9.6), weighted by `bce` and `dice`.
 
@@ -217,7 +217,7 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The whole network (MODEL.md §15.1).
+    """The whole network (model.md §15.1).
 
     Attributes:
         channels: Modalities M of the scan.
@@ -281,7 +281,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Probabilities and ranges of nnU-Net's augmentation (MODEL.md §12.3). Angles in degrees."""
+    """Probabilities and ranges of nnU-Net's augmentation (model.md §12.3). Angles in degrees."""
 
     rotation: float = 0.2
     rotation_degrees: float = 30.0
@@ -300,7 +300,7 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Preprocessing and sampling (MODEL.md §12).
+    """Preprocessing and sampling (model.md §12).
 
     Attributes:
         view: Plane of the slices; `auto` puts the coarsest axis along depth.
@@ -308,10 +308,10 @@ class DataConfig:
         slices: `keep` resamples in-plane alone and leaves every scan its own slices, whose distance may differ from
             scan to scan; `auto` does so where they are thicker than three pixels (`plan.ANISOTROPIC`).
         normalisation: `rgb` is SAM's own, for colour pictures; `auto` decides by the channels' names.
-        longest: Pixels of a colour picture's longer side, to which each is resized as SAM does it (MODEL.md §12.3).
+        longest: Pixels of a colour picture's longer side, to which each is resized as SAM does it (model.md §12.3).
         window: For CT: (low, high, subtract, divide) in HU: clip to low and high, then subtract and divide, instead of
-            by the data set's own statistics (MODEL.md §12.1).
-        fit_patch: Fit the in-plane patch and `stem.upsample` to the data (MODEL.md §12.2); the
+            by the data set's own statistics (model.md §12.1).
+        fit_patch: Fit the in-plane patch and `stem.upsample` to the data (model.md §12.2); the
             preset's patch then gives the depth only.
         left_right: Mirroring along left-right. `declared` mirrors only where the data set declares
             `left_right_pairs` (an empty list says that no label has a side); labels swap with it.
@@ -339,7 +339,7 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One run of training (MODEL.md §14).
+    """One run of training (model.md §14).
 
     Attributes:
         mode: `auto` trains the model's own prompts, `prompt` simulated clicks and boxes, `mixed` both (§2.4);

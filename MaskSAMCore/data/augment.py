@@ -1,7 +1,7 @@
-"""nnU-Net's augmentation (MODEL.md §12.3) on torch tensors, one generator per sample, on the CPU or a GPU.
+"""nnU-Net's augmentation (model.md §12.3) on torch tensors, one generator per sample, on the CPU or a GPU.
 
 Space first, as one resampling of the case (image linear, labels linear on one-hot), so that a rotated patch shows
-what really lies beside it; then intensities; then mirroring, which exchanges paired labels (FAULTS row 22).
+what really lies beside it; then intensities; then mirroring, which exchanges paired labels (faults.md row 22).
 Slices thicker than `plan.ANISOTROPIC` pixels are treated in-plane only.
 """
 
@@ -48,7 +48,7 @@ def generator(*seeds: int) -> Generator:
 
 
 def for_fixed_copies(cfg: AugmentConfig) -> AugmentConfig:
-    """The same ranges with high probabilities, for the few copies of the frozen-feature cache (MODEL.md §14.4)."""
+    """The same ranges with high probabilities, for the few copies of the frozen-feature cache (model.md §14.4)."""
     return replace(
         cfg,
         rotation=min(1.0, 4 * cfg.rotation),

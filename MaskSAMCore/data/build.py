@@ -62,7 +62,7 @@ def prepare(
     progress: Progress = no_progress,
     cancel: CancelToken | None = None,
 ) -> tuple[PreparedDataset, BuildReport]:
-    """Preprocess a raw data set once (PRODUCT.md §2).
+    """Preprocess a raw data set once (product.md §2).
 
     A second call keeps every case whose sources, plan and files are unchanged; a call that was interrupted is
     continued. The data set is verified before anything is written.

@@ -177,7 +177,7 @@ class PreparedDataset:
         return found
 
     def verify(self, *, progress: Progress = no_progress) -> None:
-        """Check every hash (FAULTS row 43).
+        """Check every hash (faults.md row 43).
 
         Raises:
             DatasetError: With one line for every file that is not what was prepared.

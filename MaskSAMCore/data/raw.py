@@ -95,7 +95,7 @@ def read_dataset(folder: str | Path) -> RawDataset:
 
 
 def read_case(dataset: RawDataset, case: RawCase) -> tuple[Volume, LabelMap]:
-    """Scan and labels on one grid; a label map off by less than the stated tolerance is snapped (FAULTS row 26).
+    """Scan and labels on one grid; a label map off by less than the stated tolerance is snapped (faults.md row 26).
 
     Raises:
         InputError: A file is missing or unreadable, or the grids differ.

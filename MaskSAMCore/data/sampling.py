@@ -44,7 +44,7 @@ def _order(count: int, seed: int, epoch: int) -> np.ndarray:
 class PatchSampler:
     """Draws patches of prepared cases; every case once before any comes again.
 
-    The last `foreground` share of each batch is centred on a voxel of a random structure of its case (MODEL.md
+    The last `foreground` share of each batch is centred on a voxel of a random structure of its case (model.md
     §12.3); a batch of one is so with that probability.
 
     Args:
@@ -87,7 +87,7 @@ class PatchSampler:
         """The batch of micro-step `step` for process `rank` of `world`.
 
         Raises:
-            DatasetError: A case cannot be read; it is named (FAULTS rows 43, 44).
+            DatasetError: A case cannot be read; it is named (faults.md rows 43, 44).
         """
         samples, cases = [], []
         first = (step * world + rank) * self.size

@@ -77,7 +77,7 @@ def save_case(
             something else.
         DatasetError: Its dataset.json cannot be used.
         ResourceError: Another process holds the folder; the disk is full; or another program holds a file that must be
-            replaced: the new files are kept, and the message tells where (FAULTS row 60).
+            replaced: the new files are kept, and the message tells where (faults.md row 60).
     """
     folder, token = Path(folder), cancel or CancelToken()
     match_grid(labels.grid, volume.grid, where=volume.source)

@@ -1,4 +1,4 @@
-"""The simulated user: clicks and boxes made from a target mask, for training and for evaluation (MODEL.md §6.6).
+"""The simulated user: clicks and boxes made from a target mask, for training and for evaluation (model.md §6.6).
 
 Whatever is drawn comes from the generator that is handed in, so the same generator gives the same prompts. Clicks are
 array indices with voxel centres at integers, boxes are as in `masks`.

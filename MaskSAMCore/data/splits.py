@@ -142,7 +142,7 @@ def _entry(
 
 
 def check_splits(splits: Sequence[Split], patient: Callable[[str], str] | Mapping[str, str] | None = None) -> list[str]:
-    """One line for every patient (or case) that sits in both halves of a fold (FAULTS row 40)."""
+    """One line for every patient (or case) that sits in both halves of a fold (faults.md row 40)."""
     problems = []
     for index, split in enumerate(splits):
         train = {_patient(case, patient) for case in split.train}

@@ -1,4 +1,4 @@
-"""Everything that is wrong with a data set, in one report, before the first step (FAULTS rows 26, 27, 33, 40, 41)."""
+"""Everything that is wrong with a data set, in one report, before the first step (faults.md rows 26, 27, 33, 40, 41)."""
 
 from __future__ import annotations
 

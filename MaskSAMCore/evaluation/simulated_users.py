@@ -6,7 +6,7 @@ Two protocols, both on the scan's own grid:
 * whole volumes: the user clicks anywhere in the scan, and every click may change the whole structure.
 
 The first click is the innermost voxel of the structure, each further one the innermost voxel of the largest error that
-is left; nothing is random. In single slices there is what Med-SA's authors evaluate, too (MODEL.md §15.3), drawn from a
+is left; nothing is random. In single slices there is what Med-SA's authors evaluate, too (model.md §15.3), drawn from a
 fixed seed: 1 or 3 random points of the structure at once, and a box that overlaps its own by an IoU of 0.5 or 0.75.
 Both methods get the same points, the same boxes and the same first click; then each one's own errors are corrected by
 the same rule. NoC is the number of clicks until a Dice is reached, 20 where 20 were not enough.

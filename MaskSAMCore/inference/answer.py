@@ -1,4 +1,4 @@
-"""One slab's answer to the prompts that lie in it, and where it is written (MODEL.md §13.3).
+"""One slab's answer to the prompts that lie in it, and where it is written (model.md §13.3).
 
 A prompt writes the slices that are nearer to its own than to any other's, and never a slice that was prompted
 itself: what the user has corrected stays as it was left.

@@ -1,4 +1,4 @@
-"""The prompts that a model makes for itself, as boxes and points that a user can edit (MODEL.md §6.1-6.3)."""
+"""The prompts that a model makes for itself, as boxes and points that a user can edit (model.md §6.1-6.3)."""
 
 from __future__ import annotations
 

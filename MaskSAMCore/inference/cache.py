@@ -1,7 +1,7 @@
-"""Encoded slabs that are kept: on the device first, then in the computer's memory, then not (MODEL.md §13.3).
+"""Encoded slabs that are kept: on the device first, then in the computer's memory, then not (model.md §13.3).
 
 The key is made of what the encoder reads: the window's numbers and the weights. A slab of another scan, place or
-model has another key, so a stale one cannot be used (FAULTS row 32).
+model has another key, so a stale one cannot be used (faults.md row 32).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Doubts about a scan, told before minutes are spent on it (FAULTS row 30)."""
+"""Doubts about a scan, told before minutes are spent on it (faults.md row 30)."""
 
 from __future__ import annotations
 

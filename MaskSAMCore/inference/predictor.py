@@ -1,4 +1,4 @@
-"""A trained model on a whole scan: preprocess, windows, back to exactly the scan's grid (MODEL.md §13.1)."""
+"""A trained model on a whole scan: preprocess, windows, back to exactly the scan's grid (model.md §13.1)."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ class Predictor:
 
 
 def _targets(boxes: Sequence[Roi], grid: Grid) -> list[Slices]:
-    """The boxes as slices of the grid, or the whole grid where there are none (FAULTS row 31)."""
+    """The boxes as slices of the grid, or the whole grid where there are none (faults.md row 31)."""
     targets: list[Slices] = []
     for index, box in enumerate(boxes):
         try:
@@ -262,7 +262,7 @@ def constant(volume: Volume) -> bool:
 
 
 def check_memory(grid: Grid, plan: Plan, classes: int, channels: int, source: str = "") -> None:
-    """Refuse a scan that does not fit into the computer's memory, before anything is allocated (FAULTS row 48).
+    """Refuse a scan that does not fit into the computer's memory, before anything is allocated (faults.md row 48).
 
     Raises:
         ResourceError: With the numbers of what is needed and what is free.

@@ -1,4 +1,4 @@
-"""What a user gives for a structure: clicks, boxes and existing masks, on the grid of the scan (MODEL.md §6.7)."""
+"""What a user gives for a structure: clicks, boxes and existing masks, on the grid of the scan (model.md §6.7)."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Placed:
 
 
 def check(prompts: Sequence[Prompt], grid: Grid) -> None:
-    """Refuse prompts that cannot be answered (FAULTS row 31).
+    """Refuse prompts that cannot be answered (faults.md row 31).
 
     Raises:
         PromptError: Naming the first bad one by number and position.

@@ -1,4 +1,4 @@
-"""From one slab to the whole structure: outward on the grid of slabs until it ends (MODEL.md §13.3)."""
+"""From one slab to the whole structure: outward on the grid of slabs until it ends (model.md §13.3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One opened scan with one model: prompts in, changed voxels out (MODEL.md §13.3)."""
+"""One opened scan with one model: prompts in, changed voxels out (model.md §13.3)."""
 
 from __future__ import annotations
 
@@ -367,7 +367,7 @@ def _latest(snapshots: dict[tuple[Hashable, ...], State]) -> dict[tuple[Hashable
 
 
 def _require_memory(volume: Volume, plan: Plan) -> None:
-    """Refuse a scan that does not fit into the computer's memory (FAULTS row 48)."""
+    """Refuse a scan that does not fit into the computer's memory (faults.md row 48)."""
     voxels = float(np.prod(volume.grid.shape))
     # one channel as float32 beside the prepared image, and the masks of what is empty
     needed = 4 * plan.voxels(volume.grid) * (volume.channels + 1) + voxels * (4 + volume.channels)

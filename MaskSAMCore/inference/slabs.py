@@ -1,4 +1,4 @@
-"""The windows of an opened scan: which one answers a prompt, its intensities, and its encoding (MODEL.md §13.3)."""
+"""The windows of an opened scan: which one answers a prompt, its intensities, and its encoding (model.md §13.3)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _SMALLEST_STD = 1e-6
 
 
 class Retreat:
-    """Where the network runs, and what is given up when memory is full (FAULTS row 47).
+    """Where the network runs, and what is given up when memory is full (faults.md row 47).
 
     Attributes:
         said: What was given up so far, in words.

@@ -1,4 +1,4 @@
-"""A volume in overlapping windows: run the network on each, fuse the scores (MODEL.md §13.1)."""
+"""A volume in overlapping windows: run the network on each, fuse the scores (model.md §13.1)."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def mirrorings(rule: MirrorRule | None) -> list[tuple[int, ...]]:
 
 @dataclass
 class Memory:
-    """Where the work happens, and how it retreats when the GPU's memory is full (FAULTS row 47).
+    """Where the work happens, and how it retreats when the GPU's memory is full (faults.md row 47).
 
     Attributes:
         device: Of the network.

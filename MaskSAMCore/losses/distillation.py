@@ -1,4 +1,4 @@
-"""The loss of a student that learns from labels and from a teacher (MODEL.md §11)."""
+"""The loss of a student that learns from labels and from a teacher (model.md §11)."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def imitation_loss(logits: Tensor, taught: Tensor, valid: Tensor | None = None) 
 def probabilities(scores: Tensor) -> Tensor:
     """Class scores (..., K, D, H, W) of any head as probabilities that sum to 1 over the classes.
 
-    The scores of a query head do not (MODEL.md §8). Where a teacher claims nothing, every class is as likely.
+    The scores of a query head do not (model.md §8). Where a teacher claims nothing, every class is as likely.
     """
     known = scores.float().clamp(min=0) + 1e-6
     return known / known.sum(-4, keepdim=True)

@@ -1,4 +1,4 @@
-"""Which query answers for which structure: one assignment per slice (MODEL.md §9.1, §9.2).
+"""Which query answers for which structure: one assignment per slice (model.md §9.1, §9.2).
 
 Every slice is a sample of its own; samples are numbered b * D + d. All pairwise costs of a batch
 are matrix products, and they reach the CPU in one transfer.

@@ -1,4 +1,4 @@
-"""Cross entropy + Dice of class logits, at one or several scales (MODEL.md §9.4, §9.6)."""
+"""Cross entropy + Dice of class logits, at one or several scales (model.md §9.4, §9.6)."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def segmentation_terms(
     background: bool = False,
     log: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Cross entropy and Dice of one mask per class that compete for every voxel (MODEL.md §9.4), in float32.
+    """Cross entropy and Dice of one mask per class that compete for every voxel (model.md §9.4), in float32.
 
     Args:
         logits: (B, K, D, H, W).

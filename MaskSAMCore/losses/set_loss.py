@@ -1,4 +1,4 @@
-"""The set loss of the automatic mode, and BCE + Dice for given prompts (MODEL.md §9.3)."""
+"""The set loss of the automatic mode, and BCE + Dice for given prompts (model.md §9.3)."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class SetLoss(nn.Module):
 
 
 class BinaryLoss(nn.Module):
-    """BCE + Dice of the prompts taken from the ground truth: query q is class q + 1 (MODEL.md §6.5).
+    """BCE + Dice of the prompts taken from the ground truth: query q is class q + 1 (model.md §6.5).
 
     Args:
         cfg: Weights `bce` and `dice`.

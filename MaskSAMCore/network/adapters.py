@@ -1,4 +1,4 @@
-"""Adapters: the small trainable modules that turn SAM's slices into a volume (MODEL.md §4).
+"""Adapters: the small trainable modules that turn SAM's slices into a volume (model.md §4).
 
 An adapter returns the correction alone; the slot that holds it adds the skip. The last layer
 starts at zero, so a fresh network equals vanilla SAM.
@@ -161,7 +161,7 @@ class Adapter(nn.Module):
 
 
 class Condition(nn.Module):
-    """How a prompt changes the bottleneck of an adapter: Med-SA's HyP and its rivals (MODEL.md §4.5).
+    """How a prompt changes the bottleneck of an adapter: Med-SA's HyP and its rivals (model.md §4.5).
 
     A prompt without a condition counts as the zero vector, so what it does is what the biases have
     learned; a null vector of its own would say the same twice.
@@ -212,7 +212,7 @@ class Condition(nn.Module):
 
 
 class ConditionedAdapter(nn.Module):
-    """An adapter that every prompt tunes for itself: the HyP-Adapter of Med-SA (MODEL.md §4.5).
+    """An adapter that every prompt tunes for itself: the HyP-Adapter of Med-SA (model.md §4.5).
 
     Args:
         channels: C.
@@ -254,7 +254,7 @@ class ConditionedAdapter(nn.Module):
 
 
 class DepthBranch(nn.Module):
-    """What attention along the slices adds to attention within them: Med-SA's SD-Trans (MODEL.md §4.4).
+    """What attention along the slices adds to attention within them: Med-SA's SD-Trans (model.md §4.4).
 
     The attention itself has no weights of its own, it borrows the block's; this is how much of it is let in. `gate` is
     one number per block that starts at zero. The paper adds the branch as it is, which changes SAM from the start, with

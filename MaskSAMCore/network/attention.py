@@ -1,4 +1,4 @@
-"""SAM's attention, with two interchangeable kernels and any rectangular grid (MODEL.md §3.1, §3.2).
+"""SAM's attention, with two interchangeable kernels and any rectangular grid (model.md §3.1, §3.2).
 
 `reference` is what segment-anything and timm compute, operation by operation; `fast` gives the same
 numbers to rounding through PyTorch's fused kernel and never holds a (tokens x tokens) matrix.
@@ -151,7 +151,7 @@ def _by_pair(rows: Tensor, size: int) -> Tensor:
 
 
 def vit_depth_attention(attn: nn.Module, x: Tensor, depth: int) -> Tensor:
-    """The weights of segment-anything's `Attention` along the slices (MODEL.md §4.4).
+    """The weights of segment-anything's `Attention` along the slices (model.md §4.4).
 
     Args:
         attn: Its qkv and proj are used, not its position bias, which knows the two dimensions of a plane.

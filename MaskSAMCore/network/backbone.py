@@ -1,4 +1,4 @@
-"""SAM's plain vision transformers as adapted encoders, and the choice of a backbone (MODEL.md §3)."""
+"""SAM's plain vision transformers as adapted encoders, and the choice of a backbone (model.md §3)."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class ViTEncoder(AdaptedEncoder):
         return Features(levels=tuple(levels), embed=unfold(embed, depth))
 
     def _position(self, grid: tuple[int, int]) -> Tensor:
-        """The absolute positions (1, g_h, g_w, C) for a grid (MODEL.md §3.1)."""
+        """The absolute positions (1, g_h, g_w, C) for a grid (model.md §3.1)."""
         table = self.sam.pos_embed
         if self.backbone.pos_mode == "crop":
             return table[:, : grid[0], : grid[1]]

@@ -1,4 +1,4 @@
-"""Boxes: extents of masks, their fusion, and GIoU (MODEL.md §6.3).
+"""Boxes: extents of masks, their fusion, and GIoU (model.md §6.3).
 
 Boxes are (x0, y0, x1, y1), half-open fractions of the patch, x along columns. A mask over the
 columns a..b has x0 = a / W, x1 = (b + 1) / W.
@@ -73,7 +73,7 @@ def fuse_boxes(
     extents: Tensor | None,
     empty: Tensor | None,
 ) -> Tensor | None:
-    """The box that prompts SAM (MODEL.md §6.3, the paper's Fig. 5 a-d).
+    """The box that prompts SAM (model.md §6.3, the paper's Fig. 5 a-d).
 
     `average` is the mean of both, and the learned box alone where the mask is empty. A fusion whose
     parts do not all exist uses the one that does.

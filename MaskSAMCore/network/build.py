@@ -55,6 +55,6 @@ def adapts_encoder(name: str) -> bool:
 
 
 def freeze(model: nn.Module) -> None:
-    """Train exactly what does not belong to the pretrained SAM (MODEL.md §3)."""
+    """Train exactly what does not belong to the pretrained SAM (model.md §3)."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not is_frozen(name))

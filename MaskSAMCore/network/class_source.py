@@ -1,4 +1,4 @@
-"""Self-Prompt-SAM's generator: class logits at several scales, and one prompt per class and slice (MODEL.md §6.4)."""
+"""Self-Prompt-SAM's generator: class logits at several scales, and one prompt per class and slice (model.md §6.4)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ClassGenerator(PromptSource):
 
     @classmethod
     def check(cls, cfg: ModelConfig) -> None:
-        """What class prompts need (MODEL.md §6.4, §7.5).
+        """What class prompts need (model.md §6.4, §7.5).
 
         Raises:
             InputError: Names the value.

@@ -1,4 +1,4 @@
-"""SAM's frozen mask decoder with adapter slots, whole slabs at a time (MODEL.md §4.3, §7).
+"""SAM's frozen mask decoder with adapter slots, whole slabs at a time (model.md §4.3, §7).
 
 Everything is kept channels last, and the sequences are (B * Q * D) with depth fastest. Image tokens
 stay (B, 1, D, n, 256) for as long as all prompts of a slice share them.
@@ -41,7 +41,7 @@ class Positions(NamedTuple):
 
 
 class SamDecoder(nn.Module):
-    """Segment-anything's `MaskDecoder` (`.sam`, frozen) re-expressed with the slots of MODEL.md §4.3.
+    """Segment-anything's `MaskDecoder` (`.sam`, frozen) re-expressed with the slots of model.md §4.3.
 
     Tokens stand in the order [iou, mask0..mask3, sparse..., class] (§7.1). With fresh adapters, zero
     depth positions and `class_head=False` it is SAM's decoder.
@@ -152,7 +152,7 @@ class SamDecoder(nn.Module):
         return Positions(plane + self.depth_pe.flatten(2).transpose(1, 2))
 
     def _tokens(self, t: PromptTokens) -> Tensor:
-        """(G, T, 256) in the order of MODEL.md §7.1."""
+        """(G, T, 256) in the order of model.md §7.1."""
         count = t.sparse.shape[0]
         output = torch.cat([self.sam.iou_token.weight, self.sam.mask_tokens.weight])
         parts = [output.expand(count, -1, -1), t.sparse]

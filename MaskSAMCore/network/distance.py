@@ -1,4 +1,4 @@
-"""The innermost pixel of binary masks, by an exact Euclidean distance transform in torch (MODEL.md §6.4).
+"""The innermost pixel of binary masks, by an exact Euclidean distance transform in torch (model.md §6.4).
 
 Written as two passes of plain tensor operations, many masks at once: it runs where the masks are, so training on a GPU
 does not wait for the CPU, and the network needs no further library.

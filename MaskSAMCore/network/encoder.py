@@ -1,4 +1,4 @@
-"""What all backbones share: a frozen SAM encoder with adapter slots beside it (MODEL.md §3, §4.3).
+"""What all backbones share: a frozen SAM encoder with adapter slots beside it (model.md §3, §4.3).
 
 SAM's own modules are kept as they are, under `sam`; only the order in which they are called is
 written here and in the backbones, so that a slot stands where the papers put it. Whatever is trained
@@ -92,7 +92,7 @@ class AdaptedEncoder(nn.Module):
         return self._encode(x, adapt=self.adapters_enabled)
 
     def frozen_features(self, x: Tensor) -> Features:
-        """The same for SAM itself, whatever the state of adapters; any number of slices (MODEL.md §14.4)."""
+        """The same for SAM itself, whatever the state of adapters; any number of slices (model.md §14.4)."""
         self._check(x)
         return self._encode(x, adapt=False)
 
@@ -136,7 +136,7 @@ class AdaptedEncoder(nn.Module):
         return torch.add(x, _over_depth(self.adapters[index]["mlp"], n, depth), alpha=self.scale)
 
     def _add_depth_pe(self, x: Tensor, depth: int, adapt: bool) -> Tensor:
-        """Add each slice's position to x (B*D, h, w, C) (MODEL.md §5.2)."""
+        """Add each slice's position to x (B*D, h, w, C) (model.md §5.2)."""
         if not adapt or self.depth_pe is None:
             return x
         return (x.unflatten(0, (-1, depth)) + self.depth_pe[:, None, None]).flatten(0, 1)

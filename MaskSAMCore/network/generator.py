@@ -1,4 +1,4 @@
-"""MaskSAM's prompt generator: masks, boxes and class tokens for N queries per slice (MODEL.md §6.1-6.3)."""
+"""MaskSAM's prompt generator: masks, boxes and class tokens for N queries per slice (model.md §6.1-6.3)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOKEN_CELLS = 16
 
 
 class BoxHead(nn.Module):
-    """Boxes from 2x2 cells of all stages: always ordered, always inside the patch (MODEL.md §6.2).
+    """Boxes from 2x2 cells of all stages: always ordered, always inside the patch (model.md §6.2).
 
     The release normalises the numbers before the sigmoid, which takes out the mean of what is
     regressed. Here its scale and shift per query stay, its normalisation does not.
@@ -40,7 +40,7 @@ class BoxHead(nn.Module):
 
 
 class TokenHead(nn.Module):
-    """Auxiliary class tokens from 16x16 cells of all stages; 16 * 16 is the decoder's width (MODEL.md §6.2)."""
+    """Auxiliary class tokens from 16x16 cells of all stages; 16 * 16 is the decoder's width (model.md §6.2)."""
 
     def __init__(self, channels: int, queries: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Prompts from the ground truth: the supplement's model without a generator (MODEL.md §6.5)."""
+"""Prompts from the ground truth: the supplement's model without a generator (model.md §6.5)."""
 
 from __future__ import annotations
 

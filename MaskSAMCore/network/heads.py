@@ -1,4 +1,4 @@
-"""From decoded masks to class scores at the patch's own size (MODEL.md §6.5, §7.3, §8)."""
+"""From decoded masks to class scores at the patch's own size (model.md §6.5, §7.3, §8)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from MaskSAMCore.network.convolution import Conv3d
 
 
 def semantic(cls: Tensor, masks: Tensor) -> Tensor:
-    """Class scores of matched queries, P(c, v) = sum_q softmax(cls_q)[c] * sigmoid(mask_q(v)) (MODEL.md §8).
+    """Class scores of matched queries, P(c, v) = sum_q softmax(cls_q)[c] * sigmoid(mask_q(v)) (model.md §8).
 
     A score, not a normalised distribution; computed in fp32, one slice at a time, so no more than
     one slice's probabilities stand beside the result.
@@ -33,7 +33,7 @@ def semantic(cls: Tensor, masks: Tensor) -> Tensor:
 
 
 def argmax_head(masks: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Class scores of prompts whose class is known: query q is class q + 1 (MODEL.md §6.5).
+    """Class scores of prompts whose class is known: query q is class q + 1 (model.md §6.5).
 
     A softmax over the logits with 0 for the background: the winner is the prompt with the highest
     logit where that is above 0, else background, and the scores can be averaged like `semantic`'s.
@@ -67,7 +67,7 @@ def resize_masks(masks: Tensor, size: tuple[int, int], *, mode: str = "bilinear"
 
 
 class MaskUpsampler(nn.Module):
-    """Learned x4 upsampling with the queries as channels (MODEL.md §7.3).
+    """Learned x4 upsampling with the queries as channels (model.md §7.3).
 
     It mixes queries, so it is only for the generator's own Q = N; prompts of a user are resized.
 
@@ -114,7 +114,7 @@ class MaskBlend(nn.Module):
 
 
 class MultiClassHead(nn.Module):
-    """Self-Prompt-SAM's MC-Adapter: lets the decoded masks of the classes correct each other (MODEL.md §7.6).
+    """Self-Prompt-SAM's MC-Adapter: lets the decoded masks of the classes correct each other (model.md §7.6).
 
     Two convolutions with four times as many channels between them, added to their input; the last one starts at zero,
     so that a new head changes nothing.

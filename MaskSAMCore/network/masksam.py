@@ -1,4 +1,4 @@
-"""MaskSAM: a frozen SAM with 3-D adapters, fed by a generator of its own prompts (MODEL.md §2)."""
+"""MaskSAM: a frozen SAM with 3-D adapters, fed by a generator of its own prompts (model.md §2)."""
 
 from __future__ import annotations
 
@@ -73,11 +73,11 @@ class MaskSAM(Segmenter):
         return self.encoder(self.stem(image))
 
     def encode_frozen(self, image: Tensor) -> Features:
-        """The features of SAM itself, without adapters: the constant of MODEL.md §14.4."""
+        """The features of SAM itself, without adapters: the constant of model.md §14.4."""
         return self.encoder.frozen_features(self.stem.frozen(image))
 
     def set_decoder(self, on: bool) -> None:
-        """Leave the decoder out of automatic mode (`on=False`), as long as it is not trained yet (MODEL.md §9.4).
+        """Leave the decoder out of automatic mode (`on=False`), as long as it is not trained yet (model.md §9.4).
 
         Prompts of a user are decoded all the same.
         """
@@ -116,7 +116,7 @@ class MaskSAM(Segmenter):
         return self.decoder(features, tokens, dense_pe, multimask=multimask, chunk=chunk)
 
     def slab(self, image: Tensor, features: Features | None = None) -> Slab:
-        """What prompts read of a patch; the only part of a click's answer that takes the encoder (MODEL.md §2.5).
+        """What prompts read of a patch; the only part of a click's answer that takes the encoder (model.md §2.5).
 
         Args:
             image: (B, M, D, H, W), normalised as in preprocessing.
@@ -198,7 +198,7 @@ class MaskSAM(Segmenter):
         return resize_masks(masks, (size[0], size[1]))
 
     def scores(self, outputs: QueryOutputs) -> Tensor:
-        """Class scores (B, K, D, H, W) in [0, 1] of a forward pass (MODEL.md §8)."""
+        """Class scores (B, K, D, H, W) in [0, 1] of a forward pass (model.md §8)."""
         if self.cfg.head == "argmax":
             return argmax_head(outputs.masks, outputs.valid)
         if self.cfg.head in ("softmax", "multiclass") or not self.decodes:

@@ -1,4 +1,4 @@
-"""MobileSAM's encoder: timm's TinyViT with SAM's neck and our adapter slots (MODEL.md §3).
+"""MobileSAM's encoder: timm's TinyViT with SAM's neck and our adapter slots (model.md §3).
 
 With `attention_kernel="fast"` each frozen batch norm is merged into the convolution before it, the
 maps lie channels-last and attention runs in PyTorch's fused kernel: the same numbers to rounding in
@@ -37,7 +37,7 @@ class MobileEncoder(AdaptedEncoder):
 
     The paper adds depth positions behind a ViT's absolute embedding. TinyViT has none, so the table
     (D, 128) stands at the entry of the first attention block: the first point that adapters can see,
-    and behind the convolutional stage, which thus stays the constant prefix of MODEL.md §14.4.
+    and behind the convolutional stage, which thus stays the constant prefix of model.md §14.4.
     """
 
     def __init__(self, cfg: ModelConfig) -> None:

@@ -1,7 +1,7 @@
 """From prompts in some slices of a patch to prompts in all of them: one rule for training and for users.
 
 The depth adapters mix the slices of a patch, so every slice needs prompts. A slice without any of its
-own takes those of the nearest slice that has some, and is told how far away that is (MODEL.md §13.3).
+own takes those of the nearest slice that has some, and is told how far away that is (model.md §13.3).
 """
 
 from __future__ import annotations

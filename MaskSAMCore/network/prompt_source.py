@@ -1,4 +1,4 @@
-"""What every source of automatic prompts is (MODEL.md §6); `sources` lists them."""
+"""What every source of automatic prompts is (model.md §6); `sources` lists them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts of any source, put into the words of SAM's own prompt encoder (MODEL.md §1, §2.4, §6.7, §7.1)."""
+"""Prompts of any source, put into the words of SAM's own prompt encoder (model.md §1, §2.4, §6.7, §7.1)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class PromptTokenizer(nn.Module):
     Coordinates are continuous fractions of the patch: the centre of voxel i of W lies at
     (i + 0.5) / W, and a box whose columns span a..b is (a / W, (b + 1) / W). With `pos_mode="crop"`
     the patch is the top-left part of SAM's canvas of 1024 pixels, with `"interpolate"` it fills it
-    (MODEL.md §3.1).
+    (model.md §3.1).
 
     Args:
         cfg: `backbone.pos_mode`, and D where the slice offsets are learned; any grid is accepted at call time.

@@ -48,7 +48,7 @@ class Segmenter(nn.Module):
         """Switch what the frozen phase leaves out; nothing, unless the network has such a phase."""
 
     def set_decoder(self, on: bool) -> None:
-        """Leave out what is not trained yet; nothing, unless the network learns in two stages (MODEL.md §9.4)."""
+        """Leave out what is not trained yet; nothing, unless the network learns in two stages (model.md §9.4)."""
 
     def set_checkpointing(self, enabled: bool) -> None:
         """Recompute activations in the backward pass instead of keeping them, where the network can."""

@@ -1,4 +1,4 @@
-"""The sources of prompts by name, and what each of them goes with (MODEL.md §6, §15.2, §15.3)."""
+"""The sources of prompts by name, and what each of them goes with (model.md §6, §15.2, §15.3)."""
 
 from __future__ import annotations
 

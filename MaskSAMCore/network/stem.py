@@ -1,4 +1,4 @@
-"""From the M modalities of a scan to the three channels that SAM was trained with (MODEL.md §5.1)."""
+"""From the M modalities of a scan to the three channels that SAM was trained with (model.md §5.1)."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class ModalityStem(nn.Module):
         return self.lift(self._enlarge(x)) + self.gamma[:, None, None, None] * self.branch(x)
 
     def frozen(self, x: Tensor) -> Tensor:
-        """What the encoder sees when nothing is trained; same shapes as `forward` (MODEL.md §14.4)."""
+        """What the encoder sees when nothing is trained; same shapes as `forward` (model.md §14.4)."""
         if self.kind in ("repeat", "none") and self.channels == SAM_CHANNELS:
             return self._enlarge(x)
         mean = x if self.channels == 1 else x.mean(1, keepdim=True)
@@ -92,5 +92,5 @@ def _conv(inner: int, outer: int) -> list[nn.Module]:
 
 
 def _up(inner: int, outer: int) -> list[nn.Module]:
-    # The released counts of MODEL.md §16.2 come out only with plain instance norms behind these.
+    # The released counts of model.md §16.2 come out only with plain instance norms behind these.
     return [nn.ConvTranspose3d(inner, outer, (1, 2, 2), stride=(1, 2, 2)), nn.InstanceNorm3d(outer), nn.GELU()]

@@ -1,4 +1,4 @@
-"""The student of a distillation: MONAI's SwinUNETR, small enough for a laptop (MODEL.md §11)."""
+"""The student of a distillation: MONAI's SwinUNETR, small enough for a laptop (model.md §11)."""
 
 from __future__ import annotations
 

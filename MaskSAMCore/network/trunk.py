@@ -1,4 +1,4 @@
-"""The generator's trunk: from the encoder's features to maps at the patch's resolution (MODEL.md §6.1).
+"""The generator's trunk: from the encoder's features to maps at the patch's resolution (model.md §6.1).
 
 Three bodies: the paper's pyramid over levels that all have stride 16 (ViT), the same idea over
 levels at their true strides (TinyViT), and the plain stack of Self-Prompt-SAM's first ablation row.
@@ -27,7 +27,7 @@ IN_PLANE: Kernel = (1, 3, 3)
 
 
 class ConvBlock(nn.Sequential):
-    """Convolution, instance norm, leaky ReLU: the CB of MODEL.md §6.1.
+    """Convolution, instance norm, leaky ReLU: the CB of model.md §6.1.
 
     The instance norm is written as a group norm with one group per channel: the same numbers in less time on a CPU.
 
@@ -47,7 +47,7 @@ class ConvBlock(nn.Sequential):
 
 
 class Up(nn.ConvTranspose3d):
-    """Transposed convolution that doubles height and width: the UP of MODEL.md §6.1.
+    """Transposed convolution that doubles height and width: the UP of model.md §6.1.
 
     Kernel and stride agree, so it is one matrix product per voxel; written as such it runs four
     times as fast on a CPU as the general operator.
@@ -96,7 +96,7 @@ class Body(nn.Module):
 
 
 class Pyramid(Body):
-    """The paper's trunk, over levels of stride 16 (MODEL.md §6.1).
+    """The paper's trunk, over levels of stride 16 (model.md §6.1).
 
     The deeper a level, the earlier it joins. Where the levels outnumber the doublings, the rest join
     at the last stage through the same skip module, as in the release (§18.2 row 6).
@@ -132,7 +132,7 @@ class Pyramid(Body):
 
 
 class ScaledPyramid(Body):
-    """The trunk over levels at their true strides (TinyViT; MODEL.md §3).
+    """The trunk over levels at their true strides (TinyViT; model.md §3).
 
     Every stage halves the stride and takes the levels that have it, deepest first. Skips are
     1x1x1 convolutions with norm, which bring a frozen level to the trunk's width and scale. Stages

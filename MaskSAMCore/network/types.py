@@ -1,7 +1,7 @@
 """The tensors that travel between the parts of the network, and the one place that folds depth.
 
 Image-like tensors are (B, C, D, H, W). SAM's two-dimensional modules see (B*D, ...) with depth
-fastest, so every depth operator is a plain `unflatten(0, (-1, D))` (MODEL.md §1).
+fastest, so every depth operator is a plain `unflatten(0, (-1, D))` (model.md §1).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Features:
 
 @dataclass
 class Slab:
-    """What prompts read of one encoded patch; the unit that is cached (MODEL.md §2.5, §13.3).
+    """What prompts read of one encoded patch; the unit that is cached (model.md §2.5, §13.3).
 
     Attributes:
         embed: (B, 256, D, g_h, g_w) after SAM's neck.
@@ -120,7 +120,7 @@ class PromptTokens:
         cls: (G, 256) auxiliary class tokens or None.
         queries: Q.
         ignored: (G, t) bool, sparse tokens that only fill up and that nothing may attend to; None for none.
-        condition: (G, 512), mean and maximum of the sparse tokens that say something (MODEL.md §4.5), zero without any.
+        condition: (G, 512), mean and maximum of the sparse tokens that say something (model.md §4.5), zero without any.
         conditioned: (G,) bool, whether there was one.
     """
 

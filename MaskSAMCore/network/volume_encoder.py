@@ -1,4 +1,4 @@
-"""AutoSAM Adapter's encoder: SAM's weights over tokens of three dimensions (MODEL.md §10).
+"""AutoSAM Adapter's encoder: SAM's weights over tokens of three dimensions (model.md §10).
 
 The scan becomes a cube of tokens, not a stack of slices; SAM's blocks attend within shifted windows of 8x8x8 of them.
 SAM's own weights stay frozen under `sam`. What the paper trains of them, the norms and a table of relative depth

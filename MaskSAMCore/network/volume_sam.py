@@ -1,4 +1,4 @@
-"""AutoSAM Adapter: SAM in three dimensions, whose prompts are a U-Net's (MODEL.md §6.8, §10)."""
+"""AutoSAM Adapter: SAM in three dimensions, whose prompts are a U-Net's (model.md §6.8, §10)."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class PromptUNet(nn.Module):
 
 
 class MlaDecoder(nn.Module):
-    """Multi-layer aggregation: all levels and the scan itself, side by side, to class logits (MODEL.md §10.7).
+    """Multi-layer aggregation: all levels and the scan itself, side by side, to class logits (model.md §10.7).
 
     `decoder.fusion_res=half` brings them together at twice the tokens' grid, as the release does: half the scan's size
     with the presets. `full` does it at the scan's own, as the paper says, with eight times the work and memory.

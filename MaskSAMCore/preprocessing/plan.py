@@ -126,7 +126,7 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class MirrorRule:
-    """Which mirrorings keep labels true (FAULTS row 22).
+    """Which mirrorings keep labels true (faults.md row 22).
 
     Attributes:
         axes: Of (D, H, W), those along which mirroring is allowed.
@@ -227,7 +227,7 @@ def normalisation_of(channels: Iterable[str], choice: str) -> tuple[str, ...]:
 def fingerprint(
     cases: Iterable[tuple[Volume, LabelMap]], *, channels: tuple[str, ...], normalisation: str = "auto"
 ) -> Fingerprint:
-    """Collect what the plan needs, one case in memory at a time (MODEL.md §12.1).
+    """Collect what the plan needs, one case in memory at a time (model.md §12.1).
 
     Args:
         cases: Training scans with their labels.
@@ -282,7 +282,7 @@ def choose_view(spacing: Triple) -> str:
 
 
 def make_plan(fingerprint: Fingerprint, cfg: Config) -> Plan:
-    """Target spacing, view and patch (MODEL.md §12.1, §12.2).
+    """Target spacing, view and patch (model.md §12.1, §12.2).
 
     The spacing is the median; where it is anisotropic and the coarse axis also has the fewest voxels, that axis
     takes its 10th percentile, unless `cfg.data.slices` keeps it out of resampling. `cfg.data` overrides view, spacing
@@ -341,7 +341,7 @@ def keeps_slices(data: DataConfig, spacing: Sequence[float]) -> bool:
 
 
 def _picture_plan(fingerprint: Fingerprint, cfg: Config, kinds: tuple[str, ...]) -> Plan:
-    """Colour pictures have no spacing: each is resized until its longer side fits (MODEL.md §12.3)."""
+    """Colour pictures have no spacing: each is resized until its longer side fits (model.md §12.3)."""
     longest = cfg.data.longest
     if len(kinds) != len(COLOURS) or longest < 1:
         raise InputError(
@@ -384,7 +384,7 @@ def windowed(stats: ChannelStats, data: DataConfig) -> ChannelStats:
 
 
 def fit_patch(median_shape: Shape, *, upsample: int, depth: int = 16, largest: int = 512, canvas: int = 1024) -> Shape:
-    """A patch for new data (MODEL.md §12.2): the median slice if it fits, and at most `depth` slices.
+    """A patch for new data (model.md §12.2): the median slice if it fits, and at most `depth` slices.
 
     Args:
         median_shape: (D, H, W) at the target spacing.

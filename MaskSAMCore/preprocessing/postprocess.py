@@ -1,4 +1,4 @@
-"""Largest connected components: kept where that was better on validation cases (MODEL.md §13.1, nnU-Net's rule)."""
+"""Largest connected components: kept where that was better on validation cases (model.md §13.1, nnU-Net's rule)."""
 
 from __future__ import annotations
 

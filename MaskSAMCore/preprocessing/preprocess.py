@@ -1,6 +1,6 @@
 """From a scan to network input, and from scores back to exactly the scan's grid.
 
-canonical RAS orientation -> depth axis first -> crop to content -> normalise -> resample (MODEL.md §12.1); the way
+canonical RAS orientation -> depth axis first -> crop to content -> normalise -> resample (model.md §12.1); the way
 back is the same record read from its end, scores resampled linearly, one class at a time, argmax last (§13.1).
 """
 
@@ -119,7 +119,7 @@ def preprocess(volume: Volume, plan: Plan) -> Prepared:
     """Bring a scan to the plan's orientation, spacing and intensities.
 
     NaN and Inf become the lowest finite value of their channel, with a warning; a channel without contrast becomes
-    zeros (FAULTS rows 27, 28).
+    zeros (faults.md rows 27, 28).
 
     Raises:
         InputError: The scan has another number of channels, or no finite voxel.
@@ -209,7 +209,7 @@ def ids_to_classes(array: np.ndarray, labels: LabelTable, *, where: object = "")
     """Label ids to the network's classes 0..K-1, uint8, or uint16 for many classes.
 
     Raises:
-        InputError: An id is not in the table (FAULTS row 41).
+        InputError: An id is not in the table (faults.md row 41).
     """
     found = np.unique(array)
     table = {0: 0} | {label.id: index for index, label in enumerate(labels.labels, start=1)}

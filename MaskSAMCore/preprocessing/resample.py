@@ -20,7 +20,7 @@ Shape = tuple[int, int, int]
 
 
 def resample(x: Tensor, shape: Shape, *, mode: Literal["cubic", "linear"], depth: Depth = "same") -> Tensor:
-    """Resample one channel to another shape (MODEL.md §12.1).
+    """Resample one channel to another shape (model.md §12.1).
 
     Two separable passes, in-plane and along depth. Images are antialiased where they shrink; masks and scores only
     beyond `SHRINK`, since that was seen to cost them accuracy on the way back (real labels, Dice 0.984 for 0.995).

@@ -6,7 +6,7 @@ import math
 
 
 def starts(size: int, patch: int, *, step: float = 0.5) -> list[int]:
-    """First indices of the windows along one axis (MODEL.md §13.1).
+    """First indices of the windows along one axis (model.md §13.1).
 
     Args:
         size: Voxels along the axis.

@@ -43,7 +43,7 @@ class Batch:
 def prefetch(batch: Callable[[int], Batch], steps: range, *, ahead: int = 3) -> Iterator[Batch]:
     """Yield `batch(step)` for every step, made by one thread ahead of use.
 
-    An exception of the thread is raised here, in the consumer, with its own traceback (FAULTS row 44).
+    An exception of the thread is raised here, in the consumer, with its own traceback (faults.md row 44).
     """
     ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=ahead)
     stop = threading.Event()

@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file each, complete or absent, verified when read (FAULTS rows 38, 39, 46)."""
+"""Checkpoints: one safetensors file each, complete or absent, verified when read (faults.md rows 38, 39, 46)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The teacher of a distillation: a trained model whose answers a student learns to give (MODEL.md §11)."""
+"""The teacher of a distillation: a trained model whose answers a student learns to give (model.md §11)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The frozen prefix is a constant: features of SAM's encoder, computed once per slice (MODEL.md §14.4).
+"""The frozen prefix is a constant: features of SAM's encoder, computed once per slice (model.md §14.4).
 
 Every training case is stored in a fixed set of augmented copies, each in the in-plane windows of
 the sliding window over all its slices, as fp16. Training the generator, the decoder's adapters and

@@ -24,7 +24,7 @@ def fit_config(config: Config, dataset: PreparedDataset) -> Config:
     """The preset with the data set's channels and classes, and its patch where `data.fit_patch` asks for it.
 
     The in-plane patch is the median slice; the stem enlarges small slices, so that the encoder sees 128 to
-    512 pixels (MODEL.md §12.2, §15.2). Larger slices make a thinner patch, by `PATCH_TOKENS`. A student's patch is
+    512 pixels (model.md §12.2, §15.2). Larger slices make a thinner patch, by `PATCH_TOKENS`. A student's patch is
     the median scan in multiples of 8, up to 128 along every axis: in training a teacher has to answer all of it.
     """
     plan, classes = dataset.plan, dataset.labels.classes

@@ -1,4 +1,4 @@
-"""The training loop: frozen phase, then the whole network; every step a function of its number (MODEL.md §14)."""
+"""The training loop: frozen phase, then the whole network; every step a function of its number (model.md §14)."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Sources:
 
 
 def practice_at(step: int, cfg: TrainConfig) -> Practice:
-    """What a step trains (MODEL.md §2.4, §9.4, §11, §14.3)."""
+    """What a step trains (model.md §2.4, §9.4, §11, §14.3)."""
     if step < cfg.generator_epochs * cfg.iterations:
         return Practice.GENERATOR
     if cfg.mode == "distill":

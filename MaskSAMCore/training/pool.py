@@ -1,4 +1,4 @@
-"""Patches that went through the frozen encoder once and are learned from many times (MODEL.md §14.4).
+"""Patches that went through the frozen encoder once and are learned from many times (model.md §14.4).
 
 `features` keeps whole cases in a few copies; this keeps as many patches as there is time to encode, each drawn and
 augmented by itself, so that it is made in a known time whatever the size of the scans.

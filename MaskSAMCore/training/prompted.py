@@ -1,4 +1,4 @@
-"""Training on clicks and boxes: simulated users of the structures in a patch (MODEL.md §2.4, §6.6)."""
+"""Training on clicks and boxes: simulated users of the structures in a patch (model.md §2.4, §6.6)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model in minutes: what stands behind SAM's frozen encoder, trained against the clock (MODEL.md §14.4)."""
+"""A model in minutes: what stands behind SAM's frozen encoder, trained against the clock (model.md §14.4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One run of training, from a data set or cache to a model folder: what `train` does (PRODUCT.md §2)."""
+"""One run of training, from a data set or cache to a model folder: what `train` does (product.md §2)."""
 
 from __future__ import annotations
 

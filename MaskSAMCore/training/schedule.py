@@ -1,4 +1,4 @@
-"""Learning rates as pure functions of the step, so that resuming needs no state (MODEL.md §14.2)."""
+"""Learning rates as pure functions of the step, so that resuming needs no state (model.md §14.2)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def halving(lr: float, epoch: int) -> float:
 def exponential(lr: float, epoch: int, epochs: int, *, warmup: int, ratio: float) -> float:
     """AutoSAM Adapter's schedule, constant within an epoch: lr·e^{10(e/w−1)} for the first w, then decay to lr·ratio.
 
-    The paper says exponential, its release has a polynomial tail; this is the paper's (MODEL.md §14.2).
+    The paper says exponential, its release has a polynomial tail; this is the paper's (model.md §14.2).
     """
     if epoch < warmup:
         return lr * math.exp(10 * (epoch / warmup - 1))

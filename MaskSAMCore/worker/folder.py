@@ -1,4 +1,4 @@
-"""The private folder through which arrays travel between client and worker (FAULTS row 15).
+"""The private folder through which arrays travel between client and worker (faults.md row 15).
 
 It holds patient data, so each file lives only from its writing to its reading, and the folder goes with whichever of
 the two processes ends last. Its owner, the client, holds a lock of the operating system on a file in it, which ends

@@ -1,4 +1,4 @@
-"""The parameter audit: what is trained and what is frozen, counted on built networks (MODEL.md §16)."""
+"""The parameter audit: what is trained and what is frozen, counted on built networks (model.md §16)."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def audit_config(cfg: ModelConfig) -> Audit:
 
 
 def audit_table(names: Sequence[str] | None = None) -> str:
-    """All audits as text: the backbones of MODEL.md §16.1, then every preset with its parts.
+    """All audits as text: the backbones of model.md §16.1, then every preset with its parts.
 
     Raises:
         ModelError: A built network has a parameter that no part accounts for.

@@ -1,4 +1,4 @@
-"""What a configuration costs: its parameters, and the operations of one pass (MODEL.md §16, §17).
+"""What a configuration costs: its parameters, and the operations of one pass (model.md §16, §17).
 
 Counted on networks without memory for their weights, in seconds; those of the presets are kept with the program, so
 that a list of them is there at once.

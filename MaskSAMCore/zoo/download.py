@@ -1,7 +1,7 @@
 """Files from elsewhere: every byte is checked by sha256 before it counts, and nothing it holds is run.
 
 A download goes into a `.part` file beside its target and is renamed only when its hash is right
-(FAULTS rows 35, 36). Archives are read member by member, by exact name; nothing is ever unpacked
+(faults.md rows 35, 36). Archives are read member by member, by exact name; nothing is ever unpacked
 to a path that an archive chose (row 7).
 """
 

@@ -2,7 +2,7 @@
 
 It holds trained tensors only; the frozen SAM comes from the base weights that its card names by
 sha256. Writing is all or nothing, and loading is strict: what does not fit is listed, never skipped
-(FAULTS rows 34, 37).
+(faults.md rows 34, 37).
 """
 
 from __future__ import annotations

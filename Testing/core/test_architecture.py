@@ -277,7 +277,8 @@ def test_what_is_allowed_passes(path: str, source: str) -> None:
 
 LIGHT_MODULES = (
     "MaskSAMCore MaskSAMCore.errors MaskSAMCore.config.schema MaskSAMCore.labels MaskSAMCore.volume "
-    "MaskSAMCore.progress MaskSAMCore.commandline MaskSAMCore.device MaskSAMCore.zoo.installed MaskSAMCore.config.presets"
+    "MaskSAMCore.progress MaskSAMCore.commandline MaskSAMCore.device MaskSAMCore.zoo.installed "
+    "MaskSAMCore.config.presets"
 )
 CACHE_READERS = "MaskSAMCore.data.dataset MaskSAMCore.data.sampling MaskSAMCore.data.augment"
 

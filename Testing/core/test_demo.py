@@ -33,7 +33,8 @@ def test_one_ball_on_either_side_is_plausible():
     labels = head((27, -20, -14), (-27, -20, -14))
     assert demo.implausible(labels) == []
     found = demo.sides(labels)
-    assert found["right"][0] == pytest.approx(2.1, abs=0.2) and found["left"][1] == pytest.approx(-27, abs=0.5)
+    assert found["right"][0] == pytest.approx(2.1, abs=0.2)
+    assert found["left"][1] == pytest.approx(-27, abs=0.5)
 
 
 def test_missing_and_misplaced_structures_are_told():
@@ -47,7 +48,8 @@ def test_missing_and_misplaced_structures_are_told():
 
 def fake_pip(content: dict[str, bytes] | None):
     def run(command: list[str], **_: object) -> subprocess.CompletedProcess:
-        assert "--no-deps" in command and demo.PACKAGE in command
+        assert "--no-deps" in command
+        assert demo.PACKAGE in command
         if content is None:
             return subprocess.CompletedProcess(command, 1, "", "ERROR: no network\n")
         with zipfile.ZipFile(Path(command[command.index("-d") + 1]) / "nilearn-1-py3-none-any.whl", "w") as wheel:
@@ -62,7 +64,8 @@ def test_the_scan_is_taken_out_of_the_wheel_once(home: Path, monkeypatch: pytest
     monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(demo.subprocess, "run", fake_pip({demo.MEMBER: b"scan", "nilearn/code.py": b"no"}))
     path = demo.sample_scan()
-    assert path.read_bytes() == b"scan" and home in path.parents
+    assert path.read_bytes() == b"scan"
+    assert home in path.parents
     assert [p.name for p in path.parent.iterdir()] == [path.name]
     monkeypatch.setattr(demo.subprocess, "run", fake_pip(None))
     assert demo.sample_scan() == path
@@ -82,7 +85,8 @@ def test_the_scan_alone_is_brought_and_named(home: Path, tmp_path: Path, capsys)
     scan.parent.mkdir()
     scan.touch()
     assert demo.main(["--scan-only", "-o", str(tmp_path / "out")]) == 0
-    assert capsys.readouterr().out == f"{scan}\n" and not (tmp_path / "out").exists()
+    assert capsys.readouterr().out == f"{scan}\n"
+    assert not (tmp_path / "out").exists()
 
 
 def test_from_scan_to_pictures(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch, capsys):

@@ -39,7 +39,8 @@ def test_a_gpu_number_beyond_the_last_is_refused(monkeypatch: pytest.MonkeyPatch
 
 def test_the_cpu_is_announced_as_slow() -> None:
     line = device.describe(CPU)
-    assert line.startswith("CPU, ") and "slower" in line
+    assert line.startswith("CPU, ")
+    assert "slower" in line
 
 
 def test_precision_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

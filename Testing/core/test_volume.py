@@ -60,7 +60,9 @@ def test_a_grid_is_read_only_and_comparable():
     grid = oblique()
     with pytest.raises(ValueError):
         grid.affine[0, 0] = 5
-    assert grid == oblique() and hash(grid) == hash(oblique()) and grid != oblique(angle=0.31)
+    assert grid == oblique()
+    assert hash(grid) == hash(oblique())
+    assert grid != oblique(angle=0.31)
 
 
 def test_same_as_measures_the_farthest_corner():
@@ -69,7 +71,8 @@ def test_same_as_measures_the_farthest_corner():
     moved[0, 3] += 0.01
     other = Grid(shape=grid.shape, affine=moved)
     assert grid.distance_mm(other) == pytest.approx(0.01)
-    assert not grid.same_as(other) and grid.same_as(other, tolerance_mm=0.02)
+    assert not grid.same_as(other)
+    assert grid.same_as(other, tolerance_mm=0.02)
     assert match_grid(other, grid) is grid
     moved[0, 3] += 1
     with pytest.raises(GeometryError, match="apart"):
@@ -87,7 +90,8 @@ def test_reorient_is_exact_in_all_axis_orders(perm, signs):
     array = np.arange(2 * 60).reshape(2, 3, 4, 5)
     turned, target, record = reorient(array, grid)
     assert canonical_axes(target.affine) == ((0, 1, 2), (False, False, False))
-    assert np.array_equal(record.undo(turned), array) and record.source is grid
+    assert np.array_equal(record.undo(turned), array)
+    assert record.source is grid
     for ijk in ((0, 0, 0), (4, 3, 2), (1, 2, 0)):
         new = np.rint(target.to_ijk(grid.to_ras(ijk))).astype(int)
         assert turned[(0, *new[::-1])] == array[(0, *ijk[::-1])]
@@ -98,7 +102,8 @@ def test_reorient_is_exact_in_all_axis_orders(perm, signs):
 def test_reorient_keeps_an_oblique_grid_oblique():
     grid = oblique(angle=0.5)
     _, target, record = reorient(np.zeros(grid.shape), grid)
-    assert target == grid and record.flips == (False, False, False)
+    assert target == grid
+    assert record.flips == (False, False, False)
 
 
 def test_roi_holds_every_voxel_centre_in_the_box():
@@ -110,7 +115,8 @@ def test_roi_holds_every_voxel_centre_in_the_box():
     inside = np.all(np.abs(ras - roi.center) <= np.array(roi.size) / 2, axis=-1)
     block = np.zeros(grid.shape, bool)
     block[slices] = True
-    assert inside.any() and not (inside & ~block).any()
+    assert inside.any()
+    assert not (inside & ~block).any()
     assert block.sum() < 0.2 * block.size
     assert np.allclose(grid.crop(slices).to_ras([0, 0, 0]), grid.to_ras([s.start for s in slices[::-1]]))
 
@@ -128,9 +134,11 @@ def test_roi_is_cut_at_the_border_and_refused_outside():
 def test_volume_and_labelmap_check_their_arrays():
     grid = Grid(shape=(2, 3, 4), affine=np.diag([2.0, 2.0, 5.0, 1.0]))
     volume = Volume(array=np.zeros((3, 2, 3, 4), np.float32), grid=grid)
-    assert volume.channels == 3 and volume.as_channels() is not None
+    assert volume.channels == 3
+    assert volume.as_channels() is not None
     part = volume.crop((slice(1, 2), slice(0, 2), slice(2, 4)))
-    assert part.array.shape == (3, 1, 2, 2) and part.grid.origin == (4.0, 0.0, 5.0)
+    assert part.array.shape == (3, 1, 2, 2)
+    assert part.grid.origin == (4.0, 0.0, 5.0)
     with pytest.raises(GeometryError):
         Volume(array=np.zeros((4, 3, 2)), grid=grid)
     with pytest.raises(InputError):

@@ -45,14 +45,17 @@ def test_write_and_read(tmp_path, perm, signs, suffix):
     assert len(np.unique(labels)) == 9
     write_labels(LabelMap(array=labels, grid=grid), tmp_path / f"a{suffix}")
     back = read_labels(tmp_path / f"a{suffix}")
-    assert np.array_equal(back.array, labels) and back.grid.same_as(grid)
+    assert np.array_equal(back.array, labels)
+    assert back.grid.same_as(grid)
     volume = read_volume(tmp_path / f"a{suffix}")
     straight, target, record = reorient(volume.array, volume.grid)
     reference, home = phantom((0, 1, 2), (1, 1, 1))
-    assert np.array_equal(straight, reference) and target.same_as(home)
+    assert np.array_equal(straight, reference)
+    assert target.same_as(home)
     assert np.array_equal(record.undo(straight), labels)
     image = sitk.ReadImage(str(tmp_path / f"a{suffix}"))
-    assert grid_of(image).same_as(grid) and np.array_equal(sitk.GetArrayFromImage(image), labels)
+    assert grid_of(image).same_as(grid)
+    assert np.array_equal(sitk.GetArrayFromImage(image), labels)
 
 
 @pytest.mark.parametrize(("perm", "signs"), ORDERS)
@@ -62,5 +65,6 @@ def test_oblique(tmp_path, perm, signs):
     labels, grid = phantom(perm, signs, turn)
     write_labels(LabelMap(array=labels, grid=grid), tmp_path / "a.nii")
     back = read_labels(tmp_path / "a.nii")
-    assert np.array_equal(back.array, labels) and back.grid.same_as(grid)
+    assert np.array_equal(back.array, labels)
+    assert back.grid.same_as(grid)
     assert np.array_equal(reorient(back.array, back.grid)[0], phantom((0, 1, 2), (1, 1, 1))[0])

@@ -69,7 +69,8 @@ def test_cancel_ends_a_tree_that_does_not_obey(temporary: Path, pids: Path, monk
     job = family(pids, before=DEAF)
     job.cancel()
     job.cancel()
-    assert eventually(job.done) and gone(pids)
+    assert eventually(job.done)
+    assert gone(pids)
     with pytest.raises(Cancelled):
         job.result()
     assert not left(temporary)
@@ -81,14 +82,16 @@ def test_a_cancelled_command_may_clean_up_and_its_children_go_with_it(temporary:
     )
     job = family(pids, before=tidy)
     job.cancel()
-    assert eventually(job.done) and gone(pids)
+    assert eventually(job.done)
+    assert gone(pids)
     assert (temporary / "tidy").exists()
 
 
 def test_a_command_that_has_ended_leaves_nobody_behind(temporary: Path, pids: Path):
     job = family(pids, after=f"while not pathlib.Path({str(temporary / 'go')!r}).exists(): time.sleep(0.01)")
     (temporary / "go").touch()
-    assert eventually(job.done) and gone(pids)
+    assert eventually(job.done)
+    assert gone(pids)
     assert job.result().code == 0
 
 
@@ -106,7 +109,8 @@ def test_an_abandoned_task_ends_its_command_though_nobody_looks(temporary: Path,
     task = Task("teach", steps(), on_error=lambda error: None)
     task.tick()
     task.abandon()
-    assert gone(pids) and eventually(lambda: not left(temporary))
+    assert gone(pids)
+    assert eventually(lambda: not left(temporary))
 
 
 PROGRAM = """
@@ -126,7 +130,8 @@ def test_the_end_of_the_program_ends_the_tree(temporary: Path, pids: Path):
     program = script(PROGRAM.format(end=""), FAMILY.format(pids=str(pids), before=DEAF, after=SLEEP), str(pids))
     assert program.wait(LONG_S) == 0
     program.stdout.close()
-    assert numbers(pids) and gone(pids)
+    assert numbers(pids)
+    assert gone(pids)
     assert not left(temporary)
 
 

@@ -1,4 +1,4 @@
-"""FAULTS row 38: the newest checkpoint is corrupt; the previous one is used and that is said."""
+"""faults.md row 38: the newest checkpoint is corrupt; the previous one is used and that is said."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ def test_previous_is_used_and_said(tmp_path, keep):
     data = newest.read_bytes()
     newest.write_bytes(data[: int(len(data) * keep) if isinstance(keep, float) else keep])
     found, problems = checkpoint.newest(tmp_path)
-    assert found.step == 1 and torch.equal(found.tensors["model.a"], torch.ones(100))
-    assert len(problems) == 1 and newest.name in problems[0]
+    assert found.step == 1
+    assert torch.equal(found.tensors["model.a"], torch.ones(100))
+    assert len(problems) == 1
+    assert newest.name in problems[0]
 
 
 def test_all_corrupt_is_an_error_that_lists_them(tmp_path):
@@ -30,4 +32,5 @@ def test_all_corrupt_is_an_error_that_lists_them(tmp_path):
         save(tmp_path, step).write_bytes(b"not a checkpoint")
     with pytest.raises(ModelError, match="no checkpoint to resume from") as error:
         checkpoint.newest(tmp_path)
-    assert "step-00000001" in str(error.value) and "step-00000002" in str(error.value)
+    assert "step-00000001" in str(error.value)
+    assert "step-00000002" in str(error.value)

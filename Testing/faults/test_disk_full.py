@@ -64,8 +64,10 @@ def test_the_old_file_survives(tmp_path, name, kind):
     path.write_bytes(b"old")
     done = write(path, 100_000, kind)
     assert done.returncode == 7 and name in done.stdout, done.stdout + done.stderr
-    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == [name]
-    assert write(path, 0, kind).returncode == 0 and path.stat().st_size > 100_000
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    assert write(path, 0, kind).returncode == 0
+    assert path.stat().st_size > 100_000
 
 
 @pytest.mark.parametrize("limit", [1, 300, 353, 4096])
@@ -73,7 +75,8 @@ def test_at_any_byte(tmp_path, limit):
     path = tmp_path / "a.nii.gz"
     path.write_bytes(b"old")
     assert write(path, limit, "labels").returncode == 7
-    assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+    assert path.read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_temporaries_lie_beside_the_target(tmp_path):
@@ -92,7 +95,8 @@ def test_dev_full(tmp_path):
         part.symlink_to("/dev/full")
         with open(part, "wb", buffering=0) as file:
             file.write(b"x" * 100)
-    assert target.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["a.bin"]
+    assert target.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]
 
 
 @pytest.fixture
@@ -120,4 +124,5 @@ def test_a_real_full_disk(small_disk, name):
     labels = LabelMap(array=array, grid=Grid(shape=array.shape, affine=np.eye(4)))
     with pytest.raises(ResourceError, match=name.replace(".", r"\.")):
         write_labels(labels, path, overwrite=True)
-    assert path.read_bytes() == b"old" and [p.name for p in small_disk.iterdir()] == [name]
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in small_disk.iterdir()] == [name]

@@ -86,7 +86,8 @@ def test_one_file_is_tried_again_until_it_is_free(tmp_path: Path, hold: Hold, na
     tries = hold(target, 3)
     write_labels(labelmap(), target, overwrite=True)
     assert tries == [target] * 3
-    assert read_labels(target).array.any() and len(contents(tmp_path)) == 1
+    assert read_labels(target).array.any()
+    assert len(contents(tmp_path)) == 1
 
 
 def test_one_file_that_stays_held_is_kept_beside_it(tmp_path: Path, hold: Hold) -> None:
@@ -95,8 +96,10 @@ def test_one_file_that_stays_held_is_kept_beside_it(tmp_path: Path, hold: Hold) 
     hold(target)
     with pytest.raises(ResourceError) as caught:
         write_labels(labelmap(), target, overwrite=True)
-    assert "another program holds" in str(caught.value) and str(beside) in str(caught.value)
-    assert target.read_bytes() == b"old" and np.array_equal(read_labels(beside).array, labelmap().array)
+    assert "another program holds" in str(caught.value)
+    assert str(beside) in str(caught.value)
+    assert target.read_bytes() == b"old"
+    assert np.array_equal(read_labels(beside).array, labelmap().array)
     with pytest.raises(ResourceError):
         write_labels(labelmap(2), target, overwrite=True)
     assert len(contents(tmp_path)) == 3, "what was kept before is not replaced"
@@ -107,7 +110,8 @@ def test_a_set_of_outputs_is_replaced_when_its_files_are_free(tmp_path: Path, ho
     hold(case.targets[0], 2)
     hold(case.targets[3], 2)
     assert outputs.write(case, volume, labelmap(), overwrite=True) == list(case.targets)
-    assert all(path.read_bytes() != b"old" for path in case.targets) and len(contents(tmp_path)) == 4
+    assert all(path.read_bytes() != b"old" for path in case.targets)
+    assert len(contents(tmp_path)) == 4
 
 
 @pytest.mark.parametrize("which", [0, 2, 3])
@@ -119,7 +123,8 @@ def test_a_set_of_outputs_with_a_held_file_stays_as_it_was_and_the_new_one_is_ke
     with pytest.raises(ResourceError) as caught:
         outputs.write(case, volume, labelmap(), overwrite=True)
     kept = tmp_path / "out" / "c-new"
-    assert str(kept) in str(caught.value) and case.targets[which].name in str(caught.value)
+    assert str(kept) in str(caught.value)
+    assert case.targets[which].name in str(caught.value)
     assert all(path.read_bytes() == b"old" for path in case.targets)
     assert sorted(contents(kept)) == ["c.csv", "c.nii.gz", "c.png", "c.seg.nrrd"]
     assert np.array_equal(read_labels(kept / "c.nii.gz").array, labelmap().array)
@@ -146,7 +151,8 @@ def test_a_training_set_with_a_held_file_stays_as_it_was_and_the_case_is_kept(
     hold(folder / held)
     with pytest.raises(ResourceError) as caught:
         save_case(folder, bright_scan()[0], labelmap(2), name="one")
-    assert str(folder / "one-new") in str(caught.value) and Path(held).name in str(caught.value)
+    assert str(folder / "one-new") in str(caught.value)
+    assert Path(held).name in str(caught.value)
     after = contents(folder)
     assert {name: after[name] for name in before} == before
     assert after.keys() - before.keys() == {
@@ -191,7 +197,8 @@ def test_nothing_is_lost_where_not_even_the_folder_can_be_renamed(
     with pytest.raises(ResourceError) as caught:
         outputs.write(case, volume, labelmap(), overwrite=True)
     (place,) = (path for path in (tmp_path / "out").iterdir() if path.is_dir())
-    assert str(place) in str(caught.value) and len(contents(place)) == 4
+    assert str(place) in str(caught.value)
+    assert len(contents(place)) == 4
 
 
 def test_the_worker_tells_where_a_dicom_seg_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,4 +216,5 @@ def test_the_worker_tells_where_a_dicom_seg_was_kept(tmp_path: Path, monkeypatch
             "export_seg", files=files, path=str(target), shape=ramp().shape, affine=affine, segments=[one]
         ).result()
     assert str(tmp_path / "s-new.dcm") in str(caught.value)
-    assert target.read_bytes() == b"old" and (tmp_path / "s-new.dcm").read_bytes()[128:132] == b"DICM"
+    assert target.read_bytes() == b"old"
+    assert (tmp_path / "s-new.dcm").read_bytes()[128:132] == b"DICM"

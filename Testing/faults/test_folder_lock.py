@@ -40,7 +40,8 @@ def holder(tmp_path):
 def test_the_holder_is_named(tmp_path, holder):
     with pytest.raises(ResourceError, match=f"process {holder.pid} on {socket.gethostname()}") as caught:
         FolderLock(tmp_path).acquire()
-    assert str(tmp_path) in str(caught.value) and caught.value.exit_code == 1
+    assert str(tmp_path) in str(caught.value)
+    assert caught.value.exit_code == 1
 
 
 def test_a_killed_holder_leaves_no_lock(tmp_path, holder, caplog):

@@ -37,7 +37,8 @@ def test_refused_with_angle_and_matrix(tmp_path):
 def test_resampled_the_ball_is_round_and_in_place(tmp_path):
     ball = tilted_ball(tmp_path)
     volume = read_series(tmp_path, resample=True)
-    assert any("tilt of 20.00 degrees" in w for w in volume.warnings) and volume.grid.skew < 1e-9
+    assert any("tilt of 20.00 degrees" in w for w in volume.warnings)
+    assert volume.grid.skew < 1e-9
     k, j, i = np.nonzero(volume.array > 500)
     ras = volume.grid.to_ras(np.stack([i, j, k], axis=-1))
     assert np.allclose(ras.mean(axis=0), (-20, -18, 12), atol=0.2)
@@ -51,4 +52,5 @@ def test_real_series(shared):
     with pytest.raises(GeometryError, match=r"14\.00 degrees"):
         read_series(folder)
     volume = read_series(folder, resample=True)
-    assert volume.grid.skew < 1e-9 and volume.grid.spacing[2] == pytest.approx(5 * np.cos(np.radians(14)), rel=1e-3)
+    assert volume.grid.skew < 1e-9
+    assert volume.grid.spacing[2] == pytest.approx(5 * np.cos(np.radians(14)), rel=1e-3)

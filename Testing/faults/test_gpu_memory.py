@@ -63,7 +63,9 @@ def test_smaller_batches_come_first_and_no_window_counts_twice(pretend_gpu, capl
     with caplog.at_level(logging.WARNING):
         found = slide(Crowded(room=1, times=1), IMAGE, PATCH, 2, memory=memory)
     assert torch.allclose(found, expected, atol=1e-6)
-    assert memory.batch == 1 and memory.device is pretend_gpu and memory.sums is None
+    assert memory.batch == 1
+    assert memory.device is pretend_gpu
+    assert memory.sums is None
     assert ["one window at a time" in text for text in memory.announced] == [True]
     assert "one window at a time" in caplog.text
 
@@ -95,7 +97,9 @@ def test_then_the_sums_move_and_then_the_network(pretend_gpu):
     memory = Memory(device=pretend_gpu, batch=4, on_cpu=lambda: moved.append(1) or scores)
     found = slide(Crowded(room=0, times=3), IMAGE, PATCH, 2, memory=memory)
     assert torch.allclose(found, expected, atol=1e-6)
-    assert moved == [1] and memory.device.type == "cpu" and memory.sums == torch.device("cpu")
+    assert moved == [1]
+    assert memory.device.type == "cpu"
+    assert memory.sums == torch.device("cpu")
     words = ("one window at a time", "summed in the computer's memory", "on the CPU")
     assert all(word in text for word, text in zip(words, memory.announced, strict=True))
 

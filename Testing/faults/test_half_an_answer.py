@@ -65,7 +65,9 @@ def test_nothing_of_half_an_answer_is_imported(scene: Any, how: str, monkeypatch
     with Rig(scene, start=failing(HOW[how])) as rig:
         rig.choose(rigs.volume())
         assert rig.segment() is None
-        assert rigs.segmentations() == [] and rig.status.undo == "" and rig.status.messages
+        assert rigs.segmentations() == []
+        assert rig.status.undo == ""
+        assert rig.status.messages
         assert not written, "not even for a moment"
 
 
@@ -89,7 +91,8 @@ def test_a_worker_that_is_killed_once_does_it_again_and_the_result_comes_once(ri
     os.kill(rig.worker, signal.SIGKILL)
     assert rig.idle()
     [found] = rigs.segmentations()
-    assert rig.said("The engine stopped and is started again") and len(rigs.segments(found)) == 2
+    assert rig.said("The engine stopped and is started again")
+    assert len(rigs.segments(found)) == 2
     np.testing.assert_array_equal(voxels(found, BRIGHT, volume), bright(volume))
 
 
@@ -106,7 +109,9 @@ def test_a_worker_that_is_killed_again_and_again_is_given_up(rig: Rig) -> None:
             os.kill(rig.worker, signal.SIGKILL)
         return not rig.status.task
 
-    assert rig.until(kill) and len(killed) > 1
-    assert rig.said("again and again") and rigs.segmentations() == []
+    assert rig.until(kill)
+    assert len(killed) > 1
+    assert rig.said("again and again")
+    assert rigs.segmentations() == []
     rig.controller.choose_model("plain")
     assert rig.segment(), "and the next press starts it anew"

@@ -1,4 +1,4 @@
-"""FAULTS row 50: Ctrl-C or SIGTERM; the step ends, the state is saved, exit 130 or 143."""
+"""faults.md row 50: Ctrl-C or SIGTERM; the step ends, the state is saved, exit 130 or 143."""
 
 from __future__ import annotations
 

@@ -26,9 +26,11 @@ def test_refused(tmp_path):
 def test_resampled_on_request(tmp_path):
     dicom_series(tmp_path, linear(HEIGHTS), heights=HEIGHTS, origin=(3.0, 4.0, 100.0))
     volume = read_series(tmp_path, resample=True)
-    assert volume.grid.spacing[2] == pytest.approx(2.0) and "resampled" in volume.warnings[0]
+    assert volume.grid.spacing[2] == pytest.approx(2.0)
+    assert "resampled" in volume.warnings[0]
     heights = volume.grid.to_ras([[0, 0, k] for k in range(volume.grid.shape[0])])[:, 2] - 100
-    assert np.allclose(volume.array[:, 0, 0], heights * 10, atol=1e-3) and heights[-1] == pytest.approx(12.0)
+    assert np.allclose(volume.array[:, 0, 0], heights * 10, atol=1e-3)
+    assert heights[-1] == pytest.approx(12.0)
 
 
 @pytest.mark.parametrize(("spacing", "jitter", "fine"), [(0.3, 0.001, True), (0.3, 0.02, False), (5.0, 0.02, True)])

@@ -1,4 +1,4 @@
-"""FAULTS row 46: SIGKILL at a random moment, also within a checkpoint's bytes; resuming gives the same weights."""
+"""faults.md row 46: SIGKILL at a random moment, also within a checkpoint's bytes; resuming gives the same weights."""
 
 from __future__ import annotations
 

@@ -39,7 +39,9 @@ def test_half_a_voxel_and_another_size_are_named(tmp_path: Path) -> None:
     with pytest.raises(DatasetError) as caught:
         verify_dataset(raw)
     first, second = caught.value.problems
-    assert "case_001" in first and "mm apart" in first
-    assert "case_002" in second and "size" in second
+    assert "case_001" in first
+    assert "mm apart" in first
+    assert "case_002" in second
+    assert "size" in second
     with pytest.raises(Exception, match="mm apart"):
         read_case(read_dataset(raw), read_dataset(raw).cases[1])

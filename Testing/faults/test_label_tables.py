@@ -57,9 +57,11 @@ def test_ids_above_255_go_through_the_whole_chain(tmp_path: Path) -> None:
     cache, _ = prepare(raw, tmp_path / "cache", CONFIG)
     assert [label.id for label in cache.labels.labels] == [7, 300]
     label = cache.case("case_000").label
-    assert label.dtype == np.uint8 and set(np.unique(label)) == {0, 1, 2}
+    assert label.dtype == np.uint8
+    assert set(np.unique(label)) == {0, 1, 2}
     ids = classes_to_ids(label, cache.labels)
-    assert ids.dtype == np.uint16 and set(np.unique(ids)) == {0, 7, 300}
+    assert ids.dtype == np.uint16
+    assert set(np.unique(ids)) == {0, 7, 300}
 
 
 def test_more_classes_than_a_byte_holds() -> None:

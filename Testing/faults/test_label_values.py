@@ -32,7 +32,8 @@ def test_undeclared_values_and_empty_masks(tmp_path: Path) -> None:
     with pytest.raises(DatasetError) as caught:
         verify_dataset(raw)
     first, second = caught.value.problems
-    assert first.startswith("case_001: label value 9 (") and "not declared" in first
+    assert first.startswith("case_001: label value 9 (")
+    assert "not declared" in first
     assert second.startswith("case_002: the label map is empty")
     data = json.loads((raw / "dataset.json").read_text())
     (raw / "dataset.json").write_text(json.dumps(data | {"allow_empty": True}))

@@ -31,12 +31,16 @@ def table(*, declared: bool) -> LabelTable:
 @pytest.mark.parametrize(("view", "side"), [("axial", 2), ("coronal", 2), ("sagittal", 0)])
 def test_the_axis_of_the_sides_is_left_alone(view: str, side: int) -> None:
     rule = mirror_rule(plan(view), table(declared=False), DataConfig())
-    assert side not in rule.axes and len(rule.axes) == 2 and rule.left_right == -1
+    assert side not in rule.axes
+    assert len(rule.axes) == 2
+    assert rule.left_right == -1
     assert mirror_rule(plan(view), table(declared=True), DataConfig()).left_right == side
     never = mirror_rule(plan(view), table(declared=True), DataConfig(left_right="never"))
-    assert side not in never.axes and never.left_right == -1
+    assert side not in never.axes
+    assert never.left_right == -1
     alone = mirror_rule(plan(view), table(declared=True), DataConfig(mirroring="sides"))
-    assert alone.axes == (side,) and alone.left_right == side
+    assert alone.axes == (side,)
+    assert alone.left_right == side
     assert mirror_rule(plan(view), table(declared=False), DataConfig(mirroring="sides")).axes == ()
 
 

@@ -1,4 +1,4 @@
-"""FAULTS row 44: the thread that makes batches fails; its error and case reach the user, nothing hangs."""
+"""faults.md row 44: the thread that makes batches fails; its error and case reach the user, nothing hangs."""
 
 from __future__ import annotations
 

@@ -24,7 +24,8 @@ def test_positions_are_named(tmp_path, gone, resample):
 def test_complete_series_keep_their_spacing(tmp_path):
     dicom_series(tmp_path, ramp((8, 4, 5)), heights=[2.5 * k for k in range(8)])
     volume = read_series(tmp_path)
-    assert volume.grid.spacing[2] == pytest.approx(2.5) and np.array_equal(volume.array, ramp((8, 4, 5)))
+    assert volume.grid.spacing[2] == pytest.approx(2.5)
+    assert np.array_equal(volume.array, ramp((8, 4, 5)))
 
 
 def test_real_series_with_a_gap(shared):

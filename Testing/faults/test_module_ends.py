@@ -37,16 +37,20 @@ def parent(temporary: Path, rig: Rig, views: object) -> int:
 def test_the_end_of_the_module_ends_all(temporary: Path, rig: Rig, parent: int) -> None:
     worker = rig.worker
     rig.controller.close()
-    assert not alive(worker) and eventually(lambda: not alive(parent)) and left(temporary) == []
+    assert not alive(worker)
+    assert eventually(lambda: not alive(parent))
+    assert left(temporary) == []
 
 
 def test_reload_ends_the_old_process_and_starts_a_new_one(temporary: Path, rig: Rig, parent: int) -> None:
     worker = rig.worker
     rig.controller.close()
     with Rig(rig.scene) as reloaded:
-        assert not alive(worker) and eventually(lambda: not alive(parent))
+        assert not alive(worker)
+        assert eventually(lambda: not alive(parent))
         reloaded.choose(rig.parameters.inputVolume)
-        assert reloaded.segment() and reloaded.worker != worker
+        assert reloaded.segment()
+        assert reloaded.worker != worker
     assert left(temporary) == []
 
 
@@ -55,9 +59,12 @@ def test_cancel_leaves_the_worker_and_ends_its_work(temporary: Path, rig: Rig) -
     assert rig.working()
     worker = rig.worker
     rig.controller.cancel()
-    assert rig.idle() and alive(worker) and rigs.segmentations() == []
+    assert rig.idle()
+    assert alive(worker)
+    assert rigs.segmentations() == []
     rig.controller.choose_model("plain")
-    assert rig.segment() and rig.worker == worker
+    assert rig.segment()
+    assert rig.worker == worker
 
 
 def test_cancel_of_work_that_does_not_stop_ends_the_process(
@@ -69,10 +76,13 @@ def test_cancel_of_work_that_does_not_stop_ends_the_process(
     monkeypatch.setattr(state_machine, "PATIENCE_S", 0.1)
     rig.controller.cancel()
     assert rig.status.phase is Phase.CANCELLING
-    assert rig.idle() and rig.said("did not stop and was ended")
-    assert eventually(lambda: not alive(worker)) and rigs.segmentations() == []
+    assert rig.idle()
+    assert rig.said("did not stop and was ended")
+    assert eventually(lambda: not alive(worker))
+    assert rigs.segmentations() == []
     rig.controller.choose_model("plain")
-    assert rig.segment() and rig.worker != worker
+    assert rig.segment()
+    assert rig.worker != worker
 
 
 APPLICATION = """
@@ -99,7 +109,8 @@ def test_the_end_of_the_application_ends_the_worker(temporary: Path, end: str) -
             assert alive(worker)
             os.kill(application.pid, signal.SIGKILL)
         application.wait(60)
-        assert eventually(lambda: not alive(worker)) and eventually(lambda: left(temporary) == [])
+        assert eventually(lambda: not alive(worker))
+        assert eventually(lambda: left(temporary) == [])
     finally:
         application.kill()
         application.stdout.close()

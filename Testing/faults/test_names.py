@@ -27,7 +27,8 @@ def test_images(tmp_path, suffix):
     path = awkward(tmp_path) / f"скан 1 é{suffix}"
     write_labels(LabelMap(array=array, grid=Grid(shape=(2, 3, 4), affine=np.eye(4)), labels=labels), path)
     back = read_labels(path)
-    assert np.array_equal(back.array, array) and np.array_equal(read_volume(path).array, array)
+    assert np.array_equal(back.array, array)
+    assert np.array_equal(read_volume(path).array, array)
     assert suffix != ".seg.nrrd" or back.labels.labels[0].name == name
 
 

@@ -1,4 +1,4 @@
-"""FAULTS row 42: a loss that is no number stops the run; the last good state stands and is never replaced."""
+"""faults.md row 42: a loss that is no number stops the run; the last good state stands and is never replaced."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def test_stops_and_keeps_the_last_good_state(phantom_data, tmp_path, monkeypatch
     run = tmp_path / "run"
     assert train.main(arguments(phantom_data, run)) == 1
     message = capsys.readouterr().err
-    assert "diverged" in message and "step 6" in message and "not a number" in message
+    assert "diverged" in message
+    assert "step 6" in message
+    assert "not a number" in message
     stored, _ = checkpoint.newest(run / "checkpoints")
     assert stored.step == 4
     assert all(torch.isfinite(tensor).all() for tensor in stored.tensors.values())

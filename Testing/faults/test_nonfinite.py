@@ -22,11 +22,14 @@ def test_counted_and_replaced(tmp_path, suffix, caplog):
     array[0, 0, :3], array[1, 1, 1], array[2, 2, 2] = np.nan, np.inf, -np.inf
     finite = array[np.isfinite(array)]
     volume = read_volume(scan(tmp_path, array, suffix))
-    assert volume.nonfinite == 5 and np.isfinite(volume.array).all()
-    assert (volume.array[0, 0, :3] == finite.min()).all() and volume.array[2, 2, 2] == finite.min()
+    assert volume.nonfinite == 5
+    assert np.isfinite(volume.array).all()
+    assert (volume.array[0, 0, :3] == finite.min()).all()
+    assert volume.array[2, 2, 2] == finite.min()
     assert volume.array[1, 1, 1] == finite.max()
     assert np.array_equal(volume.array[np.isfinite(array)], finite)
-    assert "5 voxels are NaN or Inf" in volume.warnings[0] and "5 voxels" in caplog.text
+    assert "5 voxels are NaN or Inf" in volume.warnings[0]
+    assert "5 voxels" in caplog.text
 
 
 def test_the_count_passes_on_through_channels_and_crops(tmp_path):
@@ -34,7 +37,8 @@ def test_the_count_passes_on_through_channels_and_crops(tmp_path):
     array[0, 0, 0] = np.nan
     path = scan(tmp_path, array)
     both = read_volume([path, path])
-    assert both.nonfinite == 2 and both.crop((slice(1, 2),) * 3).nonfinite == 2
+    assert both.nonfinite == 2
+    assert both.crop((slice(1, 2),) * 3).nonfinite == 2
 
 
 def test_values_beyond_float32_count_too(tmp_path):
@@ -50,4 +54,5 @@ def test_nothing_finite_is_refused(tmp_path):
 
 def test_a_clean_scan_has_none(tmp_path):
     volume = read_volume(scan(tmp_path, np.ones((2, 3, 4), np.float32)))
-    assert volume.nonfinite == 0 and volume.warnings == ()
+    assert volume.nonfinite == 0
+    assert volume.warnings == ()

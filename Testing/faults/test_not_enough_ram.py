@@ -34,7 +34,9 @@ def test_the_numbers_are_told(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(device, "available_ram", lambda: 16 << 30)
     with pytest.raises(ResourceError) as caught:
         module.check_memory(huge().grid, Predictor.of(Threshold(), make_card()).plan, 20, 1, "huge.nii.gz")
-    assert "huge.nii.gz" in str(caught.value) and "16.0 GiB free" in str(caught.value) and "--roi" in str(caught.value)
+    assert "huge.nii.gz" in str(caught.value)
+    assert "16.0 GiB free" in str(caught.value)
+    assert "--roi" in str(caught.value)
     assert caught.value.exit_code == 1
 
 

@@ -23,13 +23,15 @@ def test_plain_nifti_named_gz(plain, tmp_path):
     path = tmp_path / "b.nii.gz"
     path.write_bytes(plain.read_bytes())
     volume = read_volume(path)
-    assert volume.array[1, 2, 3] == 23 and "not compressed" in volume.warnings[0]
+    assert volume.array[1, 2, 3] == 23
+    assert "not compressed" in volume.warnings[0]
 
 
 def test_gzip_named_nii(plain, tmp_path):
     path = tmp_path / "b.nii"
     path.write_bytes(gzip.compress(plain.read_bytes()))
-    assert read_volume(path).array[1, 2, 3] == 23 and "compressed" in read_volume(path).warnings[0]
+    assert read_volume(path).array[1, 2, 3] == 23
+    assert "compressed" in read_volume(path).warnings[0]
 
 
 @pytest.mark.parametrize(

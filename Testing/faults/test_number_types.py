@@ -35,7 +35,9 @@ def test_every_type_in_both_byte_orders(tmp_path, kind, order):
     array = np.random.default_rng(0).integers(low, high, (2, 3, 4)).astype(kind)
     path = nifti(tmp_path / "a.nii", array, order=order)
     volume = read_volume(path)
-    assert volume.array.dtype == np.float32 and np.array_equal(volume.array, array) and not volume.warnings
+    assert volume.array.dtype == np.float32
+    assert np.array_equal(volume.array, array)
+    assert not volume.warnings
     assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))), array)
 
 
@@ -53,7 +55,8 @@ def test_every_type_in_both_byte_orders(tmp_path, kind, order):
 def test_scale_factors(tmp_path, slope, inter, factor, offset, warned):
     array = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
     volume = read_volume(nifti(tmp_path / "a.nii", array, slope=slope, inter=inter))
-    assert np.array_equal(volume.array, array * np.float32(factor) + offset) and bool(volume.warnings) == warned
+    assert np.array_equal(volume.array, array * np.float32(factor) + offset)
+    assert bool(volume.warnings) == warned
 
 
 def test_the_extremes_of_uint16_and_int16_do_not_wrap(tmp_path):

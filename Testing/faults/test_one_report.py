@@ -57,7 +57,9 @@ def test_everything_is_reported_at_once(broken: Path, tmp_path: Path) -> None:
 def test_the_command_prints_it_and_says_bad_input(broken: Path, tmp_path: Path, capsys) -> None:
     assert main([str(broken), "-o", str(tmp_path / "cache")]) == 2
     text = capsys.readouterr().err
-    assert "8 problem(s)" in text and "case_002" in text and "Smith" in text
+    assert "8 problem(s)" in text
+    assert "case_002" in text
+    assert "Smith" in text
 
 
 def test_a_sound_data_set_passes(tmp_path: Path) -> None:
@@ -65,7 +67,8 @@ def test_a_sound_data_set_passes(tmp_path: Path) -> None:
     (raw / "splits.json").write_text(json.dumps({"train": ["case_000", "case_001"], "val": ["case_003"]}))
     cases = verify_dataset(raw).cases
     (split,) = load_splits(raw, [c.id for c in cases])
-    assert split.train == ("case_000", "case_001") and split.val == ("case_003",)
+    assert split.train == ("case_000", "case_001")
+    assert split.val == ("case_003",)
 
 
 def test_a_folder_that_is_no_data_set(tmp_path: Path) -> None:

@@ -57,8 +57,10 @@ def test_bad_prompts_are_named_and_change_nothing(bad: Prompt, what: str, where:
     before, calls = session.mask(1), network.decoded
     with pytest.raises(PromptError, match=what) as error:
         session.prompt(1, [GOOD, bad])
-    assert "prompt 2 of 2" in str(error.value) and where in str(error.value)
-    assert np.array_equal(session.mask(1), before) and network.decoded == calls
+    assert "prompt 2 of 2" in str(error.value)
+    assert where in str(error.value)
+    assert np.array_equal(session.mask(1), before)
+    assert network.decoded == calls
     assert session.prompt(1, [GOOD]).box is None
 
 
@@ -71,7 +73,9 @@ def test_clicks_of_opposite_sign_on_one_voxel():
     session = open_session(bright_scan()[0])
     with pytest.raises(PromptError, match="contradict") as error:
         session.prompt(1, [GOOD, click(9, 15, 5), click(8.4, 14.6, 5.2, positive=False)])
-    assert "prompt 3 of 3" in str(error.value) and "prompt 1 " in str(error.value) and "(8, 15, 5)" in str(error.value)
+    assert "prompt 3 of 3" in str(error.value)
+    assert "prompt 1 " in str(error.value)
+    assert "(8, 15, 5)" in str(error.value)
     session.prompt(1, [GOOD, click(8.6, 15, 5, positive=False)])
 
 
@@ -103,5 +107,6 @@ def test_where_the_scan_is_empty_a_click_finds_no_image():
         assert "prompt 1 of 1" in str(error.value)
     good = click(17, 17, 5)
     update = session.prompt(1, [good, click(2, 2, 5, positive=False)])
-    assert update.voxels > 0 and "empty" in update.messages[0]
+    assert update.voxels > 0
+    assert "empty" in update.messages[0]
     assert session.prompt(1, [good]).box is None

@@ -1,4 +1,4 @@
-"""FAULTS row 31, for the prompts that `segment` takes: a region that cannot be used is named by number and position."""
+"""faults.md row 31, for the prompts that `segment` takes: a region that cannot be used is named by number and position."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def test_region_is_named_by_number_and_position(center, size, message):
     predictor = Predictor.of(Threshold(), make_card())
     with pytest.raises(PromptError, match=message) as error:
         predictor.segment(volume, roi=[GOOD, Roi(center=center, size=size)])
-    assert "region 2 of 2" in str(error.value) and str(center) in str(error.value)
+    assert "region 2 of 2" in str(error.value)
+    assert str(center) in str(error.value)
 
 
 def test_command_ends_with_2_and_writes_nothing(tmp_path, monkeypatch, capsys):
@@ -39,4 +40,5 @@ def test_command_ends_with_2_and_writes_nothing(tmp_path, monkeypatch, capsys):
     write_volume(bright_scan()[0], tmp_path / "scan.nii.gz")
     words = [str(tmp_path / "scan.nii.gz"), "-m", "toy", "-o", str(tmp_path / "r.nii.gz"), "--roi=9000,0,0,5,5,5"]
     assert segment.main(words) == 2
-    assert "region 1 of 1" in capsys.readouterr().err and not (tmp_path / "r.nii.gz").exists()
+    assert "region 1 of 1" in capsys.readouterr().err
+    assert not (tmp_path / "r.nii.gz").exists()

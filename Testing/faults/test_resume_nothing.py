@@ -1,4 +1,4 @@
-"""FAULTS row 39: `--resume` where there is nothing is an error, never a silent restart."""
+"""faults.md row 39: `--resume` where there is nothing is an error, never a silent restart."""
 
 from __future__ import annotations
 
@@ -15,5 +15,6 @@ def test_resume_from_nothing(tmp_path, exists):
         folder.mkdir()
     with pytest.raises(ModelError, match="no checkpoint to resume from") as error:
         checkpoint.newest(folder)
-    assert str(folder) in str(error.value) and "without --resume" in str(error.value)
+    assert str(folder) in str(error.value)
+    assert "without --resume" in str(error.value)
     assert error.value.exit_code == 2

@@ -32,7 +32,8 @@ def test_while_the_engine_works(rig: Rig) -> None:
     [case] = rig.engines[0]._record.cases
     [job] = [job for job in rig.engines[0]._jobs.values() if job.op == "segment"]
     rig.scene.Clear(False)
-    assert reset(rig) and rig.asked[-1] == "release"
+    assert reset(rig)
+    assert rig.asked[-1] == "release"
     with pytest.raises(MaskSAMError, match="cancelled"):
         job.result(LONG_S)
     for _ in range(5):
@@ -48,7 +49,9 @@ def test_while_the_scan_is_being_opened(rig: Rig) -> None:
     rig.controller.tick()
     rig.scene.Clear(False)
     assert reset(rig)
-    assert rig.idle() and "segment" not in rig.asked and reset(rig)
+    assert rig.idle()
+    assert "segment" not in rig.asked
+    assert reset(rig)
 
 
 def test_while_structures_arrive(rig: Rig) -> None:
@@ -77,7 +80,8 @@ def test_from_within_a_step(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bridge, "write_segment", write_and_close)
     rig.controller.segment()
     assert rig.until(lambda: bridge.write_segment is write)
-    assert rig.idle() and reset(rig)
+    assert rig.idle()
+    assert reset(rig)
 
 
 def test_while_a_click_is_answered(rig: Rig, views: Any) -> None:
@@ -87,7 +91,9 @@ def test_while_a_click_is_answered(rig: Rig, views: Any) -> None:
     assert rig.until(lambda: "prompt" in rig.asked)
     rig.scene.Clear(False)
     assert rig.status.messages == ("Answering was stopped: the scene was closed.",)
-    assert rig.idle() and rigs.segmentations() == [] and rig.status.undo == ""
+    assert rig.idle()
+    assert rigs.segmentations() == []
+    assert rig.status.undo == ""
 
 
 def test_the_next_scene_works_at_once(rig: Rig) -> None:

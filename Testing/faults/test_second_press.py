@@ -38,7 +38,9 @@ def test_two_presses_at_once_do_nothing(rig: Rig) -> None:
     rig.choose(rigs.volume())
     rig.controller.segment()
     rig.controller.segment()
-    assert rig.idle() and rigs.segmentations() == [] and "segment" not in rig.asked
+    assert rig.idle()
+    assert rigs.segmentations() == []
+    assert "segment" not in rig.asked
 
 
 @pytest.mark.parametrize("presses", [2, 3, 4])
@@ -47,7 +49,8 @@ def test_any_number_of_presses_ends_in_one_run_or_none(rig: Rig, presses: int) -
     for _ in range(presses):
         rig.controller.segment()
         rig.controller.tick()
-    assert rig.idle() and rig.asked.count("segment") <= 1
+    assert rig.idle()
+    assert rig.asked.count("segment") <= 1
     assert len(rigs.segmentations()) <= 1
 
 
@@ -57,14 +60,16 @@ def test_a_press_while_it_is_cancelled_changes_nothing(rig: Rig) -> None:
     rig.controller.segment()
     rig.controller.segment()
     assert rig.status.phase is Phase.CANCELLING
-    assert rig.idle() and rigs.segmentations() == []
+    assert rig.idle()
+    assert rigs.segmentations() == []
 
 
 def test_the_timer_turns_in_the_middle_of_a_step(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     volume = rig.choose(rigs.volume())
     times = in_the_middle(monkeypatch, lambda: [rig.controller.tick() for _ in range(3)] and None)
     found = rig.segment()
-    assert times and list(rigs.segments(found)) == [CORNER, BRIGHT]
+    assert times
+    assert list(rigs.segments(found)) == [CORNER, BRIGHT]
     np.testing.assert_array_equal(voxels(found, BRIGHT, volume), bright(volume))
 
 
@@ -72,7 +77,8 @@ def test_segment_is_pressed_in_the_middle_of_a_step(rig: Rig, monkeypatch: pytes
     rig.choose(rigs.volume())
     times = in_the_middle(monkeypatch, rig.controller.segment)
     rig.controller.segment()
-    assert rig.idle() and times
+    assert rig.idle()
+    assert times
     assert rigs.segmentations() == [] and rig.status.undo == "", "it was cancelled, and nothing of it stays"
     assert rig.segment()
 
@@ -97,4 +103,5 @@ def test_the_module_ends_in_the_middle_of_a_step(rig: Rig, monkeypatch: pytest.M
     times = in_the_middle(monkeypatch, rig.controller.close)
     rig.controller.segment()
     assert rig.until(lambda: times)
-    assert rig.status.phase is Phase.IDLE and rig.status.undo == ""
+    assert rig.status.phase is Phase.IDLE
+    assert rig.status.undo == ""

@@ -44,7 +44,8 @@ def test_the_input_is_never_an_output(scan, tmp_path, capsys, overwrite):
     before = scan.read_bytes()
     assert "input" in refused(capsys, scan, "-m", "toy", "-o", scan, *overwrite)
     assert "input" in refused(capsys, scan, "-m", "toy", "-o", tmp_path, *overwrite)  # OUT/scan.nii.gz is the scan
-    assert scan.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["scan.nii.gz"]
+    assert scan.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["scan.nii.gz"]
 
 
 def test_a_link_to_the_input_is_the_input(scan, tmp_path, capsys):

@@ -83,7 +83,8 @@ def test_a_segmentation_that_was_deleted_is_made_anew(rig: Rig, volume: Any, seg
     rig.scene.RemoveNode(segmentation)
     assert rig.idle()
     [made] = rigs.segmentations()
-    assert rig.parameters.segmentation is made and rig.said("was deleted")
+    assert rig.parameters.segmentation is made
+    assert rig.said("was deleted")
     np.testing.assert_array_equal(voxels(made, BRIGHT, volume), bright(volume))
 
 
@@ -94,4 +95,5 @@ def test_another_segmentation_that_was_chosen_meanwhile_is_left_alone(rig: Rig, 
     mine = paint(other, BRIGHT, volume)
     assert rig.idle()
     np.testing.assert_array_equal(voxels(other, BRIGHT, volume), mine)
-    assert list(rigs.segments(other)) == [BRIGHT] and rig.parameters.segmentation is other
+    assert list(rigs.segments(other)) == [BRIGHT]
+    assert rig.parameters.segmentation is other

@@ -77,7 +77,8 @@ def test_memory_that_stays_full_ends_in_an_error_and_the_structure_stays(expecte
         try:
             session.prompt(1, PROMPTS)
         except ResourceError as error:
-            assert "Tried to allocate" in str(error) and "memory is full" in str(error)
+            assert "Tried to allocate" in str(error)
+            assert "memory is full" in str(error)
             assert np.array_equal(session.mask(1), before)
         else:
             break
@@ -193,7 +194,10 @@ def test_a_real_gpu_gives_the_same_answer_and_steps_down(expected):
         session = open_session(scan(), network, device="cuda")
         update = session.prompt(1, PROMPTS)
         assert np.array_equal(session.mask(1), expected[0])
-        assert session.device.type == "cuda" and len(update.messages) == (bad is not None)
+        assert session.device.type == "cuda"
+        assert len(update.messages) == (bad is not None)
     session = open_session(scan(), Crowded([3, 4]), device="cuda")
     update = session.prompt(1, PROMPTS)
-    assert np.array_equal(session.mask(1), expected[0]) and session.device.type == "cpu" and len(update.messages) == 2
+    assert np.array_equal(session.mask(1), expected[0])
+    assert session.device.type == "cpu"
+    assert len(update.messages) == 2

@@ -49,7 +49,9 @@ def test_localisers_and_captures_are_not_the_scan(tmp_path):
     dicom_slice(tmp_path / "shot.dcm", ramp((1, 6, 7))[0], series="1.9", position=(0, 0, 0), ImagePositionPatient=None)
     assert np.array_equal(read_series(tmp_path).array, ramp())
     problems = sorted(s.problem for s in list_series(tmp_path))
-    assert problems[0] == "" and problems[1] == "localiser" and problems[2].startswith("no position")
+    assert problems[0] == ""
+    assert problems[1] == "localiser"
+    assert problems[2].startswith("no position")
     with pytest.raises(InputError, match="no volume"):
         read_series(tmp_path / "shot.dcm")
 

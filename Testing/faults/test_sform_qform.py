@@ -46,7 +46,8 @@ def test_pixdim_gives_the_voxel_size(tmp_path):
     """Real heart scans carry an sform of ones beside the true voxel size."""
     path = with_forms(tmp_path / "a.nii", 2, 0, np.diag([-1.0, -1.0, 1.0, 1.0]))
     volume = read_volume(path)
-    assert volume.grid.spacing == (1.0, 2.0, 3.0) and any("pixdim is used" in w for w in volume.warnings)
+    assert volume.grid.spacing == (1.0, 2.0, 3.0)
+    assert any("pixdim is used" in w for w in volume.warnings)
     assert grid_of(sitk.ReadImage(str(path))).same_as(volume.grid)
 
 
@@ -57,7 +58,8 @@ def test_both_are_written_equal(tmp_path):
     header = nibabel.load(tmp_path / "b.nii.gz").header
     assert np.allclose(header.get_sform(), header.get_qform(), atol=1e-5)
     assert int(header["sform_code"]) == int(header["qform_code"]) == 1
-    assert np.allclose(header.get_sform(), volume.grid.affine, atol=1e-5) and np.allclose(header.get_sform(), S)
+    assert np.allclose(header.get_sform(), volume.grid.affine, atol=1e-5)
+    assert np.allclose(header.get_sform(), S)
 
 
 def test_real_files(shared):

@@ -36,7 +36,8 @@ def test_nifti_is_refused_with_its_matrix(tmp_path):
 
 def test_resampled_on_request_everything_stays_in_place(tmp_path):
     volume = read_volume(skewed_ball(tmp_path / "a.nii"), resample=True)
-    assert volume.grid.skew < 1e-9 and "resampled" in volume.warnings[-1]
+    assert volume.grid.skew < 1e-9
+    assert "resampled" in volume.warnings[-1]
     k, j, i = np.nonzero(volume.array > 50)
     ras = volume.grid.to_ras(np.stack([i, j, k], axis=-1))
     assert np.allclose(ras.mean(axis=0), (14, 19, 25), atol=0.2)

@@ -36,7 +36,8 @@ def check_sides(scene: Any, volume: Any) -> None:
         new = bridge.add_segment(segmentation, lookup(name).label(1))
         bridge.write_segment(segmentation, new, grid, grid.box, mask)
         modifier = bridge.segment_label(segmentation, new).modifier
-        assert modifier is not None and modifier.meaning == name.split()[0].capitalize()
+        assert modifier is not None
+        assert modifier.meaning == name.split()[0].capitalize()
         assert (
             -5.5 < side_of(segmentation, new) < -2.5 if modifier.meaning == "Left" else side_of(segmentation, new) > 3
         )
@@ -72,4 +73,5 @@ def test_a_mirroring_transform_carries_the_segments_with_the_picture(scene: Any)
     new = bridge.add_segment(segmentation, lookup("left kidney").label(1))
     bridge.write_segment(segmentation, new, grid, grid.box, masks["left kidney"])
     world = bridge.ijk_to_world(volume, np.argwhere(masks["left kidney"])[:, ::-1])
-    assert np.isclose(side_of(segmentation, new), world[:, 0].mean(), atol=0.51) and world[:, 0].min() > 0
+    assert np.isclose(side_of(segmentation, new), world[:, 0].mean(), atol=0.51)
+    assert world[:, 0].min() > 0

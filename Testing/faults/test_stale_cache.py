@@ -37,7 +37,8 @@ def test_one_changed_byte(made: tuple[Path, Path], name: str) -> None:
         PreparedDataset(cache).verify()
     PreparedDataset(cache).case("case_002")
     _, report = prepare(raw, cache, CONFIG)
-    assert [case for case, _ in report.rebuilt] == ["case_001"] and len(report.kept) == 3
+    assert [case for case, _ in report.rebuilt] == ["case_001"]
+    assert len(report.kept) == 3
     assert contents(cache) == before
 
 
@@ -74,5 +75,6 @@ def test_a_damaged_or_foreign_manifest(made: tuple[Path, Path]) -> None:
         with pytest.raises(DatasetError, match=message):
             PreparedDataset(cache)
     fresh, report = prepare(raw, cache, CONFIG)
-    assert len(report.kept) == 4 and path.read_text() == whole
+    assert len(report.kept) == 4
+    assert path.read_text() == whole
     fresh.verify()

@@ -56,7 +56,8 @@ def test_a_click_on_the_ball_is_a_voxel_of_the_ball(scene: Any, moved: Any) -> N
     marker.GetNthControlPointPositionWorld(0, clicked)
     assert np.linalg.norm(clicked - (AFFINE[:3, :3] @ BALL + AFFINE[:3, 3])) > 1, "the transform does nothing"
     i, j, k = np.rint(bridge.world_to_ijk(moved, [clicked])[0]).astype(int)
-    assert (i, j, k) == tuple(BALL.astype(int)) and bridge.scalars(moved)[k, j, i] == 1000
+    assert (i, j, k) == tuple(BALL.astype(int))
+    assert bridge.scalars(moved)[k, j, i] == 1000
 
 
 def test_the_result_lies_on_the_ball_in_the_world(scene: Any, moved: Any) -> None:

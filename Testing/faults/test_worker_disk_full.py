@@ -58,7 +58,8 @@ def test_a_result_that_cannot_be_written(temporary: Path, op: str, known: int) -
         for _ in range(2):
             with pytest.raises(ResourceError, match="not enough space") as error:
                 calls[op]()
-            assert str(temporary) in error.value.where and "Free some space" in error.value.remedy
+            assert str(temporary) in error.value.where
+            assert "Free some space" in error.value.remedy
             assert [path.name for path in left(temporary)[1:]] == [".owner"]
         limit(pid, -1)
         assert engine.hello["pid"] == pid
@@ -111,7 +112,8 @@ def test_a_result_of_a_real_session_that_cannot_be_written(temporary: Path, op: 
             )
             apply(expected, engine.prompt(case, 2, final))
             assert expected.any() or op == "undo"
-        assert np.array_equal(mask, expected) and engine.hello["pid"] == pid
+        assert np.array_equal(mask, expected)
+        assert engine.hello["pid"] == pid
     assert left(temporary) == []
 
 
@@ -126,7 +128,8 @@ def test_a_scan_that_cannot_be_written(temporary: Path) -> None:
             limit(os.getpid(), -1)
         assert "TMPDIR" in error.value.remedy
         assert [path.name for path in left(temporary)[1:]] == [".owner"]
-        assert engine.open(scan(), np.eye(4), "plain").shape == SHAPE and engine.hello["pid"] == pid
+        assert engine.open(scan(), np.eye(4), "plain").shape == SHAPE
+        assert engine.hello["pid"] == pid
     assert left(temporary) == []
 
 

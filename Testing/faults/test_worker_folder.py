@@ -55,7 +55,8 @@ def test_however_the_client_ends(temporary: Path, end: str, model: str) -> None:
     client = script(CLIENT + ENDS[end], model)
     worker = int(client.stdout.readline())
     assert client.wait(LONG_S) is not None
-    assert eventually(lambda: not alive(worker)) and eventually(lambda: left(temporary) == [])
+    assert eventually(lambda: not alive(worker))
+    assert eventually(lambda: left(temporary) == [])
 
 
 FORKED = """
@@ -73,7 +74,8 @@ def test_the_client_is_killed_while_another_process_holds_its_pipes(temporary: P
     worker, child = int(client.stdout.readline()), int(client.stdout.readline())
     try:
         client.wait(LONG_S)
-        assert eventually(lambda: not alive(worker)) and eventually(lambda: left(temporary) == [])
+        assert eventually(lambda: not alive(worker))
+        assert eventually(lambda: left(temporary) == [])
     finally:
         os.kill(child, signal.SIGKILL)
 
@@ -83,7 +85,8 @@ def test_a_forked_child_of_the_client_ends_without_ending_the_engine(temporary: 
     code += "engine.propagate(case, 1)\nprint(engine.hello['pid'])\n"
     done = script(code, "plain")
     before, after = done.communicate(timeout=LONG_S)[0].split()
-    assert before == after and done.returncode == 0
+    assert before == after
+    assert done.returncode == 0
     assert left(temporary) == []
 
 
@@ -139,7 +142,8 @@ def test_the_worker_deletes_the_folder_of_a_dead_client(temporary: Path) -> None
         assert worker.process.poll() is None
         owner.kill()
         owner.wait()
-        assert worker.process.wait(LONG_S) == 0 and not folder.exists()
+        assert worker.process.wait(LONG_S) == 0
+        assert not folder.exists()
 
 
 def test_memory_with_patient_data_is_not_dumped(temporary: Path) -> None:
@@ -156,7 +160,8 @@ def test_libraries_put_their_temporaries_into_the_folder(temporary: Path) -> Non
         child = int((temporary / "child").read_text())
         place = f"TMPDIR={engine._process.folder.path}".encode()
         environment = Path(f"/proc/{child}/environ")  # empty until the child has become its program
-        assert eventually(lambda: place in environment.read_bytes().split(b"\0")) and alive(pid)
+        assert eventually(lambda: place in environment.read_bytes().split(b"\0"))
+        assert alive(pid)
 
 
 def test_an_array_is_deleted_where_its_request_fails(temporary: Path) -> None:
@@ -171,5 +176,6 @@ def test_a_worker_that_ended_badly_leaves_no_zombie(temporary: Path) -> None:
     with fake() as engine:
         first = engine.hello["pid"]
         os.kill(first, signal.SIGKILL)
-        assert eventually(lambda: not engine.ready) and engine.hello["pid"] != first
+        assert eventually(lambda: not engine.ready)
+        assert engine.hello["pid"] != first
         assert not Path(f"/proc/{first}").exists()

@@ -21,6 +21,8 @@ def test_the_label_of_a_block(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, n
         case = engine.open(volume.array, np.eye(4), f"label:{number}")
         assert [label["id"] for label in case.labels] == [number]
         (found,) = engine.segment(case).blocks
-        assert found.label == number and found.mask.sum() == block.sum()
+        assert found.label == number
+        assert found.mask.sum() == block.sum()
         update = engine.prompt(case, 1_000_000 + number, [point(8, 15, 5)])
-        assert update.structure == 1_000_000 + number and update.suggestion["label"] == number
+        assert update.structure == 1_000_000 + number
+        assert update.suggestion["label"] == number

@@ -56,7 +56,8 @@ def test_memory_is_full_once(temporary: Path, step: str) -> None:
         case, said = work(engine, f"{step}:1:OutOfMemoryError")
         assert step == "forward" or any("memory is full" in text for text in said), "it says what it gave up"
         engine.release(case)
-        assert engine.hello["pid"] == pid and [path.name for path in left(temporary)[1:]] == [".owner"]
+        assert engine.hello["pid"] == pid
+        assert [path.name for path in left(temporary)[1:]] == [".owner"]
     assert left(temporary) == []
 
 
@@ -111,4 +112,5 @@ def test_a_lost_gpu_ends_the_process_and_the_work_is_done_again_once(temporary: 
         assert eventually(lambda: left(temporary) == [])
         engine.release(bad)
         assert engine.prompt(good, 1, [IN]).box is None
-    assert left(temporary) == [] and EXIT_DEVICE_LOST == 3
+    assert left(temporary) == []
+    assert EXIT_DEVICE_LOST == 3

@@ -54,7 +54,8 @@ def test_each_bad_message_has_its_reply(temporary: Path) -> None:
         for line in (b"garbage", b"{}", b'{"id": 7, "op": "nothing"}', b'{"id": 7, "op": "prompt", "case": {}}'):
             worker.write(line + b"\n")
             reply = worker.read()
-            assert reply["error"]["name"] in ("InputError", "PromptError") and reply["error"]["what"]
+            assert reply["error"]["name"] in ("InputError", "PromptError")
+            assert reply["error"]["what"]
             assert reply["id"] == (7 if b"7" in line else None)
         assert answers(worker)
 
@@ -73,9 +74,9 @@ def test_a_message_of_one_gigabyte(temporary: Path) -> None:
             most = max(most, memory(pid))
         worker.write(b'"}\n')
         reply = worker.read()
-        assert (
-            reply["id"] is None and "too long" in reply["error"]["what"] and str(1 << 30)[:3] in reply["error"]["why"]
-        )
+        assert reply["id"] is None
+        assert "too long" in reply["error"]["what"]
+        assert str(1 << 30)[:3] in reply["error"]["why"]
         assert most - before < 64 << 20
         assert answers(worker)
     assert left(temporary) == []
@@ -91,7 +92,8 @@ def test_a_lie_about_the_size_of_an_array(temporary: Path, shape: list[int]) -> 
         (folder / name).write_bytes(bytes(22))
         volume = {"file": name, "dtype": "float32", "shape": shape}
         error = worker.ask("open", 1, case=0, volume=volume, affine=np.eye(4).tolist(), model="plain")["error"]
-        assert "announced" in error["what"] and answers(worker)
+        assert "announced" in error["what"]
+        assert answers(worker)
     assert left(temporary) == []
 
 
@@ -106,7 +108,8 @@ def test_a_message_that_never_ends_and_then_the_client_dies(temporary: Path) -> 
     worker.ask("hello", 0, protocol=1)
     worker.write(b'{"id": 1, "op": ' + b"[" * (5 << 20))
     worker.process.stdin.close()
-    assert worker.process.wait(60) == 0 and left(temporary) == []
+    assert worker.process.wait(60) == 0
+    assert left(temporary) == []
     worker.process.stdout.close()
 
 
@@ -121,7 +124,8 @@ def test_more_requests_than_can_wait(temporary: Path) -> None:
         thread.start()
         refused = [reply for reply in (worker.read() for _ in range(460)) if "error" in reply]
         thread.join()
-        assert refused and all("too many" in reply["error"]["what"] for reply in refused)
+        assert refused
+        assert all("too many" in reply["error"]["what"] for reply in refused)
         for id in range(10, 1510):
             worker.write(json.dumps({"id": 10_000 + id, "op": "cancel", "target": id}).encode() + b"\n")
             while worker.read().get("id") != 10_000 + id:
@@ -144,7 +148,8 @@ def test_a_client_that_reads_nothing_and_dies(temporary: Path) -> None:
     thread.start()
     assert eventually(lambda: left(temporary))
     worker.process.stdout.close()
-    assert eventually(lambda: not alive(pid)) and left(temporary) == []
+    assert eventually(lambda: not alive(pid))
+    assert left(temporary) == []
     worker.process.wait()
     thread.join()
     worker.process.stdin.close()

@@ -30,7 +30,8 @@ def test_what_the_worker_started_ends_with_it(temporary: Path, end: str) -> None
         if end == "kill":
             os.kill(worker, signal.SIGKILL)
             assert eventually(lambda: not alive(child))
-    assert eventually(lambda: not alive(child)) and not alive(worker)
+    assert eventually(lambda: not alive(child))
+    assert not alive(worker)
     assert left(temporary) == []
 
 
@@ -42,7 +43,9 @@ def test_close_does_not_wait_for_work_that_cannot_be_cancelled(temporary: Path) 
     job.cancel()
     worker = engine.hello["pid"]
     engine.close()
-    assert job.done() and not alive(worker) and left(temporary) == []
+    assert job.done()
+    assert not alive(worker)
+    assert left(temporary) == []
 
 
 def test_close_ends_even_a_worker_that_does_not_run(temporary: Path) -> None:
@@ -50,7 +53,8 @@ def test_close_ends_even_a_worker_that_does_not_run(temporary: Path) -> None:
     worker = engine.hello["pid"]
     os.kill(worker, signal.SIGSTOP)
     engine.close()
-    assert not alive(worker) and left(temporary) == []
+    assert not alive(worker)
+    assert left(temporary) == []
 
 
 def test_cancel_leaves_the_worker_and_its_state_alone(temporary: Path) -> None:

@@ -57,8 +57,10 @@ def test_it_is_named_and_the_structure_stays(engine, what: str) -> None:
     pid = engine.hello["pid"]
     with pytest.raises(PromptError) as error:
         engine.prompt(engine.case, 1, [IN, prompt])
-    assert where in error.value.where and error.value.what
-    assert engine.prompt(engine.case, 1, [IN]).box is None and engine.hello["pid"] == pid
+    assert where in error.value.where
+    assert error.value.what
+    assert engine.prompt(engine.case, 1, [IN]).box is None
+    assert engine.hello["pid"] == pid
     assert [path.name for path in left(Path(engine._process.folder.path).parent)[1:]] == [".owner"]
 
 

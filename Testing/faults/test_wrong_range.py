@@ -50,7 +50,9 @@ def test_the_right_scan_raises_no_doubt():
 )
 def test_the_wrong_scan_is_doubted(array: np.ndarray, modality: str | None, plan, words: str):
     found = warnings(scan(array, modality), plan)
-    assert len(found) == 1 and words in found[0] and found[0].startswith("scan.nii.gz: ")
+    assert len(found) == 1
+    assert words in found[0]
+    assert found[0].startswith("scan.nii.gz: ")
 
 
 def test_extent_and_spacing_are_doubted_but_not_inside_a_region():
@@ -70,4 +72,5 @@ def test_it_is_said_before_the_network_runs(caplog: pytest.LogCaptureFixture):
 
     with caplog.at_level(logging.WARNING):
         Predictor.of(Watching(), make_card()).segment(scan(HOUNSFIELD))
-    assert said and all(said)
+    assert said
+    assert all(said)

@@ -58,7 +58,8 @@ def test_every_script_and_resource_is_installed_where_slicer_looks_and_nothing_e
         repo / "SlicerMaskSAM", "*.py", repo / "SlicerMaskSAM"
     )
     resources = {name for name in sources(repo / "Resources", "*", repo) if NOT_PACKAGED not in Path(name).parts}
-    assert "MaskSAMCore/worker/__main__.py" in scripts and "SlicerMaskSAMLib/window/panel.py" in scripts
+    assert "MaskSAMCore/worker/__main__.py" in scripts
+    assert "SlicerMaskSAMLib/window/panel.py" in scripts
     assert {Path(name).parts[1] for name in resources} >= {"UI", "Icons", "Models", "Terminology"}
     wanted = scripts | resources
     lacking, extra = wanted - extension.files, extension.files - wanted
@@ -166,7 +167,8 @@ def test_the_index_entry_says_the_same_as_the_package(repo: Path, extension: Ext
     assert about["CATEGORY"] == entry["category"]
     assert about["DEPENDS"].split(";") == entry["build_dependencies"]
     assert about["HOMEPAGE"] == entry["scm_url"]
-    assert Path(about["LICENSE_FILE"]) == repo / "LICENSE" and Path(about["README_FILE"]) == repo / "README.md"
+    assert Path(about["LICENSE_FILE"]) == repo / "LICENSE"
+    assert Path(about["README_FILE"]) == repo / "README.md"
 
 
 def test_every_picture_that_the_package_names_is_in_the_repository(repo: Path, extension: Extension):
@@ -187,7 +189,8 @@ def test_every_picture_that_the_package_names_is_in_the_repository(repo: Path, e
 
 def test_without_slicer_nothing_is_configured(repo: Path, tmp_path: Path):
     refused = making.configure(repo, tmp_path / "build", slicer=tmp_path)
-    assert refused.returncode and "Slicer" in refused.stderr
+    assert refused.returncode
+    assert "Slicer" in refused.stderr
 
 
 def test_what_is_not_listed_is_not_installed(small: Path):
@@ -208,7 +211,8 @@ def test_what_is_not_listed_is_not_installed(small: Path):
 def test_a_mistake_is_refused(small: Path, old: str, new: str, words: str):
     spoil(small, old, new)
     refused = making.configure(small, small / "build")
-    assert refused.returncode and words in re.sub(r"\s+", " ", refused.stderr)
+    assert refused.returncode
+    assert words in re.sub(r"\s+", " ", refused.stderr)
 
 
 def test_what_lies_outside_the_folder_of_a_list_is_not_installed(small: Path):

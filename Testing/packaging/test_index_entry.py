@@ -50,10 +50,13 @@ def test_the_schema_refuses_what_the_index_refuses(entry: dict[str, Any], change
 
 def test_the_entry_keeps_to_the_rules_that_no_schema_knows(repo: Path, entry: dict[str, Any]):
     name = next(repo.glob("*.json")).stem
-    assert name == "MaskSAM" and not name.startswith("Slicer")
+    assert name == "MaskSAM"
+    assert not name.startswith("Slicer")
     address = urlsplit(entry["scm_url"])
-    assert address.scheme == "https" and address.path.split("/")[-1] == f"Slicer{name}"
+    assert address.scheme == "https"
+    assert address.path.split("/")[-1] == f"Slicer{name}"
     assert entry["scm_type"] == "git" and entry["scm_revision"] == "main", (
         "a branch, so that no update needs a new entry"
     )
-    assert entry["build_dependencies"] == ["PyTorch"] and entry["category"] == "Segmentation"
+    assert entry["build_dependencies"] == ["PyTorch"]
+    assert entry["category"] == "Segmentation"

@@ -68,7 +68,7 @@ def test_a_click_goes_to_the_slice_under_it(bar: Any, x: int, index: int) -> Non
 
 
 def test_more_slices_than_pixels_can_all_be_drawn(bar: Any) -> None:
-    bar.show_quality({k: 0.5 for k in range(1000)}, 1000, 999)
+    bar.show_quality(dict.fromkeys(range(1000), 0.5), 1000, 999)
     assert color(bar, 199) == color(bar, 0)
 
 

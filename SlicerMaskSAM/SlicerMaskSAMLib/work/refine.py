@@ -291,7 +291,7 @@ class Refinement:
         return volume is not None and volume.GetImageData() is not None and model is not None and model.card is not None
 
     def _counts(self, world: np.ndarray, slice_node: Any) -> bool:
-        """Whether these places, (N, 3) mm RAS, may be prompted; says why not (FAULTS row 59)."""
+        """Whether these places, (N, 3) mm RAS, may be prompted; says why not (faults.md row 59)."""
         volume, _ = self._context.need()
         if slice_node is None:
             self._context.say(NO_VIEW)

@@ -205,7 +205,7 @@ class Work:
         self._lookout.again()
 
     def _on_close(self, _scene: Any, _event: str) -> None:
-        """The scene is about to be closed: nothing that was begun may write into the next one (FAULTS row 53)."""
+        """The scene is about to be closed: nothing that was begun may write into the next one (faults.md row 53)."""
         stopped, self._next = self.task, None
         self._machine.drop()
         self._context.link.keep(lambda node: False)

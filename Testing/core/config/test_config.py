@@ -132,7 +132,8 @@ def test_class_prompts_end_in_class_logits_and_nothing_else_does(setting: str, w
     check_network(config.model)
     with pytest.raises(InputError) as caught:
         check_network(override(config, [setting]).model)
-    assert caught.value.where == where and caught.value.remedy
+    assert caught.value.where == where
+    assert caught.value.remedy
 
 
 def test_a_generator_needs_a_prompt_to_give_and_a_decoder_that_takes_it() -> None:
@@ -141,7 +142,8 @@ def test_a_generator_needs_a_prompt_to_give_and_a_decoder_that_takes_it() -> Non
         check_network(override(presets.get("selfprompt-acdc"), mute).model)
     with pytest.raises(InputError, match="does not go with the source") as caught:
         check_network(replace(PROMPTS_ONLY, decoder=DecoderConfig(kind="none", class_head=False)))
-    assert caught.value.where == "model.decoder.kind" and "model.decoder.kind=sam" in caught.value.remedy
+    assert caught.value.where == "model.decoder.kind"
+    assert "model.decoder.kind=sam" in caught.value.remedy
     own = ModelConfig(decoder=DecoderConfig(kind="none"), loss=LossConfig(assignment="own"))
     check_network(own)
     with pytest.raises(InputError, match="must have its class"):

@@ -1,4 +1,4 @@
-"""Every preset and every ablation row learns a phantom (MODEL.md §19, check 24), and says what it switches."""
+"""Every preset and every ablation row learns a phantom (model.md §19, check 24), and says what it switches."""
 
 from __future__ import annotations
 
@@ -104,7 +104,8 @@ def learned(cfg: ModelConfig) -> tuple[float, float, float]:
 def test_survives_json(name):
     preset = presets.describe(name)
     assert from_dict(type(preset.config), to_dict(preset.config)) == preset.config
-    assert preset.config.preset == name and preset.about
+    assert preset.config.preset == name
+    assert preset.about
 
 
 def test_rows_differ_from_their_neighbours():
@@ -141,7 +142,8 @@ def test_rows_of_autosam_switch_one_thing_each():
     sweep = [presets.get(f"KD{n}") for n in (0, 2, 5, 8, 10)]
     assert [config.train.seg_share for config in sweep] == [0.0, 0.2, 0.5, 0.8, 1.0]
     assert len({replace(config, preset="", train=replace(config.train, seg_share=0)) for config in sweep}) == 1
-    assert presets.describe("KD5").benchmark == "BTCV Dice" and presets.describe("B9").benchmark == "ACDC Dice"
+    assert presets.describe("KD5").benchmark == "BTCV Dice"
+    assert presets.describe("B9").benchmark == "ACDC Dice"
 
 
 def test_unknown_preset_lists_the_known():

@@ -50,10 +50,12 @@ def test_stages_follow_each_other(
     assert "stage 1 of 2: automatic mode" in capsys.readouterr().out
     (first, _), (last, card) = (installed.load_model(folder / "model") for folder in (run / "stage-1", run))
     assert (card.description, card.licence) == ("Finds balls.", "CC0")
-    assert card.name == "phantoms" and card.provenance["starts_from"]["steps"] == 8
+    assert card.name == "phantoms"
+    assert card.provenance["starts_from"]["steps"] == 8
     before, after = first.state_dict(), last.state_dict()
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
-    assert "decoder" in changed and "generator" not in changed
+    assert "decoder" in changed
+    assert "generator" not in changed
     whole = final(run)
     # as if the power had gone after the first epoch of the second stage
     for path in (run / "checkpoints").glob("step-00000008*"):
@@ -80,7 +82,8 @@ def test_two_processes_run_all_stages(phantom_data: Path, tmp_path: Path, recipe
     )
     assert done.returncode == 0, done.stdout + done.stderr
     card = installed.load_model(tmp_path / "run/model")[1]
-    assert len(card.provenance["stages"]) == 2 and card.provenance[MEAN]
+    assert len(card.provenance["stages"]) == 2
+    assert card.provenance[MEAN]
 
 
 def test_a_stage_may_be_averaged_with_its_start(phantom_data: Path, tmp_path: Path, recipe: Path) -> None:
@@ -124,13 +127,16 @@ def test_faulty_recipes_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert reason in capsys.readouterr().err
     assert train.main([str(tmp_path), "-o", str(tmp_path / "run"), "--recipe", "nothing"]) == 2
     told = capsys.readouterr().err
-    assert recipe_names() and all(name in told for name in recipe_names())
+    assert recipe_names()
+    assert all(name in told for name in recipe_names())
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_what_comes_with_the_program_describes_trainings(name: str) -> None:
     recipe = read_recipe(name)
-    assert recipe.name == name and recipe.about and recipe.data
+    assert recipe.name == name
+    assert recipe.about
+    assert recipe.data
     for stage in recipe.stages:
         config = override(presets.get(recipe.preset), [*recipe.settings, *stage.settings])
         check_config(config)
@@ -139,4 +145,5 @@ def test_what_comes_with_the_program_describes_trainings(name: str) -> None:
 
 def test_every_bundled_model_has_its_recipe(repo: Path) -> None:
     models = {path.parent.name for path in (repo / "Resources/Models").glob("*/model.json")}
-    assert models and models <= set(recipe_names())
+    assert models
+    assert models <= set(recipe_names())

@@ -71,7 +71,9 @@ def test_no_warp_cuts_out_voxels_as_they_are() -> None:
     np.testing.assert_array_equal(classes.numpy(), label[2:10, 3:27, 4:28])
     same, labels, good = extract(image, label, (2, 3, 4), (8, 24, 24), Warp(np.eye(3)))
     torch.testing.assert_close(same, picture, atol=1e-5, rtol=0)
-    assert torch.equal(labels, classes) and valid.all() and good.all()
+    assert torch.equal(labels, classes)
+    assert valid.all()
+    assert good.all()
 
 
 def test_a_warped_patch_shows_what_lies_beside_it() -> None:
@@ -79,7 +81,8 @@ def test_a_warped_patch_shows_what_lies_beside_it() -> None:
     image = np.broadcast_to(np.arange(40, dtype=np.float32)[:, None], (1, 16, 40, 36)).copy()
     quarter = Warp(np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]]))
     picture, _, _ = extract(image, np.zeros(image.shape[1:], np.uint8), (4, 16, 6), (4, 8, 24), quarter)
-    assert picture.min() < 16 and picture.max() > 24
+    assert picture.min() < 16
+    assert picture.max() > 24
 
 
 def test_turning_is_rigid_in_mm() -> None:
@@ -111,7 +114,8 @@ def test_many_classes_take_the_nearest_label() -> None:
     label = np.random.default_rng(0).integers(0, 20, (4, 12, 12)).astype(np.uint8).repeat(3, 1).repeat(3, 2)
     warp = draw_warp(replace(OFF, rotation=1), plan(), label.shape, generator(3))
     classes = extract(label[None].astype(np.float32), label, (0, 0, 0), label.shape, warp)[1]
-    assert set(classes.unique().tolist()) <= set(range(20)) and len(classes.unique()) > 15
+    assert set(classes.unique().tolist()) <= set(range(20))
+    assert len(classes.unique()) > 15
 
 
 @pytest.mark.parametrize(
@@ -124,7 +128,8 @@ def test_every_intensity_change_changes_and_stays_close(name: str) -> None:
     assert torch.equal(image, before), "the input is not modified"
     assert any(not torch.equal(c, image) for c in changed)
     for result in changed:
-        assert torch.isfinite(result).all() and result.shape == image.shape
+        assert torch.isfinite(result).all()
+        assert result.shape == image.shape
         mixed = torch.stack([result.flatten(), image.flatten()])
         assert torch.corrcoef(mixed)[0, 1] > 0.4
         if name.startswith("gamma"):
@@ -137,7 +142,8 @@ def test_flipping_moves_valid_slices_too() -> None:
     valid = torch.tensor([False, True, True, True])
     rule = replace(ALL, axes=(0,), left_right=-1)
     picture, classes, good = flip(image, label, valid, rule, rule.axes)
-    assert picture.flatten().tolist() == [3, 2, 1, 0] and classes.flatten().tolist() == [0, 2, 1, 0]
+    assert picture.flatten().tolist() == [3, 2, 1, 0]
+    assert classes.flatten().tolist() == [0, 2, 1, 0]
     assert good.tolist() == [True, True, True, False]
 
 
@@ -151,7 +157,9 @@ def test_the_same_generator_gives_the_same_patch() -> None:
     np.testing.assert_array_equal(one[0], two[0])
     np.testing.assert_array_equal(one[1], two[1])
     assert not np.array_equal(one[0], other[0])
-    assert one[0].shape == image.shape and one[0].dtype == np.float32 and one[1].dtype == label.dtype
+    assert one[0].shape == image.shape
+    assert one[0].dtype == np.float32
+    assert one[1].dtype == label.dtype
 
 
 def test_a_batch_is_augmented_sample_by_sample() -> None:
@@ -162,8 +170,12 @@ def test_a_batch_is_augmented_sample_by_sample() -> None:
     valid[:, 12:] = False
     config = replace(for_fixed_copies(AugmentConfig()), rotation=1.0)
     out, classes, good = augment(images, labels, valid, config, generator(5), plan=plan(), mirror=ALL)
-    assert out.shape == images.shape and classes.shape == labels.shape and good.shape == valid.shape
-    assert not torch.equal(out[0], out[1]) and classes.dtype == torch.int64 and good.dtype == torch.bool
+    assert out.shape == images.shape
+    assert classes.shape == labels.shape
+    assert good.shape == valid.shape
+    assert not torch.equal(out[0], out[1])
+    assert classes.dtype == torch.int64
+    assert good.dtype == torch.bool
     assert 8 <= int(good[0].sum()) <= 14, "padding stays invalid wherever it went"
 
 

@@ -42,24 +42,32 @@ def describe(raw: Path, **changes) -> None:
 
 def test_the_real_data_sets_are_read(shared: Path) -> None:
     hippocampus = read_dataset(shared / "data" / "hippocampus")
-    assert len(hippocampus.cases) == 208 and hippocampus.channels == ("MRI",) and not hippocampus.problems
+    assert len(hippocampus.cases) == 208
+    assert hippocampus.channels == ("MRI",)
+    assert not hippocampus.problems
     assert [label.name for label in hippocampus.labels.labels] == ["Anterior hippocampus", "Posterior hippocampus"]
-    assert hippocampus.licence == "CC-BY-SA 4.0" and not hippocampus.labels.mirrored
+    assert hippocampus.licence == "CC-BY-SA 4.0"
+    assert not hippocampus.labels.mirrored
     head = read_dataset(shared / "data" / "headneck_ct")
-    assert len(head.cases) == 46 and head.labels.classes == 6 and head.channels == ("CT",)
+    assert len(head.cases) == 46
+    assert head.labels.classes == 6
+    assert head.channels == ("CT",)
     volume, labels = read_case(head, head.cases[0])
-    assert volume.grid == labels.grid and labels.array.max() == 5
+    assert volume.grid == labels.grid
+    assert labels.array.max() == 5
 
 
 def test_acdc_folders_are_read_as_they_are(shared: Path) -> None:
     folder = shared / "data" / "acdc"
     acdc = read_dataset(folder)
-    assert len(acdc.cases) == 160 and not acdc.problems
+    assert len(acdc.cases) == 160
+    assert not acdc.problems
     assert {c.patient for c in acdc.cases if c.id.startswith("patient001_")} == {"patient001"}
     (split,) = load_splits(folder, [c.id for c in acdc.cases], {c.id: c.patient for c in acdc.cases})
     assert (len(split.train), len(split.val)) == (140, 20)
     volume, labels = read_case(acdc, acdc.cases[0])
-    assert volume.array.shape == labels.array.shape and set(np.unique(labels.array)) == {0, 1, 2, 3}
+    assert volume.array.shape == labels.array.shape
+    assert set(np.unique(labels.array)) == {0, 1, 2, 3}
 
 
 def test_labels_in_the_order_of_their_ids_and_pairs_as_declared(raw: Path) -> None:
@@ -67,7 +75,8 @@ def test_labels_in_the_order_of_their_ids_and_pairs_as_declared(raw: Path) -> No
              left_right_pairs=[["left_ball", "right_ball"]])  # fmt: skip
     table = read_dataset(raw).labels
     assert [(label.id, label.name) for label in table.labels] == [(2, "cube"), (4, "left_ball"), (9, "right_ball")]
-    assert table.mirrored and table.mirror_classes() == [0, 1, 3, 2]
+    assert table.mirrored
+    assert table.mirror_classes() == [0, 1, 3, 2]
     describe(raw, left_right_pairs=[])
     assert read_dataset(raw).labels.mirrored
 
@@ -75,7 +84,8 @@ def test_labels_in_the_order_of_their_ids_and_pairs_as_declared(raw: Path) -> No
 def test_pairs_declared_by_a_setting(raw: Path, tmp_path: Path) -> None:
     config = replace(CONFIG, data=replace(CONFIG.data, left_right_pairs=(("ball", "cube"),)))
     cache, _ = prepare(raw, tmp_path / "cache", config)
-    assert cache.labels.mirrored and cache.labels.mirror_classes() == [0, 2, 1]
+    assert cache.labels.mirrored
+    assert cache.labels.mirror_classes() == [0, 2, 1]
     cache.check_config(config)
     cache.check_config(CONFIG)
     other = replace(config, data=replace(config.data, left_right_pairs=()))
@@ -106,7 +116,8 @@ def test_version_one_of_the_format(raw: Path) -> None:
     data |= {"modality": {"0": "CT"}, "labels": {"0": "background", "1": "ball", "2": "cube"}}
     path.write_text(json.dumps(data))
     dataset = read_dataset(raw)
-    assert dataset.channels == ("CT",) and [label.id for label in dataset.labels.labels] == [1, 2]
+    assert dataset.channels == ("CT",)
+    assert [label.id for label in dataset.labels.labels] == [1, 2]
 
 
 def test_frames_and_visits_belong_to_one_patient() -> None:
@@ -128,10 +139,12 @@ def test_folds_split_patients_and_ignore_the_order() -> None:
 
 def test_the_cache_holds_what_was_prepared(raw: Path, tmp_path: Path) -> None:
     cache, report = prepare(raw, tmp_path / "cache", CONFIG)
-    assert is_prepared(cache.folder) and not is_prepared(raw)
+    assert is_prepared(cache.folder)
+    assert not is_prepared(raw)
     assert cache.ids == report.built == tuple(f"case_{i:03}" for i in range(4))
     assert (cache.name, cache.licence, cache.modality) == ("Phantom", "CC0", "MR")
-    assert cache.plan.view == "axial" and cache.plan.spacing == (2.0, 1.0, 1.0)
+    assert cache.plan.view == "axial"
+    assert cache.plan.spacing == (2.0, 1.0, 1.0)
     dataset = read_dataset(raw)
     volume, labels = read_case(dataset, dataset.cases[0])
     case = cache.case("case_000")
@@ -150,7 +163,9 @@ def test_a_second_call_changes_nothing(raw: Path, tmp_path: Path) -> None:
     prepare(raw, tmp_path / "cache", CONFIG)
     before = contents(tmp_path / "cache")
     _, report = prepare(raw, tmp_path / "cache", CONFIG)
-    assert len(report.kept) == 4 and not report.built and not report.rebuilt
+    assert len(report.kept) == 4
+    assert not report.built
+    assert not report.rebuilt
     assert contents(tmp_path / "cache") == before
 
 
@@ -168,7 +183,9 @@ def test_an_interrupted_run_is_continued(raw: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no finished cache"):
         PreparedDataset(tmp_path / "cache")
     _, report = prepare(raw, tmp_path / "cache", CONFIG)
-    assert len(report.kept) >= 2 and len(report.kept) + len(report.built) == 4 and report.built
+    assert len(report.kept) >= 2
+    assert len(report.kept) + len(report.built) == 4
+    assert report.built
     assert contents(tmp_path / "cache") == contents(reference.folder)
     late = CancelToken()
     other = Config(data=DataConfig(view="coronal"), train=CONFIG.train)
@@ -196,7 +213,8 @@ def test_other_settings_are_refused_by_name(raw: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"data.window"):
         cache.check_config(Config(data=DataConfig(window=(0.0, 1.0, 0.0, 1.0), normalisation="ct")))
     again, report = prepare(raw, tmp_path / "cache", Config(data=DataConfig(view="coronal"), train=CONFIG.train))
-    assert again.plan.view == "coronal" and len(report.rebuilt) == 4
+    assert again.plan.view == "coronal"
+    assert len(report.rebuilt) == 4
     kept = replace(CONFIG, data=replace(CONFIG.data, slices="keep"))
     with pytest.raises(DatasetError, match=r"data.slices: asked for keep, prepared with slices resampled"):
         cache.check_config(kept)
@@ -226,7 +244,8 @@ def test_a_removed_case_leaves_the_cache(raw: Path, tmp_path: Path) -> None:
     (raw / "imagesTr" / "case_003_0000.nii.gz").unlink()
     (raw / "labelsTr" / "case_003.nii.gz").unlink()
     cache, report = prepare(raw, tmp_path / "cache", CONFIG)
-    assert cache.ids == ("case_000", "case_001", "case_002") and not list(cache.folder.rglob("case_003*"))
+    assert cache.ids == ("case_000", "case_001", "case_002")
+    assert not list(cache.folder.rglob("case_003*"))
     assert len(report.kept) == 3, "the others are not made again"
 
 
@@ -262,7 +281,8 @@ print(tuple(PatchSampler(cache, cache.ids, patch=(4, 16, 16), batch=2).batch(0).
 def test_the_command(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     target = str(tmp_path / "cache")
     assert main([str(raw), "-o", target, "--preset", "tiny", "--set", "data.view=sagittal"]) == 0
-    assert "4 cases" in capsys.readouterr().out and PreparedDataset(target).plan.view == "sagittal"
+    assert "4 cases" in capsys.readouterr().out
+    assert PreparedDataset(target).plan.view == "sagittal"
     assert main([str(tmp_path / "nowhere"), "-o", target]) == 2
     assert "does not exist" in capsys.readouterr().err
     assert main([str(raw), "-o", target, "--set", "data.vieww=axial"]) == 2

@@ -37,16 +37,21 @@ def test_a_batch_depends_on_nothing_but_seed_step_and_rank(cache) -> None:
     for step in (5, 2, 9):
         a, b = one.batch(step, rank=1, world=2), other.batch(step, rank=1, world=2)
         assert a.cases == b.cases
-        assert torch.equal(a.image, b.image) and torch.equal(a.label, b.label) and torch.equal(a.valid, b.valid)
+        assert torch.equal(a.image, b.image)
+        assert torch.equal(a.label, b.label)
+        assert torch.equal(a.valid, b.valid)
     assert not torch.equal(one.batch(2).image, one.batch(3).image)
     assert not torch.equal(one.batch(2).image, sampler(cache, seed=8).batch(2).image)
 
 
 def test_shapes_and_types(cache) -> None:
     drawn = sampler(cache).batch(0)
-    assert drawn.image.shape == (2, 1, *PATCH) and drawn.image.dtype == torch.float32
-    assert drawn.label.shape == (2, *PATCH) and drawn.label.dtype == torch.int64
-    assert drawn.valid.shape == (2, 4) and drawn.valid.dtype == torch.bool
+    assert drawn.image.shape == (2, 1, *PATCH)
+    assert drawn.image.dtype == torch.float32
+    assert drawn.label.shape == (2, *PATCH)
+    assert drawn.label.dtype == torch.int64
+    assert drawn.valid.shape == (2, 4)
+    assert drawn.valid.dtype == torch.bool
     assert drawn.label.unique().tolist()[-1] <= 2
 
 
@@ -73,7 +78,8 @@ def test_a_batch_of_one_holds_a_structure_with_that_probability(cache) -> None:
         np.mean([bool((sampler(cache, **settings, foreground=f).batch(s).label > 0).any()) for s in range(60)])
         for f in (0.0, 1.0)
     ]
-    assert share[1] == 1 and share[0] < 0.7
+    assert share[1] == 1
+    assert share[0] < 0.7
 
 
 def test_a_short_case_is_padded_with_slices_that_do_not_count(cache) -> None:
@@ -84,7 +90,8 @@ def test_a_short_case_is_padded_with_slices_that_do_not_count(cache) -> None:
     assert torch.equal(drawn.image[0, :, 0], drawn.image[0, :, 2]), "the border is repeated"
     warped = sampler(cache, patch=(depth + 4, 16, 16), batch=1, augment=AugmentConfig(rotation=1, scaling=1))
     counts = [int(warped.batch(step).valid.sum()) for step in range(12)]
-    assert all(0 < c <= depth + 4 for c in counts) and min(counts) < depth + 4
+    assert all(0 < c <= depth + 4 for c in counts)
+    assert min(counts) < depth + 4
 
 
 def test_scores_are_cut_warped_and_mirrored_like_the_labels(cache) -> None:
@@ -106,7 +113,9 @@ def test_scores_are_cut_warped_and_mirrored_like_the_labels(cache) -> None:
 def test_patches_lie_inside_where_there_is_room() -> None:
     rng = np.random.default_rng(0)
     starts = np.array([place_patch((10, 20, 6), (4, 20, 8), None, rng) for _ in range(50)])
-    assert set(starts[:, 0]) == set(range(7)) and (starts[:, 1] == 0).all() and (starts[:, 2] == -1).all()
+    assert set(starts[:, 0]) == set(range(7))
+    assert (starts[:, 1] == 0).all()
+    assert (starts[:, 2] == -1).all()
     corner = place_patch((10, 20, 30), (4, 8, 8), np.array([9, 0, 15]), rng)
     assert corner == (6, 0, 11)
 

@@ -62,7 +62,8 @@ def test_a_case_is_saved_on_its_own_grid_with_names_codes_and_colours(tmp_path: 
     assert (saved.name, dict(saved.labels), saved.replaced, saved.notes) == ("scan", {"Liver": 1, "Blob": 2}, False, ())
     assert files(tmp_path / "set") == ["dataset.json", "imagesTr/scan_0000.nii.gz", "labelsTr/scan.nii.gz"]
     image = read_volume(tmp_path / "set" / "imagesTr" / "scan_0000.nii.gz")
-    assert np.array_equal(image.array, scan().array) and image.grid.same_as(scan().grid)
+    assert np.array_equal(image.array, scan().array)
+    assert image.grid.same_as(scan().grid)
     expected = segmented(LIVER, BLOB).array
     assert np.array_equal(label_file(tmp_path / "set", "scan"), np.where(expected == BLOB.id, 2, expected))
     liver, blob = read_dataset(tmp_path / "set").labels.labels
@@ -109,7 +110,8 @@ def test_the_same_scan_again_replaces_its_labels(tmp_path: Path) -> None:
     again = save(tmp_path, SPLEEN, LIVER, name="another name")
     assert (again.name, again.replaced) == ("first", True)
     assert "its labels were replaced" in again.notes[-1]
-    assert len(files(tmp_path)) == 5 and description(tmp_path)["numTraining"] == 2
+    assert len(files(tmp_path)) == 5
+    assert description(tmp_path)["numTraining"] == 2
     assert np.array_equal(label_file(tmp_path, "first") == 1, segmented(SPLEEN, LIVER).array == LIVER.id)
     verify_dataset(tmp_path)
 
@@ -129,7 +131,8 @@ def test_a_case_joins_a_data_set_of_somebody_else(tmp_path: Path) -> None:
     before = description(folder)
     cube = Label(id=1, name="Cube", color=(4, 5, 6))
     saved = save(folder, BLOB, cube, seed=7, name="case_000")
-    assert saved.name == "case_000-2" and dict(saved.labels) == {"Blob": 3, "cube": 2}
+    assert saved.name == "case_000-2"
+    assert dict(saved.labels) == {"Blob": 3, "cube": 2}
     after = description(folder)
     assert {key: after[key] for key in ("name", "licence", "channel_names")} == {
         key: before[key] for key in ("name", "licence", "channel_names")
@@ -176,7 +179,8 @@ def test_names_are_made_unique_whatever_their_capitals(tmp_path: Path) -> None:
 
 def test_segments_called_background_are_background(tmp_path: Path) -> None:
     saved = save(tmp_path, LIVER, Label(id=9, name="Background", color=(0, 0, 0)))
-    assert dict(saved.labels) == {"Liver": 1} and "counts as background" in saved.notes[0]
+    assert dict(saved.labels) == {"Liver": 1}
+    assert "counts as background" in saved.notes[0]
     assert np.unique(label_file(tmp_path, "scan")).tolist() == [0, 1]
 
 
@@ -193,7 +197,8 @@ def test_voxels_without_a_number_are_replaced_and_that_is_said(tmp_path: Path) -
     saved = save_case(tmp_path, broken, segmented(LIVER), name="broken")
     assert saved.notes[0].startswith("3 voxels were NaN or Inf")
     found = read_volume(tmp_path / "imagesTr" / "broken_0000.nii.gz")
-    assert found.nonfinite == 0 and found.array[0, 0, 1] == np.nanmax(scan().array)
+    assert found.nonfinite == 0
+    assert found.array[0, 0, 1] == np.nanmax(scan().array)
 
 
 def flat() -> Volume:
@@ -287,8 +292,10 @@ def test_a_case_is_taken_out_with_what_no_other_case_has(tmp_path: Path) -> None
     remove_case(tmp_path, "b")
     assert files(tmp_path) == ["dataset.json", "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz"]
     found = description(tmp_path)
-    assert found["labels"] == {"background": 0, "Liver": 1} and found["numTraining"] == 1
-    assert set(found["structures"]) == {"a"} and "Blob" not in found["colors"]
+    assert found["labels"] == {"background": 0, "Liver": 1}
+    assert found["numTraining"] == 1
+    assert set(found["structures"]) == {"a"}
+    assert "Blob" not in found["colors"]
     save(tmp_path, LIVER, seed=2, name="c")
     verify_dataset(tmp_path)
 

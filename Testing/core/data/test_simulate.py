@@ -1,4 +1,4 @@
-"""The simulated user clicks where a user would, and draws the same from the same generator (MODEL.md §19, check 11)."""
+"""The simulated user clicks where a user would, and draws the same from the same generator (model.md §19, check 11)."""
 
 from __future__ import annotations
 
@@ -42,10 +42,13 @@ def test_random_clicks_lie_in_the_mask_and_reach_all_of_it(rng) -> None:
     seen = set()
     for _ in range(60):
         clicks = random_clicks(mask, 3, rng)
-        assert clicks.shape == (3, 2) and clicks.dtype == float and len({tuple(c) for c in clicks}) == 3
+        assert clicks.shape == (3, 2)
+        assert clicks.dtype == float
+        assert len({tuple(c) for c in clicks}) == 3
         seen |= {(int(y), int(x)) for y, x in clicks}
     assert seen == {(int(y), int(x)) for y, x in np.argwhere(mask)}
-    assert len(random_clicks(mask, 99, rng)) == 6 and random_clicks(np.zeros_like(mask), 2, rng).shape == (0, 2)
+    assert len(random_clicks(mask, 99, rng)) == 6
+    assert random_clicks(np.zeros_like(mask), 2, rng).shape == (0, 2)
 
 
 def test_ring_clicks_lie_outside_but_near(rng, square) -> None:
@@ -81,8 +84,10 @@ def test_the_next_click_goes_to_the_largest_error(rng, square) -> None:
     assert error_click(predicted, square) == Click(position=(16, 21), positive=True)
     for _ in range(20):
         click = error_click(predicted, square, rng=rng)
-        assert click is not None and click.positive
-        assert 15 <= click.position[0] < 18 and 20 <= click.position[1] < 27
+        assert click is not None
+        assert click.positive
+        assert 15 <= click.position[0] < 18
+        assert 20 <= click.position[1] < 27
 
 
 def test_first_and_last_click(square) -> None:
@@ -98,10 +103,13 @@ def test_an_error_of_missing_and_superfluous_voxels_side_by_side_is_two() -> Non
     target[2:6, 0:9] = True
     predicted[2:6, 9:17] = True
     click = error_click(predicted, target)
-    assert click is not None and click.positive and click.position[1] < 9
+    assert click is not None
+    assert click.positive
+    assert click.position[1] < 9
     target[:, 0] = False  # Of equals, the missing one.
     click = error_click(predicted, target)
-    assert click is not None and click.positive
+    assert click is not None
+    assert click.positive
 
 
 def test_a_random_error_click_reaches_the_whole_component(rng) -> None:
@@ -151,7 +159,8 @@ def test_jittered_boxes_stay_boxes_in_the_picture(rng) -> None:
     for box in ((0, 0, 30, 20), (29, 19, 30, 20), (0, 5, 1, 6), (10, 10, 12, 11)):
         for share in (0.1, 3.0):
             drawn = np.array([jitter_box(box, (20, 30), rng, share=share) for _ in range(200)])
-            assert (drawn[:, :2] >= 0).all() and (drawn[:, 2:] <= [30, 20]).all()
+            assert (drawn[:, :2] >= 0).all()
+            assert (drawn[:, 2:] <= [30, 20]).all()
             assert (drawn[:, 2:] - drawn[:, :2] >= 1 - 1e-9).all()
     assert jitter_box(BOX, (64, 64), rng, share=0) == BOX
     crossed = np.array([jitter_box((45, 45, 55, 55), (100, 100), rng, share=1) for _ in range(200)])

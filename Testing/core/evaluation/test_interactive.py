@@ -70,9 +70,14 @@ def test_a_user_begins_in_the_middle_and_corrects_the_largest_error():
     script = Script([HALF, SPILLED, TARGET])
     found = click_through(TARGET, script, (1, 1))
     first, second, third = script.seen[-1]
-    assert first.positive and first.position == (9, 14)
-    assert second.positive and TARGET[second.position] and not HALF[second.position]
-    assert not third.positive and SPILLED[third.position] and not TARGET[third.position]
+    assert first.positive
+    assert first.position == (9, 14)
+    assert second.positive
+    assert TARGET[second.position]
+    assert not HALF[second.position]
+    assert not third.positive
+    assert SPILLED[third.position]
+    assert not TARGET[third.position]
     assert [len(clicks) for clicks in script.seen] == [1, 2, 3]
     assert found == pytest.approx((12 / 17, 22 / 31, 1.0))
     assert script.forgotten == 1
@@ -115,7 +120,8 @@ def test_figures_of_one_trial():
 
 def test_slices_at_even_distances():
     assert spread([3, 4, 5, 6, 7, 8, 9], 3) == [4, 6, 8]
-    assert spread([3, 4], 3) == [3, 4] and spread([3, 4, 9], 0) == [3, 4, 9]
+    assert spread([3, 4], 3) == [3, 4]
+    assert spread([3, 4, 9], 0) == [3, 4, 9]
     assert spread(np.arange(30), 1) == [15]
 
 
@@ -135,7 +141,9 @@ def test_boxes_stay_in_the_picture_and_are_a_pixel_wide():
             block(slice(7, 8), slice(29, 30)),
         ):
             x0, y0, x1, y1 = drawn_box(thin, 0.5, (seed,))
-            assert min(x0, y0) >= 0 and x1 <= 30 and y1 <= 20
+            assert min(x0, y0) >= 0
+            assert x1 <= 30
+            assert y1 <= 20
             assert min(x1 - x0, y1 - y0) > 1 - 1e-9
 
 
@@ -185,10 +193,12 @@ def test_prompts_of_a_slice_are_places_in_the_scan(axis):
     found = answers.clicks([Click(position=(5, 9), positive=True)])
     assert (found == block(slice(3, 8), slice(7, 12), shape=plane)).all()
     (prompt,) = session.asked[-1]
-    assert prompt.scope == "slice" and prompt.position[2 - axis] == 7
+    assert prompt.scope == "slice"
+    assert prompt.position[2 - axis] == 7
     found = answers.clicks([Click(position=(5, 9), positive=True), Click(position=(8, 15), positive=True)])
     both = block(slice(3, 8), slice(7, 12), shape=plane) | block(slice(6, 11), slice(13, 18), shape=plane)
-    assert (found == both).all() and len(session.asked[-1]) == 2
+    assert (found == both).all()
+    assert len(session.asked[-1]) == 2
     answers.forget()
     assert (answers.box((4, 2, 10, 7)) == block(slice(2, 7), slice(4, 10), shape=plane)).all()
     (prompt,) = session.asked[-1]
@@ -251,11 +261,13 @@ def test_both_methods_get_the_same_first_click_points_and_boxes():
     assert len(given) == 3
     for asked in given:
         assert [tuple(point - 0.5) for point in asked["points"]] in ours
-        assert list(asked["labels"]) == [1, 1, 1] and asked["mask_input"] is None
+        assert list(asked["labels"]) == [1, 1, 1]
+        assert asked["mask_input"] is None
     assert all(len(t.points) == 2 for t in found if t.protocol == SLICES)
     for ours, other in zip(firsts, theirs, strict=True):
         if ours.kind == "point":
-            assert tuple(other["points"][0] - 0.5) == ours.position[:2] and other["mask_input"] is None
+            assert tuple(other["points"][0] - 0.5) == ours.position[:2]
+            assert other["mask_input"] is None
         else:
             (x0, y0, _), (x1, y1, _) = ours.corners
             assert tuple(other["box"]) == pytest.approx((x0, y0, x1 + 1, y1 + 1))
@@ -264,7 +276,8 @@ def test_both_methods_get_the_same_first_click_points_and_boxes():
         n for n, asked in enumerate(sam.asked) if asked.get("points") is not None and len(asked["points"]) == 2
     )
     assert sam.asked[second]["mask_input"][0, 0] == second
-    assert found[1].clicks[-1] == 1.0 and len(found[1].clicks) == 2
+    assert found[1].clicks[-1] == 1.0
+    assert len(found[1].clicks) == 2
     again = list(study.judge("case", volume, reference, FakeSession(volume.grid.shape)))
     assert again == found
 
@@ -273,7 +286,8 @@ def test_without_an_unchanged_sam_only_the_model_is_judged():
     volume, reference = ball_case()
     study = Study(name="model", labels=TABLE, slices=0)
     found = list(study.judge("case", volume, reference, FakeSession(volume.grid.shape)))
-    assert {t.method for t in found} == {"model"} and len(found) == 9 + 1
+    assert {t.method for t in found} == {"model"}
+    assert len(found) == 9 + 1
 
 
 FOUND = [
@@ -289,19 +303,28 @@ def test_means_of_every_structure_and_of_all():
     assert list(lines)[:2] == [(SLICES, "ball", "m"), (SLICES, "ball", "zero-shot MobileSAM")]
     ball = lines[SLICES, "ball", "m"]
     assert (ball.targets, ball.cases) == (2, 2)
-    assert ball.mean["dice_1"] == pytest.approx(0.6) and ball.mean["box_50"] == pytest.approx(0.8)
-    assert ball.mean["noc_85"] == 3 and ball.mean["reached_85"] == 1
-    assert ball.mean["points_1"] == pytest.approx(0.5) and ball.mean["points_3"] == pytest.approx(0.7)
+    assert ball.mean["dice_1"] == pytest.approx(0.6)
+    assert ball.mean["box_50"] == pytest.approx(0.8)
+    assert ball.mean["noc_85"] == 3
+    assert ball.mean["reached_85"] == 1
+    assert ball.mean["points_1"] == pytest.approx(0.5)
+    assert ball.mean["points_3"] == pytest.approx(0.7)
     assert lines[SLICES, "all", "m"].mean == ball.mean
-    assert (SLICES, "cube", "m") not in lines and (VOLUMES, "cube", "m") in lines
+    assert (SLICES, "cube", "m") not in lines
+    assert (VOLUMES, "cube", "m") in lines
     kept = interactive.card_figures(FOUND)
     assert kept[SLICES]["ball, zero-shot MobileSAM"]["noc_90"] == MOST
-    assert "box_50" not in kept[VOLUMES]["cube, m"] and kept[VOLUMES]["all, m"]["targets"] == 1
+    assert "box_50" not in kept[VOLUMES]["cube, m"]
+    assert kept[VOLUMES]["all, m"]["targets"] == 1
     text = "\n".join(interactive.report(FOUND))
-    assert "20.00 (0 %)" in text and "3.00 (100 %)" in text and "nan" not in text
+    assert "20.00 (0 %)" in text
+    assert "3.00 (100 %)" in text
+    assert "nan" not in text
     rows = list(csv.DictReader(interactive.table(FOUND).splitlines()))
     assert len(rows) == len(FOUND) + len(lines)
-    assert rows[0]["dice_1"] == "0.5" and rows[0]["slice"] == "3" and rows[3]["box_75"] == ""
+    assert rows[0]["dice_1"] == "0.5"
+    assert rows[0]["slice"] == "3"
+    assert rows[3]["box_75"] == ""
 
 
 def test_a_readme_shows_both_kinds_of_figures(straight_run):
@@ -310,10 +333,14 @@ def test_a_readme_shows_both_kinds_of_figures(straight_run):
     card = replace(card, metrics={"evaluate A": automatic, "evaluate B": interactive.card_figures(FOUND)})
     text = model_readme(card)
     assert "| | dice | cases |\n|---|---|---|\n| ball | 0.91 | 3 |" in text
-    assert "`evaluate B`" in text and "Single slices:" in text and "Whole volumes:" in text
+    assert "`evaluate B`" in text
+    assert "Single slices:" in text
+    assert "Whole volumes:" in text
     heads = "Dice, 1 click | 3 clicks | 5 clicks | 1 random point | 3 random points | box 0.5 | box 0.75 | NoC@0.85"
-    assert f"| | {heads} | reached |" in text and "Random points lie anywhere" in text
-    assert "| ball, zero-shot MobileSAM | 0.1 |" in text and "{" not in text
+    assert f"| | {heads} | reached |" in text
+    assert "Random points lie anywhere" in text
+    assert "| ball, zero-shot MobileSAM | 0.1 |" in text
+    assert "{" not in text
     for row in (line for line in text.splitlines() if line.startswith("| ball, m")):
         assert row.count("|") == 15
 
@@ -332,7 +359,8 @@ def test_a_readme_shows_both_kinds_of_figures(straight_run):
 def test_options_that_do_not_go_together_end_with_2(options, capsys):
     with pytest.raises(SystemExit) as caught:
         evaluate.main(options)
-    assert caught.value.code == 2 and "error" in capsys.readouterr().err
+    assert caught.value.code == 2
+    assert "error" in capsys.readouterr().err
 
 
 def test_the_command_on_a_trained_model(phantom_data: Path, straight_run: Path, tmp_path: Path, capsys):
@@ -341,17 +369,21 @@ def test_the_command_on_a_trained_model(phantom_data: Path, straight_run: Path, 
     arguments = ["--interactive", "--model", model, phantom_data, "--fold", "0", "--slices", "1", "--device", "cpu"]
     assert evaluate.main([str(a) for a in (*arguments, "-o", tmp_path / "t.csv", "--record")]) == 0
     said = capsys.readouterr().out
-    assert "single slices" in said and "whole volumes" in said and "Device: CPU" in said
+    assert "single slices" in said
+    assert "whole volumes" in said
+    assert "Device: CPU" in said
     rows = list(csv.DictReader((tmp_path / "t.csv").open(encoding="utf-8")))
     assert {r["protocol"] for r in rows} == {SLICES, VOLUMES}
     assert all(0 <= float(r["dice_1"]) <= 1 and 1 <= float(r["noc_90"]) <= MOST for r in rows)
     card = model_folder.verify_model(model)
     command = next(key for key in card.metrics if "--interactive" in key)
-    assert set(before.metrics) < set(card.metrics) and "--record" not in command
+    assert set(before.metrics) < set(card.metrics)
+    assert "--record" not in command
     assert card.metrics[command][SLICES]["all, " + card.name]["targets"] == len(
         [r for r in rows if r["protocol"] == SLICES and r["case"] != "mean"]
     )
-    assert command in (model / "README.md").read_text() and json.dumps(card.metrics)
+    assert command in (model / "README.md").read_text()
+    assert json.dumps(card.metrics)
 
 
 def test_a_bad_fold_is_told_before_anything_runs(phantom_data: Path, straight_run: Path, capsys):

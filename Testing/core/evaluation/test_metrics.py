@@ -81,7 +81,8 @@ def test_absent_in_both_has_no_value():
 def test_absent_in_one_is_zero_and_counted(missed: bool):
     empty = np.zeros_like(CUBE)
     found = score(empty, CUBE, (1, 1, 1)) if missed else score(CUBE, empty, (1, 1, 1))
-    assert (found.dice, found.iou, found.nsd) == (0, 0, 0) and math.isnan(found.hd95)
+    assert (found.dice, found.iou, found.nsd) == (0, 0, 0)
+    assert math.isnan(found.hd95)
     assert found.one_sided
 
 
@@ -90,10 +91,12 @@ def test_means_leave_out_what_does_not_exist():
     rows = [score(CUBE, CUBE, (1, 1, 1)), score(empty, CUBE, (1, 1, 1)), score(empty, empty, (1, 1, 1))]
     found = summarize(rows)
     assert (found.cases, found.one_sided) == (2, 1)
-    assert found.mean["dice"] == pytest.approx(0.5) and found.std["dice"] == pytest.approx(0.5)
+    assert found.mean["dice"] == pytest.approx(0.5)
+    assert found.std["dice"] == pytest.approx(0.5)
     assert found.mean["hd95"] == 0
     nothing = summarize(rows[2:])
-    assert nothing.cases == 0 and math.isnan(nothing.mean["dice"])
+    assert nothing.cases == 0
+    assert math.isnan(nothing.mean["dice"])
 
 
 def test_labels_of_a_case_use_the_spacing_of_their_grid():
@@ -103,7 +106,8 @@ def test_labels_of_a_case_use_the_spacing_of_their_grid():
     predicted = LabelMap(array=moved.astype(np.uint8) * 7, grid=grid)
     reference = LabelMap(array=CUBE.astype(np.uint8) * 7, grid=grid)
     found = score_labels(predicted, reference)
-    assert list(found) == [7] and found[7].hd95 == pytest.approx(6.0)
+    assert list(found) == [7]
+    assert found[7].hd95 == pytest.approx(6.0)
     assert found[7].reference_ml == pytest.approx(3.0)
     assert list(score_labels(predicted, reference, [1, 7])) == [1, 7]
 

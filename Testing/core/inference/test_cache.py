@@ -1,4 +1,4 @@
-"""MODEL.md §13.3: what the cache of encoded slabs keeps, moves, drops, and what it tells apart."""
+"""model.md §13.3: what the cache of encoded slabs keeps, moves, drops, and what it tells apart."""
 
 from __future__ import annotations
 
@@ -32,9 +32,12 @@ def value(cache: SlabCache, number: int) -> float | None:
 
 def test_what_was_put_is_found_and_counted():
     cache = SlabCache()
-    assert value(cache, 1) is None and key(1) not in cache and len(cache) == 0
+    assert value(cache, 1) is None
+    assert key(1) not in cache
+    assert len(cache) == 0
     cache.put(key(1), slab(5))
-    assert value(cache, 1) == 5 and key(1) in cache
+    assert value(cache, 1) == 5
+    assert key(1) in cache
     state = cache.state
     assert (state.hits, state.misses, state.slabs, state.device_bytes, state.ram_bytes) == (1, 1, 1, 20, 0)
 
@@ -43,7 +46,9 @@ def test_the_least_recently_used_moves_on_and_then_goes():
     cache = SlabCache(device_bytes=40, ram_bytes=20)
     for number in (1, 2, 3):
         cache.put(key(number), slab(number))
-    assert cache.state.device_bytes == 40 and cache.state.ram_bytes == 20 and cache.state.spilled == 1
+    assert cache.state.device_bytes == 40
+    assert cache.state.ram_bytes == 20
+    assert cache.state.spilled == 1
     assert value(cache, 1) == 1, "back on the device, and 2 moved instead"
     cache.put(key(4), slab(4))
     assert [value(cache, n) for n in (2, 3, 1, 4)] == [None, 3, 1, 4]
@@ -58,7 +63,8 @@ def test_budgets_hold_whatever_comes():
             cache.put(key(number), slab(number, size=5 + number * 3))
         else:
             assert value(cache, number) in (None, number)
-        assert cache.state.device_bytes <= 300 and cache.state.ram_bytes <= 200
+        assert cache.state.device_bytes <= 300
+        assert cache.state.ram_bytes <= 200
     assert cache.state.slabs == len(cache) > 0
 
 
@@ -66,7 +72,9 @@ def test_budgets_hold_whatever_comes():
 def test_a_slab_beyond_the_budgets_is_not_kept(budgets: tuple[int, int]):
     cache = SlabCache(*budgets)
     cache.put(key(1), slab())
-    assert len(cache) == 0 and cache.state.device_bytes == cache.state.ram_bytes == 0 and cache.state.dropped == 1
+    assert len(cache) == 0
+    assert cache.state.device_bytes == cache.state.ram_bytes == 0
+    assert cache.state.dropped == 1
 
 
 def test_spilling_empties_the_device_and_clearing_everything():
@@ -74,16 +82,19 @@ def test_spilling_empties_the_device_and_clearing_everything():
     for number in (1, 2, 3):
         cache.put(key(number), slab(number))
     cache.spill()
-    assert cache.state.device_bytes == 0 and cache.state.ram_bytes == 40
+    assert cache.state.device_bytes == 0
+    assert cache.state.ram_bytes == 40
     assert [value(cache, n) for n in (1, 2, 3)] == [None, 2, 3]
     cache.clear()
-    assert len(cache) == 0 and cache.state.dropped == 3
+    assert len(cache) == 0
+    assert cache.state.dropped == 3
 
 
 def test_slabs_are_halved_without_becoming_infinite():
     half = halved(Slab(embed=torch.tensor([[1e6, -1e6, 0.1]]), fine=torch.ones(1, 2)))
     assert half.embed.dtype == half.fine.dtype == torch.float16
-    assert half.embed.isfinite().all() and half.nbytes == 10
+    assert half.embed.isfinite().all()
+    assert half.nbytes == 10
 
 
 def test_keys_tell_windows_apart():
@@ -113,5 +124,7 @@ def test_on_a_gpu_slabs_spill_to_the_computers_memory_and_come_back():
     device, cache = torch.device("cuda"), SlabCache(device_bytes=100, ram_bytes=100)
     cache.put(key(1), slab(3).to(device))
     cache.spill()
-    assert cache.state.ram_bytes == 20 and cache._far[key(1)].embed.device.type == "cpu"
-    assert cache.get(key(1), device).embed.device.type == "cuda" and cache.state.device_bytes == 20
+    assert cache.state.ram_bytes == 20
+    assert cache._far[key(1)].embed.device.type == "cpu"
+    assert cache.get(key(1), device).embed.device.type == "cuda"
+    assert cache.state.device_bytes == 20

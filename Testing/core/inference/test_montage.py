@@ -38,11 +38,13 @@ def test_planes_show_right_on_the_left_and_anterior_on_top():
     (axial_x, axial_y), (coronal_x, coronal_y), (sagittal_x, sagittal_y) = shown
     assert axial_x < 0.5 < axial_y  # right and posterior
     assert coronal_x < 0.5 < coronal_y  # right and inferior
-    assert sagittal_x > 0.5 and sagittal_y > 0.5  # posterior and inferior
+    assert sagittal_x > 0.5
+    assert sagittal_y > 0.5
     for axes, plane in zip(figure.axes[:3], PLANES, strict=True):
         marks = {t.get_text(): t.get_position() for t in axes.texts}
         left, right, top, bottom = plane.marks
-        assert marks[left][0] < marks[right][0] and marks[bottom][1] < marks[top][1]
+        assert marks[left][0] < marks[right][0]
+        assert marks[bottom][1] < marks[top][1]
 
 
 def test_other_axis_orders_look_the_same():
@@ -65,7 +67,8 @@ def test_pixels_keep_their_proportions():
         across = (right - left) / (box.width * width)
         assert (bottom - top) / (box.height * height) == pytest.approx(across, rel=1e-6)
         extent = axes.images[0].get_extent()
-        assert extent[1] in (30, 40) and extent[2] in (40, 80)
+        assert extent[1] in (30, 40)
+        assert extent[2] in (40, 80)
 
 
 def test_legend_names_structures_and_their_volumes():
@@ -85,7 +88,8 @@ def test_nothing_found_is_said_and_many_structures_fit():
     many = np.zeros(volume.grid.shape, np.uint8)
     many.reshape(-1)[: 60 * 50] = np.repeat(np.arange(1, 61), 50)
     found = texts(montage(volume, LabelMap(array=many, grid=volume.grid)))
-    assert "label 1" in found and "and 37 more" in found
+    assert "label 1" in found
+    assert "and 37 more" in found
 
 
 def test_one_slice_and_constant_scans_are_drawn():

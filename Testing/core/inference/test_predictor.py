@@ -28,10 +28,13 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
 def test_finds_the_block_on_the_grid_of_the_scan_with_the_ids_of_the_table():
     volume, block = bright_scan()
     result = predictor().segment(volume)
-    assert result.labels.grid is volume.grid and result.labels.labels is BRIGHT
+    assert result.labels.grid is volume.grid
+    assert result.labels.labels is BRIGHT
     assert result.labels.array.dtype == np.uint8
     assert np.array_equal(result.labels.array, block * 3)
-    assert result.windows > 1 and result.device == "cpu" and result.warnings == ()
+    assert result.windows > 1
+    assert result.device == "cpu"
+    assert result.warnings == ()
 
 
 @pytest.mark.parametrize("order", list(permutations(range(3))))
@@ -146,7 +149,8 @@ def test_ids_above_255_widen_the_type():
     labels = LabelTable(labels=(Label(id=700, name="far", color=PALETTE[0]),))
     volume, block = bright_scan()
     found = predictor(labels=labels).segment(volume).labels.array
-    assert found.dtype == np.uint16 and np.array_equal(found, block * np.uint16(700))
+    assert found.dtype == np.uint16
+    assert np.array_equal(found, block * np.uint16(700))
 
 
 def test_cancel_ends_it_and_progress_names_the_region():
@@ -166,9 +170,11 @@ def test_cancel_ends_it_and_progress_names_the_region():
 def test_a_saved_model_is_loaded_by_its_folder(tmp_path):
     volume, _ = bright_scan((4, 16, 16), at=(slice(1, 3), slice(4, 9), slice(4, 9)))
     loaded = Predictor(save_tiny(tmp_path / "toy"), device="cpu")
-    assert loaded.card.name == "toy" and not loaded.network.training
+    assert loaded.card.name == "toy"
+    assert not loaded.network.training
     result = loaded.segment(volume)
-    assert result.labels.grid is volume.grid and set(np.unique(result.labels.array)) <= {0, 3}
+    assert result.labels.grid is volume.grid
+    assert set(np.unique(result.labels.array)) <= {0, 3}
 
 
 def test_wrong_number_of_channels_is_refused():
@@ -182,4 +188,5 @@ def test_wrong_number_of_channels_is_refused():
 def test_gpu_and_cpu_agree():
     volume, block = bright_scan()
     result = Predictor.of(Threshold(), make_card(), torch.device("cuda")).segment(volume)
-    assert np.array_equal(result.labels.array > 0, block) and result.device.startswith("cuda")
+    assert np.array_equal(result.labels.array > 0, block)
+    assert result.device.startswith("cuda")

@@ -1,4 +1,4 @@
-"""MODEL.md §13.3: from the slab of a click to the whole structure, slab by slab, until it ends."""
+"""model.md §13.3: from the slab of a click to the whole structure, slab by slab, until it ends."""
 
 from __future__ import annotations
 
@@ -63,7 +63,9 @@ def test_a_structure_is_followed_to_both_ends_and_across_windows():
     session = open_session(scan(mask))
     update = session.prompt(1, [click(17, 16, 9, scope="volume")])
     assert np.array_equal(session.mask(1) > 0, mask)
-    assert update.encoded > 5 and set(update.quality) == set(range(2, 18)) and update.voxels == mask.sum()
+    assert update.encoded > 5
+    assert set(update.quality) == set(range(2, 18))
+    assert update.voxels == mask.sum()
 
 
 def test_it_ends_at_a_gap_and_at_the_ends_of_the_scan():
@@ -126,7 +128,8 @@ def test_slabs_are_fused_with_the_gaussian_along_depth_but_not_in_the_slice_of_t
     state = session._structures[1].shown
     weight = gaussian((4, 1, 1))[:, 0, 0].numpy()
     starts = session._slabs.starts[0]
-    assert starts == [0, 2, 4, 6] and session._slabs.deep(3) == 2
+    assert starts == [0, 2, 4, 6]
+    assert session._slabs.deep(3) == 2
 
     def fused(z: int, calls: dict[int, int], top: float, step: float) -> float:
         inside = {s: top - step * n for s, n in calls.items() if s <= z < s + 4}
@@ -148,7 +151,8 @@ def test_slices_that_were_prompted_stay_and_others_belong_to_the_nearest_prompt(
     corrected = session.mask(1)[10].copy()
     assert 0 < corrected.sum() < mask[10].sum()
     session.prompt(1, prompts[:2])
-    assert np.array_equal(session.mask(1)[10], corrected) and found(session) == list(range(1, 29))
+    assert np.array_equal(session.mask(1)[10], corrected)
+    assert found(session) == list(range(1, 29))
     before = session.mask(1)
     session.prompt(1, prompts)
     assert np.array_equal(session.mask(1)[:15], before[:15])
@@ -158,7 +162,8 @@ def test_a_slice_that_was_prompted_is_not_written_for_another():
     session = open_session(scan(column((10, 16, 16), 0, 10)), Constant())
     session.prompt(1, [click(8, 8, 4, scope="slice"), click(8, 8, 5, scope="volume")])
     planes = session._structures[1].shown.planes
-    assert float(planes[4].array[8, 8]) == 8.0 and float(planes[5].array[8, 8]) == 7.0
+    assert float(planes[4].array[8, 8]) == 8.0
+    assert float(planes[5].array[8, 8]) == 7.0
     assert all(float(planes[z].array[8, 8]) < 7.0 for z in (0, 1, 8, 9)), "others were"
 
 
@@ -204,7 +209,9 @@ def test_progress_is_told_and_cancel_asked_before_every_slab():
     session = open_session(scan(column()))
     told: list[tuple[int, int, str]] = []
     session.prompt(1, [click(8, 8, 9, scope="volume")], progress=lambda *a: told.append(a))
-    assert len(told) > 4 and all(done < total for done, total, _ in told[:-1]) and told[-1][0] == told[-1][1]
+    assert len(told) > 4
+    assert all(done < total for done, total, _ in told[:-1])
+    assert told[-1][0] == told[-1][1]
     for stop in range(len(told) - 2):
         token, fresh = CancelToken(), open_session(scan(column()))
         with pytest.raises(Cancelled):
@@ -214,4 +221,6 @@ def test_progress_is_told_and_cancel_asked_before_every_slab():
                 cancel=token,
                 progress=lambda done, *_, stop=stop, token=token: token.cancel() if done >= stop else None,
             )
-        assert fresh.encodes == stop + 1 and fresh.structures == () and not fresh.mask(1).any()
+        assert fresh.encodes == stop + 1
+        assert fresh.structures == ()
+        assert not fresh.mask(1).any()

@@ -1,4 +1,4 @@
-"""MODEL.md §13.3: one opened scan; clicks, boxes and masks in, changed voxels of the scan out."""
+"""model.md §13.3: one opened scan; clicks, boxes and masks in, changed voxels of the scan out."""
 
 from __future__ import annotations
 
@@ -35,11 +35,18 @@ def test_a_click_gives_the_slab_around_it_voxel_by_voxel():
     network = Flood()
     update = open_session(volume, network).prompt(1, [click(*IN)])
     assert update.box == update.extent == (4, 8, 12, 22, 5, 15)
-    assert update.mask.dtype == np.uint8 and update.mask.shape == (4, 10, 10) and update.mask.all()
-    assert update.voxels == 400 and update.encoded == network.encoded == 1
-    assert update.quality == {4: 0.9, 5: 0.9, 6: 0.9, 7: 0.9} and update.axis == 0 and update.worst == 4
-    assert update.suggestion.label == 3 and update.suggestion.name == "bright"
-    assert update.messages == () and update.candidates == ()
+    assert update.mask.dtype == np.uint8
+    assert update.mask.shape == (4, 10, 10)
+    assert update.mask.all()
+    assert update.voxels == 400
+    assert update.encoded == network.encoded == 1
+    assert update.quality == {4: 0.9, 5: 0.9, 6: 0.9, 7: 0.9}
+    assert update.axis == 0
+    assert update.worst == 4
+    assert update.suggestion.label == 3
+    assert update.suggestion.name == "bright"
+    assert update.messages == ()
+    assert update.candidates == ()
     assert block[4:8].sum() == 400
 
 
@@ -50,10 +57,13 @@ def test_the_second_click_in_a_slab_runs_no_encoder_and_equals_the_uncached_resu
     session = open_session(volume, network)
     session.prompt(1, clicks[:1])
     update = session.prompt(1, clicks)
-    assert update.encoded == 0 and network.encoded == 1 and update.voxels > 0
+    assert update.encoded == 0
+    assert network.encoded == 1
+    assert update.voxels > 0
     bare = open_session(volume, Flood(), cache=SlabCache(0, 0))
     again = bare.prompt(1, clicks)
-    assert again.encoded == 1 and np.array_equal(session.mask(1), bare.mask(1))
+    assert again.encoded == 1
+    assert np.array_equal(session.mask(1), bare.mask(1))
 
 
 def test_a_list_gives_the_same_at_once_bit_by_bit_and_after_undo():
@@ -87,7 +97,8 @@ def test_undo_decodes_nothing_and_tells_what_it_took_away():
     before = network.decoded
     update = session.prompt(1, [click(5, 5, 5)])
     assert network.decoded == before
-    assert update.box == (4, 8, 4, 10, 12, 15) and not update.mask.any()
+    assert update.box == (4, 8, 4, 10, 12, 15)
+    assert not update.mask.any()
 
 
 def test_the_same_list_changes_nothing():
@@ -95,7 +106,10 @@ def test_the_same_list_changes_nothing():
     session = open_session(volume)
     session.prompt(1, [click(*IN)])
     update = session.prompt(1, [click(*IN)])
-    assert update.box is None and update.mask.shape == (0, 0, 0) and update.voxels == 400 and update.encoded == 0
+    assert update.box is None
+    assert update.mask.shape == (0, 0, 0)
+    assert update.voxels == 400
+    assert update.encoded == 0
 
 
 def test_more_prompts_than_snapshots_are_kept():
@@ -137,7 +151,8 @@ def test_negative_clicks_take_away():
     volume, first, _ = two_blocks()
     session = open_session(volume)
     session.prompt(1, [box((3, 3, 5), (15, 11, 5))])
-    assert session.mask(1)[5, 5, 5] and session.mask(1)[5, 5, 13]
+    assert session.mask(1)[5, 5, 5]
+    assert session.mask(1)[5, 5, 13]
     session.prompt(1, [box((3, 3, 5), (15, 11, 5)), click(13, 6, 5, positive=False)])
     assert np.array_equal(session.mask(1) > 0, first & at((slice(4, 8),), first.shape))
 
@@ -146,7 +161,9 @@ def test_a_negative_click_alone_says_so():
     volume, _ = bright_scan()
     session = open_session(volume)
     update = session.prompt(1, [click(*IN, positive=False)])
-    assert update.voxels == 0 and "positive" in update.messages[0] and update.encoded == 0
+    assert update.voxels == 0
+    assert "positive" in update.messages[0]
+    assert update.encoded == 0
     session.prompt(1, [click(*IN, positive=False), click(9, 16, 4)])
     assert session.mask(1)[4].any()
 
@@ -156,11 +173,16 @@ def test_structures_do_not_know_each_other():
     session = open_session(volume)
     session.prompt(1, [click(5, 5, 5, scope="volume")])
     update = session.prompt(2, [click(13, 5, 5, scope="volume")])
-    assert update.encoded == 0 and session.structures == (1, 2)
-    assert np.array_equal(session.mask(1) > 0, first) and np.array_equal(session.mask(2) > 0, second)
+    assert update.encoded == 0
+    assert session.structures == (1, 2)
+    assert np.array_equal(session.mask(1) > 0, first)
+    assert np.array_equal(session.mask(2) > 0, second)
     gone = session.drop(1)
-    assert gone.box == (2, 9, 4, 10, 4, 10) and not gone.mask.any() and session.structures == (2,)
-    assert not session.mask(1).any() and session.drop(1).box is None
+    assert gone.box == (2, 9, 4, 10, 4, 10)
+    assert not gone.mask.any()
+    assert session.structures == (2,)
+    assert not session.mask(1).any()
+    assert session.drop(1).box is None
     session.release()
     with pytest.raises(InputError, match="released"):
         session.prompt(2, [click(13, 5, 5)])
@@ -179,7 +201,8 @@ def test_a_single_click_has_three_meanings_and_the_choice_lasts():
     again = session.prompt(1, [click(*IN, candidate=0)])
     assert again.box is None
     chosen = session.prompt(1, [click(*IN, candidate=1)])
-    assert chosen.voxels == 400 and chosen.candidates == ()
+    assert chosen.voxels == 400
+    assert chosen.candidates == ()
     session.prompt(1, [click(*IN, candidate=1), click(9, 16, 5)])
     assert np.array_equal(session.mask(1)[4:8] > 0, block[4:8])
     assert not session.prompt(2, [click(*IN), click(9, 16, 5)], multimask=True).candidates
@@ -198,7 +221,9 @@ def test_an_existing_mask_comes_back_exactly_and_is_changed_only_in_the_slab_of_
     update = session.prompt(1, [prompt])
     expected = np.zeros(block.shape, bool)
     expected[3:8, 13:22, 6:14] = given
-    assert np.array_equal(session.mask(1) > 0, expected) and update.encoded == 0 and update.quality == {}
+    assert np.array_equal(session.mask(1) > 0, expected)
+    assert update.encoded == 0
+    assert update.quality == {}
     session.prompt(1, [prompt, click(8, 15, 5, scope="slice")])
     assert dice(session.mask(1)[5] > 0, block[5]) > 0.8
     others = [k for k in range(12) if k != 5]
@@ -220,7 +245,8 @@ def test_the_network_sees_the_existing_mask_as_it_lies(flip: int):
     z = {1: 2, -1: 3}[flip]
     start = min(session._slabs.starts[0], key=lambda s: abs(s + 1.5 - z))
     expected = session.frame.turned(block)[z]
-    assert known[z - start] and dice(seen[z - start].numpy(), expected) > 0.7
+    assert known[z - start]
+    assert dice(seen[z - start].numpy(), expected) > 0.7
 
 
 def test_a_mask_later_in_the_list_starts_anew():
@@ -246,7 +272,8 @@ def test_encoding_ahead_begins_in_view_and_makes_the_first_click_cheap():
     assert session.encode(IN, slabs=5, progress=lambda *a: done.append(a)) == 4
     assert done[-1] == (5, 5, "encoding")
     every = len(session._slabs.around((0, 0, 0)))
-    assert session.encode() == every - 5 and session.encode() == 0
+    assert session.encode() == every - 5
+    assert session.encode() == 0
 
 
 def test_encoding_ahead_ends_where_the_cache_is_full():
@@ -276,7 +303,8 @@ def test_automatic_prompts_are_boxes_and_points_that_give_the_structure(flip: in
     found = session.automatic(3)
     assert [prompts[1].position[2] for prompts in found] == sorted([3, 4, 5, 6, 7], reverse=flip < 0)
     for drawn, point in found:
-        assert drawn.corners[0][:2] == (5, 2) and drawn.corners[1][:2] == (13, 7)
+        assert drawn.corners[0][:2] == (5, 2)
+        assert drawn.corners[1][:2] == (13, 7)
         assert block[tuple(round(v) for v in point.position[::-1])]
     session.prompt(1, [prompts[0] for prompts in found])
     assert np.array_equal(session.mask(1) > 0, block)
@@ -332,4 +360,6 @@ def test_no_click_is_left_unheard():
     clicks = [click(*IN), click(12, 17, 5, positive=False), click(30, 30, 5), click(31, 30, 5, positive=False)]
     session.prompt(1, clicks)
     found = session.mask(1) > 0
-    assert not found[5, 17, 12] and found[5, 30, 30] and not found[5, 30, 31]
+    assert not found[5, 17, 12]
+    assert found[5, 30, 30]
+    assert not found[5, 30, 31]

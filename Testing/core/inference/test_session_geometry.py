@@ -35,7 +35,8 @@ def test_every_orientation_is_prompted_in_mm_and_answered_on_its_own_voxels(orde
     inside = volume.grid.to_ras([16, 4, 3])
     update = session.prompt(1, [Prompt.point_ras(inside, volume.grid, scope="volume")])
     assert np.array_equal(session.mask(1) > 0, block)
-    assert update.extent == (2, 5, 3, 9, 15, 27) and update.axis == 2 - order.index(2)
+    assert update.extent == (2, 5, 3, 9, 15, 27)
+    assert update.axis == 2 - order.index(2)
     assert set(update.quality) == set(np.flatnonzero(block.any(axis=tuple({0, 1, 2} - {update.axis}))))
     edges = volume.grid.to_ras([[14.6, 2.6, 1.6], [26.4, 8.4, 4.4]])
     session.prompt(2, [Prompt.box_ras(*edges, volume.grid)])
@@ -62,7 +63,8 @@ def test_a_click_finds_exactly_what_automatic_mode_finds(spacing: tuple[float, f
     automatic = Predictor.of(Threshold(0.5), make_card(plan=plan)).segment(volume).labels.array > 0
     session = open_session(volume, Flood(0.5), plan=plan)
     session.prompt(1, [click(18, 19, 5, scope="volume")])
-    assert automatic.any() and np.array_equal(session.mask(1) > 0, automatic)
+    assert automatic.any()
+    assert np.array_equal(session.mask(1) > 0, automatic)
 
 
 @pytest.mark.parametrize("thickness", [0.3, 4.0])
@@ -73,7 +75,9 @@ def test_scope_slice_is_one_slice_of_the_scan_whatever_its_thickness(thickness: 
     session = open_session(volume)
     session.prompt(1, [click(8, 8, 7, scope="slice")])
     found = np.flatnonzero(session.mask(1).any(axis=(1, 2)))
-    assert 7 in found and len(found) == (1 if thickness > 1 else len(found)) and np.ptp(found) * thickness < 1
+    assert 7 in found
+    assert len(found) == (1 if thickness > 1 else len(found))
+    assert np.ptp(found) * thickness < 1
 
 
 @pytest.mark.parametrize("shape", [(8, 30, 20), (16, 60, 40), (5, 13, 9), (20, 71, 90)])
@@ -94,7 +98,8 @@ def test_painting_equals_resampling_the_whole(shape: tuple[int, int, int]):
         found[d] = tile.cut((0, 60, 0, 40))
     expected = resample(logits.half().float().sigmoid(), (16, 60, 40), mode="linear").numpy()
     differ = found != (expected > 0.5)
-    assert 0.1 < found.mean() < 0.9 and (np.abs(expected[differ] - 0.5) < 1e-4).all()
+    assert 0.1 < found.mean() < 0.9
+    assert (np.abs(expected[differ] - 0.5) < 1e-4).all()
 
 
 def test_boxes_may_be_drawn_in_any_plane():
@@ -127,7 +132,8 @@ def test_a_box_larger_than_a_window_is_answered_by_all_it_touches():
     volume, block = bright_scan((4, 40, 40), at=(slice(0, 4), slice(3, 35), slice(4, 36)))
     session = open_session(volume)
     update = session.prompt(1, [box((3, 2, 2), (36, 36, 2))])
-    assert update.encoded == 16 and np.array_equal(session.mask(1) > 0, block)
+    assert update.encoded == 16
+    assert np.array_equal(session.mask(1) > 0, block)
 
 
 def test_a_click_takes_the_window_in_which_it_lies_most_centrally_and_stays_there():
@@ -159,9 +165,12 @@ def test_a_constant_image_gives_nothing_and_says_so(value: float):
     network = Flood()
     session = open_session(volume, network)
     update = session.prompt(1, [click(5, 5, 3)])
-    assert update.voxels == 0 and "constant" in update.messages[0] and network.encoded == 0
+    assert update.voxels == 0
+    assert "constant" in update.messages[0]
+    assert network.encoded == 0
     assert any("constant" in text for text in session.warnings)
-    assert session.encode() == 0 and session.automatic(3) == []
+    assert session.encode() == 0
+    assert session.automatic(3) == []
 
 
 def test_a_wider_scan_than_in_training_is_standardised_around_each_window():
@@ -191,6 +200,9 @@ def test_what_the_network_is_told_of_a_small_scan_goes_on_beyond_its_border():
     session = open_session(volume, network)
     session.prompt(1, [click(8, 8, 1), click(7, 7, 1)])
     batch = network.batches[-1]
-    assert batch.masks_known is None and batch.masks.shape == (1, 1, 4, 16, 16)
+    assert batch.masks_known is None
+    assert batch.masks.shape == (1, 1, 4, 16, 16)
     told = batch.masks[0, 0] > 0
-    assert bool(told[:, 8:, 7:].all()) and not bool(told[:, :6].any()) and not bool(told[:, :, :5].any())
+    assert bool(told[:, 8:, 7:].all())
+    assert not bool(told[:, :6].any())
+    assert not bool(told[:, :, :5].any())

@@ -68,7 +68,8 @@ def follow(network: MaskSAM, card: ModelCard, volume: Volume, prompts: list[Prom
         assert np.array_equal(session.mask(1), seen[count - 1])
     before = session.encodes
     session.prompt(2, prompts)
-    assert session.encodes == before and np.array_equal(session.mask(2), seen[-1])
+    assert session.encodes == before
+    assert np.array_equal(session.mask(2), seen[-1])
 
 
 def test_the_smallest_network_goes_the_whole_way(tiny):
@@ -102,7 +103,8 @@ def test_the_smallest_network_answers_tiny_scans(tiny):
         volume, _ = bright_scan(shape, at=tuple(slice(0, n) for n in (1, 1, 1)))
         session = Session.open(network, card, volume)
         update = session.prompt(1, [click(0, 0, 0, scope="volume")])
-        assert session.mask(1).shape == shape and update.voxels == session.mask(1).sum()
+        assert session.mask(1).shape == shape
+        assert update.voxels == session.mask(1).sum()
 
 
 def test_the_real_network_on_a_real_scan(bundled):

@@ -1,4 +1,4 @@
-"""MODEL.md §13.1 and checks 19 and 20: where windows begin, how they are weighted, summed and mirrored."""
+"""model.md §13.1 and checks 19 and 20: where windows begin, how they are weighted, summed and mirrored."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ def test_impossible_steps_are_refused(step: float):
 def test_gaussian_is_that_of_the_design():
     weight = gaussian((4, 16, 33))
     assert weight.shape == (4, 16, 33)
-    assert weight.max() == 1 and weight.min() > 0
+    assert weight.max() == 1
+    assert weight.min() > 0
     assert torch.equal(weight, weight.flip(0, 1, 2))
     # two voxels off the centre of 33 are half a sigma of 33/8
     assert weight[1, 7, 18] / weight[1, 7, 16] == pytest.approx(np.exp(-0.5 * (2 / (33 / 8)) ** 2), rel=1e-5)
@@ -67,7 +68,8 @@ def test_constant_network_gives_constant_scores():
     scores = slide(
         lambda x: values.view(1, 3, 1, 1, 1).expand(len(x), 3, *x.shape[2:]), image(1, 9, 20, 21), (4, 8, 8), 3
     )
-    assert scores.shape == (3, 9, 20, 21) and scores.dtype == torch.float32
+    assert scores.shape == (3, 9, 20, 21)
+    assert scores.dtype == torch.float32
     assert torch.allclose(scores, values.view(3, 1, 1, 1).expand_as(scores), atol=1e-6)
 
 
@@ -88,7 +90,8 @@ def test_windows_see_the_repeated_border_of_a_small_volume():
         return identity(patches)
 
     slide(network, np.full((1, 2, 3, 3), 7, np.float32), (4, 8, 8), 2)
-    assert len(seen) == 1 and seen[0].shape == (1, 1, 4, 8, 8)
+    assert len(seen) == 1
+    assert seen[0].shape == (1, 1, 4, 8, 8)
     assert bool((seen[0] == 7).all())
 
 

@@ -136,10 +136,15 @@ def test_pictures_show_the_scan_between_its_percentiles():
     values = np.random.default_rng(0).uniform(-100, 300, (4, 30, 30)).astype(np.float32)
     values[0, 0, :3] = [np.nan, np.inf, -np.inf]
     low, high = grey_values(values)
-    assert -100 < low < -90 and 290 < high < 300
+    assert -100 < low < -90
+    assert 290 < high < 300
     shown = picture(values[0], low, high)
-    assert shown.dtype == np.uint8 and shown.min() == 0 and shown.max() == 255
-    assert shown[0, 0] == 0 and shown[0, 1] == 255 and shown[0, 2] == 0
+    assert shown.dtype == np.uint8
+    assert shown.min() == 0
+    assert shown.max() == 255
+    assert shown[0, 0] == 0
+    assert shown[0, 1] == 255
+    assert shown[0, 2] == 0
     assert picture(np.array([[(low + high) / 2]]), low, high)[0, 0] in (127, 128)
     for empty in (np.full((2, 3, 3), np.nan), np.full((2, 3, 3), 7.0)):
         assert picture(empty[0], *grey_values(empty)).max() == 0

@@ -14,7 +14,8 @@ from MaskSAMCore.io.atomic import atomic_path, sweep_parts, write_bytes, write_j
 def test_the_target_appears_only_at_the_end(tmp_path):
     target = tmp_path / "out.nii.gz"
     with atomic_path(target) as part:
-        assert part.parent == tmp_path and part.name.endswith(".nii.gz")
+        assert part.parent == tmp_path
+        assert part.name.endswith(".nii.gz")
         part.write_bytes(b"new")
         assert not target.exists()
     assert target.read_bytes() == b"new"
@@ -27,7 +28,8 @@ def test_a_failure_leaves_the_old_file_and_no_temporary(tmp_path):
     with pytest.raises(RuntimeError), atomic_path(target, overwrite=True) as part:
         part.write_text("half")
         raise RuntimeError("stop")
-    assert target.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+    assert target.read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_file_that_appeared_meanwhile_is_kept(tmp_path):
@@ -62,7 +64,8 @@ def test_a_held_target_keeps_the_result_beside_it(tmp_path, monkeypatch):
     monkeypatch.setattr(atomic, "_RETRY_SECONDS", 0.0)
     with pytest.raises(ResourceError, match=r"out-new\.nii\.gz"):
         write_bytes(target, b"new", overwrite=True)
-    assert target.read_bytes() == b"old" and (tmp_path / "out-new.nii.gz").read_bytes() == b"new"
+    assert target.read_bytes() == b"old"
+    assert (tmp_path / "out-new.nii.gz").read_bytes() == b"new"
 
 
 def test_sweep_removes_only_old_temporaries(tmp_path):

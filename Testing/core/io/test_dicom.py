@@ -24,7 +24,8 @@ def test_real_series_read_as_itk_reads_them(shared, name):
     image = reader.Execute()
     assert grid_of(image).distance_mm(volume.grid) < 1e-3
     assert np.array_equal(sitk.GetArrayFromImage(image), volume.array)
-    assert volume.modality == ("CT" if name == "ct_head" else "MR") and volume.array.dtype == np.float32
+    assert volume.modality == ("CT" if name == "ct_head" else "MR")
+    assert volume.array.dtype == np.float32
 
 
 @pytest.mark.parametrize(("name", "truth"), [("jpeg2000", "001"), ("rle", "001"), ("siemens_mr", "001_implicit")])
@@ -33,13 +34,15 @@ def test_real_series_match_their_published_conversion(shared, name, truth):
     volume, known = read_volume(folder), read_volume(folder / f"{truth}_ground_truth.nii.gz")
     ours, our_grid, _ = reorient(volume.array, volume.grid)
     theirs, their_grid, _ = reorient(known.array, known.grid)
-    assert our_grid.same_as(their_grid) and np.array_equal(ours, theirs)
+    assert our_grid.same_as(their_grid)
+    assert np.array_equal(ours, theirs)
 
 
 def test_enhanced_multiframe_files_are_two_volumes(shared):
     folder = shared / "data" / "dicom" / "enhanced_multiframe"
     series = list_series(folder)
-    assert [len(s.slices) for s in series] == [8, 8] and not any(s.problem for s in series)
+    assert [len(s.slices) for s in series] == [8, 8]
+    assert not any(s.problem for s in series)
     for one in series:
         volume = read_series(folder, series=one.key)
         image = sitk.ReadImage(str(one.files[0]))
@@ -100,7 +103,8 @@ def test_compressed_pixels_get_their_rescale_once(tmp_path, syntax):
 def test_one_slice_takes_its_thickness_and_says_so(tmp_path):
     dicom_series(tmp_path, ramp((1, 4, 5)), SliceThickness="3.5")
     volume = read_series(tmp_path)
-    assert volume.grid.spacing[2] == pytest.approx(3.5) and "one slice" in volume.warnings[0]
+    assert volume.grid.spacing[2] == pytest.approx(3.5)
+    assert "one slice" in volume.warnings[0]
 
 
 def test_a_repeated_file_is_left_out(tmp_path):
@@ -108,7 +112,8 @@ def test_a_repeated_file_is_left_out(tmp_path):
     first = next(iter(sorted(tmp_path.iterdir())))
     (tmp_path / "copy.dcm").write_bytes(first.read_bytes())
     volume = read_series(tmp_path)
-    assert np.array_equal(volume.array, ramp()) and "repeats" in volume.warnings[0]
+    assert np.array_equal(volume.array, ramp())
+    assert "repeats" in volume.warnings[0]
 
 
 def test_a_single_file_and_a_list_position_can_be_named(tmp_path):

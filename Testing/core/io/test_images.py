@@ -32,9 +32,12 @@ def test_an_image_comes_back_on_its_grid_and_itk_agrees(tmp_path, suffix):
     path = tmp_path / f"scan{suffix}"
     write_volume(Volume(array=picture(), grid=oblique()), path)
     back = read_volume(path)
-    assert np.array_equal(back.array, picture()) and back.grid.same_as(oblique()) and not back.warnings
+    assert np.array_equal(back.array, picture())
+    assert back.grid.same_as(oblique())
+    assert not back.warnings
     image = sitk.ReadImage(str(path))
-    assert np.array_equal(sitk.GetArrayFromImage(image), picture()) and grid_of(image).same_as(oblique())
+    assert np.array_equal(sitk.GetArrayFromImage(image), picture())
+    assert grid_of(image).same_as(oblique())
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".nrrd", ".mha", ".seg.nrrd"])
@@ -44,7 +47,8 @@ def test_labels_come_back_and_the_type_widens(tmp_path, suffix, top):
     labels[1, 2, 3] = top
     write_labels(LabelMap(array=labels, grid=oblique()), tmp_path / f"l{suffix}")
     back = read_labels(tmp_path / f"l{suffix}")
-    assert np.array_equal(back.array, labels) and back.grid.same_as(oblique())
+    assert np.array_equal(back.array, labels)
+    assert back.grid.same_as(oblique())
     assert back.array.dtype == (np.uint8 if top < 256 else np.uint16)
 
 
@@ -62,7 +66,8 @@ def test_channels_are_files_on_one_grid(tmp_path):
     for c in range(2):
         write_volume(Volume(array=picture() + c, grid=oblique()), tmp_path / f"{c}.nii")
     both = read_volume([tmp_path / "0.nii", tmp_path / "1.nii"])
-    assert both.array.shape == (2, 4, 5, 6) and np.array_equal(both.array[1], picture() + 1)
+    assert both.array.shape == (2, 4, 5, 6)
+    assert np.array_equal(both.array[1], picture() + 1)
     moved = oblique().affine.copy()
     moved[0, 3] += 1
     write_volume(Volume(array=picture(), grid=Grid(shape=(4, 5, 6), affine=moved)), tmp_path / "2.nii")
@@ -76,7 +81,8 @@ def test_channels_are_files_on_one_grid(tmp_path):
 def test_real_files_read_as_itk_reads_them(shared, pattern):
     for path in sorted((shared / "data" / pattern).glob("*.nii.gz"))[::60]:
         volume, image = read_volume(path), sitk.ReadImage(str(path))
-        assert np.array_equal(volume.array, sitk.GetArrayFromImage(image)) and grid_of(image).same_as(volume.grid)
+        assert np.array_equal(volume.array, sitk.GetArrayFromImage(image))
+        assert grid_of(image).same_as(volume.grid)
 
 
 def test_detached_voxels_are_found_beside_their_header(tmp_path):

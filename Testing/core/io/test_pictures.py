@@ -1,4 +1,4 @@
-"""Colour pictures: read right or refused by name, prepared as SAM learned them (MODEL.md §12.3)."""
+"""Colour pictures: read right or refused by name, prepared as SAM learned them (model.md §12.3)."""
 
 from __future__ import annotations
 
@@ -142,9 +142,12 @@ def test_labels_are_whole_numbers_or_places_in_a_palette(tmp_path):
 @pytest.mark.parametrize(("ending", "grey"), [(".png", False), (".jpg", False), (".tif", False), (".png", True)])
 def test_a_data_set_of_pictures(tmp_path, ending, grey):
     dataset = verify_dataset(write_pictures(tmp_path, ending=ending, grey=grey))
-    assert dataset.pictures and dataset.channels == ("red", "green", "blue") and dataset.files == 1
+    assert dataset.pictures
+    assert dataset.channels == ("red", "green", "blue")
+    assert dataset.files == 1
     volume, labels = read_case(dataset, dataset.cases[1])
-    assert volume.array.shape == (3, 1, 40, 48) and labels.array.shape == (1, 40, 48)
+    assert volume.array.shape == (3, 1, 40, 48)
+    assert labels.array.shape == (1, 40, 48)
     assert set(np.unique(labels.array)) == {0, 1, 2}
 
 
@@ -156,7 +159,9 @@ def test_a_data_sets_faults_are_named(tmp_path):
     with pytest.raises(DatasetError) as caught:
         verify_dataset(folder)
     text = str(caught.value)
-    assert "eye_000_0001.png is a channel" in text and "label value 127" in text and "eye_003" in text
+    assert "eye_000_0001.png is a channel" in text
+    assert "label value 127" in text
+    assert "eye_003" in text
 
 
 def test_a_picture_may_lack_a_colour_but_not_all(tmp_path):
@@ -179,7 +184,9 @@ def plan_for(folder: Path, longest: int):
 
 def test_pictures_are_upright_whole_resized_and_normalised_as_sam_does(tmp_path):
     dataset, plan = plan_for(write_pictures(tmp_path), 96)
-    assert plan.normalisation == ("rgb",) * 3 and plan.view == "picture" and plan.anisotropic
+    assert plan.normalisation == ("rgb",) * 3
+    assert plan.view == "picture"
+    assert plan.anisotropic
     assert plan.median_shape == (1, 88, 88)
     volume, labels = read_case(dataset, dataset.cases[1])
     prepared = preprocess(volume, plan)
@@ -188,7 +195,8 @@ def test_pictures_are_upright_whole_resized_and_normalised_as_sam_does(tmp_path)
     expected = (volume.array - np.reshape(SAM_MEAN, (3, 1, 1, 1))) / np.reshape(SAM_STD, (3, 1, 1, 1))
     np.testing.assert_allclose(small, expected, atol=1e-5)
     classes = preprocess_labels(labels, prepared.record, plan)
-    assert classes.shape == (1, 80, 96) and (classes > 0).mean() == pytest.approx((labels.array > 0).mean(), abs=0.01)
+    assert classes.shape == (1, 80, 96)
+    assert (classes > 0).mean() == pytest.approx((labels.array > 0).mean(), abs=0.01)
     assert Frame(prepared.record).prepared((0, 10, 20)) == pytest.approx((0, 20.5, 40.5))
 
 
@@ -208,7 +216,8 @@ def test_settings_of_pictures_are_checked(tmp_path):
     source = write_pictures(tmp_path / "raw")
     config = override(presets.get("medsa-2d"), ["data.longest=64", "model.patch=[1,64,64]"])
     ready, report = prepare(source, tmp_path / "cache", config, workers=1)
-    assert len(report.built) == 4 and ready.plan.longest == 64
+    assert len(report.built) == 4
+    assert ready.plan.longest == 64
     assert any("a pixel counts as" in note for note, _ in report.notes)
     assert prepare(source, tmp_path / "cache", config, workers=1)[1].kept == ready.ids
     with pytest.raises(DatasetError, match=r"data\.longest"):

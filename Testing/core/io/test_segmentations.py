@@ -38,21 +38,25 @@ def labelmap() -> LabelMap:
 def test_seg_nrrd_comes_back_whole(tmp_path):
     write_seg_nrrd(labelmap(), tmp_path / "a.seg.nrrd")
     back = read_labels(tmp_path / "a.seg.nrrd")
-    assert np.array_equal(back.array, labelmap().array) and back.grid.same_as(GRID)
+    assert np.array_equal(back.array, labelmap().array)
+    assert back.grid.same_as(GRID)
     first, odd, third = back.labels.labels
-    assert first == table().labels[0] and third.modifier == Code(scheme="SCT", value="255549009", meaning="Anterior")
+    assert first == table().labels[0]
+    assert third.modifier == Code(scheme="SCT", value="255549009", meaning="Anterior")
     assert (odd.id, odd.name, odd.color) == (7, "Thing: weird|name~\n", (1, 2, 3))
 
 
 def test_seg_nrrd_says_what_slicer_expects(tmp_path):
     write_seg_nrrd(labelmap(), tmp_path / "a.seg.nrrd")
     image = sitk.ReadImage(str(tmp_path / "a.seg.nrrd"))
-    assert grid_of(image).same_as(GRID) and np.array_equal(sitk.GetArrayFromImage(image), labelmap().array)
+    assert grid_of(image).same_as(GRID)
+    assert np.array_equal(sitk.GetArrayFromImage(image), labelmap().array)
     value = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
-    assert (
-        value["Segment0_ID"] == "Segment_2" and value["Segment0_LabelValue"] == "2" and value["Segment0_Layer"] == "0"
-    )
-    assert value["Segment0_Name"] == "Left kidney" and value["Segment0_Extent"] == "3 3 2 4 1 2"
+    assert value["Segment0_ID"] == "Segment_2"
+    assert value["Segment0_LabelValue"] == "2"
+    assert value["Segment0_Layer"] == "0"
+    assert value["Segment0_Name"] == "Left kidney"
+    assert value["Segment0_Extent"] == "3 3 2 4 1 2"
     assert value["Segment2_Extent"] == "0 -1 0 -1 0 -1"
     assert [round(float(v) * 255) for v in value["Segment0_Color"].split()] == [185, 102, 83]
     entry = (
@@ -93,7 +97,9 @@ def test_layers_are_joined_where_they_do_not_overlap(tmp_path):
     first[0, 1, 2] = second[2, 3, 4] = 1
     layered(tmp_path / "a.seg.nrrd", first, second)
     back = read_labels(tmp_path / "a.seg.nrrd")
-    assert back.array[0, 1, 2] == 1 and back.array[2, 3, 4] == 2 and back.array.sum() == 3
+    assert back.array[0, 1, 2] == 1
+    assert back.array[2, 3, 4] == 2
+    assert back.array.sum() == 3
     second[0, 1, 2] = 1
     layered(tmp_path / "b.seg.nrrd", first, second)
     with pytest.raises(InputError, match="overlap"):
@@ -107,20 +113,28 @@ def test_a_malformed_terminology_is_none():
 
 def test_names_are_found_in_many_spellings_and_unknown_ones_are_not():
     for name in ("left kidney", "Kidney_L", "KIDNEY left", "kidney-left"):
-        assert lookup(name).name == "Left kidney" and lookup(name).modifier.value == "7771000"
-    assert lookup("Left ventricle").type.value == "87878005" and lookup("Left ventricle").modifier is None
-    assert lookup("gizzard") is None and lookup("left liver") is None and lookup("") is None
+        assert lookup(name).name == "Left kidney"
+        assert lookup(name).modifier.value == "7771000"
+    assert lookup("Left ventricle").type.value == "87878005"
+    assert lookup("Left ventricle").modifier is None
+    assert lookup("gizzard") is None
+    assert lookup("left liver") is None
+    assert lookup("") is None
     named = LabelTable(labels=(Label(id=1, name="liver", color=(0, 0, 0)), Label(id=2, name="x", color=(9, 9, 9))))
     liver, other = describe(named).labels
-    assert liver.type.value == "10200004" and liver.name == "liver" and other == named.labels[1]
+    assert liver.type.value == "10200004"
+    assert liver.name == "liver"
+    assert other == named.labels[1]
 
 
 def test_a_name_that_means_something_only_in_its_data_set_is_completed():
     table = LabelTable(labels=(Label(id=1, name="anterior", color=(0, 0, 0)), Label(id=2, name="x", color=(9, 9, 9))))
     assert [label.type for label in describe(table).labels] == [None, None]
     front, other = describe(table, about="Hippocampus").labels
-    assert front.name == "Anterior hippocampus" and front.type.value == "5366008"
-    assert front.modifier.meaning == "Anterior" and other == table.labels[1]
+    assert front.name == "Anterior hippocampus"
+    assert front.type.value == "5366008"
+    assert front.modifier.meaning == "Anterior"
+    assert other == table.labels[1]
 
 
 def test_structures_of_one_organ_are_told_apart_and_sides_may_look_alike():
@@ -157,9 +171,11 @@ def test_dicom_seg_refers_to_its_series_and_holds_the_voxels(tmp_path):
     path = tmp_path / "seg.dcm"
     write_dicom_seg(LabelMap(array=labels, grid=volume.grid, labels=named), tmp_path / "ct", path)
     made = pydicom.dcmread(path)
-    assert made.Modality == "SEG" and [s.SegmentLabel for s in made.SegmentSequence] == ["Left kidney", "spleen"]
+    assert made.Modality == "SEG"
+    assert [s.SegmentLabel for s in made.SegmentSequence] == ["Left kidney", "spleen"]
     kind = made.SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0]
-    assert kind.CodeValue == "64033007" and kind.SegmentedPropertyTypeModifierCodeSequence[0].CodeValue == "7771000"
+    assert kind.CodeValue == "64033007"
+    assert kind.SegmentedPropertyTypeModifierCodeSequence[0].CodeValue == "7771000"
     assert made.SegmentSequence[1].SegmentedPropertyTypeCodeSequence[0].CodeValue == "78961009"
     for frame, pixels in zip(made.PerFrameFunctionalGroupsSequence, made.pixel_array, strict=True):
         z = float(frame.PlanePositionSequence[0].ImagePositionPatient[2]) - 30.0

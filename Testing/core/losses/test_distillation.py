@@ -59,7 +59,7 @@ def plain_loss(classes: int = 3):
 
 
 def test_segmentation_loss_golden():
-    """Uniform logits: CE = ln K; each class has 1/K everywhere, so Dice follows from the counts (MODEL.md §9.6)."""
+    """Uniform logits: CE = ln K; each class has 1/K everywhere, so Dice follows from the counts (model.md §9.6)."""
     labels = torch.zeros(1, 1, 4, 4, dtype=torch.long)
     labels[0, 0, 0] = 1
     loss = plain_loss(2)(QueryOutputs(masks=torch.zeros(1, 2, 1, 4, 4), cls=None), labels)["loss"]
@@ -75,7 +75,8 @@ def test_labels_alone_are_the_plain_loss_and_the_teacher_alone_is_the_mse():
     mse = (outputs.masks.softmax(1) - taught).square().mean()
     torch.testing.assert_close(found[0.0]["loss"], mse)
     torch.testing.assert_close(found[0.5]["loss"], (plain + mse) / 2)
-    assert not found[0.5]["segmentation"].requires_grad and not found[0.5]["imitation"].requires_grad
+    assert not found[0.5]["segmentation"].requires_grad
+    assert not found[0.5]["imitation"].requires_grad
 
 
 def test_a_teacher_that_is_the_student_has_nothing_to_teach():
@@ -83,7 +84,8 @@ def test_a_teacher_that_is_the_student_has_nothing_to_teach():
     taught = outputs.masks.detach().softmax(1)
     loss = DistillationLoss(plain_loss(), 0.0)(outputs, labels, valid, taught)["loss"]
     loss.backward()
-    assert loss.item() < 1e-12 and outputs.masks.grad.abs().max() < 1e-9
+    assert loss.item() < 1e-12
+    assert outputs.masks.grad.abs().max() < 1e-9
 
 
 def test_padding_teaches_nothing():
@@ -116,7 +118,8 @@ def test_parameters_are_those_of_the_paper_and_of_monai(preset, integer):
 
     cfg = replace(presets.get(preset).model, classes=14)
     audit = audit_config(cfg)
-    assert audit.parts == {"student": integer} and audit.total == integer
+    assert audit.parts == {"student": integer}
+    assert audit.total == integer
     monai = SwinUNETR(in_channels=1, out_channels=14, feature_size=cfg.backbone.width)
     assert sum(p.numel() for p in monai.parameters()) == integer
 
@@ -171,7 +174,8 @@ def test_patches_of_the_teachers_size_go_straight_through(folder):
     found = teacher(image, valid)
     with torch.no_grad():
         torch.testing.assert_close(found, probabilities(teacher.network.segment_patch(image)))
-    assert not found.requires_grad and not found.is_inference()
+    assert not found.requires_grad
+    assert not found.is_inference()
 
 
 def test_other_patches_are_covered_by_windows_where_they_are_not_padding(folder):
@@ -215,10 +219,13 @@ def test_whole_cases_are_answered_once(folder, tmp_path):
     with torch.no_grad():
         expected = probabilities(slide_model(teacher.network, dataset.images["b"]))
     np.testing.assert_allclose(found, expected, atol=1e-3)
-    assert found.dtype == np.float16 and told == [(1, 2), (2, 2)] and dataset.asked == ["a", "b"]
+    assert found.dtype == np.float16
+    assert told == [(1, 2), (2, 2)]
+    assert dataset.asked == ["a", "b"]
     (tmp_path / "answers/b.npy").unlink()
     store()
-    assert dataset.asked == ["a", "b", "b"] and told == [(1, 2), (2, 2)]
+    assert dataset.asked == ["a", "b", "b"]
+    assert told == [(1, 2), (2, 2)]
     dataset.images["a"] = dataset.images["a"] + 1
     store()
     assert dataset.asked == ["a", "b", "b", "a", "b"]
@@ -281,7 +288,8 @@ def test_without_labels_a_student_learns_what_the_teacher_says():
     batch = Batch(image, torch.randint(2, (1, 4, 16, 16)), valid)
     practice = practice_at(0, settings)
     losses = [learner.optimise(iter([batch]), lr=0.1, practice=practice) for _ in range(60)]
-    assert losses[-1]["loss"] < 0.3 * losses[0]["loss"] and losses[0]["loss"] == losses[0]["imitation"]
+    assert losses[-1]["loss"] < 0.3 * losses[0]["loss"]
+    assert losses[0]["loss"] == losses[0]["imitation"]
     assert torch.equal(asked[0], valid)
 
 
@@ -335,15 +343,20 @@ def distilled(phantom_data, straight_run, tmp_path_factory):
 def test_the_student_is_a_model_folder_like_any_other(distilled, straight_run):
     network, card = installed.load_model(distilled / "model")
     _, teacher = installed.load_model(straight_run / "model")
-    assert isinstance(network, SwinStudent) and not network.training and card.base is None
+    assert isinstance(network, SwinStudent)
+    assert not network.training
+    assert card.base is None
     assert card.provenance["teacher"]["weights_sha256"] == teacher.weights_sha256
     assert card.config.train.teacher == f"phantom {teacher.weights_sha256[:12]}"
     readme = (distilled / "model/README.md").read_text(encoding="utf-8")
-    assert "distilled from phantom (λ = 0.5" in readme and "the whole network" in readme
+    assert "distilled from phantom (λ = 0.5" in readme
+    assert "the whole network" in readme
     model_folder.verify_model(distilled / "model")
-    assert card.plan["patch"] == [4, 32, 32] and card.config.model.patch == (4, 32, 32)
+    assert card.plan["patch"] == [4, 32, 32]
+    assert card.config.model.patch == (4, 32, 32)
     rows = (distilled / "metrics.csv").read_text(encoding="utf-8").splitlines()
-    assert "segmentation,imitation" in rows[0] and len(rows) == 3
+    assert "segmentation,imitation" in rows[0]
+    assert len(rows) == 3
 
 
 def test_the_student_segments_by_command(distilled, phantom_data, tmp_path, capsys):
@@ -396,7 +409,8 @@ def test_stored_answers_teach_and_a_stopped_run_uses_those_it_has(phantom_data, 
     live = Teacher.__call__
     monkeypatch.setattr(Teacher, "__call__", lambda *args: asked.append(1) or live(*args))
     assert train.main(words(phantom_data, whole, teacher, settings=stored)) == 0
-    assert not asked and not (whole / "answers").exists()
+    assert not asked
+    assert not (whole / "answers").exists()
     with monkeypatch.context() as patch:
         stop_after(patch, 1)
         assert train.main(words(phantom_data, stopped, teacher, settings=stored)) != 0
@@ -418,7 +432,8 @@ def test_a_dry_run_of_a_distillation(phantom_data, straight_run, tmp_path, capsy
     settings = ("model.patch=[4,16,16]",)
     run, teacher = tmp_path / "run", straight_run / "model"
     assert train.main(words(phantom_data, run, teacher, "--dry-run", settings=settings)) == 0
-    assert "full phase" in capsys.readouterr().out and not (tmp_path / "run/model").exists()
+    assert "full phase" in capsys.readouterr().out
+    assert not (tmp_path / "run/model").exists()
 
 
 def test_a_dry_run_with_stored_answers_times_steps_without_the_teacher(

@@ -1,4 +1,4 @@
-"""The assignment of queries to structures (MODEL.md §9.1, §9.2; check 17 of §19)."""
+"""The assignment of queries to structures (model.md §9.1, §9.2; check 17 of §19)."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ def test_targets_count_slices_with_depth_fastest() -> None:
 
 def test_costs_are_those_of_the_definition() -> None:
     outputs, labels = random_outputs(), random_labels()
-    assert outputs.cls is not None and outputs.aux_masks is not None and outputs.fused_boxes is not None
+    assert outputs.cls is not None
+    assert outputs.aux_masks is not None
+    assert outputs.fused_boxes is not None
     targets = slice_targets(labels, 3)
     cost = pairwise_cost(outputs, targets, CFG)
     b, d, n, c = 1, 2, 3, 1
@@ -155,7 +157,8 @@ def test_a_slice_of_nan_stays_skipped_where_all_slices_are_valid() -> None:
 def test_nothing_valid_yields_an_empty_assignment() -> None:
     valid = torch.zeros(2, 3, dtype=torch.bool)
     found = match(random_outputs(), slice_targets(random_labels(), 3, valid), CFG, valid=valid)
-    assert found.slices.numel() == 0 and not found.used.any()
+    assert found.slices.numel() == 0
+    assert not found.used.any()
 
 
 def test_large_slices_draw_their_points_and_repeat_them_with_the_seed() -> None:
@@ -166,7 +169,8 @@ def test_large_slices_draw_their_points_and_repeat_them_with_the_seed() -> None:
     for seed in (5, 5, 6):
         torch.manual_seed(seed)
         costs.append(pairwise_cost(outputs, targets, CFG))
-    assert torch.equal(costs[0], costs[1]) and not torch.equal(costs[0], costs[2])
+    assert torch.equal(costs[0], costs[1])
+    assert not torch.equal(costs[0], costs[2])
     x, y = outputs.masks[0, 0, 0], targets.masks[0, 1].float()
     only = LossConfig(classification=0, bce=1, dice=0, aux=0, box_l1=0, box_giou=0)
     expected = F.binary_cross_entropy_with_logits(x, y).item()

@@ -1,4 +1,4 @@
-"""Cross entropy + Dice of class logits, and deep supervision (MODEL.md §9.4; check 15 of §19)."""
+"""Cross entropy + Dice of class logits, and deep supervision (model.md §9.4; check 15 of §19)."""
 
 from __future__ import annotations
 
@@ -66,7 +66,8 @@ def test_padding_does_not_count_and_without_anything_nothing_is_lost() -> None:
     other[1, :, 0] = torch.nan
     outputs = [QueryOutputs(masks=each, cls=None, stages=(each * 1, each * 2)) for each in (x, other)]
     first, second = (criterion(each, y, valid)["loss"] for each in outputs)
-    assert torch.isfinite(first) and torch.equal(first, second)
+    assert torch.isfinite(first)
+    assert torch.equal(first, second)
     one = QueryOutputs(masks=x[:1], cls=None)
     valid[1] = False
     torch.testing.assert_close(
@@ -90,7 +91,8 @@ def test_stages_are_compared_with_the_nearest_labels_and_the_terms_are_told() ->
     assert float(terms["generator"]) == pytest.approx(wanted, rel=1e-5)
     assert float(terms["segmentation"]) == pytest.approx(sum(by_hand(masks.detach(), y)), rel=1e-5)
     torch.testing.assert_close(terms["loss"], terms["generator"] + terms["segmentation"])
-    assert terms["loss"].requires_grad and not terms["segmentation"].requires_grad
+    assert terms["loss"].requires_grad
+    assert not terms["segmentation"].requires_grad
 
 
 def test_where_nothing_was_decoded_the_last_stage_counts_once() -> None:

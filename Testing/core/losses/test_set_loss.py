@@ -1,4 +1,4 @@
-"""The set loss and the loss of given prompts (MODEL.md §9.3; check 13 of §19)."""
+"""The set loss and the loss of given prompts (model.md §9.3; check 13 of §19)."""
 
 from __future__ import annotations
 
@@ -90,14 +90,16 @@ def test_own_queries_answer_for_their_classes_however_wrong_they_are() -> None:
     turned = replace(out, masks=out.masks[:, [1, 0, 2, 3]], cls=out.cls[:, [1, 0, 2, 3]])  # type: ignore[index]
     assert SetLoss(LossConfig(), K)(turned, y)["bce"].item() < 1e-3
     wrong = SetLoss(cfg, K)(turned, y)
-    assert wrong["bce"].item() > 5 and wrong["class"].item() > 5
+    assert wrong["bce"].item() > 5
+    assert wrong["class"].item() > 5
 
 
 def test_the_generators_masks_compete_for_every_voxel() -> None:
     y, cfg = labels(), LossConfig(assignment="own", generator=0.7)
     out, right = outputs(), perfect(y)
     terms = SetLoss(cfg, K)(out, y)
-    assert out.aux_masks is not None and right.aux_masks is not None
+    assert out.aux_masks is not None
+    assert right.aux_masks is not None
     mine = out.aux_masks[:, :K].softmax(1)
     cross = F.nll_loss(mine.log(), y)
     dice = [2 * (mine[:, c] * (y == c)).sum() + 1 for c in (1, 2)]
@@ -149,8 +151,10 @@ def test_the_generator_alone_learns_nothing_from_padding() -> None:
     valid[1, 1] = False
     terms = criterion.generator((masks,), y, valid)
     terms["loss"].backward()
-    assert masks.grad is not None and masks.grad[1, :K, 0].abs().min() > 0
-    assert not masks.grad[1, :, 1].any() and not masks.grad[:, K:].any()
+    assert masks.grad is not None
+    assert masks.grad[1, :K, 0].abs().min() > 0
+    assert not masks.grad[1, :, 1].any()
+    assert not masks.grad[:, K:].any()
     other = masks.detach().clone()
     other[1, :, 1] = torch.nan
     assert criterion.generator((other,), y, valid)["loss"] == terms["loss"]
@@ -164,7 +168,8 @@ def test_the_total_is_the_weighted_sum_and_only_it_has_a_gradient() -> None:
     weights = {"class": 0.3, "bce": 1.1, "dice": 0.7, "aux_bce": 0.4, "aux_dice": 0.4, "box_l1": 0.9, "box_giou": 0.6}
     total = sum(weights[name] * terms[name].item() for name in TERMS)
     assert terms["loss"].item() == pytest.approx(total, rel=1e-5)
-    assert terms["loss"].requires_grad and not any(terms[name].requires_grad for name in TERMS)
+    assert terms["loss"].requires_grad
+    assert not any(terms[name].requires_grad for name in TERMS)
 
 
 def test_mask_terms_are_sums_over_pairs_divided_by_the_count() -> None:
@@ -207,8 +212,11 @@ def test_padding_slices_have_neither_value_nor_gradient() -> None:
     assert a["loss"].item() != pytest.approx(criterion(first, y)["loss"].item(), rel=1e-6)
     b["loss"].backward()
     for tensor in (second.masks, second.cls, second.aux_masks, second.aux_boxes):
-        assert tensor is not None and tensor.grad is not None
-        assert tensor.grad.isfinite().all() and not tensor.grad[1, :, 2].any() and tensor.grad[0].any()
+        assert tensor is not None
+        assert tensor.grad is not None
+        assert tensor.grad.isfinite().all()
+        assert not tensor.grad[1, :, 2].any()
+        assert tensor.grad[0].any()
 
 
 def test_a_padded_volume_counts_as_if_it_were_not_there() -> None:
@@ -226,7 +234,8 @@ def test_box_terms_are_the_distance_and_one_minus_giou() -> None:
     assert narrow.aux_boxes is not None
     narrow.aux_boxes[:] = torch.tensor([0.0, 0, 0.25, 1])
     terms = SetLoss(LossConfig(), K)(narrow, y)
-    assert terms["box_l1"].item() == pytest.approx(0.75) and terms["box_giou"].item() == pytest.approx(0.75)
+    assert terms["box_l1"].item() == pytest.approx(0.75)
+    assert terms["box_giou"].item() == pytest.approx(0.75)
 
 
 def test_a_batch_of_nothing_but_padding_has_a_loss_of_zero() -> None:
@@ -234,7 +243,8 @@ def test_a_batch_of_nothing_but_padding_has_a_loss_of_zero() -> None:
     loss = SetLoss(LossConfig(), K)(out, labels(), torch.zeros(2, SHAPE[0], dtype=torch.bool))["loss"]
     loss.backward()
     assert loss.item() == 0
-    assert out.masks.grad is not None and not out.masks.grad.any()
+    assert out.masks.grad is not None
+    assert not out.masks.grad.any()
 
 
 def test_the_same_assignment_supervises_final_and_generator_masks() -> None:
@@ -286,7 +296,8 @@ def test_large_masks_use_uncertain_points_and_repeat_them_with_the_seed() -> Non
 def test_given_prompts_are_compared_with_their_own_class() -> None:
     cfg = ModelConfig(classes=K, loss=LossConfig(kind="binary", bce=1.0, dice=1.0))
     criterion = build_loss(cfg)
-    assert isinstance(criterion, BinaryLoss) and isinstance(build_loss(ModelConfig()), SetLoss)
+    assert isinstance(criterion, BinaryLoss)
+    assert isinstance(build_loss(ModelConfig()), SetLoss)
     y = labels()
     y[0, 0] = 0
     sure = torch.stack([y == c for c in range(1, K)], dim=1) * 40.0 - 20.0
@@ -302,4 +313,6 @@ def test_given_prompts_that_do_not_exist_cost_nothing() -> None:
     logits = torch.randn(2, 2, *SHAPE, generator=torch.Generator().manual_seed(9), requires_grad=True)
     terms = binary_loss(logits, logits.detach() > 0, torch.zeros(2, 2, SHAPE[0], dtype=torch.bool))
     terms["loss"].backward()
-    assert terms["loss"].item() == 0 and logits.grad is not None and not logits.grad.any()
+    assert terms["loss"].item() == 0
+    assert logits.grad is not None
+    assert not logits.grad.any()

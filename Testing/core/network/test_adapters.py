@@ -1,4 +1,4 @@
-"""Adapters by themselves: size, identity at the start, and what mixes with what (MODEL.md §4, §16.2, §19)."""
+"""Adapters by themselves: size, identity at the start, and what mixes with what (model.md §4, §16.2, §19)."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_relu_is_selectable():
 
 
 def test_the_spatial_core_has_no_skip_beside_it_and_the_output_no_activation():
-    """AutoSAM Adapter's, with the published count at ViT-B's width (MODEL.md §4.1, §16.6)."""
+    """AutoSAM Adapter's, with the published count at ViT-B's width (model.md §4.1, §16.6)."""
     assert count(Adapter(768, kind="spatial", depth=32, ratio=0.5)) == 601_728
     torch.manual_seed(0)
     adapter = Adapter(8, kind="spatial", depth=DEPTH, ratio=0.5, act="relu")
@@ -169,7 +169,8 @@ def test_a_new_kind_is_one_entry_of_the_table(monkeypatch):
     config = override(presets.get("tiny"), everywhere)
     model = build_model(config.model).eval()
     found = [module for module in model.modules() if isinstance(module, Adapter)]
-    assert found and all(isinstance(adapter.core, DepthMean) for adapter in found)
+    assert found
+    assert all(isinstance(adapter.core, DepthMean) for adapter in found)
     with torch.no_grad():
         assert model.segment_patch(torch.zeros(1, 1, *config.model.patch)).shape == (1, 3, *config.model.patch)
 
@@ -177,4 +178,5 @@ def test_a_new_kind_is_one_entry_of_the_table(monkeypatch):
 def test_an_unknown_kind_is_told_with_the_known_ones():
     with pytest.raises(InputError, match="unknown kind of adapter") as caught:
         build_model(override(presets.get("tiny"), ["model.enc_adapter.kind=depth_magic"]).model)
-    assert caught.value.where == "depth_magic" and "none, plain, depth_mlp, depth_conv, spatial" in caught.value.remedy
+    assert caught.value.where == "depth_magic"
+    assert "none, plain, depth_mlp, depth_conv, spatial" in caught.value.remedy

@@ -1,4 +1,4 @@
-"""Attention kernels, windows and relative positions (MODEL.md §3.1, §3.2, §19 check 7)."""
+"""Attention kernels, windows and relative positions (model.md §3.1, §3.2, §19 check 7)."""
 
 from __future__ import annotations
 

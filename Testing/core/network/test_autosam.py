@@ -60,8 +60,10 @@ def shake(network: torch.nn.Module, words: tuple[str, ...], scale: float = 0.3) 
 
 def test_the_integers_of_the_paper():
     audit = audit_config(presets.get("autosam-btcv").model)
-    assert audit.parts == PARTS and audit.trainable == audit.paper == 26_594_944
-    assert audit.frozen["image_encoder"] == 89_670_912 and audit.total == 26_594_944 + 89_670_912
+    assert audit.parts == PARTS
+    assert audit.trainable == audit.paper == 26_594_944
+    assert audit.frozen["image_encoder"] == 89_670_912
+    assert audit.total == 26_594_944 + 89_670_912
     assert audit_config(presets.get("autosam-amos").model).trainable == 26_601_856
     assert audit_config(presets.get("A1").model) == audit
     assert audit_config(presets.get("A0").model).trainable == 26_594_944 - 4_255_232
@@ -142,7 +144,8 @@ def test_every_other_block_looks_across_the_windows_borders():
             for i in (0, 1)
         ]
     # Block 0 is shifted: its first window ends after two tokens.
-    assert reach[0].tolist() == [1, 1, 1] and reach[1].tolist() == [3, 3, 3]
+    assert reach[0].tolist() == [1, 1, 1]
+    assert reach[1].tolist() == [3, 3, 3]
 
 
 def test_tokens_interpolated_along_depth_are_those_of_the_enlarged_scan():
@@ -279,7 +282,8 @@ def test_base_weights_fill_the_encoder_and_the_rest_of_the_file_is_left(tmp_path
 def test_what_does_not_go_together_is_refused(changes, key):
     with pytest.raises(InputError) as caught:
         check_network(replace(presets.get("A1").model, **changes))
-    assert caught.value.where == key and (caught.value.remedy or caught.value.why)
+    assert caught.value.where == key
+    assert caught.value.remedy or caught.value.why
 
 
 def test_from_labelled_phantoms_to_a_segmented_scan(phantom_data, tmp_path, capsys):
@@ -296,7 +300,8 @@ def test_from_labelled_phantoms_to_a_segmented_scan(phantom_data, tmp_path, caps
     words += [word for setting in settings for word in ("--set", setting)]
     assert train.main(words) == 0
     network, card = installed.load_model(run / "model")
-    assert isinstance(network, VolumeSAM) and not card.config.model.takes_prompts
+    assert isinstance(network, VolumeSAM)
+    assert not card.config.model.takes_prompts
     scan, target = phantom_data / "imagesTr/case_000_0000.nii.gz", tmp_path / "out.nii.gz"
     assert segment.main([str(scan), "-m", str(run / "model"), "-o", str(target), "--device", "cpu"]) == 0
     assert read_labels(target).array.shape == read_volume(scan).grid.shape
@@ -314,5 +319,6 @@ def test_vit_b_looks_through_shifted_windows_in_half_precision_too():
         exact = network.segment_patch(image)
         with torch.autocast("cpu", torch.bfloat16):
             half = network.segment_patch(image)
-    assert exact.shape == (1, 3, 16, 36, 36) and half.dtype == torch.float32
+    assert exact.shape == (1, 3, 16, 36, 36)
+    assert half.dtype == torch.float32
     assert (exact - half).abs().max() < 0.1

@@ -1,4 +1,4 @@
-"""Extents, fusion and GIoU (MODEL.md §6.3, §6.5; checks 9 and 12 of §19)."""
+"""Extents, fusion and GIoU (model.md §6.3, §6.5; checks 9 and 12 of §19)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def test_soft_extents_equal_hard_ones_on_binary_masks() -> None:
     masks = torch.rand(200, 24, 17, generator=draw) < density
     hard, hard_empty = hard_box(masks)
     soft, soft_empty = soft_box(masks.float())
-    assert hard_empty.any() and not hard_empty.all()
+    assert hard_empty.any()
+    assert not hard_empty.all()
     assert torch.equal(hard_empty, soft_empty)
     assert torch.allclose(hard, soft, atol=1e-6)
     assert not hard[hard_empty].any()
@@ -43,9 +44,11 @@ def test_only_soft_extents_have_a_gradient() -> None:
     logits.requires_grad_()
     box, _ = mask_to_box(logits, grad="soft")
     box[2].backward()
-    assert logits.grad is not None and logits.grad[:, 9:].max() > 0
+    assert logits.grad is not None
+    assert logits.grad[:, 9:].max() > 0
     hard, empty = mask_to_box(logits, grad="hard")
-    assert not hard.requires_grad and not empty
+    assert not hard.requires_grad
+    assert not empty
     assert torch.allclose(hard, torch.tensor([4, 3, 9, 7]) / 12)
 
 
@@ -53,7 +56,8 @@ def test_a_faint_mask_is_empty_for_both() -> None:
     logits = torch.full((2, 8, 8), -1.0)
     for grad in ("hard", "soft"):
         box, empty = mask_to_box(logits, grad=grad)  # type: ignore[arg-type]
-        assert empty.all() and not box.any()
+        assert empty.all()
+        assert not box.any()
 
 
 def test_fusion_follows_its_name_and_spares_the_learned_box_where_the_mask_is_empty() -> None:
@@ -95,11 +99,13 @@ def test_ground_truth_prompts_box_every_structure_that_is_there() -> None:
     labels[1, 2, 2:4, 4:8] = 1
     labels[0, 0, 7, 15] = 3
     prompts = gt_prompts(labels, 4)
-    assert prompts.boxes is not None and prompts.valid is not None
+    assert prompts.boxes is not None
+    assert prompts.valid is not None
     assert prompts.boxes.shape == (2, 3, 3, 4)
     assert prompts.valid.nonzero().tolist() == [[0, 2, 0], [1, 0, 2]]
     assert torch.allclose(prompts.boxes[1, 0, 2], torch.tensor([0.25, 0.25, 0.5, 0.5]))
     assert torch.allclose(prompts.boxes[0, 2, 0], torch.tensor([15 / 16, 7 / 8, 1, 1]))
     assert not prompts.boxes[~prompts.valid].any()
-    assert prompts.masks is None and prompts.class_tokens is None
+    assert prompts.masks is None
+    assert prompts.class_tokens is None
     assert class_masks(labels, 4)[1, 0, 2].sum() == 8

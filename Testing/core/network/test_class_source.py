@@ -1,4 +1,4 @@
-"""Self-Prompt-SAM's generator and head: distances, prompts, gradients, sizes (MODEL.md §6.4, §7.5, §7.6, §16.4)."""
+"""Self-Prompt-SAM's generator and head: distances, prompts, gradients, sizes (model.md §6.4, §7.5, §7.6, §16.4)."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ def test_distances_equal_brute_force(size: tuple[int, int], monkeypatch: pytest.
     assert np.array_equal(squared_distance(masks).numpy(), wanted)
     place, empty = innermost(masks)
     for mask, apart, (y, x), nothing in zip(masks.numpy(), wanted, place.tolist(), empty.tolist(), strict=True):
-        assert not nothing and mask[y, x]
+        assert not nothing
+        assert mask[y, x]
         assert (y, x) == np.unravel_index(apart.argmax(), apart.shape)
 
 
@@ -71,7 +72,8 @@ def test_the_innermost_pixel_of_a_disc_is_its_centre_on_coarse_grids_too() -> No
     place, _ = innermost(discs)
     apart = place - torch.tensor([[140, 77], [20, 200]])
     step = -(-300 // distance.GRID)
-    assert step == 3 and apart.abs().max() <= step
+    assert step == 3
+    assert apart.abs().max() <= step
     near, _ = innermost(discs[:, 80:200, 20:140])
     assert (near[0] - torch.tensor([60, 57])).abs().max() <= 1
 
@@ -81,7 +83,9 @@ def test_what_the_grid_misses_still_has_a_point_of_its_own() -> None:
     masks[0, 10, 20:40] = True
     masks[1, 11, 21] = True
     place, empty = innermost(masks)
-    assert place[0].tolist() == [10, 20] and place[1].tolist() == [11, 21] and place[2].tolist() == [0, 0]
+    assert place[0].tolist() == [10, 20]
+    assert place[1].tolist() == [11, 21]
+    assert place[2].tolist() == [0, 0]
     assert empty.tolist() == [False, False, True]
 
 
@@ -91,14 +95,18 @@ def test_prompts_are_where_a_class_wins_and_zero_where_it_does_not() -> None:
     logits[:, 0] = 1
     logits[:, 1, 0, 3:8, 10:20] = 2
     prompts = generator(cfg).prompts(logits)
-    assert prompts.points is not None and prompts.labels is not None and prompts.boxes is not None
-    assert prompts.points.shape == (1, K, 2, 1, 2) and (prompts.labels == 1).all()
+    assert prompts.points is not None
+    assert prompts.labels is not None
+    assert prompts.boxes is not None
+    assert prompts.points.shape == (1, K, 2, 1, 2)
+    assert (prompts.labels == 1).all()
     assert prompts.boxes[0, 1, 0].tolist() == pytest.approx([10 / 32, 3 / 16, 20 / 32, 8 / 16])
     assert prompts.points[0, 1, 0, 0].tolist() == pytest.approx([12.5 / 32, 5.5 / 16])
     assert prompts.boxes[0, 0, 1].tolist() == [0, 0, 1, 1]
     for nothing in (prompts.boxes[0, 1, 1], prompts.points[0, 1, 1], prompts.boxes[0, 2], prompts.points[0, 2]):
         assert not nothing.any()
-    assert prompts.class_tokens is None and prompts.valid is None
+    assert prompts.class_tokens is None
+    assert prompts.valid is None
 
 
 def test_the_mask_prompt_is_a_class_against_the_rest() -> None:
@@ -115,7 +123,8 @@ def test_a_prompt_is_point_corner_corner_and_eight_tokens_are_decoded() -> None:
     model = build_model(config())
     prompts = model.generator.prompts(torch.randn(1, K, 2, 16, 32))  # type: ignore[union-attr, operator]
     tokens = model.tokenize(prompts, model.cfg.grid)
-    assert tokens.sparse.shape == (K * 2, 3, 256) and tokens.ignored is None
+    assert tokens.sparse.shape == (K * 2, 3, 256)
+    assert tokens.ignored is None
     bare = torch.zeros(1, K, 2, 4)
     corners = model.tokenize(replace(prompts, points=None, labels=None), model.cfg.grid).sparse
     torch.testing.assert_close(tokens.sparse[:, 1:], corners)
@@ -136,8 +145,10 @@ def test_every_stage_has_logits_and_the_last_is_of_the_patchs_size(trunk: str, l
     prompts, logits = own.prompts, own.stages
     assert len(logits) == len(made.trunk.channels) > 1
     assert all(stage.shape[:3] == (1, K, 2) for stage in logits)
-    assert logits[-1].shape[-2:] == (16, 32) and logits[0].shape[-2:] == cfg.grid
-    assert prompts.masks is not None and prompts.masks.shape == (1, K, 2, *cfg.mask_size)
+    assert logits[-1].shape[-2:] == (16, 32)
+    assert logits[0].shape[-2:] == cfg.grid
+    assert prompts.masks is not None
+    assert prompts.masks.shape == (1, K, 2, *cfg.mask_size)
     single = generator(replace(cfg, source=replace(cfg.source, deep_supervision=False)), levels)
     assert len(single.logits(single.stages(f, image))) == 1
 

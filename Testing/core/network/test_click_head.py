@@ -29,7 +29,8 @@ def test_a_click_is_drawn_where_it_is_and_fainter_in_other_slices() -> None:
     maps = prompt_maps(said(z1=click(3, 15)), SHAPE, SIZE)[0, 0]
     assert maps.shape == (MAPS, DEPTH, *SIZE)
     narrow, wide = maps[0], maps[2]
-    assert narrow[1].argmax() == 3 * SIZE[1] + 15 and narrow[1].max() == pytest.approx(1.0)
+    assert narrow[1].argmax() == 3 * SIZE[1] + 15
+    assert narrow[1].max() == pytest.approx(1.0)
     at = narrow[1, 3, 13]
     assert at == pytest.approx(float(torch.exp(torch.tensor(-4 / (2 * SIGMAS[0] ** 2)))), rel=1e-4)
     assert wide[1, 3, 13] > at
@@ -40,8 +41,10 @@ def test_a_click_is_drawn_where_it_is_and_fainter_in_other_slices() -> None:
 def test_clicks_against_have_maps_of_their_own_and_padding_none() -> None:
     both = SlicePrompts(points=(*click(2, 2).points, *click(9, 17).points), labels=(1, 0))
     maps = prompt_maps(said(z0=both, z3=click(5, 5, 0)), SHAPE, SIZE)[0, 0]
-    assert maps[0, 0].argmax() == 2 * SIZE[1] + 2 and maps[1, 0].argmax() == 9 * SIZE[1] + 17
-    assert not maps[0, 3].any() and maps[1, 3].argmax() == 5 * SIZE[1] + 5
+    assert maps[0, 0].argmax() == 2 * SIZE[1] + 2
+    assert maps[1, 0].argmax() == 9 * SIZE[1] + 17
+    assert not maps[0, 3].any()
+    assert maps[1, 3].argmax() == 5 * SIZE[1] + 5
 
 
 def test_a_box_is_its_inside_and_a_mask_its_logits() -> None:
@@ -57,7 +60,8 @@ def test_a_box_is_its_inside_and_a_mask_its_logits() -> None:
     assert not former[1].any()
     torch.testing.assert_close(former[0] * LOGIT_SCALE, masks[0, 0, 0])
     both = prompt_maps(said(z0=click(3, 3), z3=box), SHAPE, SIZE)[0, 0]
-    assert both[4, 3].any() and not both[4, 0].any()
+    assert both[4, 3].any()
+    assert not both[4, 0].any()
 
 
 @pytest.mark.parametrize("in_plane", [False, True])
@@ -70,19 +74,23 @@ def test_it_starts_at_zero_and_then_follows_the_clicks(in_plane: bool) -> None:
     nn.init.normal_(head.last.weight)
     with torch.no_grad():
         one = head(masks, fine, spread(words, DEPTH))
-        assert one.shape == masks.shape and not torch.allclose(one, masks)
+        assert one.shape == masks.shape
+        assert not torch.allclose(one, masks)
         alone = head(masks[1:, 2:, :, 1:], fine[1:], spread([words[1][2:]], DEPTH))
         torch.testing.assert_close(alone[0, 0, :, 0], one[1, 2, :, 1], atol=1e-5, rtol=1e-4)
         words[0][0] = {1: click(9, 15)}
         other = head(masks, fine, spread(words, DEPTH))
         changed = (one - other).abs().amax(dim=(3, 4, 5))
-        assert (changed[0, 0] > 0).all() and not changed[0, 1:].any() and not changed[1].any()
+        assert (changed[0, 0] > 0).all()
+        assert not changed[0, 1:].any()
+        assert not changed[1].any()
 
 
 def test_the_network_has_one_and_it_serves_prompts_alone() -> None:
     network = build_model(presets.get("tiny").model)
     names = [name for name, _ in network.named_parameters() if name.startswith("clicks.")]
-    assert names and all(is_for_prompts(name) for name in names)
+    assert names
+    assert all(is_for_prompts(name) for name in names)
     nn.init.normal_(network.clicks.last.weight)
     with torch.no_grad():
         slab = network.slab(torch.randn(1, 1, 4, 16, 16))

@@ -173,7 +173,8 @@ def test_candidates_differ_and_have_the_patch_size():
     network = model()
     with torch.no_grad():
         out = network.prompted(slab(network), clicks(0), multimask=True)
-    assert out.masks.shape == (1, 1, DEPTH, 3, 16, 16) and out.quality.shape == (1, 1, DEPTH, 3)
+    assert out.masks.shape == (1, 1, DEPTH, 3, 16, 16)
+    assert out.quality.shape == (1, 1, DEPTH, 3)
     assert not torch.allclose(out.masks[:, :, :, 0], out.masks[:, :, :, 1], atol=1e-4)
 
 
@@ -205,7 +206,8 @@ def test_segmenting_leaves_the_slab_that_prompts_read():
     with torch.no_grad():
         scores, kept = network.segment_slab(image)
         assert torch.equal(scores, network.segment_patch(image))
-        assert torch.equal(kept.embed, network.slab(image).embed) and torch.equal(kept.fine, network.slab(image).fine)
+        assert torch.equal(kept.embed, network.slab(image).embed)
+        assert torch.equal(kept.fine, network.slab(image).fine)
 
 
 def test_a_single_mask_of_a_single_slice():

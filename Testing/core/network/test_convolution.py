@@ -48,7 +48,8 @@ def test_result_and_gradients_are_those_of_the_plain_one(
         (y * weight).sum().backward()
         found.append([y.detach(), given.grad, *(p.grad for p in work.parameters())])
     for mine, other in zip(*found, strict=True):
-        assert mine is not None and other is not None
+        assert mine is not None
+        assert other is not None
         assert mine.shape == other.shape
         assert torch.allclose(mine, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
 

@@ -1,4 +1,4 @@
-"""The mask decoder with slots: vanilla SAM when fresh, MODEL.md's slot formulas when not, whole slabs always."""
+"""The mask decoder with slots: vanilla SAM when fresh, model.md's slot formulas when not, whole slabs always."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def real_weights(path) -> tuple[dict, dict]:
 @pytest.mark.parametrize("kind", ["click", "box", "box+mask"])
 @pytest.mark.parametrize("multimask", [False, True])
 def test_fresh_decoder_is_sam_with_the_real_weights(mobile_sam, kernel, grid, kind, multimask):
-    """MODEL.md §19 checks 1 and 4, every adapter and the full depth positions present but fresh."""
+    """model.md §19 checks 1 and 4, every adapter and the full depth positions present but fresh."""
     prompt_state, decoder_state = real_weights(mobile_sam)
     cfg = config(grid, depth=1, kernel=kernel, pe="full", class_head=False)
     tokenizer, decoder = PromptTokenizer(cfg), SamDecoder(cfg)
@@ -161,7 +161,7 @@ def test_every_slice_of_every_prompt_is_sams_own_answer(kernel, masks):
 
 
 def oracle(decoder: SamDecoder, cfg: ModelConfig, f: Features, t: PromptTokens, positions: torch.Tensor) -> Decoded:
-    """MODEL.md §4.3 and §7.1 word by word, on (G, tokens, 256) and SAM's modules."""
+    """model.md §4.3 and §7.1 word by word, on (G, tokens, 256) and SAM's modules."""
     batch, depth, queries, grid = f.embed.shape[0], f.depth, t.queries, f.grid
     sam, transformer = decoder.sam, decoder.sam.transformer
     shape = (batch, queries, depth)
@@ -290,8 +290,10 @@ def test_multimask_returns_the_three_other_masks(kernel):
     decoder = trained(cfg)
     arguments = inputs(cfg)
     single, three = decoder(*arguments), decoder(*arguments, multimask=True)
-    assert single.mask.shape == (2, 2, 3, 1, 12, 20) and three.mask.shape == (2, 2, 3, 3, 12, 20)
-    assert single.quality.shape == (2, 2, 3, 1) and three.quality.shape == (2, 2, 3, 3)
+    assert single.mask.shape == (2, 2, 3, 1, 12, 20)
+    assert three.mask.shape == (2, 2, 3, 3, 12, 20)
+    assert single.quality.shape == (2, 2, 3, 1)
+    assert three.quality.shape == (2, 2, 3, 3)
     torch.testing.assert_close(single.cls, three.cls)
     assert all((single.mask - three.mask[:, :, :, i : i + 1]).abs().max() > 1e-6 for i in range(3))
 
@@ -310,7 +312,7 @@ def test_multimask_returns_the_three_other_masks(kernel):
 )
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_depth_isolation(tokens, image, expected, kernel):
-    """MODEL.md §19 check 5, for a change of the image and for a change of the prompt."""
+    """model.md §19 check 5, for a change of the image and for a change of the prompt."""
     cfg = config((3, 5), depth=7, kernel=kernel, tokens=tokens, image=image)
     decoder = trained(cfg)
     f, t, positions = inputs(cfg)
@@ -327,12 +329,13 @@ def test_depth_isolation(tokens, image, expected, kernel):
     after = decoder(f, dataclasses.replace(t, sparse=sparse.flatten(0, 2)), positions)
     changed = (after.mask - before.mask).abs().amax((3, 4, 5)) > 1e-8
     assert set(changed[1, 0].nonzero().flatten().tolist()) == expected
-    assert not changed[0].any() and not changed[1, 1].any()
+    assert not changed[0].any()
+    assert not changed[1, 1].any()
 
 
 @pytest.mark.parametrize("pe", ["full", "factorised", "none"])
 def test_depth_mirror(pe):
-    """MODEL.md §19 check 6: with all depth weights flipped, a flipped slab gives the flipped answer."""
+    """model.md §19 check 6: with all depth weights flipped, a flipped slab gives the flipped answer."""
     cfg = config(depth=4, pe=pe)
     decoder, mirrored = trained(cfg), trained(cfg)
     with torch.no_grad():
@@ -385,10 +388,11 @@ def count(module: nn.Module | None) -> int:
     ],
 )
 def test_parameters_of_the_supplement(patch, upsample, classes, expected):
-    """MODEL.md §16.2: ACDC, AMOS, Synapse."""
+    """model.md §16.2: ACDC, AMOS, Synapse."""
     with torch.device("meta"):
         decoder = SamDecoder(ModelConfig(patch=patch, classes=classes, stem=StemConfig(upsample=upsample)))
-    assert len(decoder.token_adapters) == 7 and len(decoder.image_adapters) == 2
+    assert len(decoder.token_adapters) == 7
+    assert len(decoder.image_adapters) == 2
     found = count(decoder.token_adapters), count(decoder.image_adapters), decoder.depth_pe.numel()
     assert (*found, count(decoder.class_token) + count(decoder.class_head)) == expected
     assert count(decoder.sam) == 4_058_340

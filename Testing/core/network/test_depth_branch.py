@@ -1,4 +1,4 @@
-"""SD-Trans: attention along the slices with a block's own weights (MODEL.md §4.4; §19 checks 4, 5, 7)."""
+"""SD-Trans: attention along the slices with a block's own weights (model.md §4.4; §19 checks 4, 5, 7)."""
 
 from __future__ import annotations
 
@@ -132,6 +132,7 @@ def test_gates_learn_and_any_number_of_slices_is_taken(arch):
     module = encoder(arch).train()
     module(torch.randn(1, 3, DEPTH + 1, *SIZE)).embed.square().mean().backward()
     gates = [branch.gate for branch in module.depth_branches]
-    assert len(gates) == len(module.adapters) and all(gate.grad != 0 for gate in gates)
+    assert len(gates) == len(module.adapters)
+    assert all(gate.grad != 0 for gate in gates)
     cfg = replace(ModelConfig(), backbone=BackboneConfig(arch=arch))
     assert not len(build_encoder(cfg).depth_branches)

@@ -1,4 +1,4 @@
-"""The ViT encoders: vanilla SAM at the start, and what adapters may change (MODEL.md §3, §4.3, §19)."""
+"""The ViT encoders: vanilla SAM at the start, and what adapters may change (model.md §3, §4.3, §19)."""
 
 from __future__ import annotations
 

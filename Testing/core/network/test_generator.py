@@ -1,4 +1,4 @@
-"""The prompt generator: sizes, parameter counts, variants and gradients (MODEL.md §6.1-6.3, §16.2)."""
+"""The prompt generator: sizes, parameter counts, variants and gradients (model.md §6.1-6.3, §16.2)."""
 
 from __future__ import annotations
 
@@ -100,12 +100,18 @@ def test_outputs_have_the_size_of_the_patch(
 ) -> None:
     cfg = model(trunk=trunk, upsample=upsample, patch=patch, image_widths=image_widths, in_plane=in_plane, channels=2)
     prompts, aux = propose(build(cfg, levels), *features(cfg, levels, batch=2))
-    assert aux["masks"] is not None and aux["masks"].shape == (2, 5, *patch)
-    assert aux["boxes"] is not None and aux["boxes"].shape == (2, 5, 3, 4)
-    assert prompts.masks is not None and prompts.masks.shape == (2, 5, 3, *cfg.mask_size)
-    assert prompts.boxes is not None and prompts.boxes.shape == (2, 5, 3, 4)
-    assert prompts.class_tokens is not None and prompts.class_tokens.shape == (2, 5, 3, 256)
-    assert prompts.points is None and prompts.valid is None
+    assert aux["masks"] is not None
+    assert aux["masks"].shape == (2, 5, *patch)
+    assert aux["boxes"] is not None
+    assert aux["boxes"].shape == (2, 5, 3, 4)
+    assert prompts.masks is not None
+    assert prompts.masks.shape == (2, 5, 3, *cfg.mask_size)
+    assert prompts.boxes is not None
+    assert prompts.boxes.shape == (2, 5, 3, 4)
+    assert prompts.class_tokens is not None
+    assert prompts.class_tokens.shape == (2, 5, 3, 256)
+    assert prompts.points is None
+    assert prompts.valid is None
 
 
 def test_true_strides_join_without_detours() -> None:
@@ -123,7 +129,8 @@ def test_thick_slices_are_not_mixed_at_the_finest_sizes() -> None:
     assert {tuple(m.kernel_size) for m in trunk.image.stages[2].modules() if isinstance(m, nn.Conv3d)} == {(3, 3, 3)}
     blocks = {i: trunk.join[i].block[0].kernel_size for i in ("3", "2", "1")}
     assert blocks == {"3": (1, 3, 3), "2": (1, 3, 3), "1": (3, 3, 3)}
-    assert trunk.body.fuse["0"].block[0].kernel_size == (1, 3, 3) and not trunk.body.bare
+    assert trunk.body.fuse["0"].block[0].kernel_size == (1, 3, 3)
+    assert not trunk.body.bare
     alone = build(replace(cfg, source=replace(cfg.source, image_widths=())), MOBILE).trunk
     assert alone.body.bare["3"][0].kernel_size == (1, 3, 3)
 
@@ -155,7 +162,9 @@ def test_every_level_and_every_parameter_takes_part(levels: tuple[Level, ...]) -
     for leaf in leaves:
         leaf.requires_grad_()
     prompts, aux = propose(generator, inputs, image)
-    assert aux["masks"] is not None and aux["boxes"] is not None and prompts.class_tokens is not None
+    assert aux["masks"] is not None
+    assert aux["boxes"] is not None
+    assert prompts.class_tokens is not None
     loss = aux["masks"].square().sum() + aux["boxes"].square().sum() + prompts.class_tokens.square().sum()
     loss.backward()
     assert all(leaf.grad is not None and leaf.grad.any() for leaf in leaves)
@@ -169,7 +178,8 @@ def test_without_image_widths_the_scan_is_not_read() -> None:
         inputs, image = features(cfg, SMALL)
         with torch.no_grad():
             one, two = propose(generator, inputs, image)[1]["masks"], propose(generator, inputs, -image)[1]["masks"]
-        assert one is not None and two is not None
+        assert one is not None
+        assert two is not None
         assert torch.equal(one, two) is not bool(widths)
 
 
@@ -193,7 +203,8 @@ def test_variants_return_what_they_have(name: str) -> None:
     if name in ("B2", "B3"):
         assert aux["fused_boxes"] is aux["boxes"]
     if name == "B1":
-        assert prompts.boxes is not None and not prompts.boxes.requires_grad
+        assert prompts.boxes is not None
+        assert not prompts.boxes.requires_grad
 
 
 def test_presets_of_the_ablation_rows_agree_with_these_variants() -> None:
@@ -215,19 +226,24 @@ def test_boxes_are_ordered_and_inside() -> None:
     assert generator.box_head is not None
     nn.init.normal_(generator.box_head.conv.weight, std=5.0)
     boxes = propose(generator, *features(cfg, SMALL))[1]["boxes"]
-    assert boxes is not None and (boxes[..., 2:] >= boxes[..., :2]).all()
-    assert boxes.min() >= 0 and boxes.max() <= 1 and boxes.std() > 0.2
+    assert boxes is not None
+    assert (boxes[..., 2:] >= boxes[..., :2]).all()
+    assert boxes.min() >= 0
+    assert boxes.max() <= 1
+    assert boxes.std() > 0.2
 
 
 def test_an_empty_mask_leaves_the_learned_box_alone() -> None:
     cfg = model()
     generator = build(cfg)
-    assert isinstance(generator.mask_head, nn.Conv3d) and generator.mask_head.bias is not None
+    assert isinstance(generator.mask_head, nn.Conv3d)
+    assert generator.mask_head.bias is not None
     with torch.no_grad():
         generator.mask_head.bias[0] = -100.0
         generator.mask_head.bias[1] = 100.0
     prompts, aux = propose(generator, *features(cfg, SMALL))
-    assert prompts.boxes is not None and aux["boxes"] is not None
+    assert prompts.boxes is not None
+    assert aux["boxes"] is not None
     assert torch.equal(prompts.boxes[:, 0], aux["boxes"][:, 0])
     whole = torch.tensor([0.0, 0, 1, 1])
     assert torch.allclose(prompts.boxes[:, 1], (aux["boxes"][:, 1] + whole) / 2)
@@ -237,7 +253,8 @@ def test_an_empty_mask_leaves_the_learned_box_alone() -> None:
 def test_losses_on_the_decoded_masks_reach_the_generator_through_logits_only(kind: str, reaches: bool) -> None:
     cfg = model(mask_prompt=kind, upsample=1, patch=(3, 32, 32))
     prompts, aux = propose(build(cfg), *features(cfg, SMALL))
-    assert prompts.masks is not None and aux["masks"] is not None
+    assert prompts.masks is not None
+    assert aux["masks"] is not None
     assert prompts.masks.shape[-2:] == (8, 8)
     assert prompts.masks.requires_grad is reaches
     values = set(prompts.masks.unique().tolist())
@@ -247,26 +264,31 @@ def test_losses_on_the_decoded_masks_reach_the_generator_through_logits_only(kin
 def test_binary_mask_prompts_are_the_thresholded_masks() -> None:
     cfg = model(mask_prompt="binary")
     prompts, aux = propose(build(cfg), *features(cfg, SMALL))
-    assert prompts.masks is not None and aux["masks"] is not None
-    assert torch.equal(prompts.masks, (aux["masks"] > 0).float()) and 0 < prompts.masks.mean() < 1
+    assert prompts.masks is not None
+    assert aux["masks"] is not None
+    assert torch.equal(prompts.masks, (aux["masks"] > 0).float())
+    assert 0 < prompts.masks.mean() < 1
 
 
 def test_soft_boxes_let_the_gradient_through() -> None:
     for grad, reaches in (("hard", False), ("soft", True)):
         cfg = model(box=False, fusion="mask", box_grad=grad)
         fused = propose(build(cfg), *features(cfg, SMALL))[1]["fused_boxes"]
-        assert fused is not None and fused.requires_grad is reaches
+        assert fused is not None
+        assert fused.requires_grad is reaches
 
 
 def test_floored_boxes_lie_on_encoder_pixels() -> None:
     cfg = model(floor_boxes=True)
     prompts, aux = propose(build(cfg), *features(cfg, SMALL))
-    assert prompts.boxes is not None and aux["fused_boxes"] is not None
+    assert prompts.boxes is not None
+    assert aux["fused_boxes"] is not None
     height, width = cfg.input_size
     pixels = prompts.boxes * torch.tensor([width, height, width, height])
     assert torch.allclose(pixels, pixels.round(), atol=1e-4)
     gap = aux["fused_boxes"] - prompts.boxes
-    assert gap.min() >= 0 and 0 < gap.max() <= 1 / height
+    assert gap.min() >= 0
+    assert 0 < gap.max() <= 1 / height
 
 
 @pytest.mark.parametrize("size", [(2, 2), (10, 14), (40, 56), (17, 33)])

@@ -20,12 +20,13 @@ def one_hot_queries(labels: torch.Tensor, classes: int) -> tuple[torch.Tensor, t
 
 
 def test_certain_queries_reproduce_the_label_map():
-    """MODEL.md §19 check 18."""
+    """model.md §19 check 18."""
     torch.manual_seed(0)
     labels = torch.randint(0, 4, (2, 3, 6, 5))
     cls, masks = one_hot_queries(labels, 4)
     scores = semantic(cls, masks)
-    assert scores.shape == (2, 4, 3, 6, 5) and scores.dtype == torch.float32
+    assert scores.shape == (2, 4, 3, 6, 5)
+    assert scores.dtype == torch.float32
     assert torch.equal(scores.argmax(1), labels)
     assert torch.equal(scores.round(), torch.nn.functional.one_hot(labels, 4).movedim(-1, 1).float())
 
@@ -57,7 +58,8 @@ def test_semantic_scores_in_full_precision_with_gradients():
     assert torch.equal(scores, exact)
     assert semantic(cls.half(), masks.half()).dtype == torch.float32
     scores.square().sum().backward()
-    assert cls.grad.abs().min() > 0 and masks.grad.abs().min() > 0
+    assert cls.grad.abs().min() > 0
+    assert masks.grad.abs().min() > 0
 
 
 def test_given_prompts_win_only_above_zero():
@@ -87,7 +89,7 @@ def test_resize_keeps_what_needs_no_resizing_and_mixes_nothing():
 
 @pytest.mark.parametrize(("queries", "expected"), [(24, 116_056), (8, 116_056 - 16 * (27 * 64 + 27 * 64 + 1))])
 def test_upsampler_has_the_parameters_of_the_supplement(queries, expected):
-    """MODEL.md §16.2; at N = 8 sixteen queries less in the first and the last convolution."""
+    """model.md §16.2; at N = 8 sixteen queries less in the first and the last convolution."""
     assert sum(p.numel() for p in MaskUpsampler(queries).parameters()) == expected
 
 
@@ -97,7 +99,8 @@ def test_upsampler_quadruples_the_plane_only():
     masks = torch.randn(2, 3, 2, 4, 5)
     assert upsampler(masks).shape == (2, 3, 2, 16, 20)
     one_slice = upsampler(masks[:, :, :1])
-    assert one_slice.shape == (2, 3, 1, 16, 20) and one_slice.isfinite().all()
+    assert one_slice.shape == (2, 3, 1, 16, 20)
+    assert one_slice.isfinite().all()
 
 
 def test_blend_starts_at_the_generators_mask():

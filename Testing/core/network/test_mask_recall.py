@@ -104,7 +104,8 @@ def test_in_half_precision_the_answer_is_the_same(classes) -> None:
     said = {0: clicks((5, 6)), 1: box(4, 4, 8, 8)}
     with torch.autocast("cpu", torch.bfloat16):
         found = meant(classes, said)
-    assert found.dtype == torch.float32 and torch.equal(found, meant(classes, said))
+    assert found.dtype == torch.float32
+    assert torch.equal(found, meant(classes, said))
 
 
 def test_the_slice_in_which_it_was_said_decides(classes, labels) -> None:
@@ -132,8 +133,10 @@ def test_every_prompt_has_its_own_answer_and_nothing_is_learned_through_it(class
     classes.requires_grad_()
     batch = spread([[{1: clicks((5, 5))}, {0: box(2, 2, 10, 10)}], [{1: clicks((8, 18))}, {}]], DEPTH)
     found = recalled(classes.expand(2, -1, -1, -1, -1), batch, 2)
-    assert found.shape == (2, 2, DEPTH, *SIZE) and not found.requires_grad
-    assert not torch.allclose(found[0, 0], found[0, 1]) and found[1, 1].abs().max() == 0
+    assert found.shape == (2, 2, DEPTH, *SIZE)
+    assert not found.requires_grad
+    assert not torch.allclose(found[0, 0], found[0, 1])
+    assert found[1, 1].abs().max() == 0
     assert recalled(classes, PromptBatch(), 2).abs().max() == 0
 
 
@@ -148,7 +151,8 @@ def test_the_network_answers_with_it_before_it_has_learned_to_click() -> None:
 
     network = build_model(owned).eval()
     added = {name for name, _ in network.named_parameters()} - {n for n, _ in build_model(tiny).named_parameters()}
-    assert added == {"clicks.meant.weight", "clicks.trust"} and all(is_for_prompts(name) for name in added)
+    assert added == {"clicks.meant.weight", "clicks.trust"}
+    assert all(is_for_prompts(name) for name in added)
     with torch.no_grad():
         slab = network.slab(torch.randn(1, 1, 4, 16, 16))
         said = spread([[{1: SlicePrompts(points=((0.5, 0.5),), labels=(1,))}]], 4)

@@ -76,7 +76,8 @@ def test_training_is_by_prompts_and_validated_by_them(any_run):
         assert float(row["val dice"]) == pytest.approx(np.mean(means), abs=1e-4)
         assert float(row["prompt_dice"]) > 0
     card = model_folder.load_card(any_run / "model")
-    assert card.config.model.prompts_only and card.largest_component == "none"
+    assert card.config.model.prompts_only
+    assert card.largest_component == "none"
     assert "click 3" in (any_run / "model/README.md").read_text(encoding="utf-8")
 
 
@@ -103,7 +104,8 @@ def test_it_goes_on_from_its_own_weights(picture_run, pictures, tmp_path):
 def test_segmenting_is_refused_before_anything_is_read(any_run, tmp_path, capsys):
     assert segment.main([str(tmp_path), "-m", str(any_run / "model"), "-o", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
-    assert "takes clicks and boxes only" in said and "give it prompts" in said
+    assert "takes clicks and boxes only" in said
+    assert "give it prompts" in said
     predictor = Predictor(any_run / "model", device="cpu")
     with pytest.raises(InputError, match="takes clicks and boxes only"):
         predictor.segment(read_volume(write_pictures(tmp_path, cases=1) / "imagesTr/eye_000_0000.png"))
@@ -139,13 +141,15 @@ def test_a_session_takes_clicks_and_boxes(kind, request, pictures, phantom_data)
     k, j, i = (int(v) for v in np.argwhere(target).mean(0).round())
     click = Prompt(kind="point", position=(i, j, k), scope="slice")
     first = session.prompt(1, [click])
-    assert first.encoded == 1 and session.mask(1)[k, j, i] == 1
+    assert first.encoded == 1
+    assert session.mask(1)[k, j, i] == 1
     wrong = np.argwhere((session.mask(1)[k] == 1) & ~target[k])
     place = wrong[0] if len(wrong) else np.argwhere(~target[k])[0]
     second = session.prompt(
         1, [click, Prompt(kind="point", position=(int(place[1]), int(place[0]), k), positive=False, scope="slice")]
     )
-    assert second.encoded == 0 and session.mask(1)[k, place[0], place[1]] == 0
+    assert second.encoded == 0
+    assert session.mask(1)[k, place[0], place[1]] == 0
     rows, columns = np.flatnonzero(target[k].any(1)), np.flatnonzero(target[k].any(0))
     corners = ((columns[0], rows[0], k), (columns[-1], rows[-1], k))
     session.prompt(2, [Prompt(kind="box", corners=corners, scope="slice")])
@@ -162,7 +166,8 @@ def test_a_picture_goes_through_the_worker_as_through_a_session(picture_run, pic
     with EngineClient(device="cpu", threads=1) as engine:
         case = engine.open(volume.array, volume.grid.affine, picture_run / "model")
         found = engine.prompt(case, 1, [point(20, 20, 0)])
-        assert found.box == expected.box and np.array_equal(found.mask, expected.mask)
+        assert found.box == expected.box
+        assert np.array_equal(found.mask, expected.mask)
         with pytest.raises(InputError, match="clicks and boxes only"):
             engine.segment(case)
 

@@ -1,4 +1,4 @@
-"""MobileSAM's encoder on its real weights (MODEL.md §3, §19 checks 1, 4, 5, 7)."""
+"""MobileSAM's encoder on its real weights (model.md §3, §19 checks 1, 4, 5, 7)."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_only_our_own_parameters_are_trained():
 
 
 def test_own_parameters():
-    """Two slots in each of 2 + 6 + 2 blocks; depth_conv = 2Cm + m + C + 27m + m + 2m (MODEL.md §16.2)."""
+    """Two slots in each of 2 + 6 + 2 blocks; depth_conv = 2Cm + m + C + 27m + m + 2m (model.md §16.2)."""
     sizes = {c: 2 * c * (c // 4) + 31 * (c // 4) + c for c in (128, 160, 320)}
     module = encoder()
     assert len(module.adapters) == 10

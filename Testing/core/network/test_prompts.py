@@ -70,7 +70,8 @@ def test_padding_points_inside_a_prompt_are_sams_padding():
     points = torch.rand(1, 1, 1, 3, 2)
     tokens = own(PromptBatch(points=points, labels=torch.tensor([[[[1, 0, -1]]]])), (64, 64)).sparse
     none = own.sam.not_a_point_embed.weight[0]
-    assert torch.equal(tokens[0, 2], none) and torch.equal(tokens[0, 3], none)
+    assert torch.equal(tokens[0, 2], none)
+    assert torch.equal(tokens[0, 3], none)
     assert not torch.equal(tokens[0, 1], none)
 
 

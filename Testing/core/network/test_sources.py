@@ -70,4 +70,5 @@ def test_what_its_entry_does_not_name_is_refused(cfg: ModelConfig, changes: dict
     check_network(cfg)
     with pytest.raises(InputError) as caught:
         check_network(replace(cfg, **changes))
-    assert caught.value.where == where and caught.value.remedy
+    assert caught.value.where == where
+    assert caught.value.remedy

@@ -1,4 +1,4 @@
-"""The modality stem (MODEL.md §5.1, §16.2)."""
+"""The modality stem (model.md §5.1, §16.2)."""
 
 from __future__ import annotations
 

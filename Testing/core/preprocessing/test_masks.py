@@ -1,4 +1,4 @@
-"""Boxes, interior points and components of binary masks (MODEL.md §19, check 10)."""
+"""Boxes, interior points and components of binary masks (model.md §19, check 10)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def test_the_interior_point_is_that_of_the_definition(share: float, spacing: tup
     for _ in range(5):
         mask = rng.random((16, 16)) < share
         point = interior_point(mask, spacing)
-        assert point is not None and mask[point] and point == by_brute_force(mask, spacing)
+        assert point is not None
+        assert mask[point]
+        assert point == by_brute_force(mask, spacing)
         assert all(type(i) is int for i in point)
 
 
@@ -55,7 +57,8 @@ def test_the_interior_voxel_is_that_of_the_definition() -> None:
 def test_the_interior_point_of_a_disc_is_its_centre() -> None:
     for centre, radius in itertools.product([(20, 30), (11.5, 40.5)], [1, 4, 9.5]):
         point = interior_point(disc((48, 64), centre, radius))
-        assert point is not None and np.abs(np.subtract(point, centre)).max() <= 1
+        assert point is not None
+        assert np.abs(np.subtract(point, centre)).max() <= 1
 
 
 def test_the_edge_of_the_picture_is_background() -> None:
@@ -83,8 +86,10 @@ def test_boxes_are_half_open_and_x_comes_first() -> None:
 
 def test_an_empty_mask_has_no_box_and_no_inside() -> None:
     empty = np.zeros((4, 5), bool)
-    assert tight_box(empty) is None and interior_point(empty) is None
-    assert interior_voxel(np.zeros((2, 3, 4), bool)) is None and bounds(empty) is None
+    assert tight_box(empty) is None
+    assert interior_point(empty) is None
+    assert interior_voxel(np.zeros((2, 3, 4), bool)) is None
+    assert bounds(empty) is None
     assert not largest_component(empty).any()
 
 
@@ -94,13 +99,16 @@ def test_the_largest_component_touches_by_faces() -> None:
     mask[3, 3] = 1  # Touches by a corner only.
     mask[5, 2:7] = 1
     kept = largest_component(mask)
-    assert kept.dtype == bool and kept.sum() == 5 and kept[5, 2:7].all()
+    assert kept.dtype == bool
+    assert kept.sum() == 5
+    assert kept[5, 2:7].all()
     mask[5, 6] = 0
     kept = largest_component(mask)
     assert kept.sum() == 4 and kept[1:3, 1:3].all(), "the first of the equals"
     volume = np.zeros((3, 4, 4), bool)
     volume[:, 0, 0] = volume[2, 2:, 2] = True
-    assert largest_component(volume).sum() == 3 and largest_component(volume)[:, 0, 0].all()
+    assert largest_component(volume).sum() == 3
+    assert largest_component(volume)[:, 0, 0].all()
 
 
 def test_a_dilated_box_stays_in_the_picture() -> None:
@@ -132,5 +140,7 @@ def test_clicks_that_are_followed_change_nothing():
 
 def test_opposite_clicks_side_by_side_are_both_honoured():
     out = honour(np.zeros((9, 9), np.float32) - 4, [(4, 4, True), (4, 5, False), (4, 3, True)])
-    assert out[4, 4] > 0 and out[4, 3] > 0 and out[4, 5] < 0
+    assert out[4, 4] > 0
+    assert out[4, 3] > 0
+    assert out[4, 5] < 0
     assert np.abs(out).max() < 30

@@ -150,7 +150,8 @@ def test_the_content_is_cropped_and_the_result_put_back_in_its_place() -> None:
     scores = np.zeros((2, 7, 7, 8), np.float32)
     scores[1] = 1
     result = restore_labels(scores, ready.record)
-    assert result[2:9, 3:10, 4:12].all() and result.sum() == 7 * 7 * 8
+    assert result[2:9, 3:10, 4:12].all()
+    assert result.sum() == 7 * 7 * 8
     whole = restore_scores(scores, ready.record)
     np.testing.assert_array_equal(whole.argmax(0), result)
     np.testing.assert_allclose(whole.sum(0), 1)
@@ -214,7 +215,8 @@ def fingerprint_of(spacings, shapes, channels=("MRI",)) -> Fingerprint:
 def test_the_plan_of_anisotropic_data() -> None:
     spacings = [(5.0, 1.0, 1.0)] + [(10.0, 1.5, 1.5)] * 9
     found = make_plan(fingerprint_of(spacings, [(10, 200, 200)] * 10), Config())
-    assert found.view == "axial" and found.anisotropic
+    assert found.view == "axial"
+    assert found.anisotropic
     assert found.spacing[1:] == (1.5, 1.5)
     assert found.spacing[0] == pytest.approx(np.percentile([s[0] for s in spacings], 10))
     assert found.spacing[0] < 10, "the coarse axis takes its 10th percentile, not the median"
@@ -224,11 +226,14 @@ def test_thick_slices_are_kept_where_the_data_are_anisotropic() -> None:
     spacings, shapes = [(5.0, 1.0, 1.0), *[(10.0, 1.5, 1.5)] * 2], [(18, 300, 300), *[(9, 200, 200)] * 2]
     config = Config(data=DataConfig(slices="auto"))
     found = make_plan(fingerprint_of(spacings, shapes), config)
-    assert found.keep_slices and found.spacing == (10.0, 1.5, 1.5) and found.median_shape == (9, 200, 200)
+    assert found.keep_slices
+    assert found.spacing == (10.0, 1.5, 1.5)
+    assert found.median_shape == (9, 200, 200)
     assert from_dict(Plan, to_dict(found)) == found
     assert found.spacing_for((5.0, 1.0, 1.0)) == (5.0, 1.5, 1.5)
     thin = make_plan(fingerprint_of([(1.0, 1.0, 1.0), (2.0, 1.0, 1.0)], [(10, 20, 30)] * 2), config)
-    assert not thin.keep_slices and thin.spacing_for((2.0, 1.0, 1.0)) == thin.spacing
+    assert not thin.keep_slices
+    assert thin.spacing_for((2.0, 1.0, 1.0)) == thin.spacing
 
 
 @pytest.mark.parametrize("view", ["axial", "coronal"])
@@ -240,7 +245,8 @@ def test_a_scan_with_slices_of_its_own_loses_none(view: str) -> None:
     kept = replace(plan(view, (10.0, 2.0, 2.0)), keep_slices=True)
     shape = np.array(scan.grid.shape)[order]
     ready = preprocess(scan, kept)
-    assert ready.image.shape[1:] == (shape[0], *(shape[1:] // 2)) and ready.record.nearest_depth
+    assert ready.image.shape[1:] == (shape[0], *(shape[1:] // 2))
+    assert ready.record.nearest_depth
     assert kept.voxels(scan.grid) == pytest.approx(ready.image.size)
     dropped = preprocess(scan, plan(view, (10.0, 2.0, 2.0)))
     assert dropped.image.shape[1] == shape[0] // 2
@@ -261,8 +267,10 @@ def test_the_configuration_decides_over_the_data() -> None:
     )
     found = make_plan(fingerprint_of([(1.0, 1.0, 1.0)], [(10, 20, 30)], ("CT",)), config)
     assert (found.view, found.spacing, found.patch) == ("sagittal", (2.0, 1.0, 1.0), (8, 32, 48))
-    assert found.normalisation == ("ct",) and found.modality == "CT"
-    assert found.median_shape == (15, 10, 20) and found.left_right_axis == 0
+    assert found.normalisation == ("ct",)
+    assert found.modality == "CT"
+    assert found.median_shape == (15, 10, 20)
+    assert found.left_right_axis == 0
     assert from_dict(Plan, to_dict(found)) == found
     with pytest.raises(InputError, match="channels=2"):
         make_plan(fingerprint_of([(1.0, 1.0, 1.0)], [(10, 20, 30)], ("T1", "T2")), config)
@@ -272,7 +280,8 @@ def test_a_window_takes_the_place_of_the_statistics_of_ct_alone() -> None:
     data = DataConfig(window=(-125.0, 275.0, -125.0, 400.0))
     one = [(1.0, 1.0, 1.0)], [(10, 20, 30)]
     found = make_plan(fingerprint_of(*one, ("CT",)), Config(data=data)).stats[0]
-    assert (found.p005, found.p995, found.mean, found.std) == data.window and found.high == STATS.high
+    assert (found.p005, found.p995, found.mean, found.std) == data.window
+    assert found.high == STATS.high
     assert make_plan(fingerprint_of(*one, ("MRI",)), Config(data=data)).stats[0] == STATS
     for wrong in ((10.0, 10.0, 0.0, 1.0), (0.0, 10.0, 0.0, 0.0)):
         with pytest.raises(InputError, match="window is empty"):
@@ -302,6 +311,8 @@ def test_the_fingerprint_measures_the_foreground() -> None:
     labels[2:5, 2:5, 2:5] = 1
     scan.array[labels == 1] = 7
     found = fingerprint([(scan, LabelMap(array=labels, grid=scan.grid))], channels=("MRI",))
-    assert found.spacings == ((2.0, 1.0, 0.5),) and found.shapes == ((10, 10, 10),)
-    assert found.stats[0].mean == pytest.approx(7) and found.stats[0].p995 == pytest.approx(7)
+    assert found.spacings == ((2.0, 1.0, 0.5),)
+    assert found.shapes == ((10, 10, 10),)
+    assert found.stats[0].mean == pytest.approx(7)
+    assert found.stats[0].p995 == pytest.approx(7)
     assert found.stats[0].high > 100, "the whole scan's range is kept beside the foreground's"

@@ -23,7 +23,9 @@ def test_round_trip(tmp_path):
     saved = make(7)
     checkpoint.save(tmp_path, saved)
     loaded, problems = checkpoint.newest(tmp_path)
-    assert problems == [] and loaded.step == 7 and loaded.meta == saved.meta
+    assert problems == []
+    assert loaded.step == 7
+    assert loaded.meta == saved.meta
     assert all(torch.equal(loaded.tensors[name], tensor) for name, tensor in saved.tensors.items())
 
 

@@ -1,4 +1,4 @@
-"""How a preset's patch follows the data (MODEL.md §12.2, §15.2)."""
+"""How a preset's patch follows the data (model.md §12.2, §15.2)."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ def test_class_prompts_fit_too():
     assert (fitted.model.patch, fitted.model.stem.upsample, fitted.model.stem.kind) == ((4, 56, 40), 4, "conv")
     with torch.device("meta"):
         generator = build_model(fitted.model).generator
-    assert {head.out_channels for head in generator.heads} == {2} and len(generator.heads) == 5
+    assert {head.out_channels for head in generator.heads} == {2}
+    assert len(generator.heads) == 5
 
 
 def test_channels_and_classes_are_the_datas_and_a_fixed_patch_stays():

@@ -1,4 +1,4 @@
-"""Training on simulated prompts: who the users are, what they do, and that it teaches (MODEL.md §2.4, §6.6)."""
+"""Training on simulated prompts: who the users are, what they do, and that it teaches (model.md §2.4, §6.6)."""
 
 from __future__ import annotations
 
@@ -50,11 +50,13 @@ def test_users_say_what_is_true(start):
             for y, x, positive in clicks:
                 assert target[z, round(y), round(x)] == positive or start == "onward"
         for z, (x0, y0, x1, y1) in user.boxes.items():
-            assert 0 <= x0 < x1 <= 40 and 0 <= y0 < y1 <= 32
+            assert 0 <= x0 < x1 <= 40
+            assert 0 <= y0 < y1 <= 32
             assert target[z].any()
         assert user.said()
         if start in ("onward", "mask"):
-            assert user.before.shape == target.shape and user.known.any()
+            assert user.before.shape == target.shape
+            assert user.known.any()
         if start == "onward":
             assert not user.known.all()
 
@@ -71,7 +73,8 @@ def test_slices_that_only_pad_are_no_ones_target():
     labels, inside = np.ones((1, 4, 8, 8), int), np.array([[True, True, False, False]])
     for seed in range(10):
         for user in draw_scene(labels, inside, np.random.default_rng(seed)).users[0]:
-            assert user.target[:2].all() and not user.target[2:].any()
+            assert user.target[:2].all()
+            assert not user.target[2:].any()
 
 
 def test_corrections_go_where_the_error_is_and_stay_at_home():
@@ -82,10 +85,14 @@ def test_corrections_go_where_the_error_is_and_stay_at_home():
     user = User(target=target, label=1)
     assert correct(user, predicted, None)
     ((z, ((y, x, positive),)),) = user.clicks.items()
-    assert z == 4 and positive and target[z, int(y), int(x)] and not predicted[z, int(y), int(x)]
+    assert z == 4
+    assert positive
+    assert target[z, int(y), int(x)]
+    assert not predicted[z, int(y), int(x)]
     at_home = User(target=target, label=1, home=2)
     assert correct(at_home, predicted, np.random.default_rng(0))
-    assert list(at_home.clicks) == [2] and not at_home.clicks[2][0][2]
+    assert list(at_home.clicks) == [2]
+    assert not at_home.clicks[2][0][2]
     assert not correct(User(target=target, label=1), target, np.random.default_rng(0))
 
 
@@ -104,7 +111,8 @@ def test_the_loss_takes_the_best_candidate_and_leaves_out_what_weighs_nothing():
     masks[:, :, 1] = torch.nan_to_num(wrong)[:, :, 1, None]
     answer = Prompted(masks=masks, quality=torch.zeros(1, 1, 2, 2), cls=None)
     terms = prompt_loss(answer, targets, torch.tensor([[[1.0, 0.0]]]), torch.tensor([[1]]))
-    assert float(terms["prompt_bce"]) < 1e-6 and float(terms["prompt_dice"]) < 1e-3
+    assert float(terms["prompt_bce"]) < 1e-6
+    assert float(terms["prompt_dice"]) < 1e-3
     # Of the slice that counts one candidate is right (IoU 1) and one is wrong (IoU 0), both are judged 0.
     assert float(terms["quality"]) == pytest.approx(0.5)
 
@@ -112,7 +120,8 @@ def test_the_loss_takes_the_best_candidate_and_leaves_out_what_weighs_nothing():
 def test_what_the_steps_train():
     cfg = TrainConfig(mode="mixed", auto_share=0.5, auto_chance=0.25, epochs=20, iterations=100)
     drawn = [practice_at(step, cfg) for step in range(2000)]
-    assert set(drawn[:1000]) == {Practice.AUTOMATIC} and 0.7 < drawn[1000:].count(Practice.PROMPTS) / 1000 < 0.8
+    assert set(drawn[:1000]) == {Practice.AUTOMATIC}
+    assert 0.7 < drawn[1000:].count(Practice.PROMPTS) / 1000 < 0.8
     assert set(drawn) == {Practice.AUTOMATIC, Practice.PROMPTS}
     assert {practice_at(step, TrainConfig(mode="prompt")) for step in range(5)} == {Practice.PROMPTS}
     assert {practice_at(step, TrainConfig()) for step in range(5)} == {Practice.AUTOMATIC}
@@ -120,7 +129,7 @@ def test_what_the_steps_train():
 
 @pytest.mark.parametrize(("preset", "goal"), [("core-mobile", 0.65), ("core-acdc", 0.95)])
 def test_clicks_are_learned(preset, goal):
-    """MODEL.md §19, check 24, for prompts; without fine masks all is read from a random frozen decoder's map."""
+    """model.md §19, check 24, for prompts; without fine masks all is read from a random frozen decoder's map."""
     torch.manual_seed(0)
     cfg = small(presets.get(preset).model)
     model = build_model(cfg).train()
@@ -176,7 +185,8 @@ def test_masks_of_the_last_round_are_the_next_prompt():
     user.click(0, 3, 4, True)
     logits = torch.full((1, 1, *cfg.patch), 50.0)
     batch = assemble(model, [[user]], logits, torch.device("cpu"))
-    assert batch.masks.shape == (1, 1, cfg.patch[0], *cfg.mask_size) and float(batch.masks.max()) == 16
+    assert batch.masks.shape == (1, 1, cfg.patch[0], *cfg.mask_size)
+    assert float(batch.masks.max()) == 16
     assert batch.masks_known is None
     assert batch.points[0, 0, 0, 0].tolist() == pytest.approx([4.5 / cfg.patch[2], 3.5 / cfg.patch[1]])
 
@@ -188,7 +198,8 @@ def test_mixed_training_runs_resumes_and_starts_from_an_automatic_model(phantom_
     assert train.main(arguments(phantom_data, whole, *words, settings=settings)) == 0
     card = model_folder.load_card(whole / "model")
     assert card.config.train.mode == "mixed"
-    assert "val click 1" in (whole / "metrics.csv").read_text() and "prompt_dice" in (whole / "metrics.csv").read_text()
+    assert "val click 1" in (whole / "metrics.csv").read_text()
+    assert "prompt_dice" in (whole / "metrics.csv").read_text()
     halves = tmp_path / "halves"
     again = arguments(phantom_data, halves, *words, settings=settings)
     stop_after(again, steps=9)

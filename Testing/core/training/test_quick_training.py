@@ -110,7 +110,8 @@ def test_learning_ends_when_only_the_reserve_is_left(prepared, tmp_path, time, t
     course = lesson(prepared, tmp_path, time)
     course.encode()
     course.learn(reserve=25)
-    assert course.clock.left == 25 and course.steps == len(taught) == 75
+    assert course.clock.left == 25
+    assert course.steps == len(taught) == 75
 
 
 def test_the_learning_rate_rises_and_then_falls_to_nothing_with_the_clock(prepared, tmp_path, time, taught):
@@ -119,8 +120,10 @@ def test_the_learning_rate_rises_and_then_falls_to_nothing_with_the_clock(prepar
     course.learn(reserve=0)
     rates = np.array([step.lr for step in taught])
     peak = int(rates.argmax())
-    assert 0 < peak < 10 and MIXED.train.lr < rates.max() <= Rules.rate * MIXED.train.lr
-    assert (np.diff(rates[: peak + 1]) > 0).all() and (np.diff(rates[peak:]) < 0).all()
+    assert 0 < peak < 10
+    assert MIXED.train.lr < rates.max() <= Rules.rate * MIXED.train.lr
+    assert (np.diff(rates[: peak + 1]) > 0).all()
+    assert (np.diff(rates[peak:]) < 0).all()
     assert rates[-1] < 0.01 * rates.max()
 
 
@@ -132,19 +135,24 @@ def test_the_generator_learns_first_once_the_speed_of_slower_steps_is_known(prep
     course.encode()
     course.learn(reserve=0)
     done = [step.practice for step in taught]
-    assert set(done[:FIRST_STEPS]) == {Practice.AUTOMATIC} and set(done[FIRST_STEPS:30]) == {Practice.GENERATOR}
-    assert set(done[30:]) == {Practice.AUTOMATIC, Practice.PROMPTS} and 20 < done.count(Practice.PROMPTS) < 60
+    assert set(done[:FIRST_STEPS]) == {Practice.AUTOMATIC}
+    assert set(done[FIRST_STEPS:30]) == {Practice.GENERATOR}
+    assert set(done[30:]) == {Practice.AUTOMATIC, Practice.PROMPTS}
+    assert 20 < done.count(Practice.PROMPTS) < 60
 
 
 def test_clicks_are_taught_behind_a_generator_that_is_kept(prepared, tmp_path, time, taught):
     config = for_lesson(MIXED)
-    assert config.train.keep_generator and config.model.decoder.kind == "none" and config.model.decoder.click_masks
+    assert config.train.keep_generator
+    assert config.model.decoder.kind == "none"
+    assert config.model.decoder.click_masks
     rules = Rules(patches=(2, 2), steps=(20, 1000), generator_kept=0.6)
     course = lesson(prepared, tmp_path, time, rules=rules, config=config)
     course.encode()
     course.learn(reserve=0)
     done = [step.practice for step in taught]
-    assert set(done[:FIRST_STEPS]) == {Practice.AUTOMATIC} and set(done[FIRST_STEPS:60]) == {Practice.GENERATOR}
+    assert set(done[:FIRST_STEPS]) == {Practice.AUTOMATIC}
+    assert set(done[FIRST_STEPS:60]) == {Practice.GENERATOR}
     assert set(done[60:]) == {Practice.PROMPTS}
     rates = np.array([step.lr for step in taught])
     assert rates[59] < 0.01 * rates.max() < rates[70], "the generator comes to rest, then prompts begin anew"
@@ -155,7 +163,8 @@ def test_masks_without_a_class_are_not_taught_alone(prepared, tmp_path, time, ta
     course.encode()
     course.learn(reserve=0)
     done = [step.practice for step in taught]
-    assert set(done[:30]) == {Practice.AUTOMATIC} and set(done[30:]) == {Practice.AUTOMATIC, Practice.PROMPTS}
+    assert set(done[:30]) == {Practice.AUTOMATIC}
+    assert set(done[30:]) == {Practice.AUTOMATIC, Practice.PROMPTS}
 
 
 def test_a_model_without_prompts_is_never_taught_them(prepared, tmp_path, time, taught):
@@ -169,7 +178,8 @@ def test_enough_steps_end_the_lesson_before_its_time(prepared, tmp_path, time, t
     course = lesson(prepared, tmp_path, time, rules=Rules(patches=(2, 4), steps=(10, 30)))
     course.encode()
     course.learn(reserve=0)
-    assert len(taught) == 30 and course.clock.left == 70
+    assert len(taught) == 30
+    assert course.clock.left == 70
     assert taught[-1].lr < 0.01 * MIXED.train.lr
 
 
@@ -179,7 +189,8 @@ def test_a_time_that_is_too_short_is_told_after_the_first_steps(prepared, tmp_pa
     with pytest.raises(ResourceError, match="too short") as raised:
         course.learn(reserve=0)
     assert len(taught) == 6
-    assert "240 are needed" in raised.value.why and "--minutes 5" in raised.value.remedy
+    assert "240 are needed" in raised.value.why
+    assert "--minutes 5" in raised.value.remedy
 
 
 def test_time_that_is_over_already_makes_no_model(prepared, tmp_path, time, taught):
@@ -195,7 +206,8 @@ def test_patches_are_encoded_for_a_share_of_the_time(prepared, tmp_path, time, m
     time.costs(monkeypatch, MaskSAM, "encode_frozen", 5.0, encode)
     course = lesson(prepared, tmp_path, time, rules=Rules(encoding=0.3, patches=(2, 50), steps=(1, 100)))
     course.encode()
-    assert course.pool.count == 6 and time.now == 30
+    assert course.pool.count == 6
+    assert time.now == 30
 
 
 def test_some_patches_are_encoded_however_slow_the_machine(prepared, tmp_path, time, monkeypatch):
@@ -272,7 +284,8 @@ def test_patches_of_a_lesson_are_deep_and_a_step_is_short(median, spacing, patch
     assert config.data.foreground == foreground
     with torch.device("meta"):
         trunk = build_model(config.model).generator.trunk
-    assert len(trunk.channels) >= trunk.doublings + 1 and trunk.channels[-1] == finest
+    assert len(trunk.channels) >= trunk.doublings + 1
+    assert trunk.channels[-1] == finest
     given = replace(fitted, data=replace(fitted.data, fit_patch=False))
     assert for_lesson(given, median).model.patch == for_lesson(fitted).model.patch == fitted.model.patch
     assert for_lesson(given, median).data.foreground == fitted.data.foreground
@@ -281,8 +294,10 @@ def test_patches_of_a_lesson_are_deep_and_a_step_is_short(median, spacing, patch
 def test_in_a_lesson_every_class_has_one_query_of_its_own(prepared):
     config = fit_config(MIXED, prepared)
     model = for_lesson(replace(config, model=replace(config.model, classes=5))).model
-    assert model.source.queries == 5 and model.loss.assignment == "own"
-    assert model.loss.generator == 1 and model.loss.generator_dice == "log"
+    assert model.source.queries == 5
+    assert model.loss.assignment == "own"
+    assert model.loss.generator == 1
+    assert model.loss.generator_dice == "log"
     assert model.names_masks
 
 
@@ -290,14 +305,16 @@ def test_a_lesson_without_a_generator_stays_as_it_is():
     config = presets.get("masksam-acdc-gt")
     assert for_lesson(config).model == config.model
     without = presets.get("B2")
-    assert for_lesson(without).model.loss.generator == 0 and not for_lesson(without).model.names_masks
+    assert for_lesson(without).model.loss.generator == 0
+    assert not for_lesson(without).model.names_masks
 
 
 @pytest.mark.parametrize(("left_right", "axes"), [("always", (2,)), ("never", ())])
 def test_patches_are_mirrored_from_side_to_side_alone(prepared, tmp_path, time, left_right, axes):
     config = replace(MIXED, data=replace(MIXED.data, left_right=left_right))
     used = lesson(prepared, tmp_path, time, config=for_lesson(config))._sampler.mirror
-    assert used is not None and used.axes == axes
+    assert used is not None
+    assert used.axes == axes
 
 
 def test_cancel_stops_both_halves(prepared, tmp_path, time, taught):
@@ -310,7 +327,8 @@ def test_cancel_stops_both_halves(prepared, tmp_path, time, taught):
     unbegun = lesson(prepared, tmp_path / "other", time, cancel=token)
     with pytest.raises(Cancelled):
         unbegun.encode()
-    assert not taught and not unbegun.pool.count
+    assert not taught
+    assert not unbegun.pool.count
 
 
 @pytest.mark.parametrize("prepare_config", [lambda config: config, for_lesson], ids=["preset", "lesson"])
@@ -331,7 +349,8 @@ def test_a_lesson_lowers_the_loss_and_leaves_the_encoder_alone(prepared, tmp_pat
     assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
     with course.averaged():
         after = course.model.state_dict()
-    assert before and all(torch.equal(after[name], value) for name, value in before.items())
+    assert before
+    assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
 def test_every_patch_of_a_pool_comes_once_before_any_comes_again(tmp_path):
@@ -348,9 +367,12 @@ def test_a_patch_comes_back_as_it_was(tmp_path):
     given = batch(300)
     made.add(given)
     found = made.batch(0)
-    assert found.label.dtype == torch.int64 and torch.equal(found.label, given.label)
-    assert torch.equal(found.image, given.image) and torch.equal(found.valid, given.valid)
-    assert given.features and found.features
+    assert found.label.dtype == torch.int64
+    assert torch.equal(found.label, given.label)
+    assert torch.equal(found.image, given.image)
+    assert torch.equal(found.valid, given.valid)
+    assert given.features
+    assert found.features
     assert [level.shape for level in found.features.levels] == [level.shape for level in given.features.levels]
     assert torch.equal(found.features.embed.float(), given.features.embed)
 
@@ -370,7 +392,8 @@ def test_as_many_cases_are_left_out_as_asked_for_always_the_same_ones():
     held = {f"case{i}": {1, 2} for i in range(10)}
     patients = {case: case for case in held}
     split = leave_out(held, 3, patient=patients)
-    assert len(split.val) == 3 and sorted(split.train + split.val) == sorted(held)
+    assert len(split.val) == 3
+    assert sorted(split.train + split.val) == sorted(held)
     assert split == leave_out(dict(reversed(held.items())), 3, patient=patients)
     assert split != leave_out(held, 3, seed=1, patient=patients)
 
@@ -379,7 +402,8 @@ def test_the_cases_of_a_patient_stay_together():
     held = {f"p{i}_{j}": {1} for i in range(4) for j in range(2)}
     for seed in range(8):
         split = leave_out(held, 3, seed, patient={case: case[:2] for case in held})
-        assert len(split.val) == 2 and not {c[:2] for c in split.val} & {c[:2] for c in split.train}
+        assert len(split.val) == 2
+        assert not {c[:2] for c in split.val} & {c[:2] for c in split.train}
         assert len(leave_out(held, 1, seed, patient={case: case[:2] for case in held}).val) == 2
 
 
@@ -416,7 +440,8 @@ def test_a_model_without_prompts_has_no_users(prepared):
 
 def test_without_cases_there_is_no_exam(prepared):
     exam = plan_exam(prepared, fit_config(MIXED, prepared), (), window_s=1.0, most_s=100)
-    assert exam.cases == () and exam.seconds == 0
+    assert exam.cases == ()
+    assert exam.seconds == 0
 
 
 # -- what is one piece -------------------------------------------------------------------------------------------------

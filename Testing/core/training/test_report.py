@@ -26,4 +26,5 @@ def test_pictures_stand_upright_and_scans_as_radiologists_see_them(tmp_path: Pat
     for picture in (True, False):
         save_overlay(spot.astype(float), spot, spot, RED, tmp_path / f"{picture}.png", picture=picture)
     (up, left), (down, right) = (red_at(tmp_path / f"{picture}.png") for picture in (True, False))
-    assert up + 100 < down and left + 100 < right
+    assert up + 100 < down
+    assert left + 100 < right

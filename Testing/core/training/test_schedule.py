@@ -1,4 +1,4 @@
-"""Learning rates against MODEL.md §19, check 14."""
+"""Learning rates against model.md §19, check 14."""
 
 from __future__ import annotations
 
@@ -38,8 +38,10 @@ def test_halving_every_ten_epochs():
 def test_exponential_warms_up_by_the_papers_formula_and_ends_at_the_final_ratio():
     cfg = TrainConfig(schedule="exponential", epochs=200, iterations=2, lr=5e-4, warmup_epochs=5, final_ratio=0.01)
     rates = [learning_rate(cfg, 2 * epoch) for epoch in range(200)]
-    assert rates[0] == pytest.approx(5e-4 * math.exp(-10)) and rates[4] == pytest.approx(5e-4 * math.exp(-2))
-    assert rates[5] == max(rates) == 5e-4 and learning_rate(cfg, 11) == rates[5]
+    assert rates[0] == pytest.approx(5e-4 * math.exp(-10))
+    assert rates[4] == pytest.approx(5e-4 * math.exp(-2))
+    assert rates[5] == max(rates) == 5e-4
+    assert learning_rate(cfg, 11) == rates[5]
     assert rates[6] / rates[5] == pytest.approx(rates[199] / rates[198])
     assert rates[199] == pytest.approx(5e-6, rel=0.03)
 

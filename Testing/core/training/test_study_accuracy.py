@@ -71,6 +71,7 @@ def test_nnunet_ends_by_the_clock_and_its_rate_falls_with_it(monkeypatch):
     loop = Loop([10, 20, 30, 20, 5, 5])
     monkeypatch.setattr(peer_nnunet.time, "monotonic", lambda: loop.now)
     # After 80 of the 95 seconds another step like the last one, of 20, would be too long.
-    assert peer_nnunet.train(loop, end=195.0) == 4 and loop.ended
+    assert peer_nnunet.train(loop, end=195.0) == 4
+    assert loop.ended
     shares = (0, 10 / 95, 30 / 95, 60 / 95)
     assert loop.rates == pytest.approx([0.01 * (1 - share) ** 0.9 for share in shares])

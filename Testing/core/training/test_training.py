@@ -26,7 +26,8 @@ def test_run_leaves_what_it_promises(straight_run):
     assert list((straight_run / "overlays").glob("*.png"))
     assert not (straight_run / "features").exists()
     model, card = installed.load_model(straight_run / "model")
-    assert card.labels.labels[1].name == "cube" and not model.training
+    assert card.labels.labels[1].name == "cube"
+    assert not model.training
     assert set(card.provenance["training_cases"]).isdisjoint(card.provenance["validation_cases"])
 
 
@@ -36,7 +37,8 @@ def test_frozen_phase_leaves_the_encoder_alone_and_the_full_phase_trains_it(phan
     assert train.main(arguments(phantom_data, tmp_path / "run", settings=settings)) == 0
     first = final(tmp_path / "run")
     ups = [name for name in first if name.startswith("model.encoder.adapters") and name.endswith("up.weight")]
-    assert ups and all(not first[name].any() for name in ups)
+    assert ups
+    assert all(not first[name].any() for name in ups)
     assert any(first[name].any() for name in first if name.startswith("model.decoder.token_adapters"))
 
 
@@ -122,8 +124,11 @@ def test_ground_truth_prompts_train_and_validate(phantom_data, tmp_path):
 def test_dry_run_saves_nothing(phantom_data, tmp_path, capsys):
     assert train.main(arguments(phantom_data, tmp_path / "run", "--dry-run")) == 0
     printed = capsys.readouterr().out
-    assert "frozen phase" in printed and "full phase" in printed and "s per step" in printed
-    assert not (tmp_path / "run/checkpoints").exists() and not (tmp_path / "run/model").exists()
+    assert "frozen phase" in printed
+    assert "full phase" in printed
+    assert "s per step" in printed
+    assert not (tmp_path / "run/checkpoints").exists()
+    assert not (tmp_path / "run/model").exists()
 
 
 def test_a_started_folder_needs_resume(phantom_data, straight_run, capsys):

@@ -1,4 +1,4 @@
-"""Self-Prompt-SAM's schedule: the generator first, then all of it (MODEL.md §9.4; check 16 of §19), to the end."""
+"""Self-Prompt-SAM's schedule: the generator first, then all of it (model.md §9.4; check 16 of §19), to the end."""
 
 from __future__ import annotations
 
@@ -98,7 +98,8 @@ def test_the_first_stage_leaves_the_decoder_alone_and_the_second_trains_it(run: 
     assert any(not torch.equal(middle[name], start[name]) for name in middle if name.startswith("model.generator."))
     assert any(not torch.equal(middle[name], start[name]) for name in middle if name.startswith("model.encoder."))
     moved = [name for name, tensor in of_decoder(end).items() if not torch.equal(tensor, start[name])]
-    assert any("token_adapters" in name for name in moved) and any("multiclass" in name for name in moved)
+    assert any("token_adapters" in name for name in moved)
+    assert any("multiclass" in name for name in moved)
 
 
 def test_the_terms_of_both_stages_are_logged(run: Path) -> None:
@@ -111,13 +112,15 @@ def test_the_terms_of_both_stages_are_logged(run: Path) -> None:
 
 def test_a_model_of_the_first_stage_is_its_generator_and_the_last_one_is_whole(run: Path, first_stage: Path) -> None:
     model, card = installed.load_model(first_stage / "model")
-    assert card.config.model.decoder.kind == "none" and not model.decodes
+    assert card.config.model.decoder.kind == "none"
+    assert not model.decodes
     image = torch.randn(1, 1, 4, 16, 16)
     with torch.no_grad():
         own = model.own_masks(model.encode(image), image)[-1].softmax(1)
         torch.testing.assert_close(model.segment_patch(image), own)
     whole, card = installed.load_model(run / "model")
-    assert card.config.model.decoder.kind == "sam" and whole.decodes
+    assert card.config.model.decoder.kind == "sam"
+    assert whole.decodes
     with torch.no_grad():
         own = whole.own_masks(whole.encode(image), image)[-1].softmax(1)
         assert not torch.allclose(whole.segment_patch(image), own)
@@ -187,8 +190,10 @@ def test_simulated_users_can_join_in_the_second_stage(phantom_data: Path, tmp_pa
     assert train.main(words(phantom_data, tmp_path / "run", *extra, settings=settings)) == 0
     with (tmp_path / "run/metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert not rows[0]["prompt_dice"] and any(row["prompt_dice"] for row in rows[1:])
-    assert any(row["segmentation"] for row in rows[1:]) and rows[-1]["val click 1"]
+    assert not rows[0]["prompt_dice"]
+    assert any(row["prompt_dice"] for row in rows[1:])
+    assert any(row["segmentation"] for row in rows[1:])
+    assert rows[-1]["val click 1"]
 
 
 def test_two_processes_train_both_stages(phantom_data: Path, tmp_path: Path, repo: Path) -> None:
@@ -223,14 +228,16 @@ def test_queries_that_have_their_class_are_trained_in_two_stages_too(phantom_dat
     started = tmp_path / "started"
     assert train.main(arguments(phantom_data, started, settings=(*own, "train.epochs=1"))) == 0
     model, card = installed.load_model(started / "model")
-    assert card.config.model.decoder.kind == "none" and not model.decodes
+    assert card.config.model.decoder.kind == "none"
+    assert not model.decodes
     image = torch.randn(1, 1, 4, 16, 16)
     with torch.no_grad():
         masks = model.own_masks(model.encode(image), image)[-1]
         torch.testing.assert_close(model.segment_patch(image), masks.softmax(1))
     assert train.main(arguments(phantom_data, tmp_path / "run", settings=(*own, "train.epochs=2"))) == 0
     whole, card = installed.load_model(tmp_path / "run/model")
-    assert card.config.model.decoder.kind == "sam" and whole.decodes
+    assert card.config.model.decoder.kind == "sam"
+    assert whole.decodes
     first, last = (of_decoder(final(folder)) for folder in (started, tmp_path / "run"))
     assert any(not torch.equal(tensor, first[name]) for name, tensor in last.items())
 
@@ -254,7 +261,8 @@ def test_clicks_are_learned_without_changing_what_automatic_mode_finds(phantom_d
         assert {"decoder", "fine"} <= changed
         assert ("generator" in changed) is (keep == "false")
         trained = [name for name in after if "encoder.adapters" in name and name.endswith("up.weight")]
-        assert trained and any(after[name].any() for name in trained) is (keep == "false")
+        assert trained
+        assert any(after[name].any() for name in trained) is (keep == "false")
 
 
 def test_keeping_the_generator_needs_prompts(
@@ -298,7 +306,8 @@ def test_it_learns_segments_and_takes_prompts(phantom_data: Path, tmp_path: Path
     session = Session.open(network, card, volume, cache=cache)
     k = int((wanted == 2).sum((1, 2)).argmax())
     (box, point), *_ = session.automatic(2, [k])
-    assert box.corners is not None and point.position is not None
+    assert box.corners is not None
+    assert point.position is not None
     i, j, _ = (round(v) for v in point.position)
     assert wanted[k, j, i] == 2
     rows, columns = np.nonzero(wanted[k] == 2)
@@ -311,6 +320,8 @@ def test_it_learns_segments_and_takes_prompts(phantom_data: Path, tmp_path: Path
     network.blend.aux.data.zero_()  # type: ignore[union-attr]
     network.multiclass.layers[-1].bias.data[2] = 1e6  # type: ignore[union-attr]
     (tight, _), *_ = session.automatic(2, [k])
-    assert tight.corners is not None and np.ptp(np.array(tight.corners), axis=0)[:2].min() > 8
+    assert tight.corners is not None
+    assert np.ptp(np.array(tight.corners), axis=0)[:2].min() > 8
     update = session.prompt(1, [Prompt(kind="point", position=point.position, scope="slice")])
-    assert session.mask(1)[k, j, i] == 1 and update.encoded == 0
+    assert session.mask(1)[k, j, i] == 1
+    assert update.encoded == 0

@@ -137,9 +137,11 @@ def endure(engine: EngineClient, user: User, warm: int, times: int, temporary: P
         user.act()
     user.settle()
     after = state(engine)
-    assert after[0] - before[0] < ALLOWED and memory(os.getpid()) - own < ALLOWED
+    assert after[0] - before[0] < ALLOWED
+    assert memory(os.getpid()) - own < ALLOWED
     assert after[1:] == before[1:]
-    assert not engine._jobs and not engine._record.cases
+    assert not engine._jobs
+    assert not engine._record.cases
     assert [path.name for path in left(temporary)[1:]] == [".owner"]
 
 

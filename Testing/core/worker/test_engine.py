@@ -51,7 +51,8 @@ def test_everything_a_session_answers_arrives(temporary: Path) -> None:
             expected, found = session.prompt(1, clicks[:count]), engine.prompt(case, 1, prompts[:count])
             for name in ("structure", "box", "extent", "voxels", "axis", "quality", "worst", "encoded", "messages"):
                 assert getattr(found, name) == getattr(expected, name), name
-            assert np.array_equal(found.mask, expected.mask) and found.mask.dtype == np.uint8
+            assert np.array_equal(found.mask, expected.mask)
+            assert found.mask.dtype == np.uint8
             assert found.suggestion == {"label": 3, "name": "bright", "probability": expected.suggestion.probability}
         three, meant = (
             session.prompt(2, clicks[:1], multimask=True),
@@ -59,7 +60,9 @@ def test_everything_a_session_answers_arrives(temporary: Path) -> None:
         )
         assert len(meant.candidates) == 3
         for a, b in zip(three.candidates, meant.candidates, strict=True):
-            assert a.box == b.box and a.quality == b.quality and np.array_equal(a.mask, b.mask)
+            assert a.box == b.box
+            assert a.quality == b.quality
+            assert np.array_equal(a.mask, b.mask)
         assert engine.prompt(case, 1, prompts[:1]).encoded == 0
         mask = np.zeros(case.shape, np.uint8)
         apply(mask, engine.prompt(case, 3, prompts[:1]))
@@ -79,13 +82,15 @@ def test_boxes_masks_and_millimetres(temporary: Path) -> None:
         assert engine.prompt(case, 1, [point(*at, space="ras")]).box == engine.prompt(case, 2, [point(*IN)]).box
         corners = [[4, 11, 5], [15, 22, 5]]
         found = engine.prompt(case, 3, [{"kind": "box", "corners": corners, "scope": "slice"}])
-        assert found.box == (5, 6, 12, 22, 5, 15) and found.mask.all()
+        assert found.box == (5, 6, 12, 22, 5, 15)
+        assert found.mask.all()
         ras = volume.grid.to_ras(np.array(corners))[::-1]
         again = engine.prompt(case, 4, [{"kind": "box", "corners": ras, "scope": "slice", "space": "ras"}])
         assert again.box == found.box
         start = {"kind": "mask", "mask": block[3:6, 12:18, 5:9], "mask_box": (3, 12, 5)}
         given = engine.prompt(case, 5, [start])
-        assert given.box == (3, 6, 12, 18, 5, 9) and given.mask.all()
+        assert given.box == (3, 6, 12, 18, 5, 9)
+        assert given.mask.all()
         assert len(left(temporary)) == 2
         assert engine.prompt(case, 5, [start, point(*IN)]).box is not None
 
@@ -102,7 +107,8 @@ def test_automatic_segmentation_and_prompts(temporary: Path) -> None:
         assert (bright.label, bright.name, found.windows) == (3, "bright", expected.windows)
         whole = np.zeros(case.shape, np.uint8)
         apply(whole, bright)
-        assert np.array_equal(whole, expected.labels.array == 3) and np.array_equal(whole, block)
+        assert np.array_equal(whole, expected.labels.array == 3)
+        assert np.array_equal(whole, block)
         assert engine.segment(case, roi=[roi]).blocks[0].mask.sum() == 300
         ((box, click),) = engine.automatic(case, 3, [5])
         assert engine.prompt(case, 1, [box]).voxels == 100
@@ -141,7 +147,9 @@ def test_a_model_is_kept_until_its_folder_changes(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("MaskSAMCore.zoo.installed.load_model", load)
     engine = Engine(device="cpu")
     first = engine._load("a")
-    assert engine._load("a") is first and engine._load("b") is not first and loaded == ["a", "b"]
+    assert engine._load("a") is first
+    assert engine._load("b") is not first
+    assert loaded == ["a", "b"]
     card = flood_worker.load_card(Path("b"))
     monkeypatch.setattr(
         "MaskSAMCore.zoo.model_folder.load_card", lambda path: card.__class__(**vars(card) | {"weights_sha256": "c"})
@@ -163,8 +171,10 @@ def test_a_real_model_folder_through_the_real_command(temporary: Path) -> None:
             engine.open(volume.array, AFFINE, "no-such-model")
         case = engine.open(volume.array, AFFINE, folder)
         found = engine.prompt(case, 1, [point(6, 6, 2)])
-        assert found.box == expected.box and np.array_equal(found.mask, expected.mask)
-        assert found.encoded == 1 and found.quality == pytest.approx(expected.quality, abs=1e-5)
+        assert found.box == expected.box
+        assert np.array_equal(found.mask, expected.mask)
+        assert found.encoded == 1
+        assert found.quality == pytest.approx(expected.quality, abs=1e-5)
         click = engine.prompt(case, 1, [point(6, 6, 2), point(1, 1, 2, positive=False)])
         assert click.encoded == 0
     assert left(temporary) == []
@@ -181,7 +191,8 @@ def test_a_student_segments_and_refuses_clicks(temporary: Path) -> None:
         with pytest.raises(ModelError, match="takes no clicks"):
             engine.prompt(case, 1, [point(6, 6, 2)])
         found = engine.segment(case)
-        assert found.windows == 1 and len(found.blocks) == 1
+        assert found.windows == 1
+        assert len(found.blocks) == 1
     assert left(temporary) == []
 
 
@@ -196,7 +207,8 @@ def test_cancel_and_a_click_in_the_middle_of_real_encoding(temporary: Path) -> N
             job.result(LONG_S)
         again = engine.encode(case, (1, 1, 1))
         assert eventually(lambda: again.progress)
-        assert engine.prompt(case, 1, [point(*IN)]).mask.dtype == np.uint8 and not again.done()
+        assert engine.prompt(case, 1, [point(*IN)]).mask.dtype == np.uint8
+        assert not again.done()
     with pytest.raises(MaskSAMError, match="closed"):
         again.result(LONG_S)
     assert left(temporary) == []
@@ -222,4 +234,5 @@ def test_the_client_dies_in_the_middle_of_real_encoding(temporary: Path) -> None
     client = script(DEATH, str(save_tiny(temporary / "toy")))
     worker = int(client.stdout.readline())
     client.wait()
-    assert eventually(lambda: not alive(worker)) and eventually(lambda: left(temporary) == [])
+    assert eventually(lambda: not alive(worker))
+    assert eventually(lambda: left(temporary) == [])

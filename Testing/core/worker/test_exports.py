@@ -88,11 +88,13 @@ def test_a_dicom_seg_holds_the_segments_with_their_codes(
     done = export(engine, series, tmp_path / "s.dcm", segment("Lobe", (1, 3, 2, 5, 3, 4), **LIVER), HIGH, model="toy")
     assert done == Exported(path=str(tmp_path / "s.dcm"), structures=("Lobe", "High"))
     made = pydicom.dcmread(tmp_path / "s.dcm")
-    assert made.Modality == "SEG" and made.SeriesDescription == "toy segmentation"
+    assert made.Modality == "SEG"
+    assert made.SeriesDescription == "toy segmentation"
     assert made.SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0].CodeValue == "10200004"
     assert made.ReferencedSeriesSequence[0].SeriesInstanceUID == pydicom.dcmread(series[0][0]).SeriesInstanceUID
     lobe = frames(tmp_path / "s.dcm", "Lobe")
-    assert sorted(lobe) == [31.0, 32.0] and np.argwhere(lobe[31.0]).tolist() == [[2, 3], [3, 3], [4, 3]]
+    assert sorted(lobe) == [31.0, 32.0]
+    assert np.argwhere(lobe[31.0]).tolist() == [[2, 3], [3, 3], [4, 3]]
     assert sorted(frames(tmp_path / "s.dcm", "High")) == [33.0, 34.0]
 
 
@@ -105,7 +107,8 @@ def test_a_dicom_seg_takes_a_grid_whose_axes_run_the_other_way(
     turned = files, Grid(shape=(SHAPE[0], SHAPE[2], SHAPE[1]), affine=grid.affine @ turn)
     export(engine, turned, tmp_path / "s.dcm", segment("Corner", (0, 1, 4, 7, 1, 2)))
     ((height, pixels),) = frames(tmp_path / "s.dcm", "Corner").items()
-    assert height == 34.0 and np.argwhere(pixels).tolist() == [[1, 4], [1, 5], [1, 6]]
+    assert height == 34.0
+    assert np.argwhere(pixels).tolist() == [[1, 4], [1, 5], [1, 6]]
 
 
 def test_of_several_volumes_the_one_on_the_same_grid_is_meant(engine: EngineClient, tmp_path: Path) -> None:
@@ -151,8 +154,10 @@ def test_a_training_case_arrives_with_its_voxels(engine: EngineClient, tmp_path:
     dataset = read_dataset(tmp_path / "set")
     volume, labels = read_case(dataset, dataset.cases[0])
     assert np.array_equal(volume.array, np.random.default_rng(0).integers(0, 200, SHAPE, np.uint8))
-    assert np.argwhere(labels.array == 1).tolist() == [[0, 1, 2], [1, 3, 4]] and (labels.array == 2).sum() == 84
-    assert dataset.labels.labels[0].type.meaning == "Liver" and dataset.channels == ("MR",)
+    assert np.argwhere(labels.array == 1).tolist() == [[0, 1, 2], [1, 3, 4]]
+    assert (labels.array == 2).sum() == 84
+    assert dataset.labels.labels[0].type.meaning == "Liver"
+    assert dataset.channels == ("MR",)
     assert save(engine, tmp_path / "set", HIGH, seed=1).name == "scan-2"
 
 
@@ -190,7 +195,9 @@ def test_more_segments_than_a_byte_counts() -> None:
     labels, overlaps = exports.paint(
         [{**each, **dict.fromkeys(("category", "type", "modifier"))} for each in many], grid
     )
-    assert not overlaps and labels.array[0, 14, 19] == 300 and labels.labels.labels[299].name == "S299"
+    assert not overlaps
+    assert labels.array[0, 14, 19] == 300
+    assert labels.labels.labels[299].name == "S299"
 
 
 def test_a_cancelled_export_writes_nothing(series: tuple[list[str], Grid], tmp_path: Path) -> None:
@@ -228,4 +235,5 @@ assert "torch" not in sys.modules
         [sys.executable, "-c", code, str(tmp_path)], cwd=REPO, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "s.dcm").is_file() and (tmp_path / "set" / "dataset.json").is_file()
+    assert (tmp_path / "s.dcm").is_file()
+    assert (tmp_path / "set" / "dataset.json").is_file()

@@ -92,14 +92,16 @@ def test_a_line_that_is_too_long_is_not_stored() -> None:
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert [type(line) for line in found] == [TooLong] and found[0].size > 255 << 20
+    assert [type(line) for line in found] == [TooLong]
+    assert found[0].size > 255 << 20
     assert peak < 4 << 20
 
 
 @pytest.mark.parametrize("message", GOOD, ids=lambda m: m["op"])
 def test_every_request_is_understood(message: dict[str, Any]) -> None:
     request = parsed({"id": 5, **message})
-    assert request.id == 5 and request.op == message["op"]
+    assert request.id == 5
+    assert request.op == message["op"]
     assert set(request.fields) == set(protocol.REQUESTS[request.op])
 
 
@@ -173,7 +175,8 @@ def test_garbage_is_refused_with_its_reason(line: bytes, id: int | None, text: s
 def test_a_wrong_field_is_named(change: dict[str, Any], text: str) -> None:
     with pytest.raises(Refused) as refused:
         parsed({"id": 1, **GOOD[1], **change})
-    assert text in str(refused.value.error) and refused.value.id == 1
+    assert text in str(refused.value.error)
+    assert refused.value.id == 1
 
 
 @pytest.mark.parametrize(
@@ -242,7 +245,8 @@ def test_errors_come_back_as_what_they_were() -> None:
     for kind in (MaskSAMError, InputError, GeometryError, PromptError, ModelError, ResourceError):
         error = kind("what \ud800", where="wo", why="why", remedy="do")
         back = protocol.error_from(json.loads(to_line(protocol.error_fields(error))))
-        assert type(back) is kind and str(back) == str(error)
+        assert type(back) is kind
+        assert str(back) == str(error)
     assert isinstance(protocol.error_from(protocol.error_fields(Cancelled())), Cancelled)
     assert type(protocol.error_from({"name": "SystemExit", "what": "x"})) is MaskSAMError
     assert type(protocol.error_from(None)) is MaskSAMError
@@ -266,12 +270,14 @@ def test_work_in_the_background_waits_and_is_taken_up_again() -> None:
     waiting.put(request(2, "prompt"))
     first = waiting.take()
     waiting.done(first)
-    assert first.request.id == 2 and not first.interrupted
+    assert first.request.id == 2
+    assert not first.interrupted
     behind = waiting.take()
     waiting.put(request(3, "encode"))
     assert not behind.token.cancelled
     waiting.put(request(4, "prompt"))
-    assert behind.token.cancelled and waiting.again(behind)
+    assert behind.token.cancelled
+    assert waiting.again(behind)
     order = []
     for _ in range(3):
         task = waiting.take()
@@ -286,7 +292,8 @@ def test_interrupted_work_that_is_cancelled_as_well_is_not_taken_up() -> None:
     waiting.put(request(1, "encode"))
     task = waiting.take()
     waiting.put(request(2, "prompt"))
-    assert waiting.cancel_running(1) and not waiting.again(task)
+    assert waiting.cancel_running(1)
+    assert not waiting.again(task)
     assert waiting.take().request.id == 2
 
 
@@ -313,7 +320,8 @@ def test_only_the_user_can_enter_it(temporary: Path) -> None:
     assert made.path.parent == temporary
     assert stat.S_IMODE(made.path.stat().st_mode) == 0o700
     assert stat.S_IMODE((made.path / ref.file).stat().st_mode) == 0o600
-    assert made.remove() and left(temporary) == []
+    assert made.remove()
+    assert left(temporary) == []
 
 
 @pytest.mark.parametrize("mapped", [False, True])
@@ -328,7 +336,8 @@ def test_arrays_come_back(temporary: Path, array: np.ndarray, mapped: bool, monk
     made = PrivateFolder.make()
     ref = made.write(array, "float32")
     back = PrivateFolder.adopt(made.path).read(ref, mapped=mapped)
-    assert back.dtype == np.float32 and np.array_equal(back, array)
+    assert back.dtype == np.float32
+    assert np.array_equal(back, array)
     made.discard(ref)
     assert [path.name for path in left(temporary)[1:]] == [".owner"]
     assert np.array_equal(back, array), "a mapped array outlives its file's name"
@@ -369,7 +378,8 @@ def test_no_other_folder_is_adopted_since_it_would_be_deleted(temporary: Path) -
         with pytest.raises(InputError, match="private folder"):
             PrivateFolder.adopt(path)
     sweep()
-    assert (victim / "precious").exists() and (named / "precious").exists()
+    assert (victim / "precious").exists()
+    assert (named / "precious").exists()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="NOT TESTED HERE: POSIX modes")
@@ -424,8 +434,11 @@ def test_the_folder_of_a_dead_process_is_swept_and_no_other(temporary: Path) -> 
     try:
         assert eventually(watched.abandoned)
         made = PrivateFolder.make()
-        assert not dead.exists() and not old.exists()
-        assert len(left(living)) == 0 and len(list(living.iterdir())) == 2 and fresh.exists()
+        assert not dead.exists()
+        assert not old.exists()
+        assert len(left(living)) == 0
+        assert len(list(living.iterdir())) == 2
+        assert fresh.exists()
         made.remove()
     finally:
         holders[1].kill()

@@ -64,7 +64,9 @@ def test_help_version_and_wrong_options(repo: Path, temporary: Path) -> None:
     assert run("--version").stdout.strip() == f"MaskSAM {__version__}"
     for words in (["--no-such-option"], ["--threads", "0"], ["--folder", str(temporary)]):
         done = run(*words)
-        assert done.returncode == 2 and "Traceback" not in done.stderr and done.stderr
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+        assert done.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "getpriority"), reason="Windows has priority classes")
@@ -80,7 +82,8 @@ def test_it_gives_way_to_the_program_that_started_it(temporary: Path) -> None:
 def test_a_session_from_open_to_release(temporary: Path) -> None:
     events = []
     with fake(on_event=events.append) as engine:
-        assert engine.hello["version"] == __version__ and engine.hello["pid"] != os.getpid()
+        assert engine.hello["version"] == __version__
+        assert engine.hello["pid"] != os.getpid()
         case = engine.open(scan().astype(np.float64), EYE, "plain")
         assert case.shape == SHAPE
         mask, prompts = np.zeros(SHAPE, np.uint8), []
@@ -89,7 +92,8 @@ def test_a_session_from_open_to_release(temporary: Path) -> None:
             update = engine.prompt(case, 1, prompts)
             apply(mask, update)
             assert np.array_equal(mask, block(SHAPE, prompts))
-        assert update.box is not None and update.mask.shape < SHAPE
+        assert update.box is not None
+        assert update.mask.shape < SHAPE
         assert engine.prompt(case, 1, prompts).box is None
         apply(mask, engine.prompt(case, 1, prompts[:1]))
         assert np.array_equal(mask, block(SHAPE, prompts[:1]))
@@ -131,7 +135,8 @@ def test_an_error_nobody_expected_is_told_and_survived(temporary: Path) -> None:
         assert "a bug" in error.value.why
         with pytest.raises(ModelError, match="no such model"):
             engine.open(scan(), EYE, "unknown")
-        assert engine.segment(case).blocks and engine.hello["pid"] == pid
+        assert engine.segment(case).blocks
+        assert engine.hello["pid"] == pid
 
 
 def test_wrong_calls_are_refused_before_anything_is_sent(temporary: Path) -> None:
@@ -162,10 +167,12 @@ def test_submit_does_not_wait_and_progress_is_told(temporary: Path) -> None:
     with fake(on_event=lambda event: seen.set() if event["event"] == "progress" else None) as engine:
         opening = engine.submit("open", volume=scan(), affine=EYE, model="slow")
         working = engine.submit("segment", case=0)
-        assert not opening.done() and not working.done()
+        assert not opening.done()
+        assert not working.done()
         with pytest.raises(TimeoutError):
             working.result(0)
-        assert seen.wait(LONG_S) and not working.done()
+        assert seen.wait(LONG_S)
+        assert not working.done()
         assert working.progress[1:] == (3, "working")
         working.cancel()
         with pytest.raises(Cancelled):
@@ -261,14 +268,18 @@ def test_a_killed_worker_is_started_again_and_knows_what_it_knew(temporary: Path
         engine.release(engine.open(scan(), EYE, "plain"))
         first = engine.hello["pid"]
         os.kill(first, number)
-        assert eventually(lambda: not engine.ready) and engine.hello["pid"] != first
-        assert not alive(first) and len(left(temporary)) == 2
+        assert eventually(lambda: not engine.ready)
+        assert engine.hello["pid"] != first
+        assert not alive(first)
+        assert len(left(temporary)) == 2
         prompts.append(point(5, 5, 2, positive=False))
         for case in cases:
             apply(masks[case.id], engine.prompt(case, 1, prompts))
         assert np.array_equal(masks[0], block(SHAPE, prompts))
     names = [event["event"] for event in events]
-    assert names.count("ready") == 2 and names.count("restarting") == 1 and "lost" not in names
+    assert names.count("ready") == 2
+    assert names.count("restarting") == 1
+    assert "lost" not in names
 
 
 def test_what_was_being_done_is_done_again(temporary: Path) -> None:
@@ -289,7 +300,8 @@ def test_after_two_crashes_in_a_row_it_gives_up_and_the_next_call_starts_anew(te
             events.clear()
             with pytest.raises(ResourceError, match="stopped") as error:
                 engine.prompt(bad, 1, [point(5, 5, 2)])
-            assert "SIGKILL" in error.value.why and "about to die" in error.value.why
+            assert "SIGKILL" in error.value.why
+            assert "about to die" in error.value.why
             assert [event["event"] for event in events].count("restarting") == 1
             assert eventually(lambda: left(temporary) == [])
             assert engine.prompt(good, 1, [point(5, 5, 2)]).box is None
@@ -336,7 +348,8 @@ def test_a_client_gives_its_files_and_threads_back(temporary: Path) -> None:
     before = held()
     with fake() as engine:
         os.kill(engine.hello["pid"], signal.SIGTERM)
-        assert eventually(lambda: not engine.ready) and engine.hello
+        assert eventually(lambda: not engine.ready)
+        assert engine.hello
         assert held() > before
     assert eventually(lambda: held() == before)
 
@@ -362,7 +375,8 @@ def test_hello_comes_first_and_once_and_in_the_right_version(temporary: Path) ->
     with raw(hello=False) as worker:
         assert worker.ask("release", 5, case=0)["error"]["what"] == "out of order"
         error = worker.ask("hello", 6, protocol=99)["error"]
-        assert "99" in error["why"] and "version 1" in error["why"]
+        assert "99" in error["why"]
+        assert "version 1" in error["why"]
         assert worker.ask("release", 7, case=0)["error"]["what"] == "out of order"
         assert worker.ask("hello", 8, protocol=1)["result"]["protocol"] == 1
         assert worker.ask("hello", 9, protocol=1)["error"]["what"] == "out of order"

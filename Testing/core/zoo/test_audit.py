@@ -1,4 +1,4 @@
-"""The integers of MODEL.md §16.1, §16.2 and the ablation rows, computed from built networks."""
+"""The integers of model.md §16.1, §16.2 and the ablation rows, computed from built networks."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_trainable_parts(name, parts, total):
 
 
 def _medsa_parts(condition: str, branch: bool) -> dict[str, int]:
-    """MODEL.md §16.5 from its formulas: ViT-H's 32 blocks of width 1280 at 1/16, the decoder's two layers at 1/8."""
+    """model.md §16.5 from its formulas: ViT-H's 32 blocks of width 1280 at 1/16, the decoder's two layers at 1/8."""
 
     def plain(channels: int, width: int) -> int:
         return 2 * channels * width + width + channels
@@ -160,7 +160,7 @@ def conv(i, o, kernel, *, norm=False):
 
 
 def class_trunk(channels, widths, joins):
-    """The pyramid over four levels, `joins` of them at its full size through the last skip (MODEL.md §6.1)."""
+    """The pyramid over four levels, `joins` of them at its full size through the last skip (model.md §6.1)."""
 
     def block(i, o):
         return conv(i, o, 27, norm=True)
@@ -220,7 +220,8 @@ def test_self_prompt_sam(name, positions, total, millions):
     audit = audit_config(replace(cfg, depth=replace(cfg.depth, pe_decoder=positions)))
     wanted = self_prompt(**SELF_PROMPT[name], positions=positions)
     assert {part: count for part, count in audit.parts.items() if "(ours)" not in part} == wanted
-    assert audit.paper == total == sum(wanted.values()) and f"{total / 1e6:.2f}" == millions
+    assert audit.paper == total == sum(wanted.values())
+    assert f"{total / 1e6:.2f}" == millions
 
 
 def test_rows_of_self_prompt_sam():
@@ -269,9 +270,13 @@ def test_thawed_sam_fails():
 def test_a_network_whose_package_is_missing_is_left_out_with_the_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "einops", None)
     text = audit_table(["swin-tiny", "B4"])
-    assert "not counted" in text and "pip install monai einops" in text and "encoder adapters" in text
+    assert "not counted" in text
+    assert "pip install monai einops" in text
+    assert "encoder adapters" in text
 
 
 def test_table_names_every_preset():
     text = audit_table(["core-mobile", "B4"])
-    assert "93,735,472" in text and "core-mobile" in text and "B4" in text
+    assert "93,735,472" in text
+    assert "core-mobile" in text
+    assert "B4" in text

@@ -27,7 +27,7 @@ def test_a_pass_is_counted_as_if_it_were_made() -> None:
 
 
 def test_the_encoder_costs_what_the_design_says() -> None:
-    """MODEL.md §17.1: ViT-B at 1024 with its adapters takes 1020 GFLOP a slice, the trunk 661, the decoder 29."""
+    """model.md §17.1: ViT-B at 1024 with its adapters takes 1020 GFLOP a slice, the trunk 661, the decoder 29."""
     counted = cost.count(presets.get("masksam-acdc").model)
     assert 1020 + 661 + 29 < counted.flop / 1e9 < 1.06 * (1020 + 661 + 29)
 

@@ -138,7 +138,8 @@ def test_weights_are_found_in_a_given_folder_under_any_name(
 def test_a_missing_base_says_how_to_get_it(home: Path) -> None:
     with pytest.raises(ModelError) as caught:
         base_weights.find_base("vit_b")
-    assert "models fetch vit_b" in caught.value.remedy and "MASKSAM_WEIGHTS" in caught.value.remedy
+    assert "models fetch vit_b" in caught.value.remedy
+    assert "MASKSAM_WEIGHTS" in caught.value.remedy
     assert base_weights.BASES["vit_b"].sha256 in caught.value.why
     with pytest.raises(ModelError, match="mobile, vit_b, vit_l, vit_h"):
         base_weights.find_base("vit_g")
@@ -287,7 +288,8 @@ def test_bundled_models_are_found_beside_the_users(home: Path, tmp_path: Path, m
     monkeypatch.setattr(installed, "resource_roots", lambda: [tmp_path / "Resources"])
     found = {m.name: m for m in installed.installed_models()}
     assert {n: m.origin for n, m in found.items()} == {"bundled-one": "bundled", "my-own": "user", "broken": "user"}
-    assert found["broken"].card is None and "model.json" in found["broken"].problem
+    assert found["broken"].card is None
+    assert "model.json" in found["broken"].problem
     with pytest.raises(ModelError, match="nothing to remove"):
         installed.remove_model("bundled-one")
     installed.remove_model("my-own")

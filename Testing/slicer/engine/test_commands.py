@@ -46,9 +46,11 @@ print("ok", end="")
 
 def test_progress_arrives_while_it_runs_and_its_output_when_it_has_ended(tmp_path: Path):
     job = python(WAITING, str(tmp_path / "go"))
-    assert not job.done() and job.progress is None
+    assert not job.done()
+    assert job.progress is None
     assert eventually(lambda: job.done() or job.progress)
-    assert job.progress == (1, 9, "Slices") and not job.done()
+    assert job.progress == (1, 9, "Slices")
+    assert not job.done()
     with pytest.raises(RuntimeError, match="not done"):
         job.result()
     (tmp_path / "go").touch()

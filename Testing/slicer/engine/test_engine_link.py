@@ -81,9 +81,12 @@ def gone(link: EngineLink, case: Case) -> bool:
 
 def test_the_engine_starts_with_the_first_scan(link: EngineLink, engines: Engines) -> None:
     link.poll()
-    assert not engines.started and link.drain() == [] and link.device == ""
+    assert not engines.started
+    assert link.drain() == []
+    assert link.device == ""
     opened = case(link, environment.add_volume(scan()))
-    assert len(engines.started) == 1 and opened.shape == scan().shape
+    assert len(engines.started) == 1
+    assert opened.shape == scan().shape
     assert eventually(lambda: link.drain() or link.device)
     assert link.device == "none", "what the fake engine calls its device"
 
@@ -102,7 +105,8 @@ def test_the_engine_sees_voxels_and_affine_of_the_volume(link: EngineLink, asked
     case(link, volume)
     np.testing.assert_array_equal(asked[0]["volume"], scan())
     np.testing.assert_allclose(asked[0]["affine"], affine, atol=1e-9)
-    assert asked[0]["source"] == "Volume" and asked[0]["modality"] is None
+    assert asked[0]["source"] == "Volume"
+    assert asked[0]["modality"] is None
 
 
 def test_two_who_need_the_same_scan_share_its_opening(link: EngineLink) -> None:
@@ -134,7 +138,9 @@ def test_an_edited_volume_is_opened_anew_and_its_older_state_closed(link: Engine
     slicer.util.arrayFromVolume(volume)[0] += 1
     slicer.util.arrayFromVolumeModified(volume)
     after = case(link, volume)
-    assert after.id != before.id and gone(link, before) and not gone(link, after)
+    assert after.id != before.id
+    assert gone(link, before)
+    assert not gone(link, after)
 
 
 def test_doubts_about_a_scan_are_told_once(scene: Any, engines: Engines) -> None:
@@ -165,7 +171,8 @@ def test_scans_are_closed_with_their_volume_their_model_and_at_will(link: Engine
     link.keep(lambda node: scene.GetNodeByID(node) is not None)
     assert gone(link, removed)
     link.forget_model("slow")
-    assert gone(link, other_model) and case(link, first) is kept
+    assert gone(link, other_model)
+    assert case(link, first) is kept
     link.forget(first)
     assert gone(link, kept)
 
@@ -175,7 +182,8 @@ def test_the_scan_that_was_not_used_for_longest_is_closed(link: EngineLink) -> N
     oldest, *others = [case(link, volume) for volume in volumes[:-1]]
     assert case(link, volumes[0]) is oldest, "now it is the one used last"
     case(link, volumes[-1])
-    assert gone(link, others[0]) and case(link, volumes[0]) is oldest
+    assert gone(link, others[0])
+    assert case(link, volumes[0]) is oldest
 
 
 @pytest.mark.skipif(os.name == "nt", reason="NOT TESTED HERE: POSIX signals")
@@ -186,7 +194,8 @@ def test_a_worker_that_was_killed_comes_back_with_its_scans(link: EngineLink) ->
     told: list[str] = []
     assert eventually(lambda: told.extend(each["event"] for each in link.drain()) or "restarting" in told)
     assert eventually(lambda: told.extend(each["event"] for each in link.drain()) or told[-1] == "ready")
-    assert case(link, volume) is before and link.client.submit("encode", case=before).result(LONG_S)
+    assert case(link, volume) is before
+    assert link.client.submit("encode", case=before).result(LONG_S)
 
 
 def test_a_scan_that_cannot_be_opened_again_is_opened_anew(link: EngineLink) -> None:
@@ -205,8 +214,10 @@ def test_an_engine_that_was_given_up_is_replaced(link: EngineLink, engines: Engi
     job = link.client.submit("segment", case=case(link, volume, "deaf"))
     assert eventually(lambda: job.progress)
     link.abandon()
-    assert eventually(lambda: not alive(worker)) and eventually(job.done)
-    assert case(link, volume).shape == scan().shape and len(engines.started) == 2
+    assert eventually(lambda: not alive(worker))
+    assert eventually(job.done)
+    assert case(link, volume).shape == scan().shape
+    assert len(engines.started) == 2
 
 
 def test_close_ends_the_process_and_forgets(link: EngineLink, engines: Engines) -> None:
@@ -214,5 +225,7 @@ def test_close_ends_the_process_and_forgets(link: EngineLink, engines: Engines) 
     case(link, volume)
     worker = link.client.hello["pid"]
     link.close()
-    assert not alive(worker) and link.device == ""
-    assert case(link, volume).shape == scan().shape and len(engines.started) == 2
+    assert not alive(worker)
+    assert link.device == ""
+    assert case(link, volume).shape == scan().shape
+    assert len(engines.started) == 2

@@ -132,8 +132,10 @@ def test_a_new_slicer_lacks_torch_packages_that_are_old_or_absent_and_base_weigh
 
 def test_nothing_is_missing_where_everything_is(weights: Path):
     ready = Computer(ENGINE)
-    assert ready.setup.missing() == () and ready.setup.text() == ""
-    assert ready.settle(ready.setup.steps()) == ("", []) and ready.done == []
+    assert ready.setup.missing() == ()
+    assert ready.setup.text() == ""
+    assert ready.settle(ready.setup.steps()) == ("", [])
+    assert ready.done == []
 
 
 @pytest.mark.parametrize(
@@ -165,7 +167,8 @@ def test_packages_are_found_by_the_names_of_their_folders(tmp_path: Path):
 def test_the_text_says_what_comes_from_where_with_size_and_hash(fresh: Computer):
     text, base = fresh.setup.text(), base_weights.BASES["mobile"]
     assert "by the extension PyTorch: 0.2 GB for the CPU, up to 3 GB for a GPU" in text
-    assert "about 45 MB: segment-anything, timm" in text and "pydicom (in place of 2.4.4)" in text
+    assert "about 45 MB: segment-anything, timm" in text
+    assert "pydicom (in place of 2.4.4)" in text
     assert "numpy and SimpleITK stay as they are" in text
     assert f"40.7 MB, licence Apache-2.0, sha256 {base.sha256}, from {base.sources[0]}" in text
     assert "None of your data is sent anywhere." in text
@@ -177,7 +180,8 @@ def test_the_text_says_what_comes_from_where_with_size_and_hash(fresh: Computer)
 def test_everything_comes_in_order_and_is_tried_out(fresh: Computer):
     advice, errors = fresh.settle(fresh.setup.steps())
     assert fresh.done == ["torch", "pip install", "trying the packages", "models fetch mobile"]
-    assert errors == [] and names(fresh) == ["mobile"]
+    assert errors == []
+    assert names(fresh) == ["mobile"]
     assert advice == "Restart Slicer before you go on: pydicom came in another version."
 
 
@@ -209,7 +213,8 @@ def test_a_slicer_that_is_too_old_is_refused_before_anything_comes(fresh: Comput
     fresh.packages["numpy"] = "1.24.4"
     assert "Slicer 5.10 or newer: this one is too old for the engine in numpy (1.24.4)" in fresh.setup.text()
     _, errors = fresh.settle(fresh.setup.steps())
-    assert "too old" in errors[0] and fresh.done == []
+    assert "too old" in errors[0]
+    assert fresh.done == []
 
 
 @pytest.mark.parametrize(
@@ -223,19 +228,22 @@ def test_a_slicer_that_is_too_old_is_refused_before_anything_comes(fresh: Comput
 def test_a_step_that_fails_ends_the_set_up_and_says_why(fresh: Computer, step: str, words: str):
     fresh.fails[step] = MaskSAMError("no network")
     _, errors = fresh.settle(fresh.setup.steps())
-    assert fresh.done[-1] == step and re.search(words, errors[0])
+    assert fresh.done[-1] == step
+    assert re.search(words, errors[0])
 
 
 @pytest.mark.parametrize("step", ["pip install", "trying the packages", "models fetch mobile"])
 def test_a_cancelled_step_ends_the_set_up_in_silence(fresh: Computer, step: str):
     fresh.fails[step] = Cancelled()
-    assert fresh.settle(fresh.setup.steps()) == (None, []) and fresh.done[-1] == step
+    assert fresh.settle(fresh.setup.steps()) == (None, [])
+    assert fresh.done[-1] == step
 
 
 def test_packages_that_went_elsewhere_are_noticed(fresh: Computer):
     fresh.fails["timm"] = Exception("never arrives")
     _, errors = fresh.settle(fresh.setup.steps())
-    assert errors and errors[0].startswith("timm: what was installed is not there")
+    assert errors
+    assert errors[0].startswith("timm: what was installed is not there")
 
 
 def test_two_installations_at_a_time_are_refused(fresh: Computer, monkeypatch: pytest.MonkeyPatch):
@@ -244,7 +252,8 @@ def test_two_installations_at_a_time_are_refused(fresh: Computer, monkeypatch: p
     packaging = types.SimpleNamespace(isPipInstallInProgress=lambda: True)
     monkeypatch.setattr(slicer, "packaging", packaging, raising=False)
     _, errors = fresh.settle(fresh.setup.steps())
-    assert "Slicer is installing other packages" in errors[0] and "pip install" not in fresh.done
+    assert "Slicer is installing other packages" in errors[0]
+    assert "pip install" not in fresh.done
 
 
 # -- pip itself ------------------------------------------------------------------------------------------------------
@@ -288,7 +297,8 @@ def test_pip_brings_what_is_missing_and_leaves_numpy_as_it_is(
     assert computer.settle(setup.steps())[1] == []
     found = installed_packages([str(target)])
     assert found.pop("numpy") == "2.1.0"
-    assert found == {name: "99.0" for name in found} and {"timm", "pydicom", "segment-anything"} <= found.keys()
+    assert found == dict.fromkeys(found, "99.0")
+    assert {"timm", "pydicom", "segment-anything"} <= found.keys()
     assert computer.done == ["trying the packages", "models fetch mobile"]
 
 
@@ -298,7 +308,8 @@ def test_pip_brings_what_is_missing_and_leaves_numpy_as_it_is(
 def test_base_weights_come_as_a_file_and_go_again(fresh: Computer, mobile_sam: Path):
     setup = Setup(installed=lambda: FRESH)
     assert fresh.settle(setup.import_model(mobile_sam)) == (None, [])
-    assert base_weights.find_base("mobile") == base_weights.base_path("mobile") and "mobile" not in names(fresh)
+    assert base_weights.find_base("mobile") == base_weights.base_path("mobile")
+    assert "mobile" not in names(fresh)
     assert fresh.settle(setup.remove_model("mobile")) == (None, [])
     assert "mobile" in names(fresh)
 
@@ -306,7 +317,8 @@ def test_base_weights_come_as_a_file_and_go_again(fresh: Computer, mobile_sam: P
 def test_a_file_that_is_no_model_is_told(fresh: Computer, tmp_path: Path):
     (tmp_path / "notes.txt").write_text("not a model")
     _, errors = fresh.settle(Setup().import_model(tmp_path / "notes.txt"))
-    assert errors and "neither a model folder, a .zip of one, nor base weights" in errors[0]
+    assert errors
+    assert "neither a model folder, a .zip of one, nor base weights" in errors[0]
 
 
 @pytest.fixture
@@ -329,7 +341,8 @@ def test_everything_goes_but_the_packages(furnished: Computer):
 def test_packages_go_on_request_but_only_those_that_came_from_here(furnished: Computer):
     furnished.settle(furnished.setup.remove_everything(packages=True))
     words = furnished.done[-1].split()
-    assert words[:2] == ["pip", "uninstall"] and "--yes" in words
+    assert words[:2] == ["pip", "uninstall"]
+    assert "--yes" in words
     came = "einops fonttools highdicom matplotlib monai pillow safetensors segment-anything timm tqdm"
     assert set(words[words.index("--yes") + 1 :]) == set(came.split())
     furnished.done.clear()

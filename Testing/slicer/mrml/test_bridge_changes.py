@@ -58,7 +58,8 @@ def test_a_write_changes_the_stamp_of_its_segment_alone(pair: Any, grid: Any) ->
     segmentation, a, b = pair
     before = bridge.stamp(segmentation, a), bridge.stamp(segmentation, b)
     bridge.write_segment(segmentation, a, grid, (0, 1, 0, 1, 0, 1), ones((0, 1, 0, 1, 0, 1)))
-    assert bridge.stamp(segmentation, a) > before[0] and bridge.stamp(segmentation, b) == before[1]
+    assert bridge.stamp(segmentation, a) > before[0]
+    assert bridge.stamp(segmentation, b) == before[1]
 
 
 def test_a_write_that_changes_nothing_is_no_change(pair: Any, grid: Any) -> None:
@@ -75,8 +76,10 @@ def test_moving_to_a_labelmap_of_its_own_is_no_change_for_the_others(pair: Any, 
     count = shared.GetMTime()
     over = (3, 5, 5, 9, 5, 20)
     bridge.write_segment(segmentation, b, grid, over, ones(over))
-    assert segmentation.GetSegmentation().GetNumberOfLayers() == 2 and shared.GetMTime() > count
-    assert bridge.stamp(segmentation, a) == before[0] and bridge.stamp(segmentation, b) > before[1]
+    assert segmentation.GetSegmentation().GetNumberOfLayers() == 2
+    assert shared.GetMTime() > count
+    assert bridge.stamp(segmentation, a) == before[0]
+    assert bridge.stamp(segmentation, b) > before[1]
 
 
 def test_growing_the_labelmap_is_no_change_for_the_others(scene: Any, grid: Any, volume: Any) -> None:
@@ -131,7 +134,8 @@ def test_a_slice_view_shows_every_write(pair: Any, grid: Any, volume: Any, views
     second = view.picture()
     x, y = view.xy(bridge.ijk_to_world(volume, [(6.5, 10.5, 5)])[0])
     place = round(view.size[1] - 1 - y), round(x)
-    assert first[place].max() > 20 and second[place].max() == 0
+    assert first[place].max() > 20
+    assert second[place].max() == 0
 
 
 def test_observers_are_told_which_segment_changed(pair: Any, grid: Any) -> None:
@@ -160,9 +164,11 @@ def test_a_write_leaves_the_surfaces_and_says_which_is_old(pair: Any, grid: Any)
     segmentation.CreateClosedSurfaceRepresentation()
     kept = surface(segmentation, b)
     bridge.write_segment(segmentation, a, grid, (0, 1, 0, 9, 0, 9), ones((0, 1, 0, 9, 0, 9)))
-    assert surface(segmentation, b) is kept and bridge.outdated_surfaces(segmentation) == [a]
+    assert surface(segmentation, b) is kept
+    assert bridge.outdated_surfaces(segmentation) == [a]
     bridge.refresh_surface(segmentation, a, grid)
-    assert bridge.outdated_surfaces(segmentation) == [] and surface(segmentation, b) is kept
+    assert bridge.outdated_surfaces(segmentation) == []
+    assert surface(segmentation, b) is kept
 
 
 def test_surfaces_that_slicer_cares_for_are_left_to_it(pair: Any) -> None:
@@ -184,7 +190,8 @@ def test_a_refreshed_surface_is_the_one_that_slicer_makes(pair: Any, grid: Any) 
     segmentation.GetSegmentation().CreateRepresentation("Closed surface", True)
     theirs = surface(segmentation, a)
     assert theirs.GetMTime() > made
-    assert np.allclose(bounds, theirs.GetBounds(), atol=1e-4) and count == theirs.GetNumberOfPoints()
+    assert np.allclose(bounds, theirs.GetBounds(), atol=1e-4)
+    assert count == theirs.GetNumberOfPoints()
 
 
 def test_the_surface_of_an_emptied_segment_is_empty(pair: Any, grid: Any, capfd: pytest.CaptureFixture) -> None:
@@ -192,7 +199,8 @@ def test_the_surface_of_an_emptied_segment_is_empty(pair: Any, grid: Any, capfd:
     segmentation.CreateClosedSurfaceRepresentation()
     bridge.write_segment(segmentation, a, grid, LEFT, 0 * ones(LEFT))
     bridge.refresh_surface(segmentation, a, grid)
-    assert surface(segmentation, a).GetNumberOfPoints() == 0 and bridge.outdated_surfaces(segmentation) == []
+    assert surface(segmentation, a).GetNumberOfPoints() == 0
+    assert bridge.outdated_surfaces(segmentation) == []
     assert "ERR" not in capfd.readouterr().err
 
 

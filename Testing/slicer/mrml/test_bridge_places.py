@@ -116,7 +116,8 @@ def test_a_bent_volume_carries_its_segments_along(scene: Any) -> None:
     nearest[..., 2] = nearest[..., 2].clip(0, 19)
     near = labels[nearest[..., 2], nearest[..., 1], nearest[..., 0]]
     clear = (near == near[0]).all(axis=0)
-    assert clear.sum() > 300 and np.array_equal(near[0][clear], found[tuple(seen.T)][clear])
+    assert clear.sum() > 300
+    assert np.array_equal(near[0][clear], found[tuple(seen.T)][clear])
     straight = np.rint(bridge.geometry(volume).to_ijk(box.to_ras(seen[:, ::-1]))).astype(int).clip(0, 19)
     assert (labels[tuple(straight.T[::-1])] != found[tuple(seen.T)])[clear].mean() > 0.1, "the field does nothing"
 
@@ -169,5 +170,7 @@ def test_a_file_that_slicer_writes_is_read_by_the_engine(scene: Any, tmp_path: P
     storage.SetCropToMinimumExtent(False)
     assert storage.WriteData(segmentation)
     read = read_labels(tmp_path / "a.seg.nrrd")
-    assert read.grid.same_as(place) and np.array_equal(read.array, np.where(labels <= 3, labels, 0))
-    assert read.labels is not None and list(read.labels.labels) == terms
+    assert read.grid.same_as(place)
+    assert np.array_equal(read.array, np.where(labels <= 3, labels, 0))
+    assert read.labels is not None
+    assert list(read.labels.labels) == terms

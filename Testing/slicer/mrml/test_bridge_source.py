@@ -38,7 +38,9 @@ def test_a_volume_that_was_changed_has_none(saved: Path) -> None:
     bridge.scalars(volume)[0, 0, 0] = 99
     slicer.util.arrayFromVolumeModified(volume)
     found = bridge.source(volume)
-    assert found.kind == "" and found.paths == () and "changed" in found.problem
+    assert found.kind == ""
+    assert found.paths == ()
+    assert "changed" in found.problem
 
 
 def test_a_volume_on_another_grid_has_none(saved: Path) -> None:
@@ -69,7 +71,9 @@ def series(folder: Path) -> list[Path]:
 def test_a_series_has_its_files_in_the_order_of_its_slices(scene: Any, tmp_path: Path) -> None:
     volume, files = environment.load_dicom(series(tmp_path))
     found = bridge.source(volume, files.get)
-    assert found.kind == "dicom" and found.paths == tuple(files.values()) and len(found.paths) == 4
+    assert found.kind == "dicom"
+    assert found.paths == tuple(files.values())
+    assert len(found.paths) == 4
 
 
 def test_a_series_without_its_database_is_told(scene: Any, tmp_path: Path) -> None:
@@ -94,7 +98,8 @@ def test_slicers_own_database_is_asked(scene: Any, tmp_path: Path, monkeypatch: 
 def test_a_series_that_was_dragged_into_the_window_has_its_files(scene: Any, tmp_path: Path) -> None:
     paths = series(tmp_path)
     found = bridge.source(environment.load_volume(paths[0]))
-    assert found.kind == "file" and set(found.paths) == {str(path) for path in paths}
+    assert found.kind == "file"
+    assert set(found.paths) == {str(path) for path in paths}
 
 
 def test_a_part_of_a_series_is_not_the_series(scene: Any, tmp_path: Path) -> None:

@@ -43,18 +43,23 @@ def bump() -> tuple[np.ndarray, np.ndarray]:
 def test_geometry_is_the_volumes_own(volume: Any) -> None:
     environment.add_transform(MOVED, volume)
     found = bridge.geometry(volume)
-    assert found.shape == SHAPE and np.allclose(found.affine, OBLIQUE)
-    assert found.fits((0, 12, 0, 30, 0, 40)) and found.box == (0, 12, 0, 30, 0, 40)
+    assert found.shape == SHAPE
+    assert np.allclose(found.affine, OBLIQUE)
+    assert found.fits((0, 12, 0, 30, 0, 40))
+    assert found.box == (0, 12, 0, 30, 0, 40)
     for box in ((0, 13, 0, 30, 0, 40), (-1, 2, 0, 3, 0, 4), (5, 5, 0, 3, 0, 4), (5, 4, 0, 3, 0, 4)):
         assert not found.fits(box)
-    assert found.inside([(-0.5, 0, 0), (39.5, 29.4, 11.4)]).all() and not found.inside([(39.6, 0, 0), (0, 0, -1)]).any()
+    assert found.inside([(-0.5, 0, 0), (39.5, 29.4, 11.4)]).all()
+    assert not found.inside([(39.6, 0, 0), (0, 0, -1)]).any()
 
 
 def test_geometries_are_compared_in_mm(volume: Any) -> None:
     found = bridge.geometry(volume)
     near = bridge.Geometry(shape=SHAPE, affine=environment.affine(origin=(0, 0, 1e-5)) @ OBLIQUE)
     far = bridge.Geometry(shape=SHAPE, affine=environment.affine(origin=(0, 0, 0.1)) @ OBLIQUE)
-    assert found.same(near) and not found.same(far) and found.same(far, tolerance_mm=0.2)
+    assert found.same(near)
+    assert not found.same(far)
+    assert found.same(far, tolerance_mm=0.2)
     assert not found.same(bridge.Geometry(shape=(12, 30, 41), affine=OBLIQUE), tolerance_mm=1e9)
 
 
@@ -63,7 +68,8 @@ def test_voxels_are_slicers_own_memory(scene: Any, kind: str) -> None:
     array = np.arange(24, dtype=kind).reshape(2, 3, 4)
     volume = environment.add_volume(array, OBLIQUE)
     found = bridge.scalars(volume)
-    assert found.dtype == kind and np.array_equal(found, array)
+    assert found.dtype == kind
+    assert np.array_equal(found, array)
     found[1, 2, 3] = 99
     assert volume.GetImageData().GetScalarComponentAsDouble(3, 2, 1, 0) == 99
 
@@ -110,7 +116,8 @@ def test_fingerprint_is_not_reused_after_the_scene_was_closed(volume: Any) -> No
     array, before, name = bridge.scalars(volume).copy(), bridge.fingerprint(volume), volume.GetID()
     environment.clear()
     again = environment.add_volume(array, OBLIQUE, "Scan")
-    assert again.GetID() == name and bridge.fingerprint(again) != before
+    assert again.GetID() == name
+    assert bridge.fingerprint(again) != before
 
 
 def test_drawing_does_not_change_the_fingerprint(volume: Any, views: Any) -> None:
@@ -193,7 +200,8 @@ def test_a_plain_roi_is_its_own_region(scene: Any, volume: Any) -> None:
     roi.SetCenter([10, 20, -300])
     roi.SetSize(8, 6, 4)
     region = bridge.roi_region(volume, roi)
-    assert np.allclose(region["center"], (10, 20, -300)) and np.allclose(region["size"], (8, 6, 4))
+    assert np.allclose(region["center"], (10, 20, -300))
+    assert np.allclose(region["size"], (8, 6, 4))
 
 
 def test_a_turned_roi_under_transforms_is_enclosed_tightly(scene: Any, volume: Any) -> None:
@@ -204,7 +212,8 @@ def test_a_turned_roi_under_transforms_is_enclosed_tightly(scene: Any, volume: A
     corners = homogeneous(over, homogeneous(slicer_matrix(roi), lattice((20, 12, 9), 2)))
     in_volume = homogeneous(np.linalg.inv(MOVED), corners)
     low, high = bounds(bridge.roi_region(volume, roi))
-    assert np.allclose(low, in_volume.min(axis=0)) and np.allclose(high, in_volume.max(axis=0))
+    assert np.allclose(low, in_volume.min(axis=0))
+    assert np.allclose(high, in_volume.max(axis=0))
 
 
 def slicer_matrix(roi: Any) -> np.ndarray:
@@ -219,7 +228,8 @@ def test_a_roi_over_a_bent_volume_is_enclosed(scene: Any, volume: Any) -> None:
     world = homogeneous(slicer_matrix(roi), lattice((24, 20, 16), 13))
     places = homogeneous(OBLIQUE, bridge.world_to_ijk(volume, world))
     low, high = bounds(bridge.roi_region(volume, roi))
-    assert (places > low - 0.2).all() and (places < high + 0.2).all()
+    assert (places > low - 0.2).all()
+    assert (places < high + 0.2).all()
     assert (high - low < places.max(axis=0) - places.min(axis=0) + 0.5).all()
 
 
@@ -230,7 +240,9 @@ def test_the_engine_finds_the_voxels_of_the_region(scene: Any, volume: Any) -> N
     roi.SetCenterWorld(inner)
     roi.SetSizeWorld([6, 6, 6])
     k, j, i = Roi(**bridge.roi_region(volume, roi)).slices(bridge.geometry(volume))
-    assert (k.start <= 3 < k.stop) and (j.start <= 8 < j.stop) and (i.start <= 10 < i.stop)
+    assert k.start <= 3 < k.stop
+    assert j.start <= 8 < j.stop
+    assert i.start <= 10 < i.stop
 
 
 def test_a_roi_that_is_not_drawn_is_told(scene: Any, volume: Any) -> None:
@@ -301,22 +313,26 @@ def test_a_view_is_a_region_through_the_whole_depth(view: Any, volume: Any) -> N
     along(view, volume, 0)
     k, _, i = Roi(**bridge.view_region(volume, view)).slices(bridge.geometry(volume))
     assert (k.start, k.stop) == (0, 12)
-    assert i.start <= 20 - 5 / 0.8 and i.stop > 20 + 5 / 0.8
+    assert i.start <= 20 - 5 / 0.8
+    assert i.stop > 20 + 5 / 0.8
     to_volume = np.linalg.inv(MOVED) @ slicer.util.arrayFromVTKMatrix(view.GetXYToRAS())
     low, high = bounds(bridge.view_region(volume, view))
     for pixel in ((0, 0), (400, 0), (0, 200), (400, 200)):
         shown = (to_volume @ (*pixel, 0, 1))[:3]
-        assert (shown > low - 1e-6).all() and (shown < high + 1e-6).all()
+        assert (shown > low - 1e-6).all()
+        assert (shown < high + 1e-6).all()
 
 
 def test_a_straight_view_of_a_straight_volume_is_exact(scene: Any, view: Any) -> None:
     straight = environment.add_volume(np.zeros(SHAPE, np.int16), environment.affine(spacing=(1, 1, 2)))
     view.JumpSliceByCentering(15.0, 11.0, 8.0)
     low, high = bounds(bridge.view_region(straight, view))
-    assert np.allclose(low, (5, 6, -1)) and np.allclose(high, (25, 16, 23))
+    assert np.allclose(low, (5, 6, -1))
+    assert np.allclose(high, (25, 16, 23))
     view.JumpSliceByCentering(35.0, 11.0, 8.0)
     low, high = bounds(bridge.view_region(straight, view))
-    assert np.allclose(low, (25, 6, -1)) and np.allclose(high, (39.5, 16, 23))
+    assert np.allclose(low, (25, 6, -1))
+    assert np.allclose(high, (39.5, 16, 23))
 
 
 def test_a_view_that_shows_something_else_is_told(view: Any, volume: Any) -> None:

@@ -50,7 +50,9 @@ def test_every_test_starts_with_an_empty_scene(scene: Any) -> None:
 
 
 def test_defaults(parameters: Any) -> None:
-    assert parameters.volume is None and parameters.names == [] and parameters.fruit is Fruit.PLUM
+    assert parameters.volume is None
+    assert parameters.names == []
+    assert parameters.fruit is Fruit.PLUM
     assert (parameters.number, parameters.share, parameters.on, parameters.count) == (3, 0.5, True, 4)
 
 
@@ -60,9 +62,11 @@ def test_values_go_through_a_scene_file(parameters: Any, tmp_path: Path) -> None
     parameters.fruit, parameters.names = Fruit.PEAR, ["x", "", "y z"]
     environment.open_scene(environment.save_scene(tmp_path / "scene.mrb"))
     again = Parameters(environment.parameter_node())
-    assert again.parameterNode is not parameters.parameterNode and again.volume.GetName() == "Scan"
+    assert again.parameterNode is not parameters.parameterNode
+    assert again.volume.GetName() == "Scan"
     assert (again.text, again.number, again.share, again.on) == ("a b~|;=\nc é", -7, 0.1 + 0.2, False)
-    assert again.fruit is Fruit.PEAR and list(again.names) == ["x", "", "y z"]
+    assert again.fruit is Fruit.PEAR
+    assert list(again.names) == ["x", "", "y z"]
 
 
 def test_lists_are_stored_when_they_change(parameters: Any) -> None:
@@ -76,7 +80,8 @@ def test_lists_are_stored_when_they_change(parameters: Any) -> None:
     parameters.names[1] = "B"
     assert stored() == ["a", "B", "c"]
     del parameters.names[0]
-    assert stored() == ["B", "c"] == parameters.names and len(parameters.names) == 2
+    assert stored() == ["B", "c"] == parameters.names
+    assert len(parameters.names) == 2
     parameters.names.clear()
     assert stored() == []
 
@@ -99,7 +104,9 @@ def test_wrong_values_are_refused(parameters: Any, name: str, value: Any, error:
     with pytest.raises(error):
         setattr(parameters, name, value)
     again = Parameters(parameters.parameterNode)
-    assert again.text == "é\n\"'&<>" and again.number == 3 and again.names == []
+    assert again.text == "é\n\"'&<>"
+    assert again.number == 3
+    assert again.names == []
     assert not parameters.parameterNode.HasParameter("names.0")
 
 
@@ -137,7 +144,9 @@ def test_what_an_observer_raises_fails_the_test(repo: Path, tmp_path: Path) -> N
     words = [sys.executable, "-m", "pytest", "-q", "--rootdir", str(tmp_path), str(tmp_path)]
     environ = os.environ | {"PYTHONPATH": str(repo)}
     done = subprocess.run(words, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 1 and "an observer raised" in done.stdout and "ZeroDivisionError" in done.stdout
+    assert done.returncode == 1
+    assert "an observer raised" in done.stdout
+    assert "ZeroDivisionError" in done.stdout
 
 
 def test_a_displacement_field_moves_what_lies_under_it(scene: Any) -> None:

@@ -67,7 +67,8 @@ def test_views_leave_nothing_behind(scene: Any, views: Any) -> None:
     views.slice()
     views.three_d()
     views.close()
-    assert not environment.nodes("vtkMRMLSliceNode") and not environment.nodes("vtkMRMLViewNode")
+    assert not environment.nodes("vtkMRMLSliceNode")
+    assert not environment.nodes("vtkMRMLViewNode")
     assert slicer.app.applicationLogic().GetSliceLogics().GetNumberOfItems() == 0
 
 

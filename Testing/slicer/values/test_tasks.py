@@ -63,11 +63,18 @@ def desk() -> Desk:
 def test_it_goes_on_when_what_it_waits_for_is_done(desk: Desk) -> None:
     first, second = Letter(), Letter()
     task = desk.task(desk.read(first, second))
-    assert task.tick() and not task.tick() and desk.record == []
+    assert task.tick()
+    assert not task.tick()
+    assert desk.record == []
     first.arrive("one")
-    assert task.tick() and desk.record == ["one"] and not task.ended
+    assert task.tick()
+    assert desk.record == ["one"]
+    assert not task.ended
     second.arrive("two")
-    assert task.tick() and desk.record == ["one", "two", "closed"] and task.ended and not task.tick()
+    assert task.tick()
+    assert desk.record == ["one", "two", "closed"]
+    assert task.ended
+    assert not task.tick()
 
 
 def test_none_gives_way_once(desk: Desk) -> None:
@@ -89,7 +96,9 @@ def test_an_error_is_thrown_into_the_steps_and_told_where_it_leaves_them(desk: D
     task.tick()
     letter.arrive(InputError("no such scan"))
     task.tick()
-    assert task.ended and [error.what for error in desk.errors] == ["no such scan"] and desk.record == ["closed"]
+    assert task.ended
+    assert [error.what for error in desk.errors] == ["no such scan"]
+    assert desk.record == ["closed"]
 
 
 def test_steps_may_catch_an_error_and_go_on(desk: Desk) -> None:
@@ -106,7 +115,9 @@ def test_steps_may_catch_an_error_and_go_on(desk: Desk) -> None:
     task.tick()
     spare.arrive("spare")
     task.tick()
-    assert task.ended and desk.record == ["spare"] and desk.errors == []
+    assert task.ended
+    assert desk.record == ["spare"]
+    assert desk.errors == []
 
 
 def test_cancel_asks_what_it_waits_for_and_ends_the_steps_without_an_error(desk: Desk) -> None:
@@ -114,17 +125,22 @@ def test_cancel_asks_what_it_waits_for_and_ends_the_steps_without_an_error(desk:
     task = desk.task(desk.read(letter))
     task.tick()
     task.cancel()
-    assert letter.withdrawn and not task.tick() and not task.ended
+    assert letter.withdrawn
+    assert not task.tick()
+    assert not task.ended
     letter.arrive("too late")
     task.tick()
-    assert task.ended and desk.record == ["cancelled", "closed"] and desk.errors == []
+    assert task.ended
+    assert desk.record == ["cancelled", "closed"]
+    assert desk.errors == []
 
 
 def test_cancelled_before_its_first_step_it_does_nothing(desk: Desk) -> None:
     task = desk.task(desk.read(Letter()))
     task.cancel()
     task.tick()
-    assert task.ended and desk.record == []
+    assert task.ended
+    assert desk.record == []
 
 
 def test_abandoned_it_ends_at_once(desk: Desk) -> None:
@@ -132,7 +148,10 @@ def test_abandoned_it_ends_at_once(desk: Desk) -> None:
     task = desk.task(desk.read(letter))
     task.tick()
     task.abandon()
-    assert letter.withdrawn and task.ended and desk.record == ["closed"] and not task.tick()
+    assert letter.withdrawn
+    assert task.ended
+    assert desk.record == ["closed"]
+    assert not task.tick()
 
 
 def test_its_progress_is_that_of_what_it_waits_for(desk: Desk) -> None:

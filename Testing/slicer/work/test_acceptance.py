@@ -105,7 +105,8 @@ def test_a_scan_is_segmented_corrected_undone_saved_and_gone_on_with(scene: Any,
         seat.controller.undo()
         seat.settle()
         undone = seat.voxels()
-        assert all((undone[name] == found[name]).all() for name in found) and seat.status.prompts == ()
+        assert all((undone[name] == found[name]).all() for name in found)
+        assert seat.status.prompts == ()
         seat.controller.redo()
         seat.settle()
         assert (seat.voxels()[ANTERIOR] == clicked[ANTERIOR]).all()
@@ -117,7 +118,8 @@ def test_a_scan_is_segmented_corrected_undone_saved_and_gone_on_with(scene: Any,
     again = other_process(tmp_path / "saved.mrb", centre, ANTERIOR)
     assert (again["volume"], again["model"], again["scope"]) == ("scan", MODEL, "SLAB")
     assert again["skipped"] == [POSTERIOR]
-    assert again["prompts"] == rows and len(again["prompts after"]) == len(rows) + 1
+    assert again["prompts"] == rows
+    assert len(again["prompts after"]) == len(rows) + 1
     assert again["voxels"] == {name: int(mask.sum()) for name, mask in clicked.items()}
     assert again["changed"][ANTERIOR] > 0 and again["changed"][POSTERIOR] == 0 and not again["hit"], again["messages"]
 

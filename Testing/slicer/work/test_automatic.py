@@ -204,7 +204,8 @@ def test_structures_arrive_named_coded_coloured_and_in_place(desk: Desk) -> None
     for label in rig.fake_model("plain").card.labels.labels:
         there = bridge.segment_label(found, rig.segments(found)[label.name], label.id)
         assert (there.type, there.category, there.color) == (label.type, label.category, label.color)
-    assert found.GetName() == "Scan segmentation" and desk.said == ["a doubt"]
+    assert found.GetName() == "Scan segmentation"
+    assert desk.said == ["a doubt"]
 
 
 def test_they_lie_in_the_transform_of_the_volume(desk: Desk) -> None:
@@ -231,7 +232,8 @@ def test_structures_arrive_one_by_one(desk: Desk) -> None:
     while not task.ended:
         task.tick()
         counts.append(sum(len(rig.segments(node)) for node in rig.segmentations()))
-    assert counts == sorted(counts) and {1, 2} <= set(counts)
+    assert counts == sorted(counts)
+    assert {1, 2} <= set(counts)
 
 
 def test_a_large_structure_is_written_in_parts(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +242,8 @@ def test_a_large_structure_is_written_in_parts(desk: Desk, monkeypatch: pytest.M
     write = bridge.write_segment
     monkeypatch.setattr(bridge, "write_segment", lambda *args: written.append(args[-1].size) or write(*args))
     found = desk.segment()
-    assert len(written) > 5 and max(written) <= 100
+    assert len(written) > 5
+    assert max(written) <= 100
     np.testing.assert_array_equal(voxels(found, CORNER, desk.volume), SECOND)
     assert len(desk.history.undo().changes) == len(written)
 
@@ -263,7 +266,8 @@ def test_untouched_segments_of_the_same_name_are_replaced(desk: Desk) -> None:
     before = desk.segment()
     ids = rig.segments(before)
     desk.engine.will_find(OTHER, None)
-    assert desk.segment() is before and rig.segments(before) == ids
+    assert desk.segment() is before
+    assert rig.segments(before) == ids
     np.testing.assert_array_equal(voxels(before, BRIGHT, desk.volume), OTHER)
     assert not voxels(before, CORNER, desk.volume).any(), "it is not there any more, says the model"
 
@@ -277,7 +281,8 @@ def test_the_whole_import_is_one_step_back(desk: Desk) -> None:
     np.testing.assert_array_equal(voxels(found, BRIGHT, desk.volume), FIRST)
     np.testing.assert_array_equal(voxels(found, CORNER, desk.volume), SECOND)
     desk.undo()
-    assert not voxels(found, BRIGHT, desk.volume).any() and desk.history.undo_text == ""
+    assert not voxels(found, BRIGHT, desk.volume).any()
+    assert desk.history.undo_text == ""
 
 
 def test_what_lies_beyond_the_region_stays(desk: Desk) -> None:
@@ -344,7 +349,9 @@ def test_cancelled_in_the_middle_a_new_segmentation_goes_again(desk: Desk) -> No
     at_first_voxels(desk, task)
     task.cancel()
     desk.finish(task)
-    assert rig.segmentations() == [] and desk.parameters.segmentation is None and desk.history.undo_text == ""
+    assert rig.segmentations() == []
+    assert desk.parameters.segmentation is None
+    assert desk.history.undo_text == ""
 
 
 def test_cancelled_in_the_middle_an_old_segmentation_is_as_it_was(desk: Desk) -> None:
@@ -386,7 +393,8 @@ def test_another_volume_that_was_chosen_meanwhile_keeps_its_segmentation(desk: D
     mine = bridge.new_segmentation(desk.scene, "Mine", volume=other)
     desk.parameters.inputVolume, desk.parameters.segmentation = other, mine
     desk.finish(task)
-    assert desk.parameters.segmentation is mine and not rig.segments(mine)
+    assert desk.parameters.segmentation is mine
+    assert not rig.segments(mine)
     [made] = [node for node in rig.segmentations() if node is not mine]
     np.testing.assert_array_equal(voxels(made, BRIGHT, desk.volume), FIRST)
 
@@ -398,4 +406,6 @@ def test_progress_is_told_in_slices() -> None:
     told = InSlices(job := Answer("voxels"), 30)
     assert told.progress == (7, 30, "Slices")
     job.progress = None
-    assert told.progress is None and told.done() and told.result() == "voxels"
+    assert told.progress is None
+    assert told.done()
+    assert told.result() == "voxels"

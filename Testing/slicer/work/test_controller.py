@@ -32,7 +32,8 @@ def test_segment_puts_the_structures_into_the_scene(rig: Rig, scan: Any) -> None
     found = rig.segment()
     assert list(rigs.segments(found)) == [CORNER, BRIGHT]
     np.testing.assert_array_equal(voxels(found, BRIGHT, scan), bright(scan))
-    assert rig.status.headline == "Ready" and rig.status.can_export
+    assert rig.status.headline == "Ready"
+    assert rig.status.can_export
 
 
 def test_the_state_is_told_all_the_way(rig: Rig, scan: Any) -> None:
@@ -43,7 +44,8 @@ def test_the_state_is_told_all_the_way(rig: Rig, scan: Any) -> None:
     assert (now.phase, now.task, now.headline, now.can_segment) == (Phase.WORKING, "segment", "Segmenting", False)
     assert now.progress.total == scan.GetImageData().GetDimensions()[2], "in slices"
     assert rig.until(lambda: rig.status.progress is None or rig.status.progress.seconds_left is not None)
-    assert rig.idle() and rig.status.progress is None
+    assert rig.idle()
+    assert rig.status.progress is None
 
 
 def test_pressed_a_second_time_it_cancels(rig: Rig, scan: Any) -> None:
@@ -52,7 +54,8 @@ def test_pressed_a_second_time_it_cancels(rig: Rig, scan: Any) -> None:
     rig.controller.segment()
     assert (rig.status.phase, rig.status.headline) == (Phase.CANCELLING, "Stopping")
     assert rig.idle()
-    assert rigs.segmentations() == [] and rig.status.undo == ""
+    assert rigs.segmentations() == []
+    assert rig.status.undo == ""
     assert rig.segment(), "and it can be pressed again"
 
 
@@ -71,7 +74,8 @@ def test_the_timer_never_waits(rig: Rig, scan: Any, monkeypatch: pytest.MonkeyPa
 
 def test_the_panel_is_told_when_there_is_something_new_and_else_left_alone(rig: Rig, scan: Any) -> None:
     before = rig.changes
-    assert rig.segment() and rig.changes > before
+    assert rig.segment()
+    assert rig.changes > before
     assert rig.until(lambda: not rig.controller._work._machine.background)
     rig.until(lambda: not rig.engines[0]._jobs)
     for _ in range(3):
@@ -84,18 +88,23 @@ def test_the_panel_is_told_when_there_is_something_new_and_else_left_alone(rig: 
 
 def test_undo_and_redo_of_a_segmentation_are_exact(rig: Rig, scan: Any) -> None:
     found = rig.segment()
-    assert rig.status.undo == "Segmentation of Scan" and rig.status.redo == ""
+    assert rig.status.undo == "Segmentation of Scan"
+    assert rig.status.redo == ""
     rig.controller.undo()
-    assert rigs.segments(found) == {} and rig.status.redo == "Segmentation of Scan"
+    assert rigs.segments(found) == {}
+    assert rig.status.redo == "Segmentation of Scan"
     rig.controller.redo()
     assert list(rigs.segments(found)) == [CORNER, BRIGHT]
     np.testing.assert_array_equal(voxels(found, BRIGHT, scan), bright(scan))
 
 
 def test_an_order_that_lacks_something_is_told(rig: Rig) -> None:
-    assert not rig.status.can_segment and rig.status.headline == "Choose a volume first."
+    assert not rig.status.can_segment
+    assert rig.status.headline == "Choose a volume first."
     rig.controller.segment()
-    assert rig.said("no volume is chosen") and rig.status.phase is Phase.IDLE and not rig.engines
+    assert rig.said("no volume is chosen")
+    assert rig.status.phase is Phase.IDLE
+    assert not rig.engines
     rig.controller.choose_volume(rigs.volume())
     assert rig.status.headline == "Choose a model first."
 
@@ -112,7 +121,8 @@ def test_an_error_of_the_engine_is_told(scene: Any) -> None:
     with Rig(scene, library=Library(fake_model("nonsense"))) as rig:
         rig.choose(rigs.volume(), "nonsense")
         rig.segment()
-        assert rig.said("no such model") and rig.status.phase is Phase.IDLE
+        assert rig.said("no such model")
+        assert rig.status.phase is Phase.IDLE
 
 
 # -- in the background -----------------------------------------------------------------------------------------------
@@ -128,8 +138,10 @@ def test_what_is_shown_is_encoded_as_soon_as_volume_and_model_are_chosen(rig: Ri
     assert rig.asked == ["open", "encode"]
     now = rig.status
     assert (now.phase, now.task, now.headline) == (Phase.IDLE, "", "Encoding the visible slice")
-    assert now.can_segment and now.can_refine
-    assert rig.until(lambda: rig.status.headline == "Ready") and rig.asked == ["open", "encode"]
+    assert now.can_segment
+    assert now.can_refine
+    assert rig.until(lambda: rig.status.headline == "Ready")
+    assert rig.asked == ["open", "encode"]
 
 
 def test_it_is_encoded_again_when_volume_or_view_are_others(scene: Any, views: Any) -> None:
@@ -179,9 +191,11 @@ def test_other_work_has_to_wait(rig: Rig, scan: Any) -> None:
     assert rig.working()
     rig.controller.volumes_table()
     assert rig.said("Segmenting: wait for the end, or cancel.")
-    assert rig.idle() and environment.nodes("vtkMRMLTableNode") == []
+    assert rig.idle()
+    assert environment.nodes("vtkMRMLTableNode") == []
     rig.controller.volumes_table()
-    assert rig.idle() and len(environment.nodes("vtkMRMLTableNode")) == 1
+    assert rig.idle()
+    assert len(environment.nodes("vtkMRMLTableNode")) == 1
     assert rig.parameters.segmentation is found
 
 
@@ -193,8 +207,10 @@ def test_clicks_are_not_lost_while_something_else_goes_on(rig: Rig, scan: Any, v
     assert rig.working()
     rig.controller.new_structure("Kidney")
     rig.controller.click(MIDDLE, True, view.node)
-    assert rig.status.task == "segment" and len(rig.status.prompts) == 1
-    assert rig.until(lambda: "prompt" in rig.asked) and rig.idle()
+    assert rig.status.task == "segment"
+    assert len(rig.status.prompts) == 1
+    assert rig.until(lambda: "prompt" in rig.asked)
+    assert rig.idle()
     kidney = voxels(rig.parameters.segmentation, "Kidney", scan)
     assert kidney[3, 10, 12] and kidney.sum() == 125, "what the fake engine answers"
 
@@ -205,8 +221,10 @@ def test_segment_begins_after_the_answer_that_is_on_its_way(rig: Rig, scan: Any,
     rig.controller.click(MIDDLE, True, view.node)
     assert rig.until(lambda: rig.status.task == "refine")
     rig.controller.segment()
-    assert rig.until(lambda: rig.status.task == "segment") and "prompt" in rig.asked
-    assert rig.idle() and {BRIGHT, CORNER} < set(rigs.segments(rig.parameters.segmentation))
+    assert rig.until(lambda: rig.status.task == "segment")
+    assert "prompt" in rig.asked
+    assert rig.idle()
+    assert {BRIGHT, CORNER} < set(rigs.segments(rig.parameters.segmentation))
 
 
 def test_pressed_twice_before_it_begins_it_does_not_begin(rig: Rig, scan: Any, views: Any) -> None:
@@ -216,7 +234,8 @@ def test_pressed_twice_before_it_begins_it_does_not_begin(rig: Rig, scan: Any, v
     assert rig.until(lambda: rig.status.task == "refine")
     rig.controller.segment()
     rig.controller.segment()
-    assert rig.idle() and "segment" not in rig.asked
+    assert rig.idle()
+    assert "segment" not in rig.asked
 
 
 # -- what is told ----------------------------------------------------------------------------------------------------
@@ -246,8 +265,10 @@ def test_another_scene_brings_another_parameter_node(rig: Rig, scan: Any) -> Non
     rig.scene.Clear(False)
     rig.parameters = rigs.parameters()
     rig.controller.set_parameters(rig.parameters)
-    assert rig.status.headline == "Choose a volume first." and rig.status.undo == ""
-    assert rig.segment() is None and rig.said("no volume")
+    assert rig.status.headline == "Choose a volume first."
+    assert rig.status.undo == ""
+    assert rig.segment() is None
+    assert rig.said("no volume")
     rig.choose(rigs.volume())
     assert rig.segment()
 

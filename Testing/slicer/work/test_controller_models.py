@@ -59,12 +59,14 @@ def test_a_new_segmentation_of_the_node_selector_becomes_one_of_the_volume(rig: 
     transform = environment.add_transform(environment.affine(origin=(9, 8, 7)), scan)
     rig.parameters.segmentation = mine = rig.scene.AddNewNodeByClass(SEGMENTATION, "New segmentation")
     mine.CreateDefaultDisplayNodes()
-    assert rig.segment() is mine and rigs.segmentations() == [mine]
+    assert rig.segment() is mine
+    assert rigs.segmentations() == [mine]
     assert mine.GetParentTransformNode() is transform
     np.testing.assert_array_equal(voxels(mine, BRIGHT, scan), bright(scan))
     other = rig.choose(rigs.volume(name="Other"))
     assert rig.parameters.segmentation is None, "it belongs to the first volume now"
-    assert rig.segment() is not mine and other is rig.parameters.inputVolume
+    assert rig.segment() is not mine
+    assert other is rig.parameters.inputVolume
 
 
 def tagged(node: Any, modality: str) -> Any:
@@ -154,11 +156,13 @@ def test_a_model_that_does_not_suit_segments_nothing(scene: Any, monkeypatch: py
     monkeypatch.setattr(prefetch, "LOOK_S", 0)
     with Rig(scene, library=Library(*MODELS)) as rig:
         rig.choose(tagged(rigs.volume(), "CT"), "for-mr")
-        assert not rig.status.can_segment and not rig.status.can_refine
+        assert not rig.status.can_segment
+        assert not rig.status.can_refine
         assert rig.status.headline == "It was made for MR; this volume is CT."
         rig.controller.segment()
         rig.controller.click(MIDDLE, True, None)
-        assert rig.said("does not suit") and rig.idle()
+        assert rig.said("does not suit")
+        assert rig.idle()
         for _ in range(5):
             rig.controller.tick()
         assert not rig.engines, "nothing is encoded for it either"
@@ -169,7 +173,9 @@ def test_damaged_models_and_those_of_several_channels_are_grey(scene: Any) -> No
     with Rig(scene, library=library) as rig:
         rig.controller.choose_volume(rigs.volume())
         reasons = {row.name: row.reason for row in rig.status.models}
-        assert "damaged" in reasons["broken"] and "2 images" in reasons["two"] and reasons["plain"] == ""
+        assert "damaged" in reasons["broken"]
+        assert "2 images" in reasons["two"]
+        assert reasons["plain"] == ""
         rig.controller.enter()
         assert rig.parameters.model == "plain", "the first that can be used"
         rig.controller.choose_model("two")
@@ -241,7 +247,8 @@ def bare(scene: Any, setup: Setup) -> Iterator[Rig]:
 def test_nothing_begins_before_it_is_set_up(bare: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prefetch, "LOOK_S", 0)
     assert (bare.status.phase, bare.status.headline) == (Phase.NEEDS_SETUP, "Set-up is needed")
-    assert not bare.status.can_segment and not bare.status.can_refine
+    assert not bare.status.can_segment
+    assert not bare.status.can_refine
     bare.controller.segment()
     assert bare.status.messages[-1].endswith("Press Set up.")
     bare.controller.click(MIDDLE, True, None)
@@ -257,11 +264,16 @@ def test_nothing_begins_before_it_is_set_up(bare: Rig, monkeypatch: pytest.Monke
 def test_once_it_is_set_up_it_is_used(bare: Rig, setup: Setup) -> None:
     setup.fails = True
     bare.controller.set_up()
-    assert bare.idle() and bare.said("no network") and bare.status.phase is Phase.NEEDS_SETUP
+    assert bare.idle()
+    assert bare.said("no network")
+    assert bare.status.phase is Phase.NEEDS_SETUP
     setup.fails = False
     bare.controller.set_up()
-    assert bare.status.task == "setup" and bare.idle() and bare.status.phase is Phase.IDLE
-    assert bare.said("Restart Slicer.") and bare.segment()
+    assert bare.status.task == "setup"
+    assert bare.idle()
+    assert bare.status.phase is Phase.IDLE
+    assert bare.said("Restart Slicer.")
+    assert bare.segment()
 
 
 def test_the_base_weights_are_those_of_the_model(bare: Rig, setup: Setup) -> None:
@@ -276,14 +288,17 @@ def test_models_come_and_go(bare: Rig, setup: Setup) -> None:
     setup.absent = False
     bare.controller.enter()
     bare.controller.import_model("new")
-    assert bare.idle() and "new" in [row.name for row in bare.status.models]
+    assert bare.idle()
+    assert "new" in [row.name for row in bare.status.models]
     assert bare.segment()
     worker = bare.worker
     bare.controller.remove_model("new")
-    assert bare.idle() and "new" not in [row.name for row in bare.status.models]
+    assert bare.idle()
+    assert "new" not in [row.name for row in bare.status.models]
     assert not alive(worker), "the engine lets go of the files first"
     bare.controller.remove_everything()
-    assert bare.idle() and bare.status.models == ()
+    assert bare.idle()
+    assert bare.status.models == ()
 
 
 # -- teach -----------------------------------------------------------------------------------------------------------
@@ -339,12 +354,16 @@ def school(scene: Any, lessons: Lessons) -> Iterator[Rig]:
 def test_a_taught_model_is_listed_and_chosen(school: Rig, lessons: Lessons) -> None:
     assert not school.status.can_teach
     lessons.enough = True
-    assert school.status.can_teach and school.status.cases == lessons.cases() and school.status.lesson is None
+    assert school.status.can_teach
+    assert school.status.cases == lessons.cases()
+    assert school.status.lesson is None
     school.controller.teach("taught")
     assert (school.status.task, school.status.headline, school.status.can_teach) == ("teach", "Teaching", False)
     assert school.until(lambda: school.status.progress is not None)
     lessons.over = True
-    assert school.idle() and school.parameters.model == "taught" and school.status.lesson is lessons.lesson
+    assert school.idle()
+    assert school.parameters.model == "taught"
+    assert school.status.lesson is lessons.lesson
     assert "taught" in [row.name for row in school.status.models]
 
 
@@ -352,7 +371,9 @@ def test_a_second_press_cancels_the_lesson(school: Rig, lessons: Lessons) -> Non
     school.controller.teach("taught")
     school.controller.tick()
     school.controller.teach("taught")
-    assert school.idle() and lessons.withdrawn and school.parameters.model == "plain"
+    assert school.idle()
+    assert lessons.withdrawn
+    assert school.parameters.model == "plain"
 
 
 def test_a_case_that_cannot_be_removed_is_told(school: Rig) -> None:

@@ -67,19 +67,23 @@ def test_a_real_scan_is_segmented(real: Rig, scan: Any, truth: np.ndarray) -> No
     for label, name in enumerate(NAMES, start=1):
         assert dice(voxels(found, name, scan), truth == label) > 0.75
         there = bridge.segment_label(found, rigs.segments(found)[name])
-        assert there.type.meaning == "Hippocampus" and there.category.meaning == "Anatomical Structure"
+        assert there.type.meaning == "Hippocampus"
+        assert there.category.meaning == "Anatomical Structure"
 
 
 def test_the_device_is_told_honestly(real: Rig, scan: Any) -> None:
     assert real.until(lambda: real.status.device)
-    assert real.status.device.startswith("CPU, 2 thread(s)") and "GiB of memory free" in real.status.device
+    assert real.status.device.startswith("CPU, 2 thread(s)")
+    assert "GiB of memory free" in real.status.device
     assert "no GPU is used, so this is slower" in real.status.device
 
 
 def test_the_slice_that_is_shown_is_encoded_before_anybody_clicks(real: Rig, scan: Any) -> None:
     assert real.until(lambda: real.status.headline == "Encoding the visible slice")
-    assert real.status.phase is Phase.IDLE and real.status.can_segment
-    assert encoded(real) and real.asked == ["open", "encode"]
+    assert real.status.phase is Phase.IDLE
+    assert real.status.can_segment
+    assert encoded(real)
+    assert real.asked == ["open", "encode"]
 
 
 def encoded(real: Rig) -> bool:
@@ -95,7 +99,8 @@ def test_a_region_is_segmented_and_nothing_beyond_it(real: Rig, scan: Any, truth
     real.parameters.region, real.parameters.speed = Region.ROI, Speed.FAST
     part = voxels(real.segment(), NAMES[0], scan)
     inside = bridge.ijk_to_world(scan, np.argwhere(part)[:, ::-1])
-    assert part.any() and np.abs(inside - middle).max() <= 6.5
+    assert part.any()
+    assert np.abs(inside - middle).max() <= 6.5
 
 
 @pytest.fixture
@@ -108,8 +113,10 @@ def test_cancel_leaves_the_scene_alone_and_the_engine_ready(real: Rig, large: An
     worker = engine.hello["pid"]
     assert real.working()
     real.controller.segment()
-    assert real.idle() and rigs.segmentations() == []
-    assert encoded(real) and engine.hello["pid"] == worker
+    assert real.idle()
+    assert rigs.segmentations() == []
+    assert encoded(real)
+    assert engine.hello["pid"] == worker
 
 
 def test_a_scene_that_is_closed_leaves_the_engine_ready(
@@ -118,12 +125,14 @@ def test_a_scene_that_is_closed_leaves_the_engine_ready(
     worker = engine.hello["pid"]
     assert real.working()
     real.scene.Clear(False)
-    assert real.status.phase is Phase.IDLE and rigs.segmentations() == []
+    assert real.status.phase is Phase.IDLE
+    assert rigs.segmentations() == []
     real.parameters = rigs.parameters()
     real.controller.set_parameters(real.parameters)
     assert real.parameters.model == real.status.models[0].name, "the first that there is"
     real.controller.choose_volume(environment.load_volume(scan_file, CASE))
-    assert encoded(real) and engine.hello["pid"] == worker
+    assert encoded(real)
+    assert engine.hello["pid"] == worker
 
 
 WITHOUT_TORCH = """

@@ -126,14 +126,18 @@ def test_the_table_has_a_row_for_every_segment(desk: Desk) -> None:
     segmentation = desk.show(volume, a=(LIVER, LOW), b=(BLOB, HIGH))
     bridge.add_segment(segmentation, SPLEEN)
     table = done(desk.output.volumes_table())
-    assert table.IsA("vtkMRMLTableNode") and table.GetName() == "Segmentation volumes"
+    assert table.IsA("vtkMRMLTableNode")
+    assert table.GetName() == "Segmentation volumes"
     names = [table.GetColumnName(n) for n in range(table.GetNumberOfColumns())]
     assert names[:3] == ["Structure", "Voxels", "Volume [mL]"]
     assert slicer.app.applicationLogic().GetSelectionNode().GetActiveTableID() == table.GetID()
     voxel = 0.8 * 1.1 * 2.5 / 1000
     liver, blob, spleen = rows(table)
-    assert liver[:2] == ["Liver", "50"] and blob[:2] == ["Blob", "450"] and spleen[:3] == ["Spleen", "0", "0"]
-    assert float(liver[2]) == pytest.approx(50 * voxel) and float(blob[2]) == pytest.approx(450 * voxel)
+    assert liver[:2] == ["Liver", "50"]
+    assert blob[:2] == ["Blob", "450"]
+    assert spleen[:3] == ["Spleen", "0", "0"]
+    assert float(liver[2]) == pytest.approx(50 * voxel)
+    assert float(blob[2]) == pytest.approx(450 * voxel)
     middle = OBLIQUE @ ((4 + 8) / 2, (3 + 7) / 2, 0.5, 1)
     assert [float(text) for text in liver[3:]] == pytest.approx(middle[:3].tolist(), rel=1e-4)
     assert spleen[3:] == ["nan"] * 3
@@ -146,7 +150,8 @@ def test_the_centroid_is_where_the_world_sees_it(desk: Desk) -> None:
     environment.add_transform(environment.affine(origin=(100, 0, -50)), volume, segmentation)
     (after,) = rows(done(desk.output.volumes_table()))
     moved = [float(b) - float(a) for a, b in zip(before[3:], after[3:], strict=True)]
-    assert moved == pytest.approx([100, 0, -50], abs=1e-3) and after[:3] == before[:3]
+    assert moved == pytest.approx([100, 0, -50], abs=1e-3)
+    assert after[:3] == before[:3]
 
 
 def test_segments_that_are_read_in_several_parts_are_whole(
@@ -165,7 +170,8 @@ def test_the_table_of_a_segmentation_is_filled_anew(desk: Desk) -> None:
     segmentation = desk.show(rig.volume(), a=(LIVER, LOW))
     table = done(desk.output.volumes_table())
     desk.draw(segmentation, BLOB, HIGH)
-    assert done(desk.output.volumes_table()) is table and len(rows(table)) == 2
+    assert done(desk.output.volumes_table()) is table
+    assert len(rows(table)) == 2
     desk.show(rig.volume(name="Other"), a=(LIVER, LOW))
     assert done(desk.output.volumes_table()) is not table
     assert len(environment.nodes("vtkMRMLTableNode")) == 2
@@ -182,7 +188,8 @@ def test_a_segmentation_goes_out_as_dicom_seg(desk: Desk, series: Any, tmp_path:
     assert desk.said == ["Kidney is empty and was left out.", f"Exported Liver, Spleen to {tmp_path / 's.dcm'}."]
     made = pydicom.dcmread(tmp_path / "s.dcm")
     kinds = [each.SegmentedPropertyTypeCodeSequence[0].CodeMeaning for each in made.SegmentSequence]
-    assert kinds == ["Liver", "Spleen"] and made.SeriesDescription == "plain segmentation"
+    assert kinds == ["Liver", "Spleen"]
+    assert made.SeriesDescription == "plain segmentation"
     assert painted(made) == pytest.approx(boxes(series, LOW, HIGH))
 
 
@@ -222,7 +229,8 @@ def test_all_that_is_missing_for_dicom_is_said_at_once(desk: Desk, tmp_path: Pat
     said = str(caught.value)
     assert "Scan does not come from DICOM: it was never saved to a file" in said
     assert "lie under different transforms" in said
-    assert "no DICOM code says what Blob is" in said and "Liver" not in said
+    assert "no DICOM code says what Blob is" in said
+    assert "Liver" not in said
     assert not list(tmp_path.glob("*.dcm"))
 
 
@@ -302,15 +310,19 @@ def test_volumes_become_training_cases(desk: Desk, tmp_path: Path) -> None:
         volume = rig.volume(name=name, seed=seed, affine=OBLIQUE)
         desk.show(volume, **{"a": (LIVER, LOW)} | ({"b": (BLOB, HIGH)} if seed else {}))
         saved = done(desk.output.save_case())
-    assert isinstance(saved, SavedCase) and saved.labels == {"Liver": 1, "Blob": 2}
-    assert desk.said[-1] == "Saved as training case Third: Liver, Blob." and desk.changes == 3
+    assert isinstance(saved, SavedCase)
+    assert saved.labels == {"Liver": 1, "Blob": 2}
+    assert desk.said[-1] == "Saved as training case Third: Liver, Blob."
+    assert desk.changes == 3
     dataset = verify_dataset(tmp_path / "set")
     assert [case.id for case in dataset.cases] == ["Brain_T1", "Brain_T1-2", "Third"]
     assert dataset.channels == ("MR",), "the modality of the chosen model, as the volume's is not known"
     scan, labels = read_case(dataset, dataset.cases[2])
-    assert scan.grid.same_as(bridge.geometry(volume)) and np.array_equal(scan.array, bridge.scalars(volume))
+    assert scan.grid.same_as(bridge.geometry(volume))
+    assert np.array_equal(scan.array, bridge.scalars(volume))
     assert np.argwhere(labels.array == 1).min(axis=0).tolist() == list(LOW[::2])
-    assert dataset.labels.labels[0].type == LIVER.type and dataset.labels.labels[1].color == BLOB.color
+    assert dataset.labels.labels[0].type == LIVER.type
+    assert dataset.labels.labels[1].color == BLOB.color
 
 
 def test_a_case_is_saved_on_the_volumes_own_grid_whatever_lies_above_it(desk: Desk, tmp_path: Path) -> None:
@@ -337,7 +349,8 @@ def test_saving_again_replaces_the_case(desk: Desk) -> None:
     done(desk.output.save_case())
     desk.draw(segmentation, BLOB, HIGH)
     saved = done(desk.output.save_case())
-    assert saved.replaced and saved.labels == {"Liver": 1, "Blob": 2}
+    assert saved.replaced
+    assert saved.labels == {"Liver": 1, "Blob": 2}
 
 
 def test_segments_of_another_volume_make_no_case(desk: Desk, tmp_path: Path) -> None:
@@ -380,4 +393,5 @@ def test_the_place_of_a_result_that_had_to_be_kept_is_told(
     with pytest.raises(ResourceError, match=r"kept as .*s-new\.dcm"):
         done(desk.output.export_dicom(str(tmp_path / "s.dcm")))
     desk.context.link.close()
-    assert pydicom.dcmread(tmp_path / "s-new.dcm").Modality == "SEG" and not desk.said
+    assert pydicom.dcmread(tmp_path / "s-new.dcm").Modality == "SEG"
+    assert not desk.said

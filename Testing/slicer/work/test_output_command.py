@@ -110,7 +110,8 @@ def check(desk: Desk, folder: Path, *names: str) -> None:
     """Segment, run the command, compare."""
     folder.mkdir()
     segmented = desk.segment()
-    assert sorted(segmented) == sorted(names) and all(mask.any() for mask in segmented.values())
+    assert sorted(segmented) == sorted(names)
+    assert all(mask.any() for mask in segmented.values())
     found = on_volume(typed(desk.output.command_line(), folder), desk.parameters.inputVolume)
     assert sorted(found) == sorted(names)
     for name in names:
@@ -132,7 +133,8 @@ def test_a_region_and_some_structures_give_the_same_voxels(desk: Desk, scan: Pat
     desk.parameters.roi, desk.parameters.region = roi, Region.ROI
     desk.parameters.speed, desk.parameters.skippedStructures = Speed.FAST, [POSTERIOR]
     check(desk, tmp_path / "out", ANTERIOR)
-    assert "--roi=" in desk.output.command_line() and "--step 1.0" in desk.output.command_line()
+    assert "--roi=" in desk.output.command_line()
+    assert "--step 1.0" in desk.output.command_line()
 
 
 def test_a_file_that_slicer_turns_round_gives_the_same_voxels(desk: Desk, scan: Path, tmp_path: Path) -> None:
@@ -181,7 +183,8 @@ def test_choices_are_in_the_command_and_names_are_quoted(desk: Desk, tmp_path: P
     assert command.startswith("PYTHONPATH=")
     for text in ("-m MaskSAMCore.segment", f"-m {MODEL}", "-o './A_B_ c.seg.nrrd'", "--step 0.5", "--device cpu"):
         assert text in command
-    assert "--structures" not in command and "--series" not in command
+    assert "--structures" not in command
+    assert "--series" not in command
     shown = subprocess.run(f"set -- {command}; printf '%s\\n' \"$@\"", shell=True, capture_output=True, text=True)
     assert str(path) in shown.stdout.splitlines()
 

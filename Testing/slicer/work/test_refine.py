@@ -22,7 +22,8 @@ def test_the_first_click_makes_a_structure(desk: Desk) -> None:
     desk.click(20, 15, 10)
     assert np.array_equal(desk.voxels(), cube(20, 15, 10))
     assert desk.rows == ["Include (20, 15, 10), slab"]
-    assert desk.segmentation.GetName() == "Scan segmentation" and desk.name == "Structure 1"
+    assert desk.segmentation.GetName() == "Scan segmentation"
+    assert desk.name == "Structure 1"
 
 
 def test_clicks_add_up_and_exclude(desk: Desk) -> None:
@@ -43,7 +44,8 @@ def test_the_engine_is_always_told_the_full_list(desk: Desk) -> None:
 
 def test_a_first_click_that_excludes_is_not_taken(desk: Desk) -> None:
     desk.click(20, 15, 10, positive=False)
-    assert desk.segmentation is None and not desk.engine.asked
+    assert desk.segmentation is None
+    assert not desk.engine.asked
     assert "Nothing is known of the structure yet" in desk.said[0]
 
 
@@ -71,7 +73,8 @@ def test_a_change_of_the_scope_answers_the_last_click_anew(desk: Desk) -> None:
     assert reached == [1, 7, SHAPE[0]]
     assert desk.rows == ["Include (20, 15, 10), volume"]
     desk.refinement.undo()
-    assert desk.voxels().any(axis=(1, 2)).sum() == 7 and desk.rows == ["Include (20, 15, 10), slab"]
+    assert desk.voxels().any(axis=(1, 2)).sum() == 7
+    assert desk.rows == ["Include (20, 15, 10), slab"]
 
 
 def test_another_meaning_of_a_single_click_is_shown_in_turn(desk: Desk) -> None:
@@ -101,7 +104,8 @@ def test_a_dragged_prompt_is_answered_anew(desk: Desk) -> None:
     desk.settle()
     assert np.array_equal(desk.voxels(), cube(10, 10, 8))
     desk.refinement.undo()
-    assert np.array_equal(desk.voxels(), cube(20, 15, 10)) and desk.rows == ["Include (20, 15, 10), slab"]
+    assert np.array_equal(desk.voxels(), cube(20, 15, 10))
+    assert desk.rows == ["Include (20, 15, 10), slab"]
 
 
 # -- deleting ----------------------------------------------------------------------------------------------------------
@@ -120,7 +124,8 @@ def test_without_prompts_a_new_structure_is_empty_again(desk: Desk) -> None:
     desk.click(20, 15, 10)
     desk.refinement.delete_prompt(desk.shown.prompts[0].key)
     desk.settle()
-    assert not desk.voxels().any() and desk.rows == []
+    assert not desk.voxels().any()
+    assert desk.rows == []
 
 
 @pytest.mark.parametrize(
@@ -136,7 +141,8 @@ def test_without_prompts_a_segment_is_what_it_was_before_the_first_one(
     liver.click(13, 8, 6, positive=False)
     delete(liver)
     liver.settle()
-    assert np.array_equal(liver.voxels(), block(BLOCK)) and liver.rows == []
+    assert np.array_equal(liver.voxels(), block(BLOCK))
+    assert liver.rows == []
 
 
 def test_clearing_gives_back_what_was_taken_from_other_segments(liver: Desk) -> None:
@@ -147,7 +153,8 @@ def test_clearing_gives_back_what_was_taken_from_other_segments(liver: Desk) -> 
     assert not np.array_equal(liver.voxels("Liver"), block(BLOCK))
     liver.refinement.clear_prompts()
     liver.settle()
-    assert np.array_equal(liver.voxels("Liver"), block(BLOCK)) and not liver.voxels("Spleen").any()
+    assert np.array_equal(liver.voxels("Liver"), block(BLOCK))
+    assert not liver.voxels("Spleen").any()
 
 
 def test_after_undo_and_redo_it_is_still_known_what_was_taken(liver: Desk) -> None:
@@ -180,7 +187,8 @@ def test_what_is_cleared_comes_back_by_undo(desk: Desk) -> None:
     desk.refinement.clear_prompts()
     desk.settle()
     desk.refinement.undo()
-    assert np.array_equal(desk.voxels(), before) and desk.rows == rows
+    assert np.array_equal(desk.voxels(), before)
+    assert desk.rows == rows
 
 
 def test_a_click_right_after_the_last_was_deleted_starts_from_the_segment_before(liver: Desk) -> None:
@@ -198,7 +206,8 @@ def test_the_first_click_on_a_segment_starts_from_it(liver: Desk) -> None:
     assert np.array_equal(liver.voxels(), block(BLOCK) | answer(SHAPE, [point(15, 8, 6)]))
     assert [each["kind"] for each in liver.engine.prompted()[-1]] == ["mask", "point"]
     liver.refinement.undo()
-    assert np.array_equal(liver.voxels(), block(BLOCK)) and liver.rows == []
+    assert np.array_equal(liver.voxels(), block(BLOCK))
+    assert liver.rows == []
 
 
 def test_a_first_click_may_exclude_from_a_segment(liver: Desk) -> None:
@@ -241,7 +250,8 @@ def test_a_structure_starts_from_itself(desk: Desk) -> None:
     desk.click(20, 15, 10)
     desk.paint(desk.name, FAR)
     desk.refinement.start_from(desk.parameters.segmentID)
-    assert desk.rows == ["The segment as it was"] and desk.shown.quality == {}
+    assert desk.rows == ["The segment as it was"]
+    assert desk.shown.quality == {}
     assert np.array_equal(desk.voxels(), cube(20, 15, 10) | block(FAR))
     desk.click(30, 15, 10)
     assert np.array_equal(desk.engine.prompted()[-1][0]["mask"][-1, -1, -1], 1)
@@ -255,13 +265,15 @@ def test_a_structure_starts_from_a_copy_of_another(liver: Desk) -> None:
     source = liver.parameters.segmentID
     liver.refinement.new_structure("Spleen")
     liver.refinement.start_from(source)
-    assert np.array_equal(liver.voxels("Spleen"), block(BLOCK)) and np.array_equal(liver.voxels("Liver"), block(BLOCK))
+    assert np.array_equal(liver.voxels("Spleen"), block(BLOCK))
+    assert np.array_equal(liver.voxels("Liver"), block(BLOCK))
     liver.click(20, 8, 6)
     assert np.array_equal(liver.voxels("Spleen"), block(BLOCK) | answer(SHAPE, [point(20, 8, 6)]))
     assert np.array_equal(liver.voxels("Liver"), block(BLOCK))
     liver.refinement.undo()
     liver.refinement.undo()
-    assert not liver.voxels("Spleen").any() and liver.rows == []
+    assert not liver.voxels("Spleen").any()
+    assert liver.rows == []
 
 
 def test_nothing_starts_from_an_empty_segment(desk: Desk) -> None:
@@ -279,7 +291,8 @@ def test_a_click_follows_the_policy_and_is_undone_as_one_step(liver: Desk, polic
     assert np.array_equal(liver.voxels("Spleen"), spleen & ~old if policy is Neighbours.PROTECT else spleen)
     assert np.array_equal(liver.voxels("Liver"), old & ~spleen if policy is Neighbours.REPLACE else old)
     liver.refinement.undo()
-    assert np.array_equal(liver.voxels("Liver"), old) and not liver.voxels("Spleen").any()
+    assert np.array_equal(liver.voxels("Liver"), old)
+    assert not liver.voxels("Spleen").any()
     liver.refinement.redo()
     assert np.array_equal(liver.voxels("Liver"), old & ~spleen if policy is Neighbours.REPLACE else old)
 

@@ -53,7 +53,8 @@ def test_a_saved_scene_goes_on_where_it_was(desk: Desk, tmp_path: Any) -> None:
     desk.paint("Spleen", np.s_[17:19, 25:28, 35:38])
     path = environment.save_scene(tmp_path / "scene.mrb")
     again = Desk.reopened(path)
-    assert again.rows == ["Include (20, 15, 10), slab", "Include (26, 15, 10), slab"] and again.name == "Spleen"
+    assert again.rows == ["Include (20, 15, 10), slab", "Include (26, 15, 10), slab"]
+    assert again.name == "Spleen"
     again.click(26, 17, 10, positive=False)
     edited = TWO & ~answer(SHAPE, [point(26, 17, 10)])
     edited[17:19, 25:28, 35:38] = True
@@ -91,7 +92,8 @@ def test_where_a_transform_was_hardened_the_same_prompts_are_not_asked_again(des
     desk.volume.HardenTransform()
     desk.refinement.accept()
     desk.settle()
-    assert desk.rows == [] and len(desk.engine.prompted()) == 1
+    assert desk.rows == []
+    assert len(desk.engine.prompted()) == 1
     assert np.array_equal(desk.voxels(), cube(20, 15, 10))
 
 

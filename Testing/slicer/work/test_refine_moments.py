@@ -48,9 +48,11 @@ def test_every_one_of_them_is_a_step_of_its_own(asked: Desk) -> None:
     asked.press(32, 15, 10)
     go_on(asked)
     asked.refinement.undo()
-    assert np.array_equal(asked.voxels(), TWO) and len(asked.rows) == 2
+    assert np.array_equal(asked.voxels(), TWO)
+    assert len(asked.rows) == 2
     asked.refinement.undo()
-    assert np.array_equal(asked.voxels(), cube(20, 15, 10)) and len(asked.rows) == 1
+    assert np.array_equal(asked.voxels(), cube(20, 15, 10))
+    assert len(asked.rows) == 1
 
 
 def test_undo_takes_back_a_click_that_is_not_answered_yet(asked: Desk) -> None:
@@ -78,7 +80,8 @@ def test_what_nobody_wants_any_more_is_not_waited_for(desk: Desk, change: Callab
     desk.tick(5)
     change(desk)
     desk.settle()
-    assert not desk.voxels().any() and desk.rows == []
+    assert not desk.voxels().any()
+    assert desk.rows == []
 
 
 def test_a_click_while_a_deletion_is_prepared_is_not_lost(desk: Desk) -> None:
@@ -89,7 +92,8 @@ def test_a_click_while_a_deletion_is_prepared_is_not_lost(desk: Desk) -> None:
     desk.tick(5)
     desk.press(8, 15, 10)
     go_on(desk)
-    assert np.array_equal(desk.voxels(), cube(8, 15, 10)) and desk.rows == ["Include (8, 15, 10), slab"]
+    assert np.array_equal(desk.voxels(), cube(8, 15, 10))
+    assert desk.rows == ["Include (8, 15, 10), slab"]
 
 
 def test_after_an_answer_that_came_in_vain_the_next_is_right(asked: Desk) -> None:
@@ -138,7 +142,8 @@ def test_an_undo_while_a_later_step_is_looked_at_again(desk: Desk) -> None:
 def test_a_click_that_is_deleted_before_it_is_answered(asked: Desk) -> None:
     asked.refinement.delete_prompt(asked.shown.prompts[-1].key)
     go_on(asked)
-    assert not asked.voxels().any() and asked.rows == []
+    assert not asked.voxels().any()
+    assert asked.rows == []
 
 
 def test_a_first_click_on_a_segment_that_is_deleted_before_it_is_answered(desk: Desk) -> None:
@@ -148,7 +153,8 @@ def test_a_first_click_on_a_segment_that_is_deleted_before_it_is_answered(desk: 
     desk.press(20, 15, 10)
     desk.refinement.delete_prompt(desk.shown.prompts[-1].key)
     desk.settle()
-    assert np.array_equal(desk.voxels(), before) and desk.rows == []
+    assert np.array_equal(desk.voxels(), before)
+    assert desk.rows == []
 
 
 # -- segments, volumes and scenes --------------------------------------------------------------------------------------
@@ -176,7 +182,8 @@ def test_a_segment_that_is_deleted_after_its_first_answer(desk: Desk) -> None:
 def test_the_answer_for_a_segmentation_that_was_deleted_is_dropped(asked: Desk) -> None:
     asked.scene.RemoveNode(asked.segmentation)
     go_on(asked)
-    assert rig.segmentations() == [] and not environment.nodes("vtkMRMLMarkupsNode")
+    assert rig.segmentations() == []
+    assert not environment.nodes("vtkMRMLMarkupsNode")
 
 
 def test_the_answer_for_a_volume_that_was_deleted_is_dropped(asked: Desk) -> None:
@@ -193,7 +200,8 @@ def test_a_volume_that_was_edited_is_asked_about_again(asked: Desk) -> None:
     assert np.array_equal(asked.voxels(), cube(20, 15, 10))
     opened = [fields["case"] for op, fields in asked.engine.asked if op == "open"]
     told = [fields["case"] for op, fields in asked.engine.asked if op == "prompt"]
-    assert len(opened) == 2 and told == opened
+    assert len(opened) == 2
+    assert told == opened
 
 
 def test_the_scene_is_closed(asked: Desk) -> None:
@@ -202,7 +210,8 @@ def test_the_scene_is_closed(asked: Desk) -> None:
     task.abandon()
     asked.refinement.reset()
     asked.engine.go_on()
-    assert not asked.refinement.waiting and rig.segmentations() == []
+    assert not asked.refinement.waiting
+    assert rig.segmentations() == []
 
 
 def test_a_segment_that_came_back_without_its_prompts_is_what_it_is(desk: Desk) -> None:
@@ -236,7 +245,8 @@ def test_a_prompt_that_was_dragged_where_it_cannot_be_answered_goes_back(desk: D
     (node,) = environment.nodes("vtkMRMLMarkupsFiducialNode")
     node.SetNthControlPointPositionWorld(0, desk.world(5, 5, 5))
     desk.settle()
-    assert desk.rows == ["Include (20, 15, 10), slab"] and np.array_equal(desk.voxels(), cube(20, 15, 10))
+    assert desk.rows == ["Include (20, 15, 10), slab"]
+    assert np.array_equal(desk.voxels(), cube(20, 15, 10))
 
 
 def test_prompts_that_a_failed_engine_did_not_answer_wait_for_the_next(desk: Desk) -> None:
@@ -244,7 +254,8 @@ def test_prompts_that_a_failed_engine_did_not_answer_wait_for_the_next(desk: Des
     desk.engine.failing = ResourceError("the engine stopped, again and again")
     desk.click(26, 15, 10)
     assert desk.said == ["the engine stopped, again and again"]
-    assert np.array_equal(desk.voxels(), cube(20, 15, 10)) and len(desk.rows) == 2
+    assert np.array_equal(desk.voxels(), cube(20, 15, 10))
+    assert len(desk.rows) == 2
     assert desk.shown.quality == {k: pytest.approx(0.9 - 0.01 * k) for k in range(7, 14)}
     desk.engine.failing = None
     desk.click(32, 15, 10)
@@ -259,7 +270,8 @@ def test_undo_takes_back_what_a_failed_engine_did_not_answer(desk: Desk) -> None
     desk.engine.failing = ResourceError("the engine stopped, again and again")
     desk.click(26, 15, 10)
     desk.refinement.undo()
-    assert desk.rows == ["Include (20, 15, 10), slab"] and np.array_equal(desk.voxels(), cube(20, 15, 10))
+    assert desk.rows == ["Include (20, 15, 10), slab"]
+    assert np.array_equal(desk.voxels(), cube(20, 15, 10))
 
 
 def test_accepting_asks_again_for_what_a_failed_engine_did_not_answer(desk: Desk) -> None:
@@ -269,7 +281,8 @@ def test_accepting_asks_again_for_what_a_failed_engine_did_not_answer(desk: Desk
     desk.engine.failing = None
     desk.refinement.accept()
     desk.settle()
-    assert np.array_equal(desk.voxels(), TWO) and desk.rows == []
+    assert np.array_equal(desk.voxels(), TWO)
+    assert desk.rows == []
 
 
 def test_a_start_that_was_damaged_in_the_scene_can_be_deleted(desk: Desk) -> None:
@@ -281,10 +294,12 @@ def test_a_start_that_was_damaged_in_the_scene_can_be_deleted(desk: Desk) -> Non
     start.SetParameter("mask", "!")
     desk.refinement.reset()
     desk.click(32, 15, 10)
-    assert "is damaged" in desk.said[0] and len(desk.rows) == 2
+    assert "is damaged" in desk.said[0]
+    assert len(desk.rows) == 2
     desk.refinement.delete_prompt(desk.shown.prompts[0].key)
     desk.settle()
-    assert np.array_equal(desk.voxels(), answer(SHAPE, [point(26, 15, 10)])) and len(desk.rows) == 1
+    assert np.array_equal(desk.voxels(), answer(SHAPE, [point(26, 15, 10)]))
+    assert len(desk.rows) == 1
 
 
 def test_without_any_click_a_damaged_start_leaves_the_segment_as_it_is(desk: Desk) -> None:
@@ -295,19 +310,22 @@ def test_without_any_click_a_damaged_start_leaves_the_segment_as_it_is(desk: Des
     desk.sit_down()
     desk.refinement.clear_prompts()
     desk.settle()
-    assert np.array_equal(desk.voxels(), cube(20, 15, 10)) and desk.rows == []
+    assert np.array_equal(desk.voxels(), cube(20, 15, 10))
+    assert desk.rows == []
 
 
 def test_a_volume_that_lost_its_image_ends_the_answer(asked: Desk) -> None:
     asked.volume.SetAndObserveImageData(None)
     go_on(asked)
-    assert asked.said == ["Scan: the volume holds no image. Load it again"] and not asked.refinement.waiting
+    assert asked.said == ["Scan: the volume holds no image. Load it again"]
+    assert not asked.refinement.waiting
 
 
 def test_cancel_takes_back_what_was_not_answered(asked: Desk) -> None:
     asked.task.cancel()
     go_on(asked)
-    assert asked.rows == [] and not asked.voxels().any()
+    assert asked.rows == []
+    assert not asked.voxels().any()
     asked.click(26, 15, 10)
     assert np.array_equal(asked.voxels(), cube(26, 15, 10))
 
@@ -353,10 +371,12 @@ def test_what_was_to_be_accepted_is_not_when_it_was_not_answered(desk: Desk) -> 
     desk.engine.failing = None
     desk.refinement.set_scope(Scope.VOLUME)
     desk.settle()
-    assert desk.voxels().any() and len(desk.rows) == 1
+    assert desk.voxels().any()
+    assert len(desk.rows) == 1
 
 
 def test_without_a_model_nothing_is_prompted(desk: Desk) -> None:
     desk.parameters.model = ""
     desk.click(20, 15, 10)
-    assert desk.said == ["no model is chosen. Choose a model first."] and desk.segmentation is None
+    assert desk.said == ["no model is chosen. Choose a model first."]
+    assert desk.segmentation is None

@@ -57,7 +57,8 @@ def test_the_next_structure_may_be_there_already(desk: Desk) -> None:
     kidney = desk.parameters.segmentID
     desk.refinement.new_structure("Spleen")
     desk.refinement.next_structure("Kidney, left")
-    assert desk.parameters.segmentID == kidney and names(desk) == ["Left kidney", "Spleen"]
+    assert desk.parameters.segmentID == kidney
+    assert names(desk) == ["Left kidney", "Spleen"]
 
 
 def test_a_renamed_segment_stays_the_same_structure(desk: Desk) -> None:
@@ -79,7 +80,8 @@ def test_only_the_prompts_of_the_chosen_structure_are_shown(desk: Desk) -> None:
 
     assert visible() == [False, True]
     desk.refinement.choose_segment(first)
-    assert visible() == [True, False] and desk.rows == ["Include (20, 15, 10), slab"]
+    assert visible() == [True, False]
+    assert desk.rows == ["Include (20, 15, 10), slab"]
 
 
 # -- accepting ---------------------------------------------------------------------------------------------------------
@@ -88,9 +90,11 @@ def test_only_the_prompts_of_the_chosen_structure_are_shown(desk: Desk) -> None:
 def test_accepting_keeps_the_voxels_and_lets_the_prompts_go(desk: Desk) -> None:
     desk.click(20, 15, 10)
     desk.refinement.accept()
-    assert np.array_equal(desk.voxels(), cube(20, 15, 10)) and desk.rows == []
+    assert np.array_equal(desk.voxels(), cube(20, 15, 10))
+    assert desk.rows == []
     desk.refinement.undo()
-    assert np.array_equal(desk.voxels(), cube(20, 15, 10)) and desk.rows == ["Include (20, 15, 10), slab"]
+    assert np.array_equal(desk.voxels(), cube(20, 15, 10))
+    assert desk.rows == ["Include (20, 15, 10), slab"]
 
 
 def test_after_accepting_a_click_starts_from_what_was_accepted(desk: Desk) -> None:
@@ -154,7 +158,8 @@ def test_the_worst_slice_is_jumped_to(desk: Desk) -> None:
     desk.refinement.jump_to_worst()
     assert desk.said == ["There is no answer yet whose slices could be compared."]
     desk.click(20, 15, 10)
-    assert desk.shown.worst == 13 and set(desk.shown.quality) == set(range(7, 14))
+    assert desk.shown.worst == 13
+    assert set(desk.shown.quality) == set(range(7, 14))
     desk.refinement.jump_to_worst()
     assert desk.view.GetSliceOffset() == pytest.approx(desk.world(20, 15, 13)[2])
     desk.refinement.jump_to(8)
@@ -162,7 +167,8 @@ def test_the_worst_slice_is_jumped_to(desk: Desk) -> None:
 
 
 def test_the_quality_is_counted_along_the_model_s_slices(desk: Desk) -> None:
-    assert desk.shown.can_refine and desk.shown.segment_id == ""
+    assert desk.shown.can_refine
+    assert desk.shown.segment_id == ""
     desk.click(20, 15, 10)
     assert (desk.shown.quality_axis, desk.shown.slices) == (0, SHAPE[0])
 
@@ -189,7 +195,8 @@ def test_the_model_s_own_prompts_are_shown_for_the_slice(desk: Desk, automatic: 
     assert [fields["slices"] for op, fields in desk.engine.asked if op == "automatic"] == [[7], [7]]
     assert len(automatic.nodes()) == 4
     desk.refinement.show_automatic(False)
-    assert not automatic.nodes() and not desk.parameters.showAutomatic
+    assert not automatic.nodes()
+    assert not desk.parameters.showAutomatic
 
 
 def test_structures_that_are_not_wanted_are_not_asked_for(desk: Desk, automatic: AutomaticPrompts) -> None:
@@ -211,7 +218,8 @@ def test_they_are_given_to_their_structures_where_they_were_dragged_to(desk: Des
     dot.SetNthControlPointPositionWorld(0, desk.world(30, 20, 10))
     desk.refinement.run_automatic()
     desk.settle()
-    assert names(desk) == [BRIGHT, CORNER] and not automatic.nodes()
+    assert names(desk) == [BRIGHT, CORNER]
+    assert not automatic.nodes()
     point = {"kind": "point", "position": (30, 20, 10), "positive": True, "scope": "slab"}
     box = {"kind": "box", "corners": ((4, 2, 10), (8, 3, 10))}
     assert np.array_equal(desk.voxels(BRIGHT), answer(SHAPE, [box, point]))
@@ -223,7 +231,8 @@ def test_each_structure_is_one_step(desk: Desk) -> None:
     desk.refinement.run_automatic()
     desk.settle()
     desk.refinement.undo()
-    assert not desk.voxels(CORNER).any() and desk.voxels(BRIGHT).any()
+    assert not desk.voxels(CORNER).any()
+    assert desk.voxels(BRIGHT).any()
     desk.refinement.undo()
     assert not desk.voxels(BRIGHT).any()
 

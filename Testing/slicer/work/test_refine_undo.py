@@ -63,12 +63,14 @@ def test_after_undo_the_quality_is_that_of_what_is_shown(desk: Desk) -> None:
 def test_undo_of_the_first_click_and_of_the_structure(desk: Desk) -> None:
     desk.click(20, 15, 10)
     desk.refinement.undo()
-    assert not desk.voxels().any() and desk.rows == []
+    assert not desk.voxels().any()
+    assert desk.rows == []
     desk.refinement.undo()
     assert rig.segments(desk.segmentation) == {}
     desk.refinement.redo()
     desk.refinement.redo()
-    assert np.array_equal(desk.voxels(), cube(20, 15, 10)) and desk.rows == ["Include (20, 15, 10), slab"]
+    assert np.array_equal(desk.voxels(), cube(20, 15, 10))
+    assert desk.rows == ["Include (20, 15, 10), slab"]
 
 
 def test_a_structure_that_somebody_drew_in_stays_when_its_making_is_undone(desk: Desk) -> None:
@@ -85,7 +87,8 @@ def test_undo_goes_back_to_the_structure_that_it_changes(desk: Desk) -> None:
     desk.refinement.new_structure()
     desk.refinement.undo()
     desk.refinement.undo()
-    assert desk.parameters.segmentID == first and desk.rows == []
+    assert desk.parameters.segmentID == first
+    assert desk.rows == []
 
 
 def test_redo_goes_on_to_the_structure_that_it_brings_back(desk: Desk) -> None:

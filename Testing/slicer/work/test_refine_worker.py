@@ -156,10 +156,12 @@ def test_undo_and_redo_go_through_all_answers_exactly(desk: Desk, posterior: np.
     rows = desk.rows
     for number in reversed(range(5)):
         desk.refinement.undo()
-        assert np.array_equal(desk.voxels(), states[number]) and desk.rows == rows[:number]
+        assert np.array_equal(desk.voxels(), states[number])
+        assert desk.rows == rows[:number]
     for number in range(1, 6):
         desk.refinement.redo()
-        assert np.array_equal(desk.voxels(), states[number]) and desk.rows == rows[:number]
+        assert np.array_equal(desk.voxels(), states[number])
+        assert desk.rows == rows[:number]
     desk.settle()
     assert desk.said == []
 
@@ -172,10 +174,12 @@ def test_the_last_click_s_scope_grows_from_slice_to_slab_to_volume(desk: Desk, p
         desk.refinement.set_scope(scope)
         desk.settle()
         reached.append(set(desk.shown.quality))
-    assert len(reached[0]) == 1 and reached[0] < reached[1] <= reached[2]
+    assert len(reached[0]) == 1
+    assert reached[0] < reached[1] <= reached[2]
     axis = desk.shown.quality_axis
     slices = np.flatnonzero(np.any(desk.voxels(), axis=tuple({0, 1, 2} - {axis})))
-    assert set(slices.tolist()) == reached[2] and desk.shown.worst in reached[2]
+    assert set(slices.tolist()) == reached[2]
+    assert desk.shown.worst in reached[2]
 
 
 def test_a_first_click_has_three_meanings(desk: Desk, posterior: np.ndarray, reference: Reference) -> None:
@@ -220,12 +224,14 @@ def test_neighbours_made_by_clicks_do_not_overlap(desk: Desk, scan: tuple[Path, 
     first = desk.voxels(ANTERIOR)
     desk.refinement.next_structure(POSTERIOR)
     desk.click(*inside(posterior))
-    assert np.array_equal(desk.voxels(ANTERIOR), first) and desk.voxels(POSTERIOR).any()
+    assert np.array_equal(desk.voxels(ANTERIOR), first)
+    assert desk.voxels(POSTERIOR).any()
     assert not (first & desk.voxels(POSTERIOR)).any()
     desk.parameters.neighbours = Neighbours.REPLACE
     missing = inside(first & posterior)
     desk.click(*missing)
-    assert desk.voxels(POSTERIOR)[missing[::-1]] and not desk.voxels(ANTERIOR)[missing[::-1]]
+    assert desk.voxels(POSTERIOR)[missing[::-1]]
+    assert not desk.voxels(ANTERIOR)[missing[::-1]]
     desk.refinement.undo()
     assert np.array_equal(desk.voxels(ANTERIOR), first)
 
@@ -258,7 +264,8 @@ def test_a_worker_that_dies_between_and_during_answers_changes_nothing(
     os.kill(engine.hello["pid"], getattr(signal, "SIGKILL", signal.SIGTERM))
     desk.settle()
     prompts.append({"kind": "point", "position": place, "positive": positive, "scope": "slice"})
-    assert desk.said == [] and np.array_equal(desk.voxels(), reference(prompts))
+    assert desk.said == []
+    assert np.array_equal(desk.voxels(), reference(prompts))
 
 
 def test_in_another_process_a_saved_scene_goes_on_as_here(desk: Desk, posterior: np.ndarray, tmp_path: Path) -> None:

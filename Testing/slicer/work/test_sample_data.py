@@ -94,15 +94,19 @@ def returned(steps: Steps) -> Any:
 def test_the_sample_has_a_name_an_address_a_hash_and_a_picture(sources: dict[str, list[dict[str, Any]]]):
     sample_data.register()
     (source,) = sources["MaskSAM"]
-    assert source["name"] == source["node"] == "MaskSAMHead" and source["type"] == "VolumeFile"
-    assert source["uri"].startswith("https://") and source["uri"].endswith(demo.MEMBER)
-    assert source["file"].endswith(".nii.gz") and Path(source["thumbnail"]).is_file()
+    assert source["name"] == source["node"] == "MaskSAMHead"
+    assert source["type"] == "VolumeFile"
+    assert source["uri"].startswith("https://")
+    assert source["uri"].endswith(demo.MEMBER)
+    assert source["file"].endswith(".nii.gz")
+    assert Path(source["thumbnail"]).is_file()
     assert source["checksum"] == f"SHA256:{sample_data.SHA256}"
 
 
 def test_the_button_loads_the_scan_with_region_and_model(scene: Any, parameters: Any, scan: Path):
     volume = returned(sample_data.steps(scene, parameters))
-    assert volume.GetName() == "MaskSAMHead" and volume.GetImageData().GetDimensions() == (197, 233, 189)
+    assert volume.GetName() == "MaskSAMHead"
+    assert volume.GetImageData().GetDimensions() == (197, 233, 189)
     np.testing.assert_allclose(bridge.geometry(volume).affine, AFFINE)
     assert (parameters.region, parameters.model) == (Region.ROI, "hippocampus-mr")
     assert bridge.roi_region(volume, parameters.roi) == {"center": (28.0, -22.0, -14.0), "size": (36.0, 54.0, 44.0)}

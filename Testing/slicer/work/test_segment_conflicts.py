@@ -285,7 +285,8 @@ def test_a_sparse_mask_is_read_and_changed_in_any_box() -> None:
     hole = left.put((0, 2, 0, 3, 0, 12), np.zeros((2, 3, 12)))
     assert np.array_equal(hole.read(whole), mask(LEFT) & ~mask(np.s_[0:2, 0:3, 0:12]))
     assert left.differing(hole) == (1, 2, 2, 3, 0, 6)
-    assert left.differing(left) is None and left.differing(left.put(None, np.zeros(0))) is None
+    assert left.differing(left) is None
+    assert left.differing(left.put(None, np.zeros(0))) is None
     assert Sparse().put((0, 1, 0, 1, 0, 1), np.ones((1, 1, 1))).read((0, 2, 0, 1, 0, 1)).ravel().tolist() == [
         True,
         False,

@@ -1,4 +1,4 @@
-"""The state machine: one piece of work at a time, and everything may be called from within it (FAULTS row 56)."""
+"""The state machine: one piece of work at a time, and everything may be called from within it (faults.md row 56)."""
 
 from __future__ import annotations
 
@@ -90,10 +90,13 @@ def test_cancel_waits_for_the_end_of_the_work(desk: Desk) -> None:
     desk.turn()
     desk.machine.cancel()
     desk.turn()
-    assert letter.withdrawn and desk.machine.phase is Phase.CANCELLING and desk.done == []
+    assert letter.withdrawn
+    assert desk.machine.phase is Phase.CANCELLING
+    assert desk.done == []
     letter.arrived = True
     desk.turn()
-    assert desk.machine.phase is Phase.IDLE and desk.done == ["cancelled", "left"]
+    assert desk.machine.phase is Phase.IDLE
+    assert desk.done == ["cancelled", "left"]
     assert not desk.stuck
 
 
@@ -107,7 +110,9 @@ def test_work_that_does_not_stop_is_given_up(desk: Desk) -> None:
     assert not desk.stuck
     desk.now = PATIENCE_S + 1
     desk.turn()
-    assert desk.stuck == 1 and desk.machine.phase is Phase.IDLE and desk.done == ["left"]
+    assert desk.stuck == 1
+    assert desk.machine.phase is Phase.IDLE
+    assert desk.done == ["left"]
 
 
 def test_an_error_is_told_and_ends_the_work(desk: Desk) -> None:
@@ -117,7 +122,8 @@ def test_an_error_is_told_and_ends_the_work(desk: Desk) -> None:
 
     desk.machine.start("segment", failing())
     desk.turn()
-    assert desk.said == ["no volume is chosen"] and desk.machine.phase is Phase.IDLE
+    assert desk.said == ["no volume is chosen"]
+    assert desk.machine.phase is Phase.IDLE
 
 
 def test_a_bug_ends_the_work_as_well(desk: Desk) -> None:
@@ -143,7 +149,8 @@ def test_a_tick_from_within_a_step_does_nothing(desk: Desk) -> None:
 
     desk.machine.start("segment", handling_events())
     desk.turn()
-    assert ticks == [False] and desk.machine.phase is Phase.IDLE
+    assert ticks == [False]
+    assert desk.machine.phase is Phase.IDLE
 
 
 def test_cancel_from_within_a_step_ends_it_at_its_next_rest(desk: Desk) -> None:
@@ -158,7 +165,8 @@ def test_cancel_from_within_a_step_ends_it_at_its_next_rest(desk: Desk) -> None:
 
     desk.machine.start("segment", handling_events())
     desk.turn()
-    assert reached == ["the end of the step"] and desk.machine.phase is Phase.IDLE
+    assert reached == ["the end of the step"]
+    assert desk.machine.phase is Phase.IDLE
 
 
 def test_everything_is_dropped_from_within_a_step(desk: Desk) -> None:
@@ -183,8 +191,11 @@ def test_drop_closes_the_work_and_asks_for_the_end_of_what_it_waits_for(desk: De
     desk.machine.start_background("encode", desk.reading(back))
     desk.turn()
     desk.machine.drop()
-    assert front.withdrawn and back.withdrawn and desk.done == ["left", "left"]
-    assert desk.machine.phase is Phase.IDLE and desk.machine.background == ""
+    assert front.withdrawn
+    assert back.withdrawn
+    assert desk.done == ["left", "left"]
+    assert desk.machine.phase is Phase.IDLE
+    assert desk.machine.background == ""
 
 
 def test_the_background_keeps_nobody_from_working_and_the_newest_wins(desk: Desk) -> None:
@@ -193,12 +204,15 @@ def test_the_background_keeps_nobody_from_working_and_the_newest_wins(desk: Desk
     desk.turn()
     desk.machine.start_background("encode", desk.reading(second))
     desk.turn()
-    assert first.withdrawn and not second.withdrawn
-    assert desk.machine.phase is Phase.IDLE and desk.machine.background == "encode"
+    assert first.withdrawn
+    assert not second.withdrawn
+    assert desk.machine.phase is Phase.IDLE
+    assert desk.machine.background == "encode"
     assert desk.machine.start("segment", desk.reading(Letter()))
     desk.machine.drop_background()
     desk.turn()
-    assert second.withdrawn and desk.machine.phase is Phase.WORKING
+    assert second.withdrawn
+    assert desk.machine.phase is Phase.WORKING
 
 
 def test_progress_comes_with_the_time_left(desk: Desk) -> None:

@@ -135,7 +135,9 @@ def test_saved_cases_are_listed_with_their_structures(desk: Desk):
 def test_another_training_folder_has_other_cases(desk: Desk, tmp_path: Path):
     assert desk.lessons.cases()
     desk.parameters.trainingFolder = str(tmp_path / "nowhere")
-    assert desk.lessons.cases() == () and not desk.lessons.enough and not desk.said
+    assert desk.lessons.cases() == ()
+    assert not desk.lessons.enough
+    assert not desk.said
 
 
 def test_without_a_chosen_folder_it_is_the_users_own(desk: Desk, home: Path):
@@ -160,13 +162,16 @@ def test_a_data_set_from_elsewhere_is_listed_too(balls: Callable[..., Desk]):
 def test_a_description_that_cannot_be_read_is_told_once(desk: Desk):
     (desk.folder / "dataset.json").write_text("{", encoding="utf-8")
     assert desk.lessons.cases() == () == desk.lessons.cases()
-    assert len(desk.said) == 1 and "dataset.json" in desk.said[0]
+    assert len(desk.said) == 1
+    assert "dataset.json" in desk.said[0]
 
 
 def test_a_case_is_removed(desk: Desk):
     desk.lessons.remove_case("b")
-    assert [row.name for row in desk.lessons.cases()] == ["a"] and desk.changes == 1
-    assert not list(desk.folder.rglob("b*")) and not desk.lessons.enough
+    assert [row.name for row in desk.lessons.cases()] == ["a"]
+    assert desk.changes == 1
+    assert not list(desk.folder.rglob("b*"))
+    assert not desk.lessons.enough
     with pytest.raises(InputError, match="no such case"):
         desk.lessons.remove_case("b")
 
@@ -179,17 +184,24 @@ def test_a_lesson_brings_a_model_a_score_and_a_picture(balls: Callable[..., Desk
     lesson = desk.teach("my balls!")
     assert lesson is not None and lesson.model == "my-balls", desk.said
     assert model_folder.load_card(home / "models/my-balls").provenance["validation_cases"] == list(lesson.left_out)
-    assert lesson.worst_case in lesson.left_out and set(lesson.dice) == {"ball", "cube"}
-    assert Path(lesson.overlay).read_bytes()[1:4] == b"PNG" and lesson.seconds > 0
-    assert "my-balls was taught" in desk.said[-1] and lesson.left_out[0] in desk.said[-1] and desk.changes == 1
+    assert lesson.worst_case in lesson.left_out
+    assert set(lesson.dice) == {"ball", "cube"}
+    assert Path(lesson.overlay).read_bytes()[1:4] == b"PNG"
+    assert lesson.seconds > 0
+    assert "my-balls was taught" in desk.said[-1]
+    assert lesson.left_out[0] in desk.said[-1]
+    assert desk.changes == 1
 
 
 def test_teaching_again_replaces_the_lesson_with_another_picture(balls: Callable[..., Desk], home: Path):
     desk = balls()
     first = desk.teach("balls")
     second = desk.teach("balls")
-    assert "--overwrite" in desk.words and len(list((home / "models").iterdir())) == 1
-    assert first is not None and second is not None and first.overlay != second.overlay
+    assert "--overwrite" in desk.words
+    assert len(list((home / "models").iterdir())) == 1
+    assert first is not None
+    assert second is not None
+    assert first.overlay != second.overlay
 
 
 def test_cancel_leaves_neither_a_model_nor_anything_else(balls: Callable[..., Desk], home: Path, temporary: Path):
@@ -201,8 +213,10 @@ def test_cancel_leaves_neither_a_model_nor_anything_else(balls: Callable[..., De
     assert 0 <= done < total == 3600
     task.cancel()
     assert eventually(lambda: task.tick() and task.ended, 300)
-    assert desk.lessons.lesson is None and not desk.said
-    assert not (home / "models").exists() and not list(home.glob(".*"))
+    assert desk.lessons.lesson is None
+    assert not desk.said
+    assert not (home / "models").exists()
+    assert not list(home.glob(".*"))
 
 
 def test_cases_with_problems_are_told_in_the_commands_own_words(balls: Callable[..., Desk], home: Path):
@@ -210,7 +224,9 @@ def test_cases_with_problems_are_told_in_the_commands_own_words(balls: Callable[
     for name in ("case_000", "case_002"):
         (desk.folder / f"labelsTr/{name}.nii.gz").unlink()
     assert desk.teach("balls") is None
-    assert len(desk.said) == 1 and "case_000" in desk.said[0] and "case_002" in desk.said[0]
+    assert len(desk.said) == 1
+    assert "case_000" in desk.said[0]
+    assert "case_002" in desk.said[0]
 
 
 # -- what is asked of the command --------------------------------------------------------------------------------------
@@ -219,7 +235,8 @@ def test_cases_with_problems_are_told_in_the_commands_own_words(balls: Callable[
 def test_the_command_gets_the_folder_the_name_and_the_device(desk: Desk, temporary: Path):
     lesson = desk.teach("livers")
     assert desk.words[:4] == ["teach", str(desk.folder), "--name", "livers"]
-    assert option(desk.words, "--device") == "cpu" and "--overwrite" not in desk.words
+    assert option(desk.words, "--device") == "cpu"
+    assert "--overwrite" not in desk.words
     assert Path(option(desk.words, "--picture")).parent in left(temporary)
     assert lesson == Lesson(
         model="livers", dice={"Liver": 0.912}, left_out=("b",), worst_case="b", overlay="/tmp/b.png", seconds=510.0
@@ -248,13 +265,15 @@ def test_a_model_that_is_no_lesson_is_not_overwritten(desk: Desk, home: Path):
 def test_one_case_is_too_few(desk: Desk):
     desk.lessons.remove_case("b")
     assert desk.teach("livers") is None
-    assert "too few cases" in desk.said[0] and not desk.words
+    assert "too few cases" in desk.said[0]
+    assert not desk.words
 
 
 def test_a_lesson_that_fails_leaves_the_last_one(desk: Desk):
     first = desk.teach("livers")
     desk.answer = MaskSAMError("the disk is full")
-    assert desk.teach("livers") is first and desk.said[-1] == "the disk is full"
+    assert desk.teach("livers") is first
+    assert desk.said[-1] == "the disk is full"
 
 
 def test_no_case_left_out_is_said(desk: Desk):
@@ -273,6 +292,7 @@ def test_a_model_that_finds_too_little_is_told_of(desk: Desk):
 
 def test_pictures_of_patients_go_with_the_process(desk: Desk, temporary: Path):
     desk.teach("livers")
-    assert desk.lessons._pictures is not None and left(temporary)
+    assert desk.lessons._pictures is not None
+    assert left(temporary)
     desk.lessons._pictures.remove()
     assert not left(temporary)
