@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any, NoReturn
 
 from MaskSAMCore import __version__
@@ -40,10 +41,24 @@ class _Terminated(BaseException):
     """SIGTERM; like KeyboardInterrupt no Exception, so that no handler of errors swallows it."""
 
 
+_program: ContextVar[str] = ContextVar("program", default="")
+
+
+@contextlib.contextmanager
+def called_as(program: str) -> Iterator[None]:
+    """Within it, help and errors name the commands "PROGRAM NAME", as the user typed them."""
+    token = _program.set(program)
+    try:
+        yield
+    finally:
+        _program.reset(token)
+
+
 def command_parser(name: str, description: str, *, epilog: str = "") -> argparse.ArgumentParser:
-    """The parser of `python -m MaskSAMCore.<name>`."""
+    """The parser of a command: `masksam NAME`, or `python -m MaskSAMCore.NAME`."""
+    program = _program.get()
     parser = argparse.ArgumentParser(
-        prog=f"python -m MaskSAMCore.{name}",
+        prog=f"{program} {name}" if program else f"python -m MaskSAMCore.{name}",
         description=description,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,

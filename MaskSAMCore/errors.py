@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
+from collections.abc import Iterable, Iterator
+
 
 class MaskSAMError(Exception):
     """Base of all expected failures; commands print it as one line and leave with `exit_code`.
@@ -64,3 +68,28 @@ class PackageError(ModelError):
 
 class ResourceError(MaskSAMError):
     """Not enough memory or disk, a lost GPU, or a folder that another process holds."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A suggestion for a misspelt word, 'Did you mean "x"?', or "" where no known word is like it."""
+    by_case = {name.casefold(): name for name in known}
+    close = difflib.get_close_matches(word.casefold(), by_case, n=1)
+    return f'Did you mean "{by_case[close[0]]}"?' if close else ""
+
+
+@contextlib.contextmanager
+def optional_package(extra: str, *, what: str) -> Iterator[None]:
+    """Turn an ImportError in the block into the advice to install an extra of this package.
+
+    Args:
+        extra: Its name in pyproject.toml.
+        what: What needs the package, for the message.
+
+    Raises:
+        PackageError: A package is missing.
+    """
+    try:
+        yield
+    except ImportError as error:
+        remedy = f'Run `pip install "masksam[{extra}]"`, or `pip install ".[{extra}]"` in a checkout.'
+        raise PackageError(f"{what} needs a package that is not installed", why=str(error), remedy=remedy) from error

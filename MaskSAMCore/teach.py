@@ -222,7 +222,7 @@ class Teacher:
                 remedy="Use the train command, or another preset.",
             )
         if config.model.backbone.arch != "tiny":
-            base_weights.find_base(
+            base_weights.obtain_base(
                 config.model.backbone.arch
             )  # before the cases are read: without it there is no lesson
         prepared, _ = prepare(self.options.cases, folder / "cache", config, progress=self.progress, cancel=self.cancel)

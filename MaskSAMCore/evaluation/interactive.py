@@ -68,12 +68,12 @@ def trials(
     from MaskSAMCore.zoo import base_weights, installed
 
     place = devices.choose_device(device)
-    network, card = installed.load_model(model, place)
+    network, card = installed.load_model(model, place, download=True)
     require_prompts(card)
     chosen = cases(card)
     study = Study(name=card.name, labels=dataset.labels, slices=slices, colour=dataset.pictures)
     if card.base is not None:
-        path = base_weights.find_base(card.base.name, sha256=card.base.sha256)
+        path = base_weights.obtain_base(card.base.name, sha256=card.base.sha256)
         arch = card.config.model.backbone.arch
         title = f"zero-shot {BASE_NAMES.get(card.base.name, card.base.name)}"
         study = replace(study, sam=ZeroShot(arch, path, place), sam_name=title)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from MaskSAMCore.errors import GeometryError, InputError
+from MaskSAMCore.errors import GeometryError, InputError, optional_package
 from MaskSAMCore.volume import LabelMap, match_grid
 
 TOLERANCE_MM = 1.0
@@ -103,7 +103,8 @@ def _figures(
     with warnings.catch_warnings():
         # MONAI warns of its own deprecated arguments, which it passes to itself
         warnings.simplefilter("ignore", FutureWarning)
-        from monai.metrics import compute_dice, compute_hausdorff_distance, compute_iou, compute_surface_dice
+        with optional_package("evaluate", what="measuring accuracy"):
+            from monai.metrics import compute_dice, compute_hausdorff_distance, compute_iou, compute_surface_dice
 
         found = {
             "dice": compute_dice(a, b),

@@ -65,17 +65,18 @@ class Predictor:
     Args:
         model: Name of an installed model, or its folder.
         device: "auto", "cpu", "cuda" or "cuda:N".
+        progress: Called while base weights are downloaded, on first use.
 
     Raises:
-        ModelError: The model is missing, damaged, or its base weights are.
+        ModelError: The model is missing or damaged, or its base weights cannot be had.
         InputError: The device does not exist.
     """
 
-    def __init__(self, model: str | Path, device: str = "auto") -> None:
+    def __init__(self, model: str | Path, device: str = "auto", *, progress: Progress = no_progress) -> None:
         from MaskSAMCore.zoo.installed import load_model
 
         chosen = devices.choose_device(device)
-        network, card = load_model(model, chosen)
+        network, card = load_model(model, chosen, download=True, progress=progress)
         self._start(network, card, chosen)
 
     @classmethod

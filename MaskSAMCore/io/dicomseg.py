@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from MaskSAMCore.errors import GeometryError, InputError
+from MaskSAMCore.errors import GeometryError, InputError, optional_package
 from MaskSAMCore.io.atomic import atomic_path
 from MaskSAMCore.io.dicom import stack_geometry
 from MaskSAMCore.io.dicomseries import Series, Slice, choose_series, list_series
@@ -126,7 +126,8 @@ def _coded(labels: Sequence[Label], allow_uncoded: bool) -> list[Label]:
 
 def _segmentation(stack: _Stack, labels: Sequence[Label], files: Sequence[Path], model: str, version: str) -> Any:
     """The data set, in memory; raises what highdicom raises."""
-    import highdicom as hd
+    with optional_package("dicom", what="writing DICOM SEG"):
+        import highdicom as hd
     import pydicom
     from pydicom.sr.codedict import codes
 

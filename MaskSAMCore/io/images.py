@@ -72,6 +72,23 @@ def _straighten(volume: Volume, allowed: bool) -> Volume:
     return replace(volume, array=array, grid=target, warnings=(*volume.warnings, note))
 
 
+def finish_volume(array: np.ndarray, grid: Grid, source: str, warnings: Sequence[str], resample: bool) -> Volume:
+    """The volume of float32 voxels `(K, J, I)` after the checks that every scan gets.
+
+    Voxels that are not finite are replaced in place; a skewed grid is straightened if `resample` allows it.
+
+    Raises:
+        InputError: No voxel is finite.
+        GeometryError: The grid is no usable space, or skewed and `resample` is false.
+    """
+    grid.check(where=source)
+    bad = replace_nonfinite(array, where=source)
+    if bad:
+        rule = "NaN and -Inf became the smallest, +Inf the largest finite value"
+        warnings = [*warnings, f"{bad} voxels are NaN or Inf: {rule}"]
+    return _straighten(Volume(array=array, grid=grid, source=source, nonfinite=bad, warnings=tuple(warnings)), resample)
+
+
 def _read_one(path: Path, frame: int | None, channel: int | None, resampled: bool, series: str | None) -> Volume:
     path = existing(path)
     if path.is_dir() or (path.name.upper() == "DICOMDIR"):
@@ -86,13 +103,7 @@ def _read_one(path: Path, frame: int | None, channel: int | None, resampled: boo
         array, grid, more = read_nifti(path, frame, channel)
     else:
         array, grid, more = read_itk(path, kind, frame, channel)
-    bad = replace_nonfinite(array, where=path)
-    if bad:
-        rule = "NaN and -Inf became the smallest, +Inf the largest finite value"
-        more = [*more, f"{bad} voxels are NaN or Inf: {rule}"]
-    grid.check(where=path)
-    volume = Volume(array=array, grid=grid, source=str(path), nonfinite=bad, warnings=(*notes, *more))
-    volume = _straighten(volume, resampled)
+    volume = finish_volume(array, grid, str(path), [*notes, *more], resampled)
     for note in volume.warnings:
         _log.warning("%s: %s", path, note)
     return volume
@@ -134,7 +145,16 @@ def read_volume(
         return _read_one(Path(paths), frame, channel, resample, series)
     if not paths:
         raise InputError("no scan was given")
-    parts = [_read_one(Path(p), frame, channel, resample, series) for p in paths]
+    return stack_channels([_read_one(Path(p), frame, channel, resample, series) for p in paths])
+
+
+def stack_channels(parts: Sequence[Volume]) -> Volume:
+    """Volumes of one channel each as one volume `(C, K, J, I)` on the first one's grid; a single one as it is.
+
+    Raises:
+        InputError: One of several holds more than one channel.
+        GeometryError: The grids differ.
+    """
     if len(parts) == 1:
         return parts[0]
     first = parts[0]
@@ -186,7 +206,8 @@ def read_labels(path: str | os.PathLike) -> LabelMap:
     return LabelMap(array=to_labels(array, where=path), grid=grid, source=str(path))
 
 
-def _to_itk(array: np.ndarray, grid: Grid) -> Any:
+def image_of(array: np.ndarray, grid: Grid) -> Any:
+    """The SimpleITK image of an array `(K, J, I)` on a grid."""
     import SimpleITK as sitk
 
     image = sitk.GetImageFromArray(array)
@@ -229,7 +250,7 @@ def _write_mha(array: np.ndarray, grid: Grid, part: Path) -> None:
     import SimpleITK as sitk
 
     try:
-        sitk.WriteImage(_to_itk(array, grid), str(part), useCompression=True, imageIO="MetaImageIO")
+        sitk.WriteImage(image_of(array, grid), str(part), useCompression=True, imageIO="MetaImageIO")
     except RuntimeError as error:
         raise OSError(str(error).strip().splitlines()[-1]) from error
 

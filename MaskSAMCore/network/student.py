@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from MaskSAMCore.config.schema import ModelConfig
-from MaskSAMCore.errors import PackageError
+from MaskSAMCore.errors import optional_package
 from MaskSAMCore.network.segmenter import DirectSegmenter
 
 STRIDE = 32
@@ -58,16 +58,9 @@ class SwinStudent(DirectSegmenter):
 
 
 def _swin_unetr(cfg: ModelConfig) -> nn.Module:
-    try:
+    with optional_package("distill", what="a SwinUNETR"):
         import einops  # noqa: F401
         from monai.networks.nets.swin_unetr import SwinUNETR
-    except ImportError as error:
-        raise PackageError(
-            "a SwinUNETR needs MONAI and einops",
-            where=f"model.backbone.arch={cfg.backbone.arch}",
-            why=str(error),
-            remedy="Install them: pip install monai einops.",
-        ) from error
     # MONAI reads numbers out of tensors while it builds, which the meta device cannot give.
     device = torch.get_default_device()
     with torch.device("cpu"):

@@ -46,7 +46,7 @@ class Teacher:
     """
 
     def __init__(self, model: str, device: torch.device, slide: Slide) -> None:
-        self.network, self.card = installed.load_model(model, device)
+        self.network, self.card = installed.load_model(model, device, download=True)
         self.card.require_automatic()
         self.slide, self.batch = slide, 1 if device.type == "cpu" else GPU_BATCH
         if self.card.config.model.source.kind == "gt":

@@ -449,7 +449,7 @@ def new_model(config: Config, base: Path | None, note: Callable[[str], None]) ->
     if arch == "tiny" and base is None:
         note("backbone 'tiny' has random weights: for tests only")
         return model, {"name": "", "sha256": ""}
-    path = base or base_weights.find_base(arch)
+    path = base or base_weights.obtain_base(arch)
     base_weights.load_base(model, path)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pickle
 import re
@@ -12,17 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from MaskSAMCore.errors import InputError, MaskSAMError, ModelError
+from MaskSAMCore.errors import InputError, MaskSAMError, ModelError, did_you_mean
 from MaskSAMCore.io.atomic import FolderLock, write_json
 from MaskSAMCore.progress import CancelToken, Progress, no_progress
-from MaskSAMCore.zoo import download as _fetch
-from MaskSAMCore.zoo.download import PackageSource, Source, UrlSource
+from MaskSAMCore.zoo import download
+from MaskSAMCore.zoo.download import PackageSource, Source, UrlSource, file_sha256
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from MaskSAMCore.network.segmenter import Segmenter
 
+LOG = logging.getLogger(__name__)
 SUFFIXES = (".pt", ".pth", ".safetensors")
 LISTED_KEYS = 8
 
@@ -118,8 +120,8 @@ def base_info(name: str) -> BaseWeights:
     try:
         return BASES[name]
     except KeyError:
-        known = ", ".join(BASES)
-        raise ModelError("unknown base weights", where=name, remedy=f"Known base weights: {known}.") from None
+        remedy = f"{did_you_mean(name, BASES)} Known base weights: {', '.join(BASES)}.".strip()
+        raise ModelError("unknown base weights", where=name, remedy=remedy) from None
 
 
 def base_path(name: str) -> Path:
@@ -185,7 +187,7 @@ def fetch_base(
     with FolderLock(target.parent):
         for source in base.sources if sources is None else sources:
             try:
-                return _fetch.fetch(source, target, sha256=base.sha256, progress=progress, cancel=cancel)
+                return download.fetch(source, target, sha256=base.sha256, progress=progress, cancel=cancel)
             except ModelError as error:
                 problems.append(f"\n  {error}")
     raise ModelError(
@@ -197,6 +199,30 @@ def fetch_base(
     )
 
 
+def obtain_base(name: str, *, sha256: str | None = None, progress: Progress = no_progress) -> Path:
+    """The verified file; downloaded, with a notice of its size and hash, where it is not on this computer yet.
+
+    For programs whose user sees the notice and can stop them; the module in 3D Slicer asks first.
+
+    Args:
+        name, sha256: As for `find_base`; weights of a user's own are never downloaded.
+        progress: Called while the file is downloaded.
+
+    Raises:
+        ModelError: The file is neither here nor to be had; says why, and how to bring it by hand.
+        ResourceError: Another process is fetching at the moment, or the disk is full.
+    """
+    try:
+        return find_base(name, sha256=sha256)
+    except ModelError:
+        base = BASES.get(name)
+        if base is None or sha256 not in (None, base.sha256):
+            raise
+    size, path = f"{base.size / 1e6:.0f} MB", base_path(name)
+    LOG.warning(f"Downloading base weights {base.file} ({size}, sha256 {base.sha256}), once, to {path}")
+    return fetch_base(name, progress=progress)
+
+
 def import_base(file: Path) -> str:
     """Copy a checkpoint into the cache; its hash says which one it is. Returns its name.
 
@@ -206,7 +232,7 @@ def import_base(file: Path) -> str:
     """
     if not file.is_file():
         raise InputError("no such file", where=file)
-    found = _fetch.file_sha256(file)
+    found = file_sha256(file)
     base = next((b for b in BASES.values() if b.sha256 == found), None)
     if base is None:
         known = "".join(f"\n  {b.name}: {b.sha256}" for b in BASES.values())
@@ -219,7 +245,7 @@ def import_base(file: Path) -> str:
     target = base_path(base.name)
     target.parent.mkdir(parents=True, exist_ok=True)
     with FolderLock(target.parent):
-        _fetch.fetch(UrlSource(url=file.resolve().as_uri()), target, sha256=base.sha256)
+        download.fetch(UrlSource(url=file.resolve().as_uri()), target, sha256=base.sha256)
     return base.name
 
 
@@ -263,7 +289,7 @@ def cached_sha256(path: Path, *, anew: bool = False) -> str:
     entry = verdicts.get(key)
     if not anew and isinstance(entry, dict) and entry.get("stamp") == stamp and isinstance(entry.get("sha256"), str):
         return entry["sha256"]
-    found = _fetch.file_sha256(path)
+    found = file_sha256(path)
     verdicts = {k: v for k, v in _read_verdicts(store).items() if Path(k).exists()}
     verdicts[key] = {"stamp": stamp, "sha256": found}
     # Only a memory: where it cannot be written, the file is hashed again next time.

@@ -10,9 +10,10 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
 from MaskSAMCore.config.resources import resource_roots
-from MaskSAMCore.errors import InputError, MaskSAMError, ModelError
+from MaskSAMCore.errors import InputError, MaskSAMError, ModelError, did_you_mean
+from MaskSAMCore.progress import Progress, no_progress
 from MaskSAMCore.zoo import model_folder
-from MaskSAMCore.zoo.base_weights import home
+from MaskSAMCore.zoo.base_weights import home, obtain_base
 from MaskSAMCore.zoo.download import check_member_name, extract_member
 from MaskSAMCore.zoo.model_folder import CARD, FILES, NAME, ModelCard, check_name, load_card, verify_model, whole_folder
 
@@ -33,9 +34,25 @@ class InstalledModel:
     problem: str = ""
 
 
-def load_model(name_or_path: str | Path, device: torch.device | str = "cpu") -> tuple[Segmenter, ModelCard]:
-    """The network and card of an installed model, or of a model's folder; see `model_folder.load_model`."""
-    return model_folder.load_model(find_model(name_or_path), device)
+def load_model(
+    name_or_path: str | Path,
+    device: torch.device | str = "cpu",
+    *,
+    download: bool = False,
+    progress: Progress = no_progress,
+) -> tuple[Segmenter, ModelCard]:
+    """The network and card of an installed model, or of a model's folder; see `model_folder.load_model`.
+
+    Args:
+        name_or_path: As for `find_model`.
+        device: Where the network goes.
+        download: Whether base weights that are missing may be downloaded; see `base_weights.obtain_base`.
+        progress: Called during such a download.
+    """
+    folder = find_model(name_or_path)
+    if download and (base := load_card(folder).base) is not None:
+        obtain_base(base.name, sha256=base.sha256, progress=progress)
+    return model_folder.load_model(folder, device)
 
 
 def load_trained(model: Segmenter, name_or_path: str | Path) -> ModelCard:
@@ -71,9 +88,10 @@ def find_model(name_or_path: str | Path) -> Path:
     for _, parent in _roots():
         if NAME.fullmatch(str(name_or_path)) and (parent / str(name_or_path) / CARD).is_file():
             return parent / str(name_or_path)
-    names = ", ".join(model.name for model in installed_models()) or "none"
+    names = [model.name for model in installed_models()]
+    remedy = f"Name a model folder, or one installed here: {', '.join(names) or 'none'}."
     raise ModelError(
-        "no such model", where=name_or_path, remedy=f"Name a model folder, or one installed here: {names}."
+        "no such model", where=name_or_path, remedy=f"{did_you_mean(str(name_or_path), names)} {remedy}".strip()
     )
 
 
