@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from MaskSAMCore.zoo.model_folder import ModelCard
 
 EPILOG = """examples:
-  python -m MaskSAMCore.evaluate PREDICTIONS REFERENCES -o table.csv        files of the same names in two folders
-  python -m MaskSAMCore.evaluate --model hippocampus-mr DATASET --fold 0    segment that fold's validation cases first
-  python -m MaskSAMCore.evaluate --interactive --model hippocampus-mr DATASET --fold 0     simulated clicks and boxes
+  %(prog)s PREDICTIONS REFERENCES -o table.csv        files of the same names in two folders
+  %(prog)s --model hippocampus-mr DATASET --fold 0    segment that fold's validation cases first
+  %(prog)s --interactive --model hippocampus-mr DATASET --fold 0     simulated clicks and boxes
 
 Dice, IoU, and normalised surface Dice (NSD, share of the borders within the tolerance) are in 0 to 1, HD95 is in mm.
 A structure absent in both maps is left out; found in one only it has Dice, IoU and NSD 0 and no HD95, and is counted

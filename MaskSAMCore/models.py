@@ -1,4 +1,4 @@
-"""`python -m MaskSAMCore.models`: what models and base weights are here, and how to get more."""
+"""`masksam models`: lists, shows, fetches, imports, removes and checks models and base weights."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from MaskSAMCore.commandline import EXIT_FAILED, command_parser, run
+from MaskSAMCore.config.describe import network_description
+
+if TYPE_CHECKING:
+    from MaskSAMCore.zoo.model_folder import ModelCard
 
 MIB = 1 << 20
 GIGA = 1e9
@@ -22,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
     actions.add_parser("list", help="models and base weights, and whether they are on this computer")
     show = actions.add_parser("show", help="a model's card, or where base weights come from")
     show.add_argument("name", metavar="NAME", help="a model's name or folder, or base weights")
+    show.add_argument("--json", action="store_true", help="print the whole card as JSON")
     fetch = actions.add_parser("fetch", help="bring base weights to this computer (hash-checked)")
     fetch.add_argument("name", metavar="NAME", help="mobile, vit_b, vit_l or vit_h")
     load = actions.add_parser("import", help="take in base weights, a model folder or a .zip of one")
@@ -59,7 +65,7 @@ def _list(options: argparse.Namespace) -> int:
         licence = card.licence or "no licence stated"
         print(f"  {model.name:{width}}  {model.origin:7}  {card.modality or '?'}  {names}  ({licence})")
     if not models:
-        print("  none; train one with `python -m MaskSAMCore.train`")
+        print("  none; make one with `train` or `teach`")
     print("Base weights")
     for base in base_weights.BASES.values():
         print(f"  {base.name:6}  {base.size / MIB:6.0f} MiB  {base.licence}  {_where(base.name)}")
@@ -73,7 +79,7 @@ def _where(name: str) -> str:
     try:
         return str(base_weights.find_base(name))
     except ModelError:
-        return f"not here; `models fetch {name}`"
+        return "not here; downloaded when first needed"
 
 
 def _show(options: argparse.Namespace) -> int:
@@ -88,9 +94,26 @@ def _show(options: argparse.Namespace) -> int:
         print(f"here: {_where(base.name)}")
         return 0
     folder = installed.find_model(options.name)
-    card = to_dict(model_folder.load_card(folder))
-    print(f"{folder}\n{json.dumps(card, indent=2, ensure_ascii=False)}")
+    card = model_folder.load_card(folder)
+    if options.json:
+        print(json.dumps(to_dict(card), indent=2, ensure_ascii=False))
+    else:
+        print("\n".join(card_lines(folder, card)))
     return 0
+
+
+def card_lines(folder: Path, card: ModelCard) -> list[str]:
+    """What people want to know of a model: what it finds and is made of, its accuracy, licence and limits."""
+    lines = [f"{card.name}  ({folder})", *([card.description] if card.description else [])]
+    lines += ["", f"Modality:   {card.modality or 'not stated'}"]
+    lines += [f"Structures: {', '.join(label.name for label in card.labels.labels)}"]
+    lines += [network_description(card.config.model)]
+    lines += [f"Licence:    {card.licence or 'not stated'}"]
+    for command, rows in card.metrics.items():
+        dice = {name: row["dice"] for name, row in rows.items() if isinstance(row.get("dice"), float)}
+        if dice:
+            lines += ["", f"Dice by `{command}`:", *(f"  {name:30} {value:.3f}" for name, value in dice.items())]
+    return [*lines, *(["", f"Limits: {card.limits}"] if card.limits else [])]
 
 
 def _fetch(options: argparse.Namespace) -> int:

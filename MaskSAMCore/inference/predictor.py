@@ -24,6 +24,7 @@ from MaskSAMCore.preprocessing.postprocess import keep_largest
 from MaskSAMCore.preprocessing.preprocess import (
     Prepared,
     Record,
+    check_scan,
     classes_to_ids,
     preprocess,
     preprocess_labels,
@@ -132,7 +133,7 @@ class Predictor:
         """
         begin = time.monotonic()
         self.card.require_automatic()
-        volume.grid.check(where=volume.source)
+        check_scan(volume, self.plan)
         boxes = [roi] if isinstance(roi, Roi) else list(roi or ())
         targets = _targets(boxes, volume.grid)
         notes = [f"{volume.source or 'the scan'}: {text}" for text in doubts(volume, self.card, self.plan, bool(boxes))]

@@ -115,6 +115,22 @@ def _orient(array: np.ndarray, axes: tuple[int, int, int], flips: tuple[bool, bo
     return moved[..., d, h, w]
 
 
+def check_scan(volume: Volume, plan: Plan) -> None:
+    """Refuse a scan that the model cannot take at all.
+
+    Raises:
+        InputError: It has another number of channels than the model takes.
+        GeometryError: Its grid describes no usable space.
+    """
+    volume.grid.check(where=volume.source)
+    if volume.channels != len(plan.normalisation):
+        raise InputError(
+            "the scan and the model differ in their channels",
+            where=volume.source,
+            why=f"found {volume.channels}, the model takes {len(plan.normalisation)}: {', '.join(plan.channels)}",
+        )
+
+
 def preprocess(volume: Volume, plan: Plan) -> Prepared:
     """Bring a scan to the plan's orientation, spacing and intensities.
 
@@ -125,14 +141,8 @@ def preprocess(volume: Volume, plan: Plan) -> Prepared:
         InputError: The scan has another number of channels, or no finite voxel.
         GeometryError: Its grid describes no usable space.
     """
-    volume.grid.check(where=volume.source)
+    check_scan(volume, plan)
     source = volume.as_channels()
-    if len(source) != len(plan.normalisation):
-        raise InputError(
-            "the scan and the model differ in their channels",
-            where=volume.source,
-            why=f"found {len(source)}, the model takes {len(plan.normalisation)}: {', '.join(plan.channels)}",
-        )
     _, reverse = canonical_axes(volume.grid.affine)
     order = [2 - c for c in VIEWS[plan.view]]
     axes = tuple(2 - axis for axis in plan.axes_of(volume.grid))

@@ -97,11 +97,11 @@ def test_from_scan_to_pictures(tmp_path: Path, home: Path, monkeypatch: pytest.M
     write_volume(volume, tmp_path / "scan.nii.gz")
     card = make_card(plan=make_plan(spacing=(2.0, 2.0, 2.0), median_shape=(26, 32, 22)))
     monkeypatch.setattr(demo, "sample_scan", lambda: tmp_path / "scan.nii.gz")
-    monkeypatch.setattr("MaskSAMCore.zoo.installed.load_model", lambda name, device: (Threshold(), card))
+    monkeypatch.setattr("MaskSAMCore.zoo.installed.load_model", lambda name, device, **_: (Threshold(), card))
     for _ in range(2):
         assert demo.main(["-o", str(tmp_path / "out"), "--device", "cpu"]) == 0
     assert sorted(p.suffix for p in (tmp_path / "out").iterdir()) == [".csv", ".gz", ".nrrd", ".png"]
     assert "plausible" in capsys.readouterr().out
-    monkeypatch.setattr("MaskSAMCore.zoo.installed.load_model", lambda name, device: (Threshold(1e9), card))
+    monkeypatch.setattr("MaskSAMCore.zoo.installed.load_model", lambda name, device, **_: (Threshold(1e9), card))
     assert demo.main(["-o", str(tmp_path / "out"), "--device", "cpu"]) == 1
     assert "not plausible" in capsys.readouterr().err

@@ -149,7 +149,7 @@ def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     config = card.config
     config = replace(config, data=replace(config.data, split_seed=7), train=replace(config.train, folds=3))
     card = replace(card, config=config)
-    monkeypatch.setattr("MaskSAMCore.zoo.installed.load_model", lambda name, device: (ThreeClasses(), card))
+    monkeypatch.setattr("MaskSAMCore.zoo.installed.load_model", lambda name, device, **_: (ThreeClasses(), card))
     return folder
 
 
@@ -206,7 +206,7 @@ def test_folds_and_cases_that_do_not_exist(dataset, options, capsys):
 
 def test_a_model_of_other_labels_is_refused(dataset, monkeypatch, capsys):
     card = make_card()
-    monkeypatch.setattr("MaskSAMCore.zoo.installed.load_model", lambda name, device: (Threshold(), card))
+    monkeypatch.setattr("MaskSAMCore.zoo.installed.load_model", lambda name, device, **_: (Threshold(), card))
     assert run("--model", "toy", dataset, "--fold", "0") == 2
     assert "labels" in capsys.readouterr().err
 

@@ -26,7 +26,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "models" / "toy"
     folder.mkdir(parents=True)
     card = make_card()
-    monkeypatch.setattr("MaskSAMCore.zoo.installed.load_model", lambda name, device: (Threshold().to(device), card))
+    monkeypatch.setattr("MaskSAMCore.zoo.installed.load_model", lambda name, device, **_: (Threshold().to(device), card))
     monkeypatch.setattr("MaskSAMCore.zoo.installed.find_model", lambda name: folder)
     monkeypatch.setattr("MaskSAMCore.zoo.model_folder.load_card", lambda path: card)
     return folder
@@ -120,7 +120,7 @@ class Halves(Threshold):
 def two(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
     """The model finds two structures."""
     card = make_card(TWO)
-    monkeypatch.setattr("MaskSAMCore.zoo.installed.load_model", lambda name, device: (Halves().to(device), card))
+    monkeypatch.setattr("MaskSAMCore.zoo.installed.load_model", lambda name, device, **_: (Halves().to(device), card))
     monkeypatch.setattr("MaskSAMCore.zoo.model_folder.load_card", lambda path: card)
 
 
@@ -158,7 +158,7 @@ def test_a_dicom_seg_of_some_structures_needs_the_codes_of_those_alone(two, tmp_
     coded = LabelTable(labels=(TWO.labels[0], lookup("liver").label(5)))
     monkeypatch.setattr("MaskSAMCore.zoo.model_folder.load_card", lambda path: make_card(coded))
     monkeypatch.setattr(
-        "MaskSAMCore.zoo.installed.load_model", lambda name, device: (Halves().to(device), make_card(coded))
+        "MaskSAMCore.zoo.installed.load_model", lambda name, device, **_: (Halves().to(device), make_card(coded))
     )
     dicom_series(tmp_path / "ct", bright_scan()[0].array.astype(np.int16), modality="MR")
     assert run(tmp_path / "ct", "-m", "toy", "-o", tmp_path / "a.dcm") == 2
@@ -232,7 +232,7 @@ def test_two_channels_reach_the_network_in_order(tmp_path, monkeypatch):
     stats = ChannelStats(p005=80, p995=200, mean=120, std=30, low=0, high=200)
     plan = make_plan(normalisation=("zscore",) * 2, stats=(stats,) * 2, channels=("T1", "T2"))
     card = make_card(plan=plan)
-    monkeypatch.setattr("MaskSAMCore.zoo.installed.load_model", lambda name, device: (Threshold(), card))
+    monkeypatch.setattr("MaskSAMCore.zoo.installed.load_model", lambda name, device, **_: (Threshold(), card))
     monkeypatch.setattr("MaskSAMCore.zoo.installed.find_model", lambda name: tmp_path)
     monkeypatch.setattr("MaskSAMCore.zoo.model_folder.load_card", lambda path: card)
     volume, block = bright_scan()

@@ -34,7 +34,7 @@ def test_region_is_named_by_number_and_position(center, size, message):
 
 
 def test_command_ends_with_2_and_writes_nothing(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("MaskSAMCore.zoo.installed.load_model", lambda name, device: (Threshold(), make_card()))
+    monkeypatch.setattr("MaskSAMCore.zoo.installed.load_model", lambda name, device, **_: (Threshold(), make_card()))
     monkeypatch.setattr("MaskSAMCore.zoo.installed.find_model", lambda name: tmp_path)
     monkeypatch.setattr("MaskSAMCore.zoo.model_folder.load_card", lambda path: make_card())
     write_volume(bright_scan()[0], tmp_path / "scan.nii.gz")

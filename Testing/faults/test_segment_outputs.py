@@ -18,7 +18,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch):
     """Every refusal comes before the model is loaded."""
     monkeypatch.setattr("MaskSAMCore.zoo.installed.find_model", lambda name: Path("toy"))
     monkeypatch.setattr("MaskSAMCore.zoo.model_folder.load_card", lambda path: make_card())
-    monkeypatch.setattr("MaskSAMCore.zoo.installed.load_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("MaskSAMCore.zoo.installed.load_model", lambda *_, **__: pytest.fail("the model was loaded"))
 
 
 @pytest.fixture

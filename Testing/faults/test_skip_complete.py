@@ -16,7 +16,7 @@ from Testing.toy_model import bright_scan, make_card
 def test_complete_outputs_are_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setattr("MaskSAMCore.zoo.installed.find_model", lambda name: Path("toy"))
     monkeypatch.setattr("MaskSAMCore.zoo.model_folder.load_card", lambda path: make_card())
-    monkeypatch.setattr("MaskSAMCore.zoo.installed.load_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("MaskSAMCore.zoo.installed.load_model", lambda *_, **__: pytest.fail("the model was loaded"))
     write_volume(bright_scan()[0], tmp_path / "scan.nii.gz")
     (tmp_path / "out").mkdir()
     for suffix in outputs.SET:

@@ -1,0 +1,227 @@
+"""The Python interface, with a bundled model on a real scan, in every form in which a scan may be given."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+import MaskSAMCore as masksam
+from MaskSAMCore.errors import GeometryError, InputError, ModelError, PromptError
+from MaskSAMCore.evaluation.metrics import dice
+from MaskSAMCore.io.images import read_labels
+from MaskSAMCore.zoo import installed, model_folder
+from Testing.toy_model import bright_scan, make_card, save_tiny
+
+MODEL = "hippocampus-mr"
+NAMES = {1: "Anterior hippocampus", 2: "Posterior hippocampus"}
+
+
+@pytest.fixture(scope="module")
+def scan(shared: Path) -> Path:
+    """A validation case of the model's fold."""
+    name = model_folder.load_card(installed.find_model(MODEL)).provenance["validation_cases"][0]
+    return shared / "data" / "hippocampus" / "imagesTr" / f"{name}_0000.nii.gz"
+
+
+@pytest.fixture(scope="module")
+def reference(scan: Path) -> np.ndarray:
+    """Its labels (I, J, K)."""
+    path = scan.parents[1] / "labelsTr" / scan.name.replace("_0000", "")
+    return np.asanyarray(nibabel.load(path).dataobj)
+
+
+@pytest.fixture(scope="module")
+def model(mobile_sam: Path) -> masksam.Model:
+    """The bundled model on the CPU."""
+    return masksam.load(MODEL, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def result(model: masksam.Model, scan: Path) -> masksam.Segmentation:
+    """What it finds in the scan, given as a path."""
+    return model.segment(str(scan))
+
+
+def test_at_most_twelve_names_are_public_and_each_is_documented() -> None:
+    public = [name for name in masksam.__all__ if not name.startswith("_")]
+    assert len(public) <= 12
+    assert set(public) <= set(dir(masksam))
+    assert all(getattr(masksam, name).__doc__ for name in public)
+    with pytest.raises(AttributeError, match="lod"):
+        masksam.lod  # noqa: B018
+
+
+def test_importing_costs_nothing_and_public_names_no_torch(repo: Path) -> None:
+    code = (
+        "import sys, MaskSAMCore as masksam\n"
+        "heavy = {'torch', 'SimpleITK', 'numpy', 'monai'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+        "masksam.load, masksam.read_volume, masksam.MaskSAMError\n"
+        "print(sorted((heavy - {'numpy'}) & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=repo, capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == ["[]", "[]"]
+
+
+def test_a_scan_is_segmented_on_its_own_grid(result: masksam.Segmentation, scan: Path, reference: np.ndarray) -> None:
+    image = nibabel.load(scan)
+    assert result.labels.shape == image.shape == reference.shape
+    assert np.allclose(result.affine, image.affine, atol=1e-4)
+    assert result.names == NAMES
+    assert all(dice(result.labels == label, reference == label) > 0.75 for label in NAMES)
+    voxel = abs(np.linalg.det(image.affine[:3, :3])) / 1000
+    assert result.volumes_ml == pytest.approx({n: (result.labels == i).sum() * voxel for i, n in NAMES.items()})
+    assert (result.mask("anterior HIPPOCAMPUS") == (result.labels == 1)).all()
+    assert (result.mask(2) == (result.labels == 2)).all()
+    with pytest.raises(InputError, match="no such structure"):
+        result.mask("liver")
+    with pytest.raises(InputError, match="no such label"):
+        result.mask(3)
+
+
+@pytest.mark.parametrize("kind", ["nibabel", "SimpleITK", "array", "volume", "list"])
+def test_every_form_of_a_scan_gives_the_same_voxels(
+    model: masksam.Model, result: masksam.Segmentation, scan: Path, kind: str
+) -> None:
+    image = nibabel.load(scan)
+    given: Any = {
+        "nibabel": lambda: image,
+        "SimpleITK": lambda: sitk.ReadImage(str(scan)),
+        "array": lambda: (image.get_fdata(), image.affine),
+        "volume": lambda: masksam.read_volume(scan),
+        "list": lambda: [scan],
+    }[kind]()
+    found = model.segment(given)
+    assert (found.labels != result.labels).mean() < 1e-4
+    assert np.allclose(found.affine, result.affine, atol=1e-4)
+
+
+def test_an_array_alone_is_refused_with_a_hint(model: masksam.Model) -> None:
+    with pytest.raises(InputError, match=r"Give \(array, affine\).*numpy\.diag"):
+        model.segment(np.zeros((4, 4, 4)))
+
+
+@pytest.mark.parametrize(
+    ("scan", "error", "words"),
+    [
+        (3, InputError, "this is no scan"),
+        ([], InputError, "this is no scan"),
+        ("no-such-file.nii.gz", InputError, "no-such-file.nii.gz"),
+        ((np.zeros((4, 4)), np.eye(4)), InputError, r"\(I, J, K\)"),
+        ((np.zeros((4, 4, 4)), np.eye(3)), GeometryError, "4x4"),
+        ((np.zeros((4, 4, 4)), np.zeros((4, 4))), GeometryError, "affine"),
+        ((np.full((4, 4, 4), np.nan), np.eye(4)), InputError, "no finite voxel"),
+        ((np.zeros((4, 4, 4), complex), np.eye(4)), InputError, "real numbers"),
+        ((np.zeros((4, 4, 4, 2)), np.eye(4)), InputError, "channels"),
+    ],
+)
+def test_what_is_no_scan_is_refused(model: masksam.Model, scan: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        model.segment(scan)
+
+
+def test_micrometres_of_a_nifti_in_memory_are_millimetres(model: masksam.Model, scan: Path) -> None:
+    image = nibabel.load(scan)
+    small = image.affine.copy()
+    small[:3] *= 1000
+    other = nibabel.Nifti1Image(np.asanyarray(image.dataobj), small)
+    other.header.set_xyzt_units("micron")
+    found = model.segment(other)
+    assert np.allclose(found.affine, image.affine, atol=1e-3)
+
+
+def test_results_are_saved_and_given_as_other_libraries_have_them(
+    result: masksam.Segmentation, scan: Path, tmp_path: Path
+) -> None:
+    written = result.save(tmp_path / "out")
+    assert {path.name.split(".", 1)[1] for path in written} == {"nii.gz", "seg.nrrd", "csv", "png"}
+    labels = read_labels(next(path for path in written if path.name.endswith(".nii.gz")))
+    assert (result.labels == labels.array.T).all()
+    with pytest.raises(InputError, match="exist already"):
+        result.save(tmp_path / "out")
+    assert result.save(tmp_path / "out", overwrite=True) == written
+    assert result.save(tmp_path / "one.mha") == [tmp_path / "one.mha"]
+    with pytest.raises(InputError, match="DICOM"):
+        result.save(tmp_path / "one.dcm")
+
+    image = result.to_nibabel()
+    assert (np.asanyarray(image.dataobj) == result.labels).all()
+    assert np.allclose(image.affine, nibabel.load(scan).affine, atol=1e-4)
+    itk, source = result.to_sitk(), sitk.ReadImage(str(scan))
+    assert (result.labels == sitk.GetArrayFromImage(itk).T).all()
+    assert np.allclose(itk.GetOrigin(), source.GetOrigin(), atol=1e-3)
+    assert np.allclose(itk.GetDirection(), source.GetDirection(), atol=1e-5)
+
+
+def test_structures_and_regions_can_be_chosen(model: masksam.Model, result: masksam.Segmentation, scan: Path) -> None:
+    found = model.segment(scan, structures=["posterior hippocampus"])
+    assert found.names == {2: NAMES[2]}
+    assert (found.labels == np.where(result.labels == 2, 2, 0)).all()
+    corner = result.affine @ (0, 0, 0, 1)
+    box = (*corner[:3], 20, 20, 20)
+    assert not model.segment(scan, roi=box).labels[15:].any()
+    with pytest.raises(InputError, match="six numbers"):
+        model.segment(scan, roi=(1, 2, 3))
+    with pytest.raises(InputError, match="no such structure"):
+        model.segment(scan, structures=["liver"])
+
+
+def test_clicks_boxes_and_undo(model: masksam.Model, scan: Path, reference: np.ndarray) -> None:
+    session = model.open(scan)
+    inside = np.argwhere(reference == 1)
+    ijk = tuple(inside[len(inside) // 2])
+    assert session.shape == reference.shape
+    assert not session.mask().any()
+    first = session.click(ijk, NAMES[1])
+    assert first.dtype == bool
+    assert first[ijk]
+    assert dice(first, reference == 1) > 0.6
+    outside = tuple(np.argwhere(first & (reference != 1))[0])
+    second = session.click(outside, positive=False)
+    assert not second[outside]
+    assert second[ijk]
+    low, high = np.argwhere(reference == 2).min(0), np.argwhere(reference == 2).max(0)
+    boxed = session.box(high, low, "the tail")
+    assert dice(boxed, reference == 2) > 0.6
+    assert (session.mask(NAMES[1]) == second).all()
+    assert (session.mask(1) == second).all(), "a label of the model is its structure"
+    assert not session.undo().any(), "the box was all that the tail had"
+    assert (session.undo() == first).all()
+    assert not session.undo().any()
+    with pytest.raises(PromptError, match="nothing to undo"):
+        session.undo()
+
+
+def test_a_prompt_that_is_refused_changes_nothing(model: masksam.Model, scan: Path, reference: np.ndarray) -> None:
+    session = model.open(scan)
+    mask = session.click(tuple(np.argwhere(reference == 1)[40]))
+    for wrong in ((999, 0, 0), (-3, 0, 0)):
+        with pytest.raises(PromptError, match="outside"):
+            session.click(wrong)
+    with pytest.raises(PromptError, match="three numbers"):
+        session.click((1, 2))
+    assert (session.mask() == mask).all()
+    session.undo()
+    with pytest.raises(PromptError, match="nothing to undo"):
+        session.undo()
+
+
+def test_a_typo_in_a_models_name_gets_a_suggestion() -> None:
+    with pytest.raises(ModelError, match='Did you mean "hippocampus-mr"'):
+        masksam.load("hipocampus-mr")
+    assert {"hippocampus-mr", "cardiac-cine-mr", "headneck-ct"} <= set(masksam.list_models())
+
+
+def test_a_model_folder_is_loaded_and_takes_an_array(tmp_path: Path) -> None:
+    model = masksam.load(save_tiny(tmp_path / "toy", make_card()), device="cpu")
+    assert (model.name, model.structures, model.device) == ("toy", ("bright",), "cpu")
+    volume, _ = bright_scan()
+    found = model.segment((volume.array.T, volume.grid.affine))
+    assert found.labels.shape == volume.array.shape[::-1]
