@@ -16,6 +16,7 @@ import MaskSAMCore as masksam
 from MaskSAMCore.errors import GeometryError, InputError, ModelError, PromptError
 from MaskSAMCore.evaluation.metrics import dice
 from MaskSAMCore.io.images import read_labels
+from MaskSAMCore.io.in_memory import volume_of
 from MaskSAMCore.zoo import installed, model_folder
 from Testing.toy_model import bright_scan, make_card, save_tiny
 
@@ -86,21 +87,57 @@ def test_a_scan_is_segmented_on_its_own_grid(result: masksam.Segmentation, scan:
         result.mask(3)
 
 
-@pytest.mark.parametrize("kind", ["nibabel", "SimpleITK", "array", "volume", "list"])
-def test_every_form_of_a_scan_gives_the_same_voxels(
-    model: masksam.Model, result: masksam.Segmentation, scan: Path, kind: str
+def test_an_image_in_memory_gives_the_same_voxels_as_its_file(
+    model: masksam.Model, result: masksam.Segmentation, scan: Path
 ) -> None:
+    found = model.segment(nibabel.load(scan))
+    assert (found.labels == result.labels).all()
+    assert np.allclose(found.affine, result.affine, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["nibabel", "SimpleITK", "array", "channel", "integers"])
+def test_every_form_of_a_scan_is_the_same_volume(scan: Path, kind: str) -> None:
     image = nibabel.load(scan)
+    file = masksam.read_volume(scan)
     given: Any = {
         "nibabel": lambda: image,
         "SimpleITK": lambda: sitk.ReadImage(str(scan)),
         "array": lambda: (image.get_fdata(), image.affine),
-        "volume": lambda: masksam.read_volume(scan),
-        "list": lambda: [scan],
+        "channel": lambda: (image.get_fdata()[..., None], image.affine),
+        "integers": lambda: (image.get_fdata().round().astype(np.int16), image.affine),
     }[kind]()
-    found = model.segment(given)
-    assert (found.labels != result.labels).mean() < 1e-4
-    assert np.allclose(found.affine, result.affine, atol=1e-4)
+    volume = volume_of(given)
+    assert volume.array.dtype == np.float32
+    assert np.allclose(volume.array, file.array.round() if kind == "integers" else file.array, rtol=1e-6)
+    assert np.allclose(volume.grid.affine, file.grid.affine, atol=1e-4)
+    assert volume_of(file) is file
+
+
+def test_several_channels_are_the_last_axis_and_vectors_of_an_itk_image() -> None:
+    array = np.random.default_rng(0).normal(size=(5, 4, 3, 2)).astype(np.float32)
+    volume = volume_of((array, np.diag([1, 2, 3, 1.0])))
+    assert volume.array.shape == (2, 3, 4, 5)
+    assert volume.array[1, 2, 3, 4] == array[4, 3, 2, 1]
+    vectors = sitk.GetImageFromArray(array.transpose(2, 1, 0, 3), isVector=True)
+    assert (volume_of(vectors).array == volume.array).all()
+
+
+def test_voxels_that_are_not_finite_are_replaced_and_the_source_is_left_alone() -> None:
+    array = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    array[1, 1, 1] = np.inf
+    volume = volume_of((array, np.eye(4)))
+    assert volume.nonfinite == 1
+    assert volume.array[1, 1, 1] == 23
+    assert np.isinf(array[1, 1, 1])
+    assert "1 voxels are NaN or Inf" in volume.warnings[0]
+
+
+def test_a_skewed_image_is_refused_or_resampled() -> None:
+    skewed = np.eye(4)
+    skewed[0, 1] = 0.3
+    with pytest.raises(GeometryError, match="right angles"):
+        volume_of((np.ones((4, 5, 6)), skewed))
+    assert volume_of((np.ones((4, 5, 6)), skewed), resample=True).grid.skew < 1e-6
 
 
 def test_an_array_alone_is_refused_with_a_hint(model: masksam.Model) -> None:
@@ -127,14 +164,11 @@ def test_what_is_no_scan_is_refused(model: masksam.Model, scan: Any, error: type
         model.segment(scan)
 
 
-def test_micrometres_of_a_nifti_in_memory_are_millimetres(model: masksam.Model, scan: Path) -> None:
-    image = nibabel.load(scan)
-    small = image.affine.copy()
-    small[:3] *= 1000
-    other = nibabel.Nifti1Image(np.asanyarray(image.dataobj), small)
-    other.header.set_xyzt_units("micron")
-    found = model.segment(other)
-    assert np.allclose(found.affine, image.affine, atol=1e-3)
+@pytest.mark.parametrize(("unit", "scale"), [("micron", 1000.0), ("meter", 0.001), ("mm", 1.0)])
+def test_the_units_of_an_image_in_memory_are_converted_to_millimetres(unit: str, scale: float) -> None:
+    image = nibabel.Nifti1Image(np.ones((2, 3, 4), np.float32), np.diag([scale, 2 * scale, 3 * scale, 1]))
+    image.header.set_xyzt_units(unit)
+    assert volume_of(image).grid.spacing == pytest.approx((1, 2, 3))
 
 
 def test_results_are_saved_and_given_as_other_libraries_have_them(
@@ -222,6 +256,6 @@ def test_a_typo_in_a_models_name_gets_a_suggestion() -> None:
 def test_a_model_folder_is_loaded_and_takes_an_array(tmp_path: Path) -> None:
     model = masksam.load(save_tiny(tmp_path / "toy", make_card()), device="cpu")
     assert (model.name, model.structures, model.device) == ("toy", ("bright",), "cpu")
-    volume, _ = bright_scan()
+    volume, _ = bright_scan((4, 16, 16), at=(slice(1, 3), slice(4, 9), slice(4, 9)))
     found = model.segment((volume.array.T, volume.grid.affine))
-    assert found.labels.shape == volume.array.shape[::-1]
+    assert found.labels.shape == (16, 16, 4)
