@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from argparse import ArgumentParser
@@ -98,6 +99,14 @@ def test_every_screenshot_is_shown_somewhere(repo: Path) -> None:
     texts = "".join(path.read_text(encoding="utf-8") for path in [*pages(repo), repo / "CMakeLists.txt"])
     names = sorted(path.name for path in (repo / "Resources" / "Screenshots").iterdir())
     assert [name for name in names if f"Screenshots/{name}" not in texts] == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
+def test_every_python_example_is_python(repo: Path, page: str) -> None:
+    examples = re.findall(r"^```python\n(.*?)^```", (repo / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert len(examples) >= 2
+    for example in examples:
+        ast.parse(example)
 
 
 def test_every_command_of_the_documents_parses(repo: Path) -> None:
