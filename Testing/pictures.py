@@ -1,4 +1,4 @@
-"""The README's pictures, from the real module, scene and engine: `python -m Testing.pictures [FOLDER]`.
+"""Pictures of the module, drawn offscreen: `python -m Testing.pictures [FOLDER]`.
 
 The panel is drawn by Qt offscreen, the views by Slicer's displayable managers; the scan is that of `make demo`.
 """
@@ -24,7 +24,7 @@ from Testing.panel.pictures import picture
 from Testing.slicer import environment, rig
 from Testing.slicer.offscreen import SliceView, ThreeDView
 
-FOLDER = Path(__file__).resolve().parents[1] / "Resources" / "Screenshots"
+FOLDER = Path("pictures-output")
 VIEW = (440, 403)
 """Pixels of one view: two rows of them are as high as the panel."""
 CLOSER = 2.5
@@ -145,7 +145,7 @@ def beside(panel: np.ndarray, views: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def draw(folder: Path) -> list[Path]:
-    """All pictures of the README that show the module."""
+    """The section Segment, the section Refine, and the panel beside the views."""
     from matplotlib.image import imsave
 
     from SlicerMaskSAMLib.values.choices import Region

@@ -2,7 +2,7 @@
 
 A download goes into a `.part` file beside its target and is renamed only when its hash is right
 (faults.md rows 35, 36). Archives are read member by member, by exact name; nothing is ever unpacked
-to a path that an archive chose (row 7).
+to a path that an archive chose (faults.md row 7).
 """
 
 from __future__ import annotations

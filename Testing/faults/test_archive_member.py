@@ -1,4 +1,4 @@
-"""Row 7: an archive member that leaves its folder is rejected, and nothing is written."""
+"""faults.md row 7: an archive member that leaves its folder is rejected, and nothing is written."""
 
 from __future__ import annotations
 

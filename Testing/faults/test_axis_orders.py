@@ -1,4 +1,4 @@
-"""Fault 19: an asymmetric phantom in all 48 axis orders and flips comes back on the same voxels.
+"""faults.md row 19: an asymmetric phantom in all 48 axis orders and flips comes back on the same voxels.
 
 Every voxel is coloured by where it lies in RAS, so a swap of ijk and kji, of LPS and RAS, or a lost flip shows.
 """

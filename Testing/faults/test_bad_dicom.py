@@ -1,4 +1,4 @@
-"""Fault 13: no pixel data, an unknown transfer syntax and malformed elements name the file and the reason."""
+"""faults.md row 13: no pixel data, an unknown transfer syntax and malformed elements name the file and the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Row 59: a click in the 3-D view or outside the volume → ignored with a hint."""
+"""faults.md row 59: a click in the 3-D view or outside the volume → ignored with a hint."""
 
 from __future__ import annotations
 

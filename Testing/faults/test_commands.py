@@ -1,4 +1,4 @@
-"""Row 58, for commands such as teaching: cancel, reload and the end of Slicer, however it ends, end the whole tree."""
+"""faults.md row 58, for commands such as teaching: cancel and every end of Slicer end the process tree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Row 28: a constant or all-zero image gives an empty result with a warning and no division by zero."""
+"""faults.md row 28: a constant or all-zero image gives an empty result with a warning and no division by zero."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Row 28: a constant or all-zero image causes no division by zero; it is marked, and training refuses it."""
+"""faults.md row 28: a constant or all-zero image causes no division by zero; it is marked, and training refuses it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fault 8: a DICOMDIR that refers outside its folder is rejected."""
+"""faults.md row 8: a DICOMDIR that refers outside its folder is rejected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fault 45: a disk that fills up in the middle of a save leaves the old file intact and no temporary.
+"""faults.md row 45: a disk that fills up in the middle of a save leaves the old file intact and no temporary.
 
 A limit on the size of files (RLIMIT_FSIZE) stops a real write in a real process at any byte, as a full disk does;
 where the user may mount one, a real file system of 256 KiB is filled as well.

@@ -1,4 +1,4 @@
-"""Row 60: Windows keeps a file open -> retried, then the result is kept and its place is shown.
+"""faults.md row 60: Windows keeps a file open -> retried, then the result is kept and its place is shown.
 
 Windows refuses to replace a file that another program has open (ERROR_SHARING_VIOLATION), which Python raises as
 PermissionError. Here `os.replace` raises it for the held files, which is what would happen there.

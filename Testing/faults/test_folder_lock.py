@@ -1,4 +1,4 @@
-"""Fault 51: two runs into one folder: the second is told which process holds it."""
+"""faults.md row 51: two runs into one folder: the second is told which process holds it."""
 
 from __future__ import annotations
 

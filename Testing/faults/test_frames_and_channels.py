@@ -1,4 +1,4 @@
-"""Fault 25: 4-D and colour input asks for the frame or channel; never silently the first."""
+"""faults.md row 25: 4-D and colour input asks for the frame or channel; never silently the first."""
 
 from __future__ import annotations
 

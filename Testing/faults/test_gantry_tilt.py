@@ -1,4 +1,4 @@
-"""Fault 11: gantry tilt is announced and resampled on request, else refused; never silently sheared."""
+"""faults.md row 11: gantry tilt is announced and resampled on request, else refused; never silently sheared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Row 47: GPU out of memory: single windows, then sums on the CPU, then the CPU; each step is said."""
+"""faults.md row 47: GPU out of memory: single windows, then sums on the CPU, then the CPU; each step is said."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Row 57, for Slicer: the worker fails after part of its output: nothing of it is imported."""
+"""faults.md row 57, for Slicer: the worker fails after part of its output: nothing of it is imported."""
 
 from __future__ import annotations
 

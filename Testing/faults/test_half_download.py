@@ -1,4 +1,4 @@
-"""Row 36: half a download never counts as installed."""
+"""faults.md row 36: half a download never counts as installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fault 4: sizes that are huge, zero, negative or beyond the file are refused before anything is allocated."""
+"""faults.md row 4: sizes that are huge, zero, negative or beyond the file are refused before anything is allocated."""
 
 from __future__ import annotations
 

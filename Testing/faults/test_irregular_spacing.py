@@ -1,4 +1,4 @@
-"""Fault 10: irregular spacing is refused, or resampled on request; the tolerance is relative."""
+"""faults.md row 10: irregular spacing is refused, or resampled on request; the tolerance is relative."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Row 26: label and image grids that differ are snapped within a stated tolerance, else an error."""
+"""faults.md row 26: label and image grids that differ are snapped within a stated tolerance, else an error."""
 
 from __future__ import annotations
 

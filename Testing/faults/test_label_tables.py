@@ -1,4 +1,4 @@
-"""Row 33: label ids above 255, duplicate names, empty names: validated; the type widens."""
+"""faults.md row 33: label ids above 255, duplicate names, empty names: validated; the type widens."""
 
 from __future__ import annotations
 

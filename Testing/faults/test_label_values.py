@@ -1,4 +1,4 @@
-"""Row 41: label values that were not declared, empty masks, a single case: named per file."""
+"""faults.md row 41: label values that were not declared, empty masks, a single case: named per file."""
 
 from __future__ import annotations
 

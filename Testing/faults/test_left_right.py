@@ -1,4 +1,4 @@
-"""Row 22: no left-right mirroring unless label pairs are declared; where they are, the labels swap with it."""
+"""faults.md row 22: no left-right mirroring unless pairs are declared; where they are, labels swap."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Row 34: a checkpoint that would run code when opened is refused, and the code does not run."""
+"""faults.md row 34: a checkpoint that would run code when opened is refused, and the code does not run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fault 1: a missing or unreadable path is named, and ends the command with 2."""
+"""faults.md row 1: a missing or unreadable path is named, and ends the command with 2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fault 9: missing slices are refused with their positions; spacing is never averaged."""
+"""faults.md row 9: missing slices are refused with their positions; spacing is never averaged."""
 
 from __future__ import annotations
 

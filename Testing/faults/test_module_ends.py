@@ -1,4 +1,4 @@
-"""Row 58, for Slicer: cancel, module reload and the end of the application end the whole process tree."""
+"""faults.md row 58, for Slicer: cancel, module reload and the end of the application end the whole process tree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fault 5: non-ASCII characters, spaces and long paths work."""
+"""faults.md row 5: non-ASCII characters, spaces and long paths work."""
 
 from __future__ import annotations
 

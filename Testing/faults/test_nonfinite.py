@@ -1,4 +1,4 @@
-"""Fault 27: NaN and Inf are counted, replaced by a rule and said; training can see the count."""
+"""faults.md row 27: NaN and Inf are counted, replaced by a rule and said; training can see the count."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Row 48: not enough memory is estimated first, and refused with the numbers."""
+"""faults.md row 48: not enough memory is estimated first, and refused with the numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fault 3: what a file is, is decided by its content, and said where the name claims otherwise."""
+"""faults.md row 3: what a file is, is decided by its content, and said where the name claims otherwise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fault 29: scale factors of 0 or NaN, float64, big-endian, unsigned and signed 12-bit numbers are one conversion."""
+"""faults.md row 29: scale factors of 0 or NaN and all number types go through one conversion."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fault 14: oblique and negated orientations take their geometry from the vectors; a centroid comes back."""
+"""faults.md row 14: oblique and negated orientations take their geometry from the vectors; a centroid comes back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Row 20: an oblique scan is brought to RAS order and comes back on exactly its own grid."""
+"""faults.md row 20: an oblique scan is brought to RAS order and comes back on exactly its own grid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Row 40: missing labels, one patient in two splits, an unreadable case: all in one report before the first step."""
+"""faults.md row 40: all problems of a data set come in one report before the first step."""
 
 from __future__ import annotations
 

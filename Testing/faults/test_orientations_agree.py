@@ -1,4 +1,4 @@
-"""Row 21: a scan stored in another orientation than the training data gives the same input and the same result."""
+"""faults.md row 21: a scan stored in another orientation gives the same input and the same result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fault 6: an output that exists, is read-only or is an input is refused; an input is never touched."""
+"""faults.md row 6: an output that exists, is read-only or is an input is refused; an input is never touched."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Row 31: none, NaN, outside, inverted, contradicting: PromptError with the prompt's number and position."""
+"""faults.md row 31: none, NaN, outside, inverted, contradicting: PromptError with the prompt's number and position."""
 
 from __future__ import annotations
 

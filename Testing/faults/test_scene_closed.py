@@ -1,4 +1,4 @@
-"""Row 53: the scene is closed in the middle of a run: the worker is told, the result dropped, the panel reset."""
+"""faults.md row 53: the scene is closed in the middle of a run."""
 
 from __future__ import annotations
 

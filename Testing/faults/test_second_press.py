@@ -1,5 +1,4 @@
-"""Row 56: a second press, and everything that comes in through processEvents: one state machine, and the second press
-is Cancel."""
+"""faults.md row 56: one state machine, whatever comes in through processEvents; a second press is Cancel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Row 6: an output that exists, is read-only or an input is refused unless --overwrite; inputs are never touched."""
+"""faults.md row 6, for `segment`: existing outputs are refused unless --overwrite; inputs are kept."""
 
 from __future__ import annotations
 

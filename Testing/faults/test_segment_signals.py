@@ -1,4 +1,4 @@
-"""Row 50, for `segment`: Ctrl-C and SIGTERM end it with 130 and 143, and no partial output is left."""
+"""faults.md row 50, for `segment`: Ctrl-C and SIGTERM end it with 130 and 143, and no partial output is left."""
 
 from __future__ import annotations
 

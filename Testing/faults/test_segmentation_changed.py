@@ -1,4 +1,4 @@
-"""Row 55: the segmentation is edited or deleted meanwhile: only new or agreed segments are written, as one step."""
+"""faults.md row 55: a segmentation edited or deleted meanwhile; only agreed segments are written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows 47 and 48 for clicks: full memory is met with steps back that are said, and a large scan stays small."""
+"""faults.md rows 47 and 48, for clicks: full memory is met with fallbacks, and large scans stay small."""
 
 from __future__ import annotations
 

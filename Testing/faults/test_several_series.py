@@ -1,4 +1,4 @@
-"""Fault 12: several series, duplicate positions, localisers and secondary captures are split and listed."""
+"""faults.md row 12: several series, duplicate positions, localisers and secondary captures are split and listed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fault 16: sform and qform that differ: one rule (ITK's), a warning, and both written equal."""
+"""faults.md row 16: sform and qform that differ: one rule (ITK's), a warning, and both written equal."""
 
 from __future__ import annotations
 

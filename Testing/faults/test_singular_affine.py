@@ -1,4 +1,4 @@
-"""Fault 18: a singular, NaN or zero-spacing affine is a GeometryError."""
+"""faults.md row 18: a singular, NaN or zero-spacing affine is a GeometryError."""
 
 from __future__ import annotations
 

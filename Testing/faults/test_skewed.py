@@ -1,4 +1,4 @@
-"""Fault 17: a direction matrix that is not orthonormal is shown, and resampled on request."""
+"""faults.md row 17: a direction matrix that is not orthonormal is shown, and resampled on request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Row 52: a re-run over complete outputs skips them without loading the model; an incomplete one cannot exist."""
+"""faults.md row 52: complete outputs are skipped without loading the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Row 22 in Slicer: whichever way a scan's axes run, the left structure lies on the left and is coded left."""
+"""faults.md row 22, in Slicer: the left structure lies on the left and is coded left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Row 24: one slice, fewer slices or pixels than a patch, strong anisotropy: padded, cropped back, same grid."""
+"""faults.md row 24: one slice, few slices or pixels, anisotropy: padded, cropped back, same grid."""
 
 from __future__ import annotations
 

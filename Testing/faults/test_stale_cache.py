@@ -1,4 +1,4 @@
-"""Row 43: a stale or corrupt prepared cache is found by its hashes: rebuilt by prepare, refused by training."""
+"""faults.md row 43: a stale or corrupt cache is rebuilt by `prepare` and refused by training."""
 
 from __future__ import annotations
 

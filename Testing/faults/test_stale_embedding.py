@@ -1,4 +1,4 @@
-"""Row 32: an embedding of another image, place or model is never used; the key holds the voxels and the weights."""
+"""faults.md row 32: an embedding of another image, place or model is never used."""
 
 from __future__ import annotations
 

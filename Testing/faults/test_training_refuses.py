@@ -1,4 +1,4 @@
-"""Row 27: NaN and Inf are counted and refused for training; elsewhere replaced by the lowest value, with a warning."""
+"""faults.md row 27: NaN and Inf are refused for training; elsewhere replaced, with a warning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Row 23: a volume under a linear or grid transform; clicks are mapped to its voxels, results carry the transform."""
+"""faults.md row 23: clicks are mapped through transforms, and results carry them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fault 2: a truncated or damaged file is never a partial volume, wherever it was cut."""
+"""faults.md row 2: a truncated or damaged file is never a partial volume, wherever it was cut."""
 
 from __future__ import annotations
 

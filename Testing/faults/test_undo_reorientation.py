@@ -1,4 +1,4 @@
-"""Fault 20: a reorientation is undone exactly, or the run fails; the affine comes back bit for bit."""
+"""faults.md row 20: a reorientation is undone exactly, or the run fails; the affine comes back bit for bit."""
 
 from __future__ import annotations
 

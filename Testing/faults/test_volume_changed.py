@@ -1,5 +1,4 @@
-"""Row 54: the volume is deleted, edited or changed meanwhile: the result is kept as a new node on the grid that the
-volume had, and never written over the wrong one."""
+"""faults.md row 54: a volume deleted, edited or changed meanwhile; the result becomes a new node."""
 
 from __future__ import annotations
 

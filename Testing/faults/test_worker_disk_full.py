@@ -1,4 +1,4 @@
-"""Row 45, for the worker: a disk that is full is an error with a remedy; nothing is left, the state is intact.
+"""faults.md row 45, for the worker: a full disk is an error with a remedy, and nothing is left.
 
 A limit on the size of files stops real writes of the real processes; where the user may mount one, a real file system
 of 256 KiB is filled as well.

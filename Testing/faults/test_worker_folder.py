@@ -1,4 +1,4 @@
-"""Row 15, for the worker: the private folder with patient data is gone however client and worker end.
+"""faults.md row 15, for the worker: the private folder with patient data is gone however client and worker end.
 
 Where both are killed at one moment nobody is left to delete it; the next start does.
 """

@@ -1,4 +1,4 @@
-"""Row 33, through the worker: label ids above 255, and structures' numbers far above, arrive as they are."""
+"""faults.md row 33, through the worker: label ids above 255, and structures' numbers far above, arrive as they are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows 47 to 49, for the worker: full memory at any step, too little to begin with, and a GPU that is lost.
+"""faults.md rows 47 to 49, for the worker: full memory at any step, too little to begin with, and a GPU that is lost.
 
 It steps down and says so; where there is no step left the request fails by name, and the worker goes on.
 """

@@ -1,4 +1,4 @@
-"""Rows 57 and 58, for the worker's pipes: garbage, lies about lengths and broken answers; nothing of them is imported.
+"""faults.md rows 57 and 58, for the worker's pipes: nothing of a broken answer is imported.
 
 Every bad message gets an error reply, the worker answers the next good one, and its folder goes with it.
 """

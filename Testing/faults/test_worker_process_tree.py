@@ -1,4 +1,4 @@
-"""Row 58, for the worker: cancel, close and the end of the program end the whole process tree, however deep in work."""
+"""faults.md row 58, for the worker: cancel, close and the end of the program end the process tree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Row 31, through the worker: a prompt that cannot be answered is named by its number and place; nothing changes."""
+"""faults.md row 31, through the worker: a bad prompt is named by its number; nothing changes."""
 
 from __future__ import annotations
 

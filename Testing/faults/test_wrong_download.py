@@ -1,4 +1,4 @@
-"""Row 35: a web page, a truncated or another file is deleted; expected and found are shown."""
+"""faults.md row 35: a web page, a truncated or another file is deleted; expected and found are shown."""
 
 from __future__ import annotations
 

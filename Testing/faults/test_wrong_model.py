@@ -1,4 +1,4 @@
-"""Row 37: wrong architecture, version, depth or grid: the keys and both versions are listed."""
+"""faults.md row 37: wrong architecture, version, depth or grid: the keys and both versions are listed."""
 
 from __future__ import annotations
 

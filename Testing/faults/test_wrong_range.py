@@ -1,4 +1,4 @@
-"""Row 30: a wrong modality or value range is warned of, against the training's statistics, before the network runs."""
+"""faults.md row 30: a wrong modality or range of values is warned of before the network runs."""
 
 from __future__ import annotations
 

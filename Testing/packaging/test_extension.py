@@ -91,11 +91,13 @@ def test_the_tests_for_slicer_are_registered_with_ctest(extension: Extension, re
 # -- what finds what -------------------------------------------------------------------------------------------------
 
 ENGINE = """
-from MaskSAMCore import resources, zoo
-print(resources.__file__)
+import MaskSAMCore
+from MaskSAMCore.config import resources
+from MaskSAMCore.zoo import installed
+print(MaskSAMCore.__file__)
 for parts in (("UI", "SlicerMaskSAM.ui"), ("Icons", "SlicerMaskSAM.png"), ("Terminology", "structures.json")):
     print(resources.resource(*parts))
-print(*(model.path for model in zoo.installed_models()))
+print(*(model.path for model in installed.installed_models()))
 """
 MODULE = """
 import sys
@@ -141,7 +143,7 @@ def bundled(root: Path) -> list[Path]:
 def test_the_engine_finds_resources_and_models(repo: Path, extension: Extension, home: Path, where: str):
     root = extension.modules if where == "installed" else repo
     engine, *resources, models = run(ENGINE, root)
-    assert Path(engine) == root / "MaskSAMCore" / "resources.py"
+    assert Path(engine) == root / "MaskSAMCore" / "__init__.py"
     assert all(Path(path).is_file() and root / "Resources" in Path(path).parents for path in resources)
     assert [Path(model) for model in models.split()] == bundled(root)
 
@@ -179,7 +181,8 @@ def test_every_picture_that_the_package_names_is_in_the_repository(repo: Path, e
     addresses = [extension.about["ICONURL"], *extension.about["SCREENSHOTURLS"].split()]
     assert len(addresses) >= 2
     for address in addresses:
-        assert address.startswith(files) and (repo / address.removeprefix(files)).is_file(), address
+        assert address.startswith(files)
+        assert (repo / address.removeprefix(files)).is_file(), address
     icon = (repo / extension.about["ICONURL"].removeprefix(files)).read_bytes()
     assert struct.unpack(">II", icon[16:24]) == (128, 128)
 

@@ -121,7 +121,7 @@ def test_med_sa(name, condition, branch, total):
 
 
 def test_the_released_depth_adapter_makes_a_third_of_the_encoders():
-    """§18.1 row 7: three adapters per block; at the released ratio of 1/4 that is 78.8 M."""
+    """model.md §18.1 row 7: three adapters per block; at the released ratio of 1/4 that is 78.8 M."""
     model = presets.get("M5").model
     released = replace(model, enc_adapter=replace(model.enc_adapter, depth_branch="adapter", ratio=0.25))
     parts = audit_config(released).parts
