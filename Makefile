@@ -18,7 +18,6 @@ BENCHES := $(sort $(wildcard Testing/bench/bench_*.py))
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.stamp-core
-	$(PY) -m MaskSAMCore.models fetch mobile
 	$(PY) -m MaskSAMCore.demo -o demo-output
 
 test: $(VENV)/.stamp-test
