@@ -105,8 +105,8 @@ def test_all_and_none_mean_the_structures_that_the_search_shows(desk: Desk) -> N
     desk.ui.searchEdit.text = "post"
     desk.press("allButton")
     assert desk.asked() == [
-        ("want", ["Anterior hippocampus", "Posterior hippocampus"], False),
-        ("want", ["Posterior hippocampus"], True),
+        ("set_wanted", ["Anterior hippocampus", "Posterior hippocampus"], False),
+        ("set_wanted", ["Posterior hippocampus"], True),
     ]
 
 
@@ -193,7 +193,7 @@ def test_a_training_case_is_removed_with_consent_only(desk: Desk) -> None:
 
 
 def test_a_second_press_of_teach_cancels(desk: Desk) -> None:
-    desk.ui.lessonNameEdit.text = "ours"
+    desk.ui.newModelNameEdit.text = "ours"
     desk.press("teachButton")
     desk.show(phase=Phase.WORKING, task="teach")
     assert desk.ui.teachButton.text == "Cancel"
@@ -263,4 +263,4 @@ def test_a_structure_that_loses_its_tick_is_not_wanted(desk: Desk) -> None:
 
     desk.show(**PROMPTED)
     desk.ui.wantedList.item(1).setCheckState(qt.Qt.Unchecked)
-    assert desk.asked() == [("want", ["Posterior hippocampus"], False)]
+    assert desk.asked() == [("set_wanted", ["Posterior hippocampus"], False)]

@@ -159,15 +159,15 @@ def test_what_teaching_brought_is_told_with_its_picture(desk: Desk, tmp_path: Pa
     from Testing.panel.pictures import overlay
 
     desk.panel.widget.resize(400, 400)
-    desk.show(**TAUGHT | {"lesson": replace(TAUGHT["lesson"], overlay=overlay(tmp_path))})
-    lines = desk.ui.lessonLabel.text.splitlines()
+    desk.show(**TAUGHT | {"training_result": replace(TAUGHT["training_result"], overlay=overlay(tmp_path))})
+    lines = desk.ui.trainingResultLabel.text.splitlines()
     assert lines[0] == "our-hippocampus was taught in 4 min."
     assert "  Posterior hippocampus: 0.81" in lines
     assert lines[-1] == "The worst of them, hippocampus_204:"
     assert desk.ui.overlayLabel.pixmap.width() == 400 - 32
-    desk.show(lesson=None)
+    desk.show(training_result=None)
     assert desk.ui.overlayLabel.isHidden()
-    assert desk.ui.lessonLabel.isHidden()
+    assert desk.ui.trainingResultLabel.isHidden()
 
 
 def test_training_cases_are_listed_with_their_structures(desk: Desk) -> None:
@@ -212,7 +212,7 @@ def test_icons_stand_out_from_light_and_from_dark_windows(desk: Desk, ground: st
 @pytest.mark.parametrize("file", ["panel", "rendering", "dialogs"])
 def test_every_text_goes_through_the_translation(file: str) -> None:
     """Words in the code of the panel are arguments of `_`; other texts hold no words."""
-    tree = ast.parse((Path(SlicerMaskSAMLib.__file__).parent / f"{file}.py").read_text(encoding="utf-8"))
+    tree = ast.parse((Path(SlicerMaskSAMLib.__file__).parent / "window" / f"{file}.py").read_text(encoding="utf-8"))
     translated = {
         id(text)
         for call in ast.walk(tree)

@@ -142,7 +142,7 @@ class Rig:
         """Process ID of the engine."""
         return self.engines[-1].hello["pid"]
 
-    def said(self, text: str) -> bool:
+    def has_message(self, text: str) -> bool:
         """Whether the user was told something with these words."""
         return any(text in line for line in self.status.messages)
 

@@ -23,7 +23,7 @@ from MaskSAMCore.progress import Cancelled
 from MaskSAMCore.worker import child
 from MaskSAMCore.worker.folder import PrivateFolder
 
-PATIENCE_S = 10.0
+KILL_AFTER_S = 10.0
 """From the request to end, which lets a command finish its step and clean up, to the end by force."""
 READ_BYTES = 1 << 20
 STDERR_LINES = 200
@@ -76,16 +76,16 @@ class CommandJob:
         *,
         name: str = "",
         env: Mapping[str, str] | None = None,
-        narrates: bool = False,
+        stdout_is_progress: bool = False,
     ) -> None:
         self.progress: tuple[int, int, str] | None = None
         self._name = name or Path(words[0]).name
-        self._narrates = narrates
+        self._stdout_is_progress = stdout_is_progress
         self._ending = threading.Lock()
         self._ended = self._cancelled = False
         self._error: MaskSAMError | None = None
-        self._said: deque[str] = deque(maxlen=STDERR_LINES)
-        self._told: list[str] = []
+        self._stderr_tail: deque[str] = deque(maxlen=STDERR_LINES)
+        self._output: list[str] = []
         self._owner = os.getpid()
         self._folder = PrivateFolder.make()
         try:
@@ -102,7 +102,7 @@ class CommandJob:
         """Whether it has ended; reads what it wrote since the last time."""
         if not self._ended and self._ending.acquire(blocking=False):  # held while another thread ends it
             try:
-                self._look()
+                self._poll()
             finally:
                 self._ending.release()
         return self._ended
@@ -119,13 +119,13 @@ class CommandJob:
             raise RuntimeError(f"{self._name} is not done")
         if self._error is not None:
             raise self._error
-        return CommandResult(stdout="\n".join(self._told))
+        return CommandResult(stdout="\n".join(self._output))
 
     def cancel(self) -> None:
         """Ask for its end; what does not obey is ended by force some seconds later, whether anybody waits or not."""
         if not self._cancelled and not self.done():
             self._cancelled = True
-            threading.Thread(target=self._see_off, name=f"end of {self._name}", daemon=True).start()
+            threading.Thread(target=self._terminate, name=f"end of {self._name}", daemon=True).start()
 
     def close(self) -> None:
         """End it now, with all that it started. Twice does no harm, nor in a forked child."""
@@ -136,7 +136,7 @@ class CommandJob:
                 self._cancelled = True
                 child.kill_tree(self._process)
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._process.wait(PATIENCE_S)
+                    self._process.wait(KILL_AFTER_S)
                 self._end(self._process.returncode or -signal.SIGTERM)
 
     def _start(self, words: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen:
@@ -153,34 +153,34 @@ class CommandJob:
                 stderr=stderr,
             )
 
-    def _see_off(self) -> None:
+    def _terminate(self) -> None:
         child.ask_to_end(self._process)
         try:
-            self._process.wait(PATIENCE_S)
+            self._process.wait(KILL_AFTER_S)
         except subprocess.TimeoutExpired:
             self.close()
         else:
             with self._ending:
-                self._look()
+                self._poll()
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         """Called with the lock held, as `_end` is."""
         if self._ended:
             return
         code = self._process.poll()  # before the files are read, or its last words would be missed
-        self._listen(last=code is not None)
+        self._read_output(last=code is not None)
         if code is not None:
             self._end(code)
 
-    def _listen(self, *, last: bool) -> None:
+    def _read_output(self, *, last: bool) -> None:
         for line in self._stdout.read(last=last):
-            self._told.append(line)
-            if self._narrates and line.strip():
+            self._output.append(line)
+            if self._stdout_is_progress and line.strip():
                 self.progress = (0, 0, line.strip())
         for line in self._stderr.read(last=last):
             event = _event(line)
             if event is None:
-                self._said.append(line)
+                self._stderr_tail.append(line)
             else:
                 self.progress = event
 
@@ -192,7 +192,7 @@ class CommandJob:
                 pipe.close()
         self._folder.remove()
         if code:
-            self._error = Cancelled() if self._cancelled else _failure(self._name, code, list(self._said))
+            self._error = Cancelled() if self._cancelled else _failure(self._name, code, list(self._stderr_tail))
         atexit.unregister(self.close)
         self._ended = True
 
@@ -230,13 +230,13 @@ def _event(line: str) -> tuple[int, int, str] | None:
         return None
 
 
-def _failure(name: str, code: int, said: Sequence[str]) -> MaskSAMError:
+def _failure(name: str, code: int, stderr: Sequence[str]) -> MaskSAMError:
     """The command's own message; where it gave none, how it ended and its last words."""
     kind = InputError if code == EXIT_BAD_INPUT else MaskSAMError
-    first = max((number for number, line in enumerate(said) if _ERROR.match(line)), default=None)
+    first = max((number for number, line in enumerate(stderr) if _ERROR.match(line)), default=None)
     if first is not None:
-        message = _ERROR.sub("", "\n".join(said[first:]), count=1).strip()
+        message = _ERROR.sub("", "\n".join(stderr[first:]), count=1).strip()
         return kind(message[:ERROR_CHARACTERS])
-    words = next((line.strip() for line in reversed(said) if line.strip()), "")
+    words = next((line.strip() for line in reversed(stderr) if line.strip()), "")
     how = child.how_it_ended(code)
     return kind("the command failed", where=name, why=f"{how}; its last words: {words[:300]}" if words else how)

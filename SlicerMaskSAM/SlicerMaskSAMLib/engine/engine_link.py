@@ -21,9 +21,9 @@ from SlicerMaskSAMLib.values.tasks import Steps
 Event = dict[str, Any]
 StartEngine = Callable[[Callable[[Event], None]], EngineClient]
 """Starts the engine without waiting for it; its events go to the function that it is given, on any thread."""
-MOST_OPEN = 4
+MAX_OPEN_SCANS = 4
 """Scans that stay open; those that were not used for the longest time are closed."""
-NUMBERS = itertools.count(1)
+CASE_IDS = itertools.count(1)
 """Of scans in the engine; none is used twice, so that none is mistaken for another."""
 ENGINE_MODALITIES = ("CT", "MR")
 
@@ -45,7 +45,7 @@ class Opening:
     number: int
 
 
-class Shared:
+class SharedJob:
     """Waits for a job that others may need as well: cancelling ends the waiting, not the job."""
 
     def __init__(self, job: Job) -> None:
@@ -72,7 +72,7 @@ class Shared:
         self._left = True
 
 
-class Ending:
+class EngineShutdown:
     """The end of an engine, which takes seconds at most and can be waited for by a task."""
 
     progress: tuple[int, int, str] | None = None
@@ -101,22 +101,22 @@ class EngineLink:
 
     Args:
         start: Starts the engine.
-        say: Told the warnings about a scan, a line each, once it is open.
+        log: Told the warnings about a scan, a line each, once it is open.
     """
 
-    def __init__(self, start: StartEngine, *, say: Callable[[str], None] = lambda line: None) -> None:
-        self._start, self._say = start, say
+    def __init__(self, start: StartEngine, *, log: Callable[[str], None] = lambda line: None) -> None:
+        self._start, self._log = start, log
         self._client: EngineClient | None = None
         self._openings: dict[Scan, Opening] = {}
         self._warned: set[int] = set()
-        self._told: deque[Event] = deque()
+        self._events: deque[Event] = deque()
         self._device = ""
 
     @property
     def client(self) -> EngineClient:
         """The engine; starts it where it does not run."""
         if self._client is None:
-            self._client = self._start(self._told.append)
+            self._client = self._start(self._events.append)
         return self._client
 
     @property
@@ -140,10 +140,10 @@ class EngineLink:
         self._close(lambda other: other.node == scan.node and other.fingerprint != scan.fingerprint)
         opening = self._openings.pop(scan, None) or self._open(volume, scan)
         self._openings[scan] = opening  # the last one is the one used last
-        oldest = list(self._openings)[:-MOST_OPEN]
+        oldest = list(self._openings)[:-MAX_OPEN_SCANS]
         self._close(lambda other: other in oldest)
         try:
-            case: Case = yield Shared(opening.job)
+            case: Case = yield SharedJob(opening.job)
         except Cancelled:
             raise
         except MaskSAMError:
@@ -152,14 +152,14 @@ class EngineLink:
         if case.id not in self._warned:
             self._warned.add(case.id)
             for line in case.warnings:
-                self._say(line)
+                self._log(line)
         return case
 
-    def drain(self) -> list[Event]:
+    def take_events(self) -> list[Event]:
         """What the engine told since the last time, in order; see `EngineClient`'s `on_event`."""
         events = []
-        while self._told:
-            event = self._told.popleft()
+        while self._events:
+            event = self._events.popleft()
             events.append(event)
             if event["event"] == "ready":
                 self._device = str(event["hello"].get("device", ""))
@@ -171,12 +171,7 @@ class EngineLink:
                     del self._openings[scan]
         return events
 
-    def forget(self, volume: Any) -> None:
-        """Close a volume's scans."""
-        node = volume.GetID()
-        self._close(lambda scan: scan.node == node)
-
-    def keep(self, nodes: Callable[[str], bool]) -> None:
+    def keep_scans(self, nodes: Callable[[str], bool]) -> None:
         """Close the scans of all volumes but those whose node ID `nodes` approves of."""
         self._close(lambda scan: not nodes(scan.node))
 
@@ -184,19 +179,19 @@ class EngineLink:
         """Close the scans that were opened with a model that is there no more, or is another one now."""
         self._close(lambda scan: scan.model == model)
 
-    def abandon(self) -> Ending:
+    def abandon(self) -> EngineShutdown:
         """End the engine in the background, even one that does not obey; the next use starts another one."""
         client, self._client = self._client, None
         self._openings.clear()
         self._device = ""
-        return Ending(client)
+        return EngineShutdown(client)
 
     def close(self) -> None:
         """End the engine and all it started; waits for that, seconds at most."""
         self.abandon().join()
 
     def _open(self, volume: Any, scan: Scan) -> Opening:
-        made_by, number = modality(volume), next(NUMBERS)
+        made_by, number = modality(volume), next(CASE_IDS)
         job = self.client.submit(
             "open",
             case=number,

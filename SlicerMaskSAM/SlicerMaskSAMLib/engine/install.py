@@ -24,17 +24,17 @@ from SlicerMaskSAMLib.engine.requirements import (
     PACKAGES,
     Need,
     constraints,
-    described,
+    describe,
     installed_packages,
+    is_satisfied,
     missing,
-    will_do,
 )
 from SlicerMaskSAMLib.values.tasks import Steps
 
 BASE = "mobile"
 """Base weights of the bundled models, and of those that are taught here."""
 RECORD = "slicer-packages.json"
-CLOSING = (
+NOTES = (
     "None of your data is sent anywhere. Without a network: Import model file takes base weights and models, and "
     "packages are taken from the folder that the environment variable PIP_FIND_LINKS names."
 )
@@ -60,7 +60,7 @@ class Setup:
     ) -> None:
         self._install_torch = install_torch or torch_by_extension
         self._installed, self._start, self._command = installed, start, command
-        self._record = _Record(base_weights.home("data") / RECORD)
+        self._installed_here = _InstalledPackages(base_weights.home("data") / RECORD)
 
     def missing(self, base: str = BASE) -> tuple[Need, ...]:
         """What the engine lacks, with the base weights that are needed; looks at the names of some files."""
@@ -68,8 +68,8 @@ class Setup:
 
     def text(self, base: str = BASE) -> str:
         """What `steps` would bring, from where and how much of it, for the user's consent; "" where nothing is."""
-        lines = described(self.missing(base))
-        return "\n".join(["The engine needs, once:", *(f"- {line}" for line in lines), CLOSING]) if lines else ""
+        lines = describe(self.missing(base))
+        return "\n".join(["The engine needs, once:", *(f"- {line}" for line in lines), NOTES]) if lines else ""
 
     def steps(self, base: str = BASE) -> Steps:
         """Bring what is missing; the user has agreed to `text`. Returns what the user should know, "" for nothing.
@@ -85,13 +85,13 @@ class Setup:
         if _names(needs, "torch"):
             yield _Notice("Installing PyTorch; Slicer stands still meanwhile")
             torch = PACKAGES["torch"][0]
-            self._install_torch(before[torch.name] if will_do(torch, before) else "")
+            self._install_torch(before[torch.name] if is_satisfied(torch, before) else "")
         if _names(needs, "package"):
             yield from self._install(_names(needs, "package"))
         after = self._installed()
         if after != before:
-            _refuse_vain_installation(missing(after, base))
-            yield from self._try_out()
+            _refuse_unreachable_packages(missing(after, base))
+            yield from self._check_imports()
         for name in _names(needs, "base"):
             yield self._command("models", "fetch", name)
         changed = sorted(name for name, version in before.items() if after.get(name, version) != version)
@@ -118,9 +118,9 @@ class Setup:
             yield self._command("models", "remove", name)
         for file in (base_weights.home("cache") / "samples").glob("*"):
             file.unlink(missing_ok=True)
-        if packages and (ours := self._record.names):
-            yield self._start([*_pip("uninstall"), "--yes", *ours], name="pip uninstall", narrates=True)
-            self._record.forget()
+        if packages and (ours := self._installed_here.names):
+            yield self._start([*_pip("uninstall"), "--yes", *ours], name="pip uninstall", stdout_is_progress=True)
+            self._installed_here.forget()
 
     def _install(self, names: Iterable[str]) -> Steps:
         """pip, with constraints; what it added is written down, for `remove_everything`."""
@@ -132,7 +132,7 @@ class Setup:
                 file = Path(folder) / "constraints.txt"
                 file.write_text(constraints(before), encoding="utf-8")
                 words = [*_pip("install"), "--constraint", str(file), *wanted]
-                yield self._start(words, name="pip install", narrates=True)
+                yield self._start(words, name="pip install", stdout_is_progress=True)
         except Cancelled:
             raise
         except MaskSAMError as error:
@@ -141,9 +141,9 @@ class Setup:
                 "the packages cannot be installed", where=", ".join(names), why=str(error), remedy=remedy
             ) from error
         finally:
-            self._record.add(self._installed().keys() - before.keys())
+            self._installed_here.add(self._installed().keys() - before.keys())
 
-    def _try_out(self) -> Steps:
+    def _check_imports(self) -> Steps:
         """Import everything once, in a process of its own."""
         modules = ", ".join(package.module for packages in PACKAGES.values() for package in packages)
         try:
@@ -179,7 +179,7 @@ class _Notice:
         """There is nothing to end."""
 
 
-class _Record:
+class _InstalledPackages:
     """Which packages were installed from here, into this Slicer; another one has a Python of its own."""
 
     def __init__(self, path: Path) -> None:
@@ -246,7 +246,7 @@ def _names(needs: Iterable[Need], *kinds: str) -> list[str]:
 
 
 def _refuse_old_slicer(needs: Iterable[Need]) -> None:
-    old = described([need for need in needs if need.kind == "slicer"])
+    old = describe([need for need in needs if need.kind == "slicer"])
     if old:
         raise MaskSAMError("this Slicer cannot run the engine", why="; ".join(old))
 
@@ -261,7 +261,7 @@ def _refuse_second_installation() -> None:
         raise MaskSAMError("Slicer is installing other packages", remedy="Press Set up again when that has ended.")
 
 
-def _refuse_vain_installation(needs: Iterable[Need]) -> None:
+def _refuse_unreachable_packages(needs: Iterable[Need]) -> None:
     """pip puts packages elsewhere where it may not write to Slicer's folder, and Slicer does not look there."""
     if lacking := _names(needs, "torch", "package"):
         remedy = "Install Slicer in a folder that you may write to."

@@ -88,14 +88,14 @@ def missing(found: Mapping[str, str], base: str) -> tuple[Need, ...]:
         Need(kind=kind, name=package.name, found=found.get(canonical(package.name), ""))
         for kind, packages in PACKAGES.items()
         for package in packages
-        if not will_do(package, found)
+        if not is_satisfied(package, found)
     ]
     if not seems_here(base):
         needs.append(Need(kind="base", name=base))
     return tuple(needs)
 
 
-def will_do(package: Package, found: Mapping[str, str]) -> bool:
+def is_satisfied(package: Package, found: Mapping[str, str]) -> bool:
     """Whether it is there, and new enough."""
     version = found.get(canonical(package.name), "")
     return bool(version) and _numbers(version) >= _numbers(package.at_least)
@@ -125,7 +125,7 @@ def constraints(found: Mapping[str, str]) -> str:
     return "".join(f"{name}=={found[canonical(name)]}\n" for name in HELD if canonical(name) in found)
 
 
-def described(needs: Sequence[Need]) -> list[str]:
+def describe(needs: Sequence[Need]) -> list[str]:
     """A line for each way to bring something: what, from where, and how much of it."""
     ways = (_slicer_line, _torch_line, _package_line)
     lines = [way([need for need in needs if need.kind == kind]) for way, kind in zip(ways, PACKAGES, strict=True)]

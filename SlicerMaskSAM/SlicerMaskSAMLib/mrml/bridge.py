@@ -21,7 +21,6 @@ from SlicerMaskSAMLib.mrml.segments import (
     write_segment,
 )
 from SlicerMaskSAMLib.mrml.volumes import (
-    Box,
     Geometry,
     Region,
     Source,
@@ -38,7 +37,6 @@ from SlicerMaskSAMLib.mrml.volumes import (
 )
 
 __all__ = [
-    "Box",
     "Geometry",
     "Region",
     "Source",

@@ -15,7 +15,8 @@ import vtk
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from MaskSAMCore.errors import InputError
-from SlicerMaskSAMLib.mrml.volumes import Box, Geometry, matrix_array, vtk_matrix
+from SlicerMaskSAMLib.mrml.volumes import Geometry, matrix_array, vtk_matrix
+from SlicerMaskSAMLib.values.sparse import VoxelBox, box_shape
 
 BINARY = "Binary labelmap"
 SURFACE = "Closed surface"
@@ -24,7 +25,7 @@ ALIGNED = 0.05
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Part:
+class GridVoxels:
     """The voxels of a labelmap on the grid that it lies on.
 
     Attributes:
@@ -33,17 +34,17 @@ class Part:
     """
 
     voxels: np.ndarray
-    box: Box
+    box: VoxelBox
 
-    def _ends(self, box: Box) -> list[tuple[int, int, int, int]]:
+    def _ends(self, box: VoxelBox) -> list[tuple[int, int, int, int]]:
         """Per axis the ends of the part and those of the box."""
         return list(zip(self.box[::2], self.box[1::2], box[::2], box[1::2], strict=True))
 
-    def holds(self, box: Box) -> bool:
+    def holds(self, box: VoxelBox) -> bool:
         """Whether the box lies inside."""
         return all(a <= c and d <= b for a, b, c, d in self._ends(box))
 
-    def common(self, box: Box) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    def common(self, box: VoxelBox) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
         """What both share, as slices of `voxels` and of an array on the box; empty slices where it is nothing."""
         shared = [(max(a, c), max(a, c, min(b, d)), a, c) for a, b, c, d in self._ends(box)]
         return (
@@ -78,17 +79,12 @@ def sharing(segmentation: Any, image: Any) -> list[str]:
     return [each for each in segments.GetSegmentIDs() if segments.GetSegment(each).GetRepresentation(BINARY) is image]
 
 
-def _extent(image: Any) -> Box:
+def _extent(image: Any) -> VoxelBox:
     i0, i1, j0, j1, k0, k1 = image.GetExtent()
     return k0, k1 + 1, j0, j1 + 1, i0, i1 + 1
 
 
-def size(box: Box) -> tuple[int, int, int]:
-    """(k, j, i) of an array on the box."""
-    return box[1] - box[0], box[3] - box[2], box[5] - box[4]
-
-
-def _corners(box: Box) -> np.ndarray:
+def _corners(box: VoxelBox) -> np.ndarray:
     """(8, 3) ijk of the box's outermost voxel centres."""
     k0, k1, j0, j1, i0, i1 = box
     return np.array(list(product((i0, i1 - 1), (j0, j1 - 1), (k0, k1 - 1))), dtype=np.float64)
@@ -96,7 +92,7 @@ def _corners(box: Box) -> np.ndarray:
 
 def is_empty(image: Any) -> bool:
     """Whether the labelmap has no voxels at all, as that of a segment that was just added."""
-    return min(size(_extent(image))) < 1 or image.GetPointData().GetScalars() is None
+    return min(box_shape(_extent(image))) < 1 or image.GetPointData().GetScalars() is None
 
 
 def _places(image: Any, geometry: Geometry) -> np.ndarray:
@@ -107,7 +103,7 @@ def _places(image: Any, geometry: Geometry) -> np.ndarray:
     return geometry.to_ijk(_corners(_extent(image)) @ to_world[:3, :3].T + to_world[:3, 3])
 
 
-def part(image: Any, geometry: Geometry) -> Part | None:
+def aligned_voxels(image: Any, geometry: Geometry) -> GridVoxels | None:
     """The voxels of a labelmap, or None where it has none or lies on another grid."""
     if is_empty(image):
         return None
@@ -118,11 +114,11 @@ def part(image: Any, geometry: Geometry) -> Part | None:
         return None
     di, dj, dk = (int(value) for value in shift)
     k0, k1, j0, j1, i0, i1 = extent
-    voxels = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(size(extent))
-    return Part(voxels=voxels, box=(k0 + dk, k1 + dk, j0 + dj, j1 + dj, i0 + di, i1 + di))
+    voxels = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(box_shape(extent))
+    return GridVoxels(voxels=voxels, box=(k0 + dk, k1 + dk, j0 + dj, j1 + dj, i0 + di, i1 + di))
 
 
-def cover(image: Any, geometry: Geometry) -> Box:
+def covering_box(image: Any, geometry: Geometry) -> VoxelBox:
     """The box of the grid, possibly reaching beyond it, that holds all voxels of a labelmap that is not empty."""
     places = _places(image, geometry)
     low = np.floor(places.min(axis=0) - 0.5 + ALIGNED).astype(int)
@@ -131,38 +127,38 @@ def cover(image: Any, geometry: Geometry) -> Box:
     return k0, k1, j0, j1, i0, i1
 
 
-def labels_in(image: Any, geometry: Geometry, box: Box) -> np.ndarray:
+def labels_in(image: Any, geometry: Geometry, box: VoxelBox) -> np.ndarray:
     """Label values (k, j, i) of a labelmap on a box of the grid; 0 where it does not reach. Not to be written to."""
     if is_empty(image):
-        return np.zeros(size(box), np.uint8)
-    found = part(image, geometry)
+        return np.zeros(box_shape(box), np.uint8)
+    found = aligned_voxels(image, geometry)
     if found is None:
         return _resampled(image, geometry, box)
     own, other = found.common(box)
     inner = found.voxels[own]
-    if inner.shape == size(box):
+    if inner.shape == box_shape(box):
         return inner
-    out = np.zeros(size(box), found.voxels.dtype)
+    out = np.zeros(box_shape(box), found.voxels.dtype)
     out[other] = inner
     return out
 
 
-def _resampled(image: Any, geometry: Geometry, box: Box) -> np.ndarray:
+def _resampled(image: Any, geometry: Geometry, box: VoxelBox) -> np.ndarray:
     """Nearest labels of a labelmap that lies on another grid."""
     k0, k1, j0, j1, i0, i1 = box
     reference, out = slicer.vtkOrientedImageData(), slicer.vtkOrientedImageData()
     reference.SetExtent(i0, i1 - 1, j0, j1 - 1, k0, k1 - 1)
     reference.SetGeometryFromImageToWorldMatrix(vtk_matrix(geometry.affine))
     slicer.vtkOrientedImageDataResample.ResampleOrientedImageToReferenceOrientedImage(image, reference, out)
-    return vtk_to_numpy(out.GetPointData().GetScalars()).reshape(size(box))
+    return vtk_to_numpy(out.GetPointData().GetScalars()).reshape(box_shape(box))
 
 
-def bounding_box(image: Any, value: float, geometry: Geometry) -> Box | None:
+def bounding_box(image: Any, value: float, geometry: Geometry) -> VoxelBox | None:
     """The smallest box of the grid that holds a label, without what lies beyond the grid; None where it is nowhere."""
     if is_empty(image):
         return None
-    found = part(image, geometry)
-    reach = found.box if found is not None else cover(image, geometry)
+    found = aligned_voxels(image, geometry)
+    reach = found.box if found is not None else covering_box(image, geometry)
     ends = zip(reach[::2], reach[1::2], geometry.shape, strict=True)
     k0, k1, j0, j1, i0, i1 = (end for a, b, n in ends for end in (max(a, 0), min(b, n)))
     if min(k1 - k0, j1 - j0, i1 - i0) < 1:
@@ -182,7 +178,7 @@ def bounding_box(image: Any, value: float, geometry: Geometry) -> Box | None:
     )  # fmt: skip
 
 
-def labelmap(array: np.ndarray, geometry: Geometry, box: Box) -> Any:
+def labelmap(array: np.ndarray, geometry: Geometry, box: VoxelBox) -> Any:
     """A labelmap over an array (k, j, i) on a box of the grid; they share their memory."""
     k0, k1, j0, j1, i0, i1 = box
     image = slicer.vtkOrientedImageData()
@@ -194,15 +190,15 @@ def labelmap(array: np.ndarray, geometry: Geometry, box: Box) -> Any:
     return image
 
 
-def rebuilt(image: Any, geometry: Geometry, dtype: Any, only: float | None = None) -> Any:
+def enlarged_copy(image: Any, geometry: Geometry, dtype: Any, only: float | None = None) -> Any:
     """A copy of a labelmap that reaches over the whole grid, or a copy of one label alone, there as 1.
 
     Its memory is zeroed by the system when it is first touched, so that a large grid costs next to nothing.
     """
     if is_empty(image):
         return labelmap(np.zeros(geometry.shape, dtype), geometry, geometry.box)
-    found = part(image, geometry)
-    old = found.box if found is not None else cover(image, geometry)
+    found = aligned_voxels(image, geometry)
+    old = found.box if found is not None else covering_box(image, geometry)
     ends = zip(old[::2], old[1::2], geometry.shape, strict=True)
     k0, k1, j0, j1, i0, i1 = (end for a, b, n in ends for end in (min(a, 0), max(b, n)))
     array = np.zeros((k1 - k0, j1 - j0, i1 - i0), dtype)
@@ -218,7 +214,7 @@ def rebuilt(image: Any, geometry: Geometry, dtype: Any, only: float | None = Non
 def erase(image: Any, value: float) -> None:
     """Clear one label from a labelmap; it counts as modified, but nobody is told."""
     values = image.GetPointData().GetScalars()
-    for plane in vtk_to_numpy(values).reshape(size(_extent(image))):
+    for plane in vtk_to_numpy(values).reshape(box_shape(_extent(image))):
         plane[plane == value] = 0
     values.Modified()
 
@@ -227,7 +223,7 @@ def erase(image: Any, value: float) -> None:
 
 
 @dataclass(kw_only=True)
-class _Record:
+class _LabelmapState:
     """What is known of a labelmap: its count of modifications, and those of segments that were written here."""
 
     count: int
@@ -235,7 +231,7 @@ class _Record:
     written: dict[str, int] = field(default_factory=dict)
 
 
-class Ledger:
+class ChangeTracker:
     """Tells when the voxels of a segment changed, although a labelmap counts the changes of all who share it.
 
     Every write of this module is entered; any other change of the labelmap counts for all its segments. Records go by
@@ -243,37 +239,37 @@ class Ledger:
     """
 
     def __init__(self) -> None:
-        self._records: dict[str, _Record] = {}
+        self._states: dict[str, _LabelmapState] = {}
 
-    def _record(self, image: Any) -> _Record:
+    def _state(self, image: Any) -> _LabelmapState:
         address = image.GetAddressAsString("")
-        record, count = self._records.get(address), image.GetMTime()
-        if record is None or record.count != count:
-            record = self._records[address] = _Record(count=count, others=count)
-        return record
+        state, count = self._states.get(address), image.GetMTime()
+        if state is None or state.count != count:
+            state = self._states[address] = _LabelmapState(count=count, others=count)
+        return state
 
     def stamp(self, image: Any, segment_id: str) -> int:
         """The count of the segment's last change."""
-        record = self._record(image)
-        return record.written.get(segment_id, record.others)
+        state = self._state(image)
+        return state.written.get(segment_id, state.others)
 
-    def written(self, image: Any, segment_id: str) -> bool:
+    def was_written_here(self, image: Any, segment_id: str) -> bool:
         """Whether the last change of the segment was entered here."""
-        return segment_id in self._record(image).written
+        return segment_id in self._state(image).written
 
-    def replaced(self, old: Any, new: Any, count_before: int) -> None:
+    def record_replacement(self, old: Any, new: Any, count_before: int) -> None:
         """A labelmap, of this count before, gave place to another with the same segments, or lost one of them."""
-        record = self._records.pop(old.GetAddressAsString(""), None)
-        if record is None or record.count != count_before:
-            record = _Record(count=count_before, others=count_before)
-        record.count = new.GetMTime()
-        self._records[new.GetAddressAsString("")] = record
+        state = self._states.pop(old.GetAddressAsString(""), None)
+        if state is None or state.count != count_before:
+            state = _LabelmapState(count=count_before, others=count_before)
+        state.count = new.GetMTime()
+        self._states[new.GetAddressAsString("")] = state
 
-    def wrote(self, image: Any, segment_id: str, count_before: int) -> None:
+    def record_write(self, image: Any, segment_id: str, count_before: int) -> None:
         """The voxels of this segment alone changed; `count_before` is the labelmap's count from before."""
-        self.replaced(image, image, count_before)
-        record = self._record(image)
-        record.written[segment_id] = record.count
+        self.record_replacement(image, image, count_before)
+        state = self._state(image)
+        state.written[segment_id] = state.count
 
 
-ledger = Ledger()
+changes = ChangeTracker()

@@ -31,17 +31,17 @@ Triple = tuple[float, float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class MarkupStyle:
     """How a markup is drawn. Kinds differ in shape as well as in colour, for who cannot tell red from green."""
 
     color: Triple
     glyph: str
 
 
-INCLUDE = Look(color=(0.2, 0.9, 0.3), glyph="ThickCross2D")
-EXCLUDE = Look(color=(1.0, 0.25, 0.2), glyph="Diamond2D")
-FRAME = Look(color=(1.0, 0.85, 0.2), glyph="Square2D")
-AUTOMATIC = Look(color=(0.3, 0.75, 1.0), glyph="Circle2D")
+INCLUDE = MarkupStyle(color=(0.2, 0.9, 0.3), glyph="ThickCross2D")
+EXCLUDE = MarkupStyle(color=(1.0, 0.25, 0.2), glyph="Diamond2D")
+FRAME = MarkupStyle(color=(1.0, 0.85, 0.2), glyph="Square2D")
+AUTOMATIC = MarkupStyle(color=(0.3, 0.75, 1.0), glyph="Circle2D")
 
 
 def nodes(scene: Any, kind: str) -> list[Any]:
@@ -70,14 +70,16 @@ def add(
     return scene.AddNode(node)
 
 
-def draw(node: Any, look: Look, *, labels: bool = False) -> None:
+def apply_style(node: Any, style: MarkupStyle, *, labels: bool = False) -> None:
     """Give a markup its looks, and handles to drag the sides of a box."""
     node.CreateDefaultDisplayNodes()
     display = node.GetDisplayNode()
     for paint in (display.SetColor, display.SetSelectedColor):
-        paint(*look.color)
-    display.SetActiveColor(*(0.5 + 0.5 * part for part in look.color))  # under the mouse; Slicer's own is green for all
-    display.SetGlyphTypeFromString(look.glyph)
+        paint(*style.color)
+    display.SetActiveColor(
+        *(0.5 + 0.5 * part for part in style.color)
+    )  # under the mouse; Slicer's own is green for all
+    display.SetGlyphTypeFromString(style.glyph)
     display.SetPointLabelsVisibility(labels)
     display.SetPropertiesLabelVisibility(False)
     if node.IsA(BOX):
@@ -87,7 +89,7 @@ def draw(node: Any, look: Look, *, labels: bool = False) -> None:
         display.SetInteractionHandleScale(HANDLE_PERCENT)
 
 
-def follow(node: Any, volume: Any) -> None:
+def follow_transform(node: Any, volume: Any) -> None:
     """Put a markup under the volume's transform. Where the volume's was hardened, so is the markup's."""
     transform, grid = volume.GetTransformNodeID(), geometry(volume).affine.ravel()
     former = node.GetAttribute(GRID)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from slicer import vtkMRMLMarkupsROINode, vtkMRMLScalarVolumeNode, vtkMRMLSegmentationNode
 from slicer.parameterNodeWrapper import parameterNodeWrapper
 
-from SlicerMaskSAMLib.values.choices import Neighbours, Region, Scope, Speed
+from SlicerMaskSAMLib.values.choices import OverlapPolicy, Region, Scope, Speed
 
 ANY_DEVICE = "auto"
 
@@ -37,7 +37,7 @@ class MaskSAMParameterNode:
     speed: Speed = Speed.ACCURATE
     segmentID: str
     scope: Scope = Scope.SLAB
-    neighbours: Neighbours = Neighbours.PROTECT
+    neighbours: OverlapPolicy = OverlapPolicy.PROTECT
     showAutomatic: bool
     trainingFolder: str
     device: str = ANY_DEVICE

@@ -12,8 +12,9 @@ from MaskSAMCore.errors import GeometryError, InputError
 from MaskSAMCore.labels import Label
 from MaskSAMCore.terminology import TISSUE, parse_terminology, terminology_entry
 from SlicerMaskSAMLib.mrml import labelmaps
-from SlicerMaskSAMLib.mrml.labelmaps import BINARY, SURFACE, Part, segment_of
-from SlicerMaskSAMLib.mrml.volumes import Box, Geometry, vtk_matrix
+from SlicerMaskSAMLib.mrml.labelmaps import BINARY, SURFACE, GridVoxels, segment_of
+from SlicerMaskSAMLib.mrml.volumes import Geometry, vtk_matrix
+from SlicerMaskSAMLib.values.sparse import VoxelBox, box_shape
 
 
 def new_segmentation(
@@ -137,7 +138,7 @@ def remove_segment(segmentation: Any, segment_id: str) -> None:
 # -- voxels --------------------------------------------------------------------------------------------------------
 
 
-def _checked(geometry: Geometry, box: Box | None) -> Box:
+def _checked(geometry: Geometry, box: VoxelBox | None) -> VoxelBox:
     if box is None:
         return geometry.box
     if not geometry.fits(box):
@@ -145,7 +146,7 @@ def _checked(geometry: Geometry, box: Box | None) -> Box:
     return box
 
 
-def read_segment(segmentation: Any, segment_id: str, geometry: Geometry, box: Box | None = None) -> np.ndarray:
+def read_segment(segmentation: Any, segment_id: str, geometry: Geometry, box: VoxelBox | None = None) -> np.ndarray:
     """The segment's voxels as 0 and 1, uint8 (k, j, i), on a box of the grid (all of it if None).
 
     The segment may reach less far, further, or lie on another grid: then it is the nearest voxels.
@@ -160,7 +161,7 @@ def read_segment(segmentation: Any, segment_id: str, geometry: Geometry, box: Bo
     return (labels == segment.GetLabelValue()).view(np.uint8)
 
 
-def other_segments(segmentation: Any, segment_id: str, geometry: Geometry, box: Box) -> dict[str, np.ndarray]:
+def other_segments(segmentation: Any, segment_id: str, geometry: Geometry, box: VoxelBox) -> dict[str, np.ndarray]:
     """The other segments that have voxels in a box of the grid: 0 and 1, uint8 (k, j, i), by segment id.
 
     Raises:
@@ -182,7 +183,7 @@ def other_segments(segmentation: Any, segment_id: str, geometry: Geometry, box: 
     return found
 
 
-def write_segment(segmentation: Any, segment_id: str, geometry: Geometry, box: Box, mask: np.ndarray) -> None:
+def write_segment(segmentation: Any, segment_id: str, geometry: Geometry, box: VoxelBox, mask: np.ndarray) -> None:
     """Make a box of the grid hold exactly this mask; voxels elsewhere and of other segments stay as they are.
 
     Where the mask meets a segment of the same labelmap, the written one moves to a labelmap of its own and both
@@ -201,37 +202,39 @@ def write_segment(segmentation: Any, segment_id: str, geometry: Geometry, box: B
     """
     _checked(geometry, box)
     wanted = np.asarray(mask) != 0
-    if wanted.shape != labelmaps.size(box):
-        raise GeometryError("mask and box differ in size", why=f"{wanted.shape}, the box is {labelmaps.size(box)}")
+    if wanted.shape != box_shape(box):
+        raise GeometryError("mask and box differ in size", why=f"{wanted.shape}, the box is {box_shape(box)}")
     segment = segment_of(segmentation, segment_id)
     labels = labelmaps.labels_in(segment.GetRepresentation(BINARY), geometry, box)
     own = labels == segment.GetLabelValue()
     if np.array_equal(own, wanted):
         return
     meets_others = bool((wanted & ~own & (labels != 0)).any())
-    image, part = _writable(segmentation, segment_id, geometry, box, alone=meets_others)
-    here, there = part.common(box)
-    before, voxels, wanted = image.GetMTime(), part.voxels[here], wanted[there]
+    image, aligned = _writable(segmentation, segment_id, geometry, box, alone=meets_others)
+    here, there = aligned.common(box)
+    before, voxels, wanted = image.GetMTime(), aligned.voxels[here], wanted[there]
     value = segment.GetLabelValue()
     voxels[(voxels == value) & ~wanted] = 0
     voxels[wanted] = value
     _tell(segmentation, segment_id, image, before)
 
 
-def _writable(segmentation: Any, segment_id: str, geometry: Geometry, box: Box, *, alone: bool) -> tuple[Any, Part]:
+def _writable(
+    segmentation: Any, segment_id: str, geometry: Geometry, box: VoxelBox, *, alone: bool
+) -> tuple[Any, GridVoxels]:
     """The segment's labelmap, made such that the box can be written: on the grid, reaching far enough, its own."""
     segment = segment_of(segmentation, segment_id)
     image, value = segment.GetRepresentation(BINARY), segment.GetLabelValue()
-    part = labelmaps.part(image, geometry)
-    elsewhere = part is None and not labelmaps.is_empty(image)
+    aligned = labelmaps.aligned_voxels(image, geometry)
+    elsewhere = aligned is None and not labelmaps.is_empty(image)
     if alone or elsewhere:
-        new = labelmaps.rebuilt(image, geometry, np.uint8, only=value)
+        new = labelmaps.enlarged_copy(image, geometry, np.uint8, only=value)
         _detach(segmentation, segment_id, new)
-    elif part is not None and part.holds(box):
-        return image, part
+    elif aligned is not None and aligned.holds(box):
+        return image, aligned
     else:
         new = _enlarged(segmentation, image, geometry)
-    whole = labelmaps.part(new, geometry)
+    whole = labelmaps.aligned_voxels(new, geometry)
     assert whole is not None  # it was made on this grid
     return new, whole
 
@@ -240,12 +243,12 @@ def _enlarged(segmentation: Any, image: Any, geometry: Geometry) -> Any:
     """Give all segments of a labelmap one that reaches over the whole grid and has room for all their values."""
     users = labelmaps.sharing(segmentation, image)
     highest = max(segment_of(segmentation, each).GetLabelValue() for each in users)
-    part = labelmaps.part(image, geometry)
-    dtype = np.promote_types(np.min_scalar_type(highest), np.uint8 if part is None else part.voxels.dtype)
-    before, new = image.GetMTime(), labelmaps.rebuilt(image, geometry, dtype)
+    aligned = labelmaps.aligned_voxels(image, geometry)
+    dtype = np.promote_types(np.min_scalar_type(highest), np.uint8 if aligned is None else aligned.voxels.dtype)
+    before, new = image.GetMTime(), labelmaps.enlarged_copy(image, geometry, dtype)
     for each in users:
         segment_of(segmentation, each).AddRepresentation(BINARY, new)
-    labelmaps.ledger.replaced(image, new, before)
+    labelmaps.changes.record_replacement(image, new, before)
     return new
 
 
@@ -259,7 +262,7 @@ def _detach(segmentation: Any, segment_id: str, new: Any) -> None:
     segment.SetLabelValue(1)
     if shared and not labelmaps.is_empty(image):
         labelmaps.erase(image, value)
-        labelmaps.ledger.replaced(image, image, before)
+        labelmaps.changes.record_replacement(image, image, before)
 
 
 def _tell(segmentation: Any, segment_id: str, image: Any, before: int) -> None:
@@ -269,7 +272,7 @@ def _tell(segmentation: Any, segment_id: str, image: Any, before: int) -> None:
     Editor goes the same way.
     """
     image.GetPointData().GetScalars().Modified()
-    labelmaps.ledger.wrote(image, segment_id, before)
+    labelmaps.changes.record_write(image, segment_id, before)
     segments = segmentation.GetSegmentation()
     segments.InvokeEvent(slicer.vtkSegmentation.SourceRepresentationModified, segment_id)
 
@@ -284,10 +287,10 @@ def stamp(segmentation: Any, segment_id: str) -> int:
         InputError: The segment is gone.
     """
     image = segment_of(segmentation, segment_id).GetRepresentation(BINARY)
-    return labelmaps.ledger.stamp(image, segment_id)
+    return labelmaps.changes.stamp(image, segment_id)
 
 
-def extent(segmentation: Any, segment_id: str, geometry: Geometry) -> Box | None:
+def extent(segmentation: Any, segment_id: str, geometry: Geometry) -> VoxelBox | None:
     """The smallest box of the grid that holds the segment, without what lies beyond the grid; None if it is empty.
 
     Raises:
@@ -307,9 +310,9 @@ def outdated_surfaces(segmentation: Any) -> list[str]:
     for each in segments.GetSegmentIDs():
         segment = segments.GetSegment(each)
         surface, image = segment.GetRepresentation(SURFACE), segment.GetRepresentation(BINARY)
-        if surface is None or image is None or not labelmaps.ledger.written(image, each):
+        if surface is None or image is None or not labelmaps.changes.was_written_here(image, each):
             continue
-        if surface.GetMTime() < labelmaps.ledger.stamp(image, each):
+        if surface.GetMTime() < labelmaps.changes.stamp(image, each):
             found.append(each)
     return found
 

@@ -55,7 +55,7 @@ class Views:
                 node.JumpSliceByCentering(*(float(value) for value in world))
 
 
-class ClickCatcher:
+class SliceClickObserver:
     """Takes the left button in one slice view while a tool is on; everything else is Slicer's.
 
     A click includes, with Ctrl it excludes; a drag draws a box, which is seen while it is drawn. Shift and Alt, other
@@ -83,8 +83,8 @@ class ClickCatcher:
         self._positive = True
         self._frame: _Frame | None = None
         self._tags = {
-            event: interactor.AddObserver(event, heard, FIRST)
-            for event, heard in (
+            event: interactor.AddObserver(event, callback, FIRST)
+            for event, callback in (
                 ("LeftButtonPressEvent", self._on_press),
                 ("LeftButtonDoubleClickEvent", self._on_press),
                 ("MouseMoveEvent", self._on_move),
@@ -108,10 +108,10 @@ class ClickCatcher:
 
     def _on_press(self, _interactor: Any, event: str) -> None:
         self.cancel()
-        if self._is_ours():
+        if self._is_for_tool():
             self._pressed = self._interactor.GetEventPosition()
             self._positive = not self._interactor.GetControlKey()
-            self._keep(event)
+            self._abort_event(event)
 
     def _on_move(self, _interactor: Any, _event: str) -> None:
         if self._pressed is None:
@@ -125,7 +125,7 @@ class ClickCatcher:
     def _on_release(self, _interactor: Any, event: str) -> None:
         if self._pressed is None:
             return
-        self._keep(event)
+        self._abort_event(event)
         self._on_move(_interactor, event)  # where no move came before
         start, end, drawn, tool = self._pressed, self._interactor.GetEventPosition(), self._frame, self._tool()
         self.cancel()
@@ -134,7 +134,7 @@ class ClickCatcher:
         elif tool == Tool.POINT:
             self._on_point(self._world(start), self._positive, self._slice_node)
 
-    def _is_ours(self) -> bool:
+    def _is_for_tool(self) -> bool:
         """Whether a press belongs to the tool."""
         scene, mode = self._slice_node.GetScene(), self._slice_node.GetInteractionNode()
         if self._tool() == Tool.NONE or scene is None or self._interactor.GetShiftKey() or self._interactor.GetAltKey():
@@ -142,7 +142,7 @@ class ClickCatcher:
         placing = mode is not None and mode.GetCurrentInteractionMode() == slicer.vtkMRMLInteractionNode.Place
         return not placing and not markups.under_mouse(scene)
 
-    def _keep(self, event: str) -> None:
+    def _abort_event(self, event: str) -> None:
         """Let nobody behind us hear of the event."""
         self._interactor.GetCommand(self._tags[event]).SetAbortFlag(1)
 
@@ -153,7 +153,7 @@ class ClickCatcher:
         return np.array(ras)
 
 
-class MissCatcher:
+class ThreeDClickObserver:
     """Notices a click in a 3-D view while a tool is on, so that the user can be told; the event stays Slicer's.
 
     Args:

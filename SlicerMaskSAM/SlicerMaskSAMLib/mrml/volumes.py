@@ -14,9 +14,8 @@ from vtk.util.numpy_support import vtk_to_numpy
 
 from MaskSAMCore.errors import InputError
 from MaskSAMCore.volume import SAME_GRID_MM, Grid, Triple
+from SlicerMaskSAMLib.values.sparse import VoxelBox
 
-Box = tuple[int, int, int, int, int, int]
-"""(k0, k1, j0, j1, i0, i1), upper ends exclusive."""
 BENT = 9
 """Places along each edge of a box that are followed through a transform which may bend it."""
 
@@ -36,12 +35,12 @@ class Geometry(Grid):
         return self.same_as(other, tolerance_mm)
 
     @property
-    def box(self) -> Box:
+    def box(self) -> VoxelBox:
         """All of it."""
         k, j, i = self.shape
         return 0, k, 0, j, 0, i
 
-    def fits(self, box: Box) -> bool:
+    def fits(self, box: VoxelBox) -> bool:
         """Whether a box is not empty and lies inside."""
         return all(0 <= a < b <= n for a, b, n in zip(box[::2], box[1::2], self.shape, strict=True))
 

@@ -28,7 +28,7 @@ class Scope(Enum):
     VOLUME = "volume"
 
 
-class Neighbours(Enum):
+class OverlapPolicy(Enum):
     """What happens where a structure meets the other segments."""
 
     PROTECT = "Protect other segments"

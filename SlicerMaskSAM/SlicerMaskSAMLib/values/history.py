@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from MaskSAMCore.labels import Label
-from SlicerMaskSAMLib.values.sparse import Box, used
+from SlicerMaskSAMLib.values.sparse import VoxelBox, bounding_slices
 
 FAST = 1
 """Level of zlib: masks shrink by hundreds at once, and more effort gains little."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change:
+class SegmentChange:
     """The voxels of one segment that a step flipped. Only these are touched by undo and redo, so that what was edited
     elsewhere in the meantime, in the Segment Editor for instance, stays.
 
@@ -27,16 +27,16 @@ class Change:
     """
 
     segment_id: str
-    box: Box
+    box: VoxelBox
     flipped: bytes
     before: bytes
 
     @classmethod
-    def between(cls, segment_id: str, box: Box, before: np.ndarray, after: np.ndarray) -> Change | None:
+    def between(cls, segment_id: str, box: VoxelBox, before: np.ndarray, after: np.ndarray) -> SegmentChange | None:
         """From two states of a box, (k, j, i) with anything but 0 inside; None where they are the same."""
         old = before != 0
         flipped = old ^ (after != 0)
-        place = used(flipped)
+        place = bounding_slices(flipped)
         if place is None:
             return None
         k, j, i = (slice(low + each.start, low + each.stop) for low, each in zip(box[::2], place, strict=True))
@@ -76,7 +76,7 @@ class Change:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class UndoStep:
     """One thing that the user did.
 
     Attributes:
@@ -89,7 +89,7 @@ class Step:
     """
 
     text: str
-    changes: tuple[Change, ...] = ()
+    changes: tuple[SegmentChange, ...] = ()
     created: tuple[tuple[str, Label], ...] = ()
     before: Any = None
     after: Any = None
@@ -113,8 +113,8 @@ class History:
 
     def __init__(self, *, limit: int = 50, budget: int = 256 << 20, least: int = 20) -> None:
         self._limit, self._budget, self._least = limit, budget, least
-        self._done: list[Step] = []
-        self._undone: list[Step] = []
+        self._done: list[UndoStep] = []
+        self._undone: list[UndoStep] = []
 
     @property
     def undo_text(self) -> str:
@@ -126,7 +126,7 @@ class History:
         """What redo would bring back; "" for nothing."""
         return self._undone[-1].text if self._undone else ""
 
-    def push(self, step: Step) -> None:
+    def push(self, step: UndoStep) -> None:
         """Note what was done. What had been undone before is forgotten."""
         self._undone.clear()
         self._done.append(step)
@@ -134,11 +134,11 @@ class History:
         while len(self._done) > self._limit or (memory > self._budget and len(self._done) > self._least):
             memory -= self._done.pop(0).nbytes
 
-    def undo(self) -> Step | None:
+    def undo(self) -> UndoStep | None:
         """The step that the caller shall take back; None if there is none."""
         return self._move(self._done, self._undone)
 
-    def redo(self) -> Step | None:
+    def redo(self) -> UndoStep | None:
         """The step that the caller shall do again; None if there is none."""
         return self._move(self._undone, self._done)
 
@@ -148,7 +148,7 @@ class History:
         self._undone.clear()
 
     @staticmethod
-    def _move(source: list[Step], target: list[Step]) -> Step | None:
+    def _move(source: list[UndoStep], target: list[UndoStep]) -> UndoStep | None:
         if not source:
             return None
         target.append(source.pop())

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 _PLAIN = re.compile(r"[\w@+=:,./\\-]+", re.ASCII)
 
 
-def command(words: Sequence[str], environment: Mapping[str, str], *, windows: bool = os.name == "nt") -> str:
+def shell_command(words: Sequence[str], environment: Mapping[str, str], *, windows: bool = os.name == "nt") -> str:
     """One line that a shell splits into exactly these words: for cmd.exe on Windows, for sh elsewhere.
 
     Args:

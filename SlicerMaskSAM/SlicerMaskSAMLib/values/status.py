@@ -69,7 +69,7 @@ class CaseRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lesson:
+class TrainingResult:
     """What teaching brought: the model, its Dice on the cases left out, and the picture of the worst of them."""
 
     model: str
@@ -114,7 +114,7 @@ class Status:
     undo: str = ""
     redo: str = ""
     cases: tuple[CaseRow, ...] = ()
-    lesson: Lesson | None = None
+    training_result: TrainingResult | None = None
     can_segment: bool = False
     can_refine: bool = False
     can_export: bool = False

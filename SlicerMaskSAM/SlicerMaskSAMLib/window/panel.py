@@ -12,7 +12,7 @@ from slicer.i18n import tr as _
 
 from MaskSAMCore.config.resources import resource
 from SlicerMaskSAMLib.mrml.regions import new_region
-from SlicerMaskSAMLib.values.choices import Neighbours, Region, Scope, Speed, Tool
+from SlicerMaskSAMLib.values.choices import OverlapPolicy, Region, Scope, Speed, Tool
 from SlicerMaskSAMLib.values.status import Phase
 from SlicerMaskSAMLib.window.dialogs import Dialogs
 from SlicerMaskSAMLib.window.hotkeys import HotKeys
@@ -22,7 +22,7 @@ from SlicerMaskSAMLib.window.slicebar import SliceBar
 from SlicerMaskSAMLib.window.viewclicks import ViewClicks
 
 TICK_MS = 20
-NOTE_MS = 5000
+STATUS_MESSAGE_MS = 5000
 
 
 class Panel:
@@ -176,11 +176,11 @@ class Panel:
             Scope.SLICE: _("This slice"),
             Scope.SLAB: _("Neighbouring slices"),
             Scope.VOLUME: _("Whole volume"),
-            Neighbours.PROTECT: _("Protect other segments"),
-            Neighbours.REPLACE: _("Take from other segments"),
-            Neighbours.OVERLAP: _("Allow overlap"),
+            OverlapPolicy.PROTECT: _("Protect other segments"),
+            OverlapPolicy.REPLACE: _("Take from other segments"),
+            OverlapPolicy.OVERLAP: _("Allow overlap"),
         }
-        combos = {"regionCombo": Region, "speedCombo": Speed, "scopeCombo": Scope, "neighboursCombo": Neighbours}
+        combos = {"regionCombo": Region, "speedCombo": Speed, "scopeCombo": Scope, "neighboursCombo": OverlapPolicy}
         return {combo: [texts[member] for member in kind] for combo, kind in combos.items()}
 
     # -- what is pressed ---------------------------------------------------------------------------------------------
@@ -190,27 +190,27 @@ class Panel:
         ui = self.ui
         presses = (
             (ui.setUpButton, self._set_up),
-            (ui.cancelButton, self._order("cancel")),
+            (ui.cancelButton, self._action("cancel")),
             (ui.newButton, self._new_structure),
-            (ui.sampleButton, self._order("try_sample")),
+            (ui.sampleButton, self._action("try_sample")),
             (ui.allButton, lambda: self._want_listed(True)),
             (ui.noneButton, lambda: self._want_listed(False)),
             (ui.newRoiButton, self._new_roi),
-            (ui.segmentButton, self._order("segment")),
+            (ui.segmentButton, self._action("segment")),
             (ui.pointButton, lambda: self._toggle_tool(Tool.POINT)),
             (ui.boxButton, lambda: self._toggle_tool(Tool.BOX)),
             (ui.startButton, self._start_from),
             (ui.deletePromptButton, self._delete_prompt),
-            (ui.clearPromptsButton, self._order("clear_prompts")),
-            (ui.nextCandidateButton, self._order("next_candidate")),
-            (ui.takeSuggestionButton, self._order("take_suggestion")),
-            (ui.runAutomaticButton, self._order("run_automatic")),
-            (ui.worstButton, self._order("jump_to_worst")),
-            (ui.undoButton, self._order("undo")),
-            (ui.redoButton, self._order("redo")),
-            (ui.acceptButton, self._order("accept")),
+            (ui.clearPromptsButton, self._action("clear_prompts")),
+            (ui.nextCandidateButton, self._action("next_candidate")),
+            (ui.takeSuggestionButton, self._action("take_suggestion")),
+            (ui.runAutomaticButton, self._action("run_automatic")),
+            (ui.worstButton, self._action("jump_to_worst")),
+            (ui.undoButton, self._action("undo")),
+            (ui.redoButton, self._action("redo")),
+            (ui.acceptButton, self._action("accept")),
             (ui.nextButton, self._next_structure),
-            (ui.tableButton, self._order("volumes_table")),
+            (ui.tableButton, self._action("volumes_table")),
             (ui.exportButton, self._export),
             (ui.commandButton, self._copy_command),
             (ui.caseButton, self._save_case),
@@ -247,7 +247,7 @@ class Panel:
             "Esc": self._escape,
         }
 
-    def _order(self, name: str) -> Callable[[], None]:
+    def _action(self, name: str) -> Callable[[], None]:
         """What a button does that only calls the controller."""
 
         return lambda: getattr(self._controller, name)()
@@ -297,11 +297,11 @@ class Panel:
         self._controller.choose_model(self.ui.modelCombo.itemData(index))
 
     def _want(self, item: Any) -> None:
-        self._controller.want([item.text()], item.checkState() == qt.Qt.Checked)
+        self._controller.set_wanted([item.text()], item.checkState() == qt.Qt.Checked)
 
     def _want_listed(self, on: bool) -> None:
         items = [self.ui.wantedList.item(row) for row in range(self.ui.wantedList.count)]
-        self._controller.want([item.text() for item in items if not item.isHidden()], on)
+        self._controller.set_wanted([item.text() for item in items if not item.isHidden()], on)
 
     def _new_roi(self) -> None:
         self._parameters.roi = new_region(slicer.mrmlScene, self._parameters.inputVolume)
@@ -365,7 +365,7 @@ class Panel:
         line = self._controller.command_line()
         if line:
             slicer.app.clipboard().setText(line)
-            slicer.util.showStatusMessage(_("Copied: {line}").format(line=line), NOTE_MS)
+            slicer.util.showStatusMessage(_("Copied: {line}").format(line=line), STATUS_MESSAGE_MS)
 
     def _save_case(self) -> None:
         self._controller.save_case(self.ui.caseNameEdit.text.strip())
@@ -384,7 +384,7 @@ class Panel:
         if self._controller.status().task == "teach":
             self._controller.cancel()
         else:
-            self._controller.teach(self.ui.lessonNameEdit.text.strip())
+            self._controller.teach(self.ui.newModelNameEdit.text.strip())
 
 
 def wire(sender: Any, signal: str, slot: Callable[..., None]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import qt
 from slicer.i18n import tr as _
 
-from SlicerMaskSAMLib.values.status import Lesson, ModelRow, Phase, Progress, PromptRow, Status
+from SlicerMaskSAMLib.values.status import ModelRow, Phase, Progress, PromptRow, Status, TrainingResult
 from SlicerMaskSAMLib.window.slicebar import SliceBar
 
 LINES = 3
@@ -53,8 +53,8 @@ class Rendering:
             self._list_prompts(status.prompts)
         if before is None or status.cases != before.cases:
             self._list_cases(status)
-        if before is None or status.lesson != before.lesson:
-            self._show_lesson(status.lesson)
+        if before is None or status.training_result != before.training_result:
+            self._show_training_result(status.training_result)
         self._show_refinement(status)
 
     def show_model(self, name: str) -> None:
@@ -69,20 +69,20 @@ class Rendering:
             text = _("Model {name}, licence {licence}").format(name=row.name, licence=row.licence or _("unknown"))
         else:
             text = _("Model {name}: {reason}").format(name=row.name, reason=row.reason)
-        _say(self._ui.licenceLabel, text)
+        _set_text(self._ui.licenceLabel, text)
 
     def _show_state(self, status: Status) -> None:
         ui, working = self._ui, status.phase in (Phase.WORKING, Phase.CANCELLING)
         progress = status.progress if working else None
-        told = progress_text(progress) if progress is not None else ""
-        ui.headlineLabel.text = f"{status.headline}: {told}" if told else status.headline
-        _say(ui.deviceLabel, status.device)
+        progress_line = progress_text(progress) if progress is not None else ""
+        ui.headlineLabel.text = f"{status.headline}: {progress_line}" if progress_line else status.headline
+        _set_text(ui.deviceLabel, status.device)
         ui.setUpButton.visible = status.phase is Phase.NEEDS_SETUP
         # A bar from nothing to nothing moves to and fro; it is there all the time, so that nothing jumps at a click.
         ui.progressBar.maximum = progress.total if progress is not None else int(not working)
         ui.progressBar.value = progress.done if progress is not None else 0
         ui.cancelButton.enabled = status.phase is Phase.WORKING
-        _say(ui.messagesLabel, "\n".join(status.messages[-LINES:]))
+        _set_text(ui.messagesLabel, "\n".join(status.messages[-LINES:]))
         ui.messagesLabel.toolTip = "\n".join(status.messages)
 
     def _show_buttons(self, status: Status) -> None:
@@ -182,10 +182,10 @@ class Rendering:
         tree.resizeColumnToContents(0)
         self._ui.removeCaseButton.enabled = bool(status.cases)
 
-    def _show_lesson(self, lesson: Lesson | None) -> None:
+    def _show_training_result(self, result: TrainingResult | None) -> None:
         ui = self._ui
-        _say(ui.lessonLabel, lesson_text(lesson) if lesson is not None else "")
-        picture = qt.QPixmap(lesson.overlay) if lesson is not None and Path(lesson.overlay).is_file() else qt.QPixmap()
+        _set_text(ui.trainingResultLabel, training_result_text(result) if result is not None else "")
+        picture = qt.QPixmap(result.overlay) if result is not None and Path(result.overlay).is_file() else qt.QPixmap()
         ui.overlayLabel.visible = not picture.isNull()
         width = ui.SlicerMaskSAM.width - MARGINS
         if picture.width() > width > 0:
@@ -202,14 +202,14 @@ def progress_text(progress: Progress) -> str:
     return f"{text}, {_('about {time} left').format(time=_duration(progress.seconds_left))}"
 
 
-def lesson_text(lesson: Lesson) -> str:
+def training_result_text(result: TrainingResult) -> str:
     """What teaching brought, a line each."""
-    lines = [_("{model} was taught in {time}.").format(model=lesson.model, time=_duration(lesson.seconds))]
-    if lesson.dice:
-        lines.append(_("Dice on the cases left out ({cases}):").format(cases=", ".join(lesson.left_out)))
-        lines += [f"  {name}: {dice:.2f}" for name, dice in lesson.dice.items()]
-    if lesson.worst_case:
-        lines.append(_("The worst of them, {case}:").format(case=lesson.worst_case))
+    lines = [_("{model} was taught in {time}.").format(model=result.model, time=_duration(result.seconds))]
+    if result.dice:
+        lines.append(_("Dice on the cases left out ({cases}):").format(cases=", ".join(result.left_out)))
+        lines += [f"  {name}: {dice:.2f}" for name, dice in result.dice.items()]
+    if result.worst_case:
+        lines.append(_("The worst of them, {case}:").format(case=result.worst_case))
     return "\n".join(lines)
 
 
@@ -219,7 +219,7 @@ def _duration(seconds: float) -> str:
     return _("{count} min").format(count=round(seconds / 60))
 
 
-def _say(label: Any, text: str) -> None:
+def _set_text(label: Any, text: str) -> None:
     """A label takes no room while it has nothing to say."""
     label.text = text
     label.visible = bool(text)

@@ -7,7 +7,7 @@ from typing import Any
 
 import slicer
 
-from SlicerMaskSAMLib.mrml.views import ClickCatcher, MissCatcher
+from SlicerMaskSAMLib.mrml.views import SliceClickObserver, ThreeDClickObserver
 from SlicerMaskSAMLib.values.choices import Tool
 
 LAYOUT_CHANGED = "layoutChanged(int)"
@@ -30,7 +30,7 @@ class ViewClicks:
         tool: Callable[[], Tool],
     ) -> None:
         self._on_point, self._on_box, self._tool = on_point, on_box, tool
-        self._catchers: list[ClickCatcher | MissCatcher] = []
+        self._observers: list[SliceClickObserver | ThreeDClickObserver] = []
         self._layout: Any = None
 
     def attach(self) -> None:
@@ -38,30 +38,30 @@ class ViewClicks:
         self.detach()
         self._layout = slicer.app.layoutManager()
         if self._layout is not None:  # Slicer runs without windows as well
-            self._layout.connect(LAYOUT_CHANGED, self._catch)
-            self._catch()
+            self._layout.connect(LAYOUT_CHANGED, self._observe)
+            self._observe()
 
     def detach(self) -> None:
         """Leave the views as they were."""
-        self._let_go()
+        self._remove_observers()
         if self._layout is not None:
-            self._layout.disconnect(LAYOUT_CHANGED, self._catch)
+            self._layout.disconnect(LAYOUT_CHANGED, self._observe)
         self._layout = None
 
-    def _catch(self) -> None:
-        self._let_go()
+    def _observe(self) -> None:
+        self._remove_observers()
         for name in self._layout.sliceViewNames():
             widget = self._layout.sliceWidget(name)
             interactor, node = widget.sliceView().interactor(), widget.mrmlSliceNode()
-            self._catchers.append(ClickCatcher(interactor, node, self._on_point, self._on_box, self._tool))
+            self._observers.append(SliceClickObserver(interactor, node, self._on_point, self._on_box, self._tool))
         for index in range(self._layout.threeDViewCount):
             interactor = self._layout.threeDWidget(index).threeDView().interactor()
-            self._catchers.append(MissCatcher(interactor, self._on_miss, self._tool))
+            self._observers.append(ThreeDClickObserver(interactor, self._on_miss, self._tool))
 
     def _on_miss(self) -> None:
         self._on_point((0.0, 0.0, 0.0), True, None)
 
-    def _let_go(self) -> None:
-        for catcher in self._catchers:
-            catcher.remove()
-        self._catchers = []
+    def _remove_observers(self) -> None:
+        for observer in self._observers:
+            observer.remove()
+        self._observers = []

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from SlicerMaskSAMLib.mrml import bridge
-from SlicerMaskSAMLib.mrml.prompt_values import Box, Point
+from SlicerMaskSAMLib.mrml.auto_prompts import AutomaticPromptNodes
+from SlicerMaskSAMLib.mrml.prompt_values import BoxPrompt, PointPrompt
 from SlicerMaskSAMLib.values.tasks import Steps
-from SlicerMaskSAMLib.work.auto_prompt_nodes import AutomaticPrompts
 from SlicerMaskSAMLib.work.context import Context
 
 
-class OwnPrompts:
+class AutomaticPrompts:
     """The model's own prompts.
 
     Args:
@@ -21,17 +21,17 @@ class OwnPrompts:
 
     def __init__(self, context: Context, views: Any) -> None:
         self._context, self._views = context, views
-        self._shown = AutomaticPrompts(context.scene)
-        self.waiting = False
+        self._shown = AutomaticPromptNodes(context.scene)
+        self.has_work = False
 
     def show(self, on: bool) -> None:
         """Have them shown, which takes `steps`, or hide them."""
         self._context.parameters.showAutomatic = on
-        self.waiting = on
+        self.has_work = on
         if not on:
             self._shown.hide()
 
-    def take(self) -> dict[str, list[Point | Box]]:
+    def take(self) -> dict[str, list[PointPrompt | BoxPrompt]]:
         """What is shown, where it was dragged to, by the structures' names; it is shown no more."""
         found = self._shown.prompts(scope=self._context.parameters.scope)
         self.show(False)
@@ -43,24 +43,24 @@ class OwnPrompts:
         Raises:
             MaskSAMError: There is no volume or model, the model makes no prompts of its own, or the engine failed.
         """
-        if not self.waiting:
+        if not self.has_work:
             return
-        self.waiting = False
+        self.has_work = False
         context = self._context
-        volume, model = context.need()
-        case = yield from context.link.case(volume, model.name)
+        volume, model = context.require_inputs()
+        case = yield from context.engine_link.case(volume, model.name)
         index, skipped = self._index(volume, case.axis), set(context.parameters.skippedStructures)
         found = {}
         for label in model.card.labels.labels if model.card is not None else ():
             if label.name not in skipped:
-                job = context.link.client.submit("automatic", case=case, label=label.id, slices=[index])
+                job = context.engine_link.client.submit("automatic", case=case, label=label.id, slices=[index])
                 pairs = (yield job)["prompts"]
                 found[label.name] = [prompt for pair in pairs for prompt in pair]
         if not context.parameters.showAutomatic or context.parameters.inputVolume is not volume:
             return
         self._shown.show(volume, found)
         if not any(found.values()):
-            context.say("The model finds none of its structures in this slice.")
+            context.log("The model finds none of its structures in this slice.")
 
     def _index(self, volume: Any, axis: int) -> int:
         """The slice that is shown, along the model's axis of (K, J, I)."""

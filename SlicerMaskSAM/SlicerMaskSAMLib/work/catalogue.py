@@ -42,7 +42,7 @@ class Catalogue:
         """Read them anew the next time."""
         self._models = None
 
-    def misfit(self, model: InstalledModel, volume: Any) -> str:
+    def mismatch(self, model: InstalledModel, volume: Any) -> str:
         """Why a model cannot be used on a volume; "" where it may be, or nothing is known of the volume."""
         if model.card is None:
             return model.problem
@@ -59,7 +59,7 @@ class Catalogue:
         return tuple(self._row(model, volume) for model in self.models())
 
     def _row(self, model: InstalledModel, volume: Any) -> ModelRow:
-        reason, card = self.misfit(model, volume), model.card
+        reason, card = self.mismatch(model, volume), model.card
         return ModelRow(
             name=model.name,
             modality=card.modality if card is not None else "",

@@ -28,7 +28,7 @@ class Context:
         prompts: The markups of the scene that are prompts.
         link: The engine's process and the scans that are open in it.
         models: Models of this computer; remembered, so it may be asked at any time.
-        say: Tells the user one line.
+        log: Tells the user one line.
         changed: Asks the panel to show the status anew.
     """
 
@@ -36,9 +36,9 @@ class Context:
     parameters: Any
     history: History
     prompts: PromptNodes
-    link: EngineLink
+    engine_link: EngineLink
     models: Callable[[], tuple[InstalledModel, ...]]
-    say: Callable[[str], None]
+    log: Callable[[str], None]
     changed: Callable[[], None]
 
     @property
@@ -46,7 +46,7 @@ class Context:
         """The chosen model; None where none is chosen, or it is not on this computer."""
         return next((model for model in self.models() if model.name == self.parameters.model), None)
 
-    def need(self) -> tuple[Any, InstalledModel]:
+    def require_inputs(self) -> tuple[Any, InstalledModel]:
         """The chosen volume and model.
 
         Raises:

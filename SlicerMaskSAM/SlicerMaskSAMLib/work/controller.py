@@ -25,9 +25,9 @@ from SlicerMaskSAMLib.work.catalogue import Catalogue, Library, structure_rows
 from SlicerMaskSAMLib.work.context import Context
 from SlicerMaskSAMLib.work.output import Output
 from SlicerMaskSAMLib.work.refine import Refinement
-from SlicerMaskSAMLib.work.scheduler import Messages, Work
-from SlicerMaskSAMLib.work.segment_request import Order, adopt, segment_ids, segmentation_of
-from SlicerMaskSAMLib.work.teaching import Lessons
+from SlicerMaskSAMLib.work.scheduler import MessageLog, Scheduler
+from SlicerMaskSAMLib.work.segment_request import SegmentRequest, adopt, segment_ids, segmentation_of
+from SlicerMaskSAMLib.work.teaching import Teaching
 
 
 class Controller:
@@ -36,7 +36,7 @@ class Controller:
     Args:
         scene: The MRML scene.
         parameters: The module's parameter node.
-        start_engine: Starts the engine; see `link.StartEngine`.
+        start_engine: Starts the engine; see `engine_link.StartEngine`.
         views: The slice views (`views.Views`); None where there are none.
         setup: What has to be installed first (`install.Setup`); None where nothing has.
         library: Where models come from.
@@ -55,22 +55,22 @@ class Controller:
         changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._setup, self._views, self._changed = setup, views, changed
-        self._messages = Messages(changed)
+        self._messages = MessageLog(changed)
         self._catalogue = Catalogue(library)
         self._context = Context(
             scene=scene,
             parameters=parameters,
             history=History(),
             prompts=PromptNodes(scene),
-            link=EngineLink(start_engine, say=self._messages),
+            engine_link=EngineLink(start_engine, log=self._messages),
             models=self._catalogue.models,
-            say=self._messages,
+            log=self._messages,
             changed=changed,
         )
         self._refinement = Refinement(self._context, views)
         self._output = Output(self._context)
-        self._lessons = Lessons(self._context)
-        self._work = Work(self._context, self._messages, self._catalogue, self._refinement, views)
+        self._teaching = Teaching(self._context)
+        self._scheduler = Scheduler(self._context, self._messages, self._catalogue, self._refinement, views)
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -80,15 +80,15 @@ class Controller:
         if not self._context.parameters.model:
             usable = (row.name for row in self._catalogue.model_rows(self._volume) if row.usable)
             self._context.parameters.model = next(usable, "")
-        self._look_at_setup()
+        self._check_setup()
 
     def exit(self) -> None:
         """The user opened another module. What was begun goes on."""
-        self._work.rest()
+        self._scheduler.pause_background()
 
     def close(self) -> None:
         """The module, or the application, ends: so does every process that was started here."""
-        self._work.close()
+        self._scheduler.close()
         self._context.prompts.close()
 
     def set_parameters(self, parameters: Any) -> None:
@@ -98,7 +98,7 @@ class Controller:
 
     def tick(self) -> None:
         """Go on with what was begun, as far as that is possible without waiting; called by a timer."""
-        self._work.tick()
+        self._scheduler.tick()
 
     # -- segment -----------------------------------------------------------------------------------------------------
 
@@ -111,14 +111,14 @@ class Controller:
 
     def try_sample(self) -> None:
         """Bring the sample scan, with a region and a model for it, and choose it."""
-        self._work.begin("setup", self._sampled)
+        self._scheduler.begin("setup", self._load_sample)
 
     def choose_model(self, name: str) -> None:
         """Segment by a model."""
         self._context.parameters.model = name
-        self._look_at_setup()
+        self._check_setup()
 
-    def want(self, names: Iterable[str], on: bool) -> None:
+    def set_wanted(self, names: Iterable[str], on: bool) -> None:
         """Have structures of the model segmented, or not."""
         skipped, named = set(self._context.parameters.skippedStructures), set(names)
         self._context.parameters.skippedStructures = sorted(skipped - named if on else skipped | named)
@@ -126,29 +126,29 @@ class Controller:
 
     def segment(self) -> None:
         """Segment the volume; pressed a second time, cancel."""
-        if self._work.doing("segment"):
-            self._work.cancel()
+        if self._scheduler.is_running("segment"):
+            self._scheduler.cancel()
             return
-        with self._told():
+        with self._logging_errors():
             self._ready()
-            order = Order.of(self._context, self._slice_node)
-            self._work.begin("segment", lambda: AutomaticRun(self._context, order).steps())
+            request = SegmentRequest.of(self._context, self._slice_node)
+            self._scheduler.begin("segment", lambda: AutomaticRun(self._context, request).steps())
 
     def cancel(self) -> None:
         """Ask for the end of what is going on."""
-        self._work.cancel()
+        self._scheduler.cancel()
 
     # -- refine ------------------------------------------------------------------------------------------------------
 
     def click(self, world: Sequence[float], positive: bool, slice_node: Any) -> None:
         """Include or exclude a place, (3,) mm RAS, that was clicked in a slice view (None: in another one)."""
-        with self._told():
+        with self._logging_errors():
             self._ready()
             self._refinement.click(world, positive, slice_node)
 
     def draw_box(self, corner: Sequence[float], opposite: Sequence[float], slice_node: Any) -> None:
         """Prompt by a box, drawn in a slice view between two corners, (3,) mm RAS each."""
-        with self._told():
+        with self._logging_errors():
             self._ready()
             self._refinement.draw_box(corner, opposite, slice_node)
 
@@ -220,39 +220,39 @@ class Controller:
 
     def volumes_table(self) -> None:
         """Put the volumes of the segments into a table."""
-        self._work.begin("output", self._output.volumes_table)
+        self._scheduler.begin("output", self._output.volumes_table)
 
     def export_dicom(self, path: str, allow_uncoded: bool = False) -> None:
         """Write the segmentation as DICOM SEG."""
-        self._work.begin("output", lambda: self._output.export_dicom(path, allow_uncoded=allow_uncoded))
+        self._scheduler.begin("output", lambda: self._output.export_dicom(path, allow_uncoded=allow_uncoded))
 
     def command_line(self) -> str:
         """The command that gives the same segmentation; "" where none does, and the reason is told."""
-        with self._told():
+        with self._logging_errors():
             return self._output.command_line(self._slice_node)
         return ""
 
     def save_case(self, name: str = "") -> None:
         """Save volume and segmentation as a training case."""
-        self._work.begin("output", lambda: self._output.save_case(name))
+        self._scheduler.begin("output", lambda: self._output.save_case(name))
 
     # -- teach -------------------------------------------------------------------------------------------------------
 
     def cases(self) -> tuple[CaseRow, ...]:
         """The training cases."""
-        return self._lessons.cases()
+        return self._teaching.cases()
 
     def remove_case(self, name: str) -> None:
         """Delete a training case."""
-        with self._told():
-            self._lessons.remove_case(name)
+        with self._logging_errors():
+            self._teaching.remove_case(name)
 
     def teach(self, name: str) -> None:
         """Train a model from the cases; pressed a second time, cancel."""
-        if self._work.doing("teach"):
-            self._work.cancel()
+        if self._scheduler.is_running("teach"):
+            self._scheduler.cancel()
         else:
-            self._work.begin("teach", lambda: self._taught(name))
+            self._scheduler.begin("teach", lambda: self._teach(name))
 
     # -- set up ------------------------------------------------------------------------------------------------------
 
@@ -262,46 +262,46 @@ class Controller:
 
     def set_up(self) -> None:
         """Install what is missing."""
-        self._work.begin("setup", lambda: self._installed(self._setup.steps(self._base)))
+        self._scheduler.begin("setup", lambda: self._run_setup(self._setup.steps(self._base)))
 
     def import_model(self, path: str) -> None:
         """Add a model, or base weights, from a folder or a file."""
-        self._work.begin("setup", lambda: self._installed(self._setup.import_model(path)))
+        self._scheduler.begin("setup", lambda: self._run_setup(self._setup.import_model(path)))
 
     def remove_model(self, name: str) -> None:
         """Delete one of the user's models."""
-        self._work.begin("setup", lambda: self._installed(self._setup.remove_model(name), stop=True))
+        self._scheduler.begin("setup", lambda: self._run_setup(self._setup.remove_model(name), stop=True))
 
     def remove_everything(self) -> None:
         """Delete all that was downloaded or taught."""
-        self._work.begin("setup", lambda: self._installed(self._setup.remove_everything(), stop=True))
+        self._scheduler.begin("setup", lambda: self._run_setup(self._setup.remove_everything(), stop=True))
 
     # -- status ------------------------------------------------------------------------------------------------------
 
     def status(self) -> Status:
         """Everything that the panel shows, as it is now."""
-        parameters, work, history = self._context.parameters, self._work, self._context.history
-        idle, usable = work.phase is Phase.IDLE, not work.missing and not work.misfit
+        parameters, scheduler, history = self._context.parameters, self._scheduler, self._context.history
+        idle, usable = scheduler.phase is Phase.IDLE, not scheduler.missing and not scheduler.mismatch
         refined = self._refinement.fields()
         return Status(
             **refined
             | {
-                "phase": work.phase,
-                "task": work.task,
-                "headline": work.headline,
-                "device": self._context.link.device,
-                "progress": work.progress,
+                "phase": scheduler.phase,
+                "task": scheduler.task,
+                "headline": scheduler.headline,
+                "device": self._context.engine_link.device,
+                "progress": scheduler.progress,
                 "messages": self._messages.lines,
                 "models": self._catalogue.model_rows(self._volume),
                 "structures": structure_rows(self._context.labels, parameters.skippedStructures),
                 "undo": history.undo_text,
                 "redo": history.redo_text,
-                "cases": self._lessons.cases(),
-                "lesson": self._lessons.lesson,
+                "cases": self._teaching.cases(),
+                "training_result": self._teaching.result,
                 "can_segment": idle and usable,
                 "can_refine": usable and refined["can_refine"],
                 "can_export": idle and bool(segment_ids(parameters.segmentation)),
-                "can_teach": idle and self._lessons.enough,
+                "can_teach": idle and self._teaching.enough,
             }
         )
 
@@ -322,38 +322,38 @@ class Controller:
 
     def _ready(self) -> None:
         """Raise InputError where the engine cannot be used; else the chosen segmentation is one of the volume's."""
-        self._work.check()
+        self._scheduler.check()
         adopt(self._context.parameters.segmentation, self._volume)
 
-    def _look_at_setup(self) -> None:
-        self._work.missing = self._setup is not None and bool(self._setup.missing(self._base))
+    def _check_setup(self) -> None:
+        self._scheduler.missing = self._setup is not None and bool(self._setup.missing(self._base))
         self._changed()
 
-    def _sampled(self) -> Steps:
+    def _load_sample(self) -> Steps:
         """Bring the sample scan and choose it."""
         volume = yield from sample_data.steps(self._context.scene, self._context.parameters)
         self.choose_volume(volume)
 
-    def _installed(self, steps: Steps, *, stop: bool = False) -> Steps:
+    def _run_setup(self, steps: Steps, *, stop: bool = False) -> Steps:
         """Work after which models and packages may be others; with `stop` the engine, which may use them, is ended."""
         try:
             if stop:
-                yield self._context.link.abandon()
+                yield self._context.engine_link.abandon()
             advice = yield from steps
         finally:
             self.enter()
         if advice:
             self._messages(advice)
 
-    def _taught(self, name: str) -> Steps:
+    def _teach(self, name: str) -> Steps:
         """Teach, and use the new model."""
-        lesson = yield from self._lessons.teach(name)
-        self._context.link.forget_model(lesson.model)
+        result = yield from self._teaching.teach(name)
+        self._context.engine_link.forget_model(result.model)
         self._catalogue.refresh()
-        self._context.parameters.model = lesson.model
+        self._context.parameters.model = result.model
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _logging_errors(self) -> Iterator[None]:
         """Errors inside are told to the user."""
         try:
             yield

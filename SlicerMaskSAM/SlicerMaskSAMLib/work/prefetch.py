@@ -11,13 +11,13 @@ from SlicerMaskSAMLib.mrml import bridge
 from SlicerMaskSAMLib.values.tasks import Steps
 from SlicerMaskSAMLib.work.context import Context
 
-LOOK_S = 0.25
+INTERVAL_S = 0.25
 """Between two looks; what is the same at both has come to rest."""
 SLABS = 2
 """Slabs that are encoded around the slice; the rest waits until it is needed."""
 
 
-class Lookout:
+class Prefetch:
     """Watches volume, model and slice views, and says when there is something new to encode.
 
     Args:
@@ -31,24 +31,24 @@ class Lookout:
         self._last: Any = None
         self._encoded: Any = None
 
-    def look(self) -> Steps | None:
+    def next_steps(self) -> Steps | None:
         """Steps that encode what is shown, once it has come to rest; None where nothing is new."""
         now = self._clock()
         if now < self._next:
             return None
-        self._next = now + LOOK_S
-        seen = self._seen()
-        rests, self._last = seen == self._last, seen
-        if seen is None or not rests or seen == self._encoded:
+        self._next = now + INTERVAL_S
+        visible = self._visible()
+        settled, self._last = visible == self._last, visible
+        if visible is None or not settled or visible == self._encoded:
             return None
-        self._encoded = seen
+        self._encoded = visible
         return self._steps()
 
-    def again(self) -> None:
+    def reset(self) -> None:
         """Encode what is shown even if that was done: the engine is another one, or has forgotten it."""
         self._encoded = None
 
-    def _seen(self) -> Any:
+    def _visible(self) -> Any:
         """What is shown, as something that is equal as long as it is the same."""
         volume, model = self._context.parameters.inputVolume, self._context.model
         if volume is None or volume.GetImageData() is None or model is None:
@@ -64,8 +64,8 @@ class Lookout:
             return None
 
     def _steps(self) -> Steps:
-        volume, model = self._context.need()
-        case = yield from self._context.link.case(volume, model.name)
+        volume, model = self._context.require_inputs()
+        case = yield from self._context.engine_link.case(volume, model.name)
         place = self._views.position() if self._views is not None else None
         position = None if place is None else bridge.world_to_ijk(volume, [place])[0]
-        yield self._context.link.client.submit("encode", case=case, position=position, slabs=SLABS)
+        yield self._context.engine_link.client.submit("encode", case=case, position=position, slabs=SLABS)

@@ -11,9 +11,9 @@ from MaskSAMCore.errors import InputError
 from MaskSAMCore.labels import Label
 from MaskSAMCore.volume import Roi
 from SlicerMaskSAMLib.mrml import bridge
-from SlicerMaskSAMLib.mrml.bridge import Box, Geometry
+from SlicerMaskSAMLib.mrml.bridge import Geometry
 from SlicerMaskSAMLib.values.choices import Region, Speed
-from SlicerMaskSAMLib.values.sparse import around
+from SlicerMaskSAMLib.values.sparse import VoxelBox, union
 from SlicerMaskSAMLib.work.context import Context
 
 STEP = {Speed.FAST: 1.0, Speed.ACCURATE: 0.5}
@@ -21,7 +21,7 @@ STEP = {Speed.FAST: 1.0, Speed.ACCURATE: 0.5}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class SegmentRequest:
     """What was asked for, and how things stood then.
 
     Attributes:
@@ -42,13 +42,13 @@ class Order:
     model: str
     labels: dict[int, Label]
     regions: tuple[bridge.Region, ...]
-    reach: Box
+    reach: VoxelBox
     step: float
     segmentation: str
     stamps: dict[str, Any]
 
     @classmethod
-    def of(cls, context: Context, slice_node: Any = None) -> Order:
+    def of(cls, context: Context, slice_node: Any = None) -> SegmentRequest:
         """As the parameters say.
 
         Args:
@@ -57,7 +57,7 @@ class Order:
         Raises:
             InputError: Volume, model, region or structures are missing, or the region misses the volume; says which.
         """
-        volume, model = context.need()
+        volume, model = context.require_inputs()
         parameters, target = context.parameters, context.parameters.segmentation
         skipped = set(parameters.skippedStructures)
         labels = {label.id: label for label in context.labels if label.name not in skipped}
@@ -98,13 +98,13 @@ def _regions(volume: Any, region: Region, roi: Any, slice_node: Any) -> tuple[br
     return ()
 
 
-def _reach(regions: tuple[bridge.Region, ...], geometry: Geometry) -> Box:
+def _reach(regions: tuple[bridge.Region, ...], geometry: Geometry) -> VoxelBox:
     """The voxels of the regions, as the engine counts them; all of them where there is no region."""
-    boxes: list[Box] = []
+    boxes: list[VoxelBox] = []
     for region in regions:
         k, j, i = Roi(center=region["center"], size=region["size"]).slices(geometry)
         boxes.append((k.start, k.stop, j.start, j.stop, i.start, i.stop))
-    return around(*boxes) or geometry.box
+    return union(*boxes) or geometry.box
 
 
 def segmentation_of(scene: Any, volume: Any, current: Any) -> Any:

@@ -9,7 +9,7 @@ from MaskSAMCore.labels import PALETTE, Label
 from MaskSAMCore.terminology import lookup
 from SlicerMaskSAMLib.mrml import bridge
 from SlicerMaskSAMLib.mrml.prompts import PromptList
-from SlicerMaskSAMLib.values.history import Step
+from SlicerMaskSAMLib.values.history import UndoStep
 from SlicerMaskSAMLib.work.context import Context
 from SlicerMaskSAMLib.work.segment_request import segment_ids
 from SlicerMaskSAMLib.work.structures import has_segment
@@ -35,7 +35,7 @@ class Selection:
         Raises:
             InputError: It does not lie where the volume lies.
         """
-        parameters, (volume, _) = self._context.parameters, self._context.need()
+        parameters, (volume, _) = self._context.parameters, self._context.require_inputs()
         if parameters.segmentation is None:
             name = f"{volume.GetName()} segmentation"
             parameters.segmentation = bridge.new_segmentation(self._context.scene, name, volume=volume)
@@ -47,12 +47,12 @@ class Selection:
             )
         return parameters.segmentation
 
-    def open(self) -> PromptList:
+    def current_or_new(self) -> PromptList:
         """The prompts of the chosen structure; of a new one where none is chosen."""
         segmentation = self.segmentation()
         prompts = self.current()
         if prompts is None:
-            self.choose(segmentation, self.new(""))
+            self.choose(segmentation, self.add_segment(""))
             prompts = self.of(segmentation, self._context.parameters.segmentID)
         return prompts
 
@@ -67,21 +67,21 @@ class Selection:
         self._context.prompts.show_only(self.current())
         self._context.changed()
 
-    def named(self, name: str) -> PromptList:
+    def by_name(self, name: str) -> PromptList:
         """The prompts of the segment of a name; of a new one where there is none."""
         segmentation = self.segmentation()
         wanted = self._label(name).name
         found = [each for each in segment_ids(segmentation) if bridge.segment_label(segmentation, each).name == wanted]
-        return self.of(segmentation, found[0] if found and name else self.new(name))
+        return self.of(segmentation, found[0] if found and name else self.add_segment(name))
 
-    def new(self, name: str) -> str:
+    def add_segment(self, name: str) -> str:
         """Add a segment; its ID."""
         segmentation = self.segmentation()
         segment_id = bridge.add_segment(segmentation, self._label(name))
         label = bridge.segment_label(segmentation, segment_id)
         geometry = bridge.geometry(self._context.parameters.inputVolume)
         self._context.history.push(
-            Step(
+            UndoStep(
                 text=f"New structure {label.name}",
                 created=((segment_id, label),),
                 segmentation=segmentation.GetID(),
@@ -90,7 +90,7 @@ class Selection:
         )
         return segment_id
 
-    def missing(self) -> str:
+    def next_missing(self) -> str:
         """The first of the model's structures that is wanted and has no segment yet; "" where all have one."""
         segmentation, skipped = self.segmentation(), self._context.parameters.skippedStructures
         there = {bridge.segment_label(segmentation, each).name for each in segment_ids(segmentation)}
@@ -99,7 +99,7 @@ class Selection:
 
     def _known(self) -> tuple[Label, ...]:
         """The structures of the model."""
-        _, model = self._context.need()
+        _, model = self._context.require_inputs()
         return model.card.labels.labels if model.card is not None else ()
 
     def _label(self, name: str) -> Label:

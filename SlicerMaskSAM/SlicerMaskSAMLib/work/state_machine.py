@@ -10,26 +10,26 @@ from SlicerMaskSAMLib.values.status import Phase, Progress
 from SlicerMaskSAMLib.values.tasks import Steps, Task
 from SlicerMaskSAMLib.values.timeleft import TimeLeft
 
-PATIENCE_S = 15.0
+CANCEL_TIMEOUT_S = 15.0
 """How long work may take to stop after Cancel: a few times what one window takes on a slow CPU."""
 
 
-class Machine:
+class StateMachine:
     """Drives at most one piece of work that the user waits for, and one in the background.
 
     Everything may be called at any time, from within a step of the work as well: Slicer handles events in the middle
     of long calls, and with them the timer, a second press or the end of the scene.
 
     Args:
-        say: Tells the user one line.
+        log: Tells the user one line.
         on_stuck: Called where the work did not stop after Cancel; ends what it waits for.
         clock: Seconds that only grow.
     """
 
     def __init__(
-        self, *, say: Callable[[str], None], on_stuck: Callable[[], None], clock: Callable[[], float] = time.monotonic
+        self, *, log: Callable[[str], None], on_stuck: Callable[[], None], clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._say, self._on_stuck, self._clock = say, on_stuck, clock
+        self._log, self._on_stuck, self._clock = log, on_stuck, clock
         self._task: Task | None = None
         self._background: Task | None = None
         self._discarded: list[Task] = []
@@ -70,13 +70,13 @@ class Machine:
             steps.close()
             return False
         self._time_left = TimeLeft(self._clock)
-        self._task = Task(name, steps, on_error=self._fail)
+        self._task = Task(name, steps, on_error=self._on_error)
         return True
 
     def start_background(self, name: str, steps: Steps) -> None:
         """Begin work that nobody waits for, in place of the one before."""
         self._discard(self._background)
-        self._background = Task(name, steps, on_error=self._fail)
+        self._background = Task(name, steps, on_error=self._on_error)
 
     def cancel(self) -> None:
         """Ask for the end of the work. A second time changes nothing."""
@@ -84,13 +84,13 @@ class Machine:
             self._cancelled_at = self._clock()
             self._task.cancel()
 
-    def drop(self) -> None:
+    def abandon_all(self) -> None:
         """End everything now; results that are on their way are dropped."""
         self._discard(self._task)
         self._discard(self._background)
         self._task = self._background = None
 
-    def drop_background(self) -> None:
+    def abandon_background(self) -> None:
         """End the work in the background now."""
         self._discard(self._background)
         self._background = None
@@ -110,11 +110,11 @@ class Machine:
 
     def _tick(self) -> bool:
         moved = [task.tick() for task in (self._task, self._background) if task is not None]
-        if self.phase is Phase.CANCELLING and self._clock() - self._cancelled_at > PATIENCE_S:
+        if self.phase is Phase.CANCELLING and self._clock() - self._cancelled_at > CANCEL_TIMEOUT_S:
             self._discard(self._task)
             self._task = None
             self._on_stuck()
-            self._say("The engine did not stop and was ended. It starts again when it is needed.")
+            self._log("The engine did not stop and was ended. It starts again when it is needed.")
             return True
         return any(moved)
 
@@ -127,8 +127,8 @@ class Machine:
             for each in discarded:
                 each.abandon()
 
-    def _fail(self, error: MaskSAMError) -> None:
-        self._say(str(error))
+    def _on_error(self, error: MaskSAMError) -> None:
+        self._log(str(error))
 
 
 def _unless_ended(task: Task | None) -> Task | None:

@@ -17,20 +17,20 @@ from MaskSAMCore.worker.jobs import Job
 from MaskSAMCore.worker.results import Update
 from SlicerMaskSAMLib.engine.engine_link import EngineLink
 from SlicerMaskSAMLib.mrml import bridge, prompt_values
-from SlicerMaskSAMLib.mrml.prompt_values import Point, Snapshot, Start
+from SlicerMaskSAMLib.mrml.prompt_values import PointPrompt, Snapshot, StartMask
 from SlicerMaskSAMLib.mrml.prompts import PromptList
 from SlicerMaskSAMLib.values.choices import Scope
-from SlicerMaskSAMLib.values.sparse import Sparse
+from SlicerMaskSAMLib.values.sparse import SparseMask
 from SlicerMaskSAMLib.work.segment_conflicts import Click
 
 SAME_VOXELS = 1e-3
 """Positions that differ by less, in voxels, are the same."""
-NUMBERS = itertools.count(1)
+STRUCTURE_IDS = itertools.count(1)
 """Of structures in the engine; none is used twice, so that none has a past."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class AnswerDetails:
     """What the engine told with its last answer; see `worker.results.Update`.
 
     Attributes:
@@ -45,7 +45,7 @@ class Facts:
     messages: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, update: Update) -> Facts:
+    def of(cls, update: Update) -> AnswerDetails:
         """Those of an update."""
         return cls(
             quality=update.quality,
@@ -58,7 +58,7 @@ class Facts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moment:
+class StructureState:
     """A structure at one end of a step of the history, apart from its voxels.
 
     Attributes:
@@ -70,19 +70,19 @@ class Moment:
     segment_id: str
     volume: str
     prompts: Snapshot
-    taken: Mapping[str, Sparse]
+    taken: Mapping[str, SparseMask]
     label: Label | None = None
 
 
-def said(volume: Any, snapshot: Snapshot) -> tuple[Hashable, ...]:
+def engine_key(volume: Any, snapshot: Snapshot) -> tuple[Hashable, ...]:
     """What prompts say to the engine; equal where it would answer the same."""
-    return tuple(_said(volume, prompt, first=index == 0) for index, prompt in enumerate(snapshot))
+    return tuple(_prompt_key(volume, prompt, first=index == 0) for index, prompt in enumerate(snapshot))
 
 
-def _said(volume: Any, prompt: prompt_values.Prompt, *, first: bool) -> Hashable:
-    if isinstance(prompt, Start):
+def _prompt_key(volume: Any, prompt: prompt_values.Prompt, *, first: bool) -> Hashable:
+    if isinstance(prompt, StartMask):
         return prompt.mask, prompt.box
-    plain = prompt_values.plain(volume, prompt, first=first)
+    plain = prompt_values.to_message(volume, prompt, first=first)
     ends = plain["corners"] if "corners" in plain else [plain["position"]]
     places = tuple(round(float(value) / SAME_VOXELS) for end in ends for value in end)
     return plain["kind"], places, plain.get("positive"), plain["scope"], plain.get("candidate")
@@ -90,7 +90,7 @@ def _said(volume: Any, prompt: prompt_values.Prompt, *, first: bool) -> Hashable
 
 def start_of(snapshot: Snapshot) -> Snapshot:
     """The segment that prompts start from, alone; nothing where they start from nothing."""
-    return tuple(prompt for prompt in snapshot if isinstance(prompt, Start))
+    return tuple(prompt for prompt in snapshot if isinstance(prompt, StartMask))
 
 
 def has_segment(segmentation: Any, segment_id: str) -> bool:
@@ -98,9 +98,9 @@ def has_segment(segmentation: Any, segment_id: str) -> bool:
     return segmentation is not None and bool(segmentation.GetSegmentation().GetSegmentIndex(segment_id) >= 0)
 
 
-def single(snapshot: Snapshot) -> bool:
+def is_single_click(snapshot: Snapshot) -> bool:
     """Whether it is one click that includes, which may mean several things."""
-    return len(snapshot) == 1 and isinstance(snapshot[0], Point) and snapshot[0].positive
+    return len(snapshot) == 1 and isinstance(snapshot[0], PointPrompt) and snapshot[0].positive
 
 
 class Structure:
@@ -114,20 +114,20 @@ class Structure:
         prompts: The markups.
         taken: Voxels that it took from other segments, by their IDs.
         facts: What is known of the answer that is shown.
-        stale: Whether `facts` are not about the prompts that are applied.
+        stale: Whether `details` are not about the prompts that are applied.
         withdrawn: Whether the answer that was on its way was cancelled by `withdraw`.
         accepted: Whether it shall be accepted as soon as all is answered.
     """
 
     def __init__(self, prompts: PromptList, applied: Snapshot) -> None:
         self.prompts, self.applied = prompts, applied
-        self.taken: Mapping[str, Sparse] = {}
-        self.facts = Facts()
+        self.taken: Mapping[str, SparseMask] = {}
+        self.details = AnswerDetails()
         self.stale = self.accepted = self.withdrawn = False
         self._steps: list[Snapshot] = []
         self._case, self._number = -1, 0  # no number: the engine's last answer is not known
-        self._said: tuple[Hashable, ...] = ()
-        self._raw = Sparse()
+        self._answered_key: tuple[Hashable, ...] = ()
+        self._mask = SparseMask()
         self._job: Job | None = None
 
     @property
@@ -143,7 +143,7 @@ class Structure:
 
     @applied.setter
     def applied(self, snapshot: Snapshot) -> None:
-        self._applied, self._applied_words = snapshot, self._words(snapshot)
+        self._applied, self._applied_key = snapshot, self._key(snapshot)
 
     @property
     def pending(self) -> bool:
@@ -151,21 +151,21 @@ class Structure:
         now, count = self.prompts.snapshot(), len(self.applied)
         if now == self.applied:
             return False
-        words = self._words(now)
-        if words[:count] == self._applied_words:  # the same voxels, though a transform was hardened for instance
+        key = self._key(now)
+        if key[:count] == self._applied_key:  # the same voxels, though a transform was hardened for instance
             self._applied = now[:count]
-        return words != self._applied_words
+        return key != self._applied_key
 
-    def begin_anew(self, applied: Snapshot, taken: Mapping[str, Sparse]) -> None:
+    def reset(self, applied: Snapshot, taken: Mapping[str, SparseMask]) -> None:
         """The voxels now show these prompts, whatever was asked for before; nothing more is known of them."""
         self.withdraw()
-        self.applied, self.taken, self.facts, self.stale = applied, taken, Facts(), True
+        self.applied, self.taken, self.details, self.stale = applied, taken, AnswerDetails(), True
 
-    def added(self) -> None:
+    def mark_step(self) -> None:
         """What was added to the prompts up to now is one step, and what comes next another one."""
         self._steps.append(self.prompts.snapshot())
 
-    def wanted(self) -> Snapshot:
+    def next_prompts(self) -> Snapshot:
         """The prompts to be answered next: those of the next step where some were only added, else all."""
         now = self.prompts.snapshot()
         self._steps = self._open_steps(now)
@@ -182,19 +182,19 @@ class Structure:
         return [step for step in self._steps if len(step) > len(self.applied) and now[: len(step)] == step]
 
     def without(self, wanted: Snapshot) -> Snapshot:
-        """The prompts without those that `wanted` has more than the applied ones."""
+        """The prompts without those that `next_prompts` has more than the applied ones."""
         now = self.prompts.snapshot()
         rest = now[len(wanted) :]
         return (self.applied or (start_of(now) if rest else ())) + rest
 
-    def wants(self, wanted: Snapshot) -> bool:
+    def still_wanted(self, wanted: Snapshot) -> bool:
         """Whether the markups still say that, and maybe more."""
-        now = self._words(self.prompts.snapshot())
-        words = self._words(wanted)
-        return now == words if wanted == start_of(wanted) else now[: len(words)] == words
+        now = self._key(self.prompts.snapshot())
+        key = self._key(wanted)
+        return now == key if wanted == start_of(wanted) else now[: len(key)] == key
 
-    def news(self, wanted: Snapshot, axis: int) -> tuple[Click, ...]:
-        """The points among `wanted` that were not applied yet; `axis` runs across the slices of the model."""
+    def new_clicks(self, wanted: Snapshot, axis: int) -> tuple[Click, ...]:
+        """The points among `next_prompts` that were not applied yet; `axis` runs across the slices of the model."""
         known = {(click.voxel, click.positive) for click in self._clicks(self.applied, axis)}
         return tuple(click for click in self._clicks(wanted, axis) if (click.voxel, click.positive) not in known)
 
@@ -202,19 +202,19 @@ class Structure:
         volume, clicks = self.prompts.volume, []
         shape = bridge.geometry(volume).shape
         for prompt in snapshot:
-            if isinstance(prompt, Point):
-                ijk = prompt_values.plain(volume, prompt, first=False)["position"]
+            if isinstance(prompt, PointPrompt):
+                ijk = prompt_values.to_message(volume, prompt, first=False)["position"]
                 k, j, i = (min(max(int(np.floor(v + 0.5)), 0), n - 1) for v, n in zip(ijk[::-1], shape, strict=True))
                 alone = axis if prompt.scope is Scope.SLICE else None
                 clicks.append(Click(voxel=(k, j, i), positive=prompt.positive, axis=alone))
         return clicks
 
-    def _words(self, snapshot: Snapshot) -> tuple[Hashable, ...]:
-        return said(self.prompts.volume, snapshot)
+    def _key(self, snapshot: Snapshot) -> tuple[Hashable, ...]:
+        return engine_key(self.prompts.volume, snapshot)
 
     # -- the engine --------------------------------------------------------------------------------------------------
 
-    def effect(self, link: EngineLink, model: str, snapshot: Snapshot) -> Generator[Any, Any, Sparse]:
+    def mask_for(self, link: EngineLink, model: str, snapshot: Snapshot) -> Generator[Any, Any, SparseMask]:
         """Steps to what these prompts mean; those that only start from a segment need no engine.
 
         Raises:
@@ -224,23 +224,25 @@ class Structure:
         """
         if snapshot == start_of(snapshot):
             masks = [
-                Sparse.of(start.box, prompt_values.unpacked(start)) for start in snapshot if isinstance(start, Start)
+                SparseMask.of(start.box, prompt_values.unpack_start(start))
+                for start in snapshot
+                if isinstance(start, StartMask)
             ]
-            return masks[-1] if masks else Sparse()
+            return masks[-1] if masks else SparseMask()
         case = yield from link.case(self.prompts.volume, model)
         if self._case != case.id:
             self._case, self._number = case.id, 0
-        words = self._words(snapshot)
-        if not self._number or self._said != words:
-            yield from self._ask(link, words, snapshot)
-        return self._raw
+        key = self._key(snapshot)
+        if not self._number or self._answered_key != key:
+            yield from self._request(link, key, snapshot)
+        return self._mask
 
-    def _ask(self, link: EngineLink, words: tuple[Hashable, ...], snapshot: Snapshot) -> Generator[Any, Any, None]:
+    def _request(self, link: EngineLink, key: tuple[Hashable, ...], snapshot: Snapshot) -> Generator[Any, Any, None]:
         volume, known = self.prompts.volume, self._number
-        number = known or next(NUMBERS)  # the update of a new one holds all of it
-        plain = [prompt_values.plain(volume, prompt, first=index == 0) for index, prompt in enumerate(snapshot)]
+        number = known or next(STRUCTURE_IDS)  # the update of a new one holds all of it
+        messages = prompt_values.to_messages(volume, snapshot)
         self._job = job = link.client.submit(
-            "prompt", case=self._case, structure=number, prompts=plain, multimask=single(snapshot)
+            "prompt", case=self._case, structure=number, prompts=messages, multimask=is_single_click(snapshot)
         )
         self.withdrawn = False
         self._number = 0  # as long as there is no answer, nobody knows what the engine holds
@@ -256,8 +258,8 @@ class Structure:
         finally:
             self._job = None
         self.withdrawn = False  # the answer came all the same
-        self._number, self._said, self.facts = number, words, Facts.of(update)
-        self._raw = self._raw.put(update.box, update.mask, reach=update.extent) if update.extent else Sparse()
+        self._number, self._answered_key, self.details = number, key, AnswerDetails.of(update)
+        self._mask = self._mask.put(update.box, update.mask, reach=update.extent) if update.extent else SparseMask()
 
     def withdraw(self) -> None:
         """The answer that is on its way is of no use any more."""

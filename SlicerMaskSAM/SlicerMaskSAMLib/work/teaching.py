@@ -14,12 +14,12 @@ from MaskSAMCore.data.save import remove_case
 from MaskSAMCore.errors import DatasetError, InputError
 from MaskSAMCore.worker.folder import PrivateFolder
 from SlicerMaskSAMLib.engine.commands import core_command
-from SlicerMaskSAMLib.values.status import CaseRow, Lesson
+from SlicerMaskSAMLib.values.status import CaseRow, TrainingResult
 from SlicerMaskSAMLib.values.tasks import Steps, Waitable
 from SlicerMaskSAMLib.work.context import Context
 from SlicerMaskSAMLib.work.output import training_folder
 
-FEWEST = 2
+MIN_CASES = 2
 """Cases: one to learn from and one to be judged by."""
 DESCRIPTION, LABELS = "dataset.json", "labelsTr"
 _UNUSABLE = re.compile(r"[^A-Za-z0-9._-]+")
@@ -28,7 +28,7 @@ StartCommand = Callable[..., Waitable]
 """Starts `python -m MaskSAMCore.<words>`; its result has the text that the command wrote to `stdout`."""
 
 
-class Lessons:
+class Teaching:
     """The training folder as a list, and lessons from it.
 
     Args:
@@ -40,7 +40,7 @@ class Lessons:
     """
 
     def __init__(self, context: Context, *, start: StartCommand = core_command) -> None:
-        self.lesson: Lesson | None = None
+        self.result: TrainingResult | None = None
         self._context, self._start = context, start
         self._seen: tuple[Any, ...] = ()
         self._rows: tuple[CaseRow, ...] = ()
@@ -50,7 +50,7 @@ class Lessons:
     @property
     def enough(self) -> bool:
         """Whether there are cases enough for a lesson."""
-        return len(self.cases()) >= FEWEST
+        return len(self.cases()) >= MIN_CASES
 
     def cases(self) -> tuple[CaseRow, ...]:
         """The cases of the training folder with their structures. Looks at the disk only for what has changed."""
@@ -62,7 +62,7 @@ class Lessons:
                 try:
                     self._rows = _rows(read_dataset(folder))
                 except DatasetError as error:
-                    self._context.say(str(error))
+                    self._context.log(str(error))
         return self._rows
 
     def remove_case(self, name: str) -> None:
@@ -76,7 +76,7 @@ class Lessons:
         self._context.changed()
 
     def teach(self, name: str) -> Steps:
-        """Steps to a model that was taught from the cases and can be chosen; returns the `Lesson`.
+        """Steps to a model that was taught from the cases and can be chosen; returns the `TrainingResult`.
 
         A model of that name that is a lesson's too is replaced once the new one is made, and not before.
 
@@ -89,28 +89,28 @@ class Lessons:
         """
         if not self.enough:
             why = f"there are {len(self.cases())} case(s)"
-            remedy = f'Save {FEWEST} at least with "Save as training case".'
+            remedy = f'Save {MIN_CASES} at least with "Save as training case".'
             raise InputError("too few cases to teach from", why=why, remedy=remedy)
         folder = training_folder(self._context.parameters)
         name = _UNUSABLE.sub("-", name or folder.name).strip("-._") or "lesson"
         words = ["teach", str(folder), "--name", name, "--picture", str(self._picture())]
         words += ["--device", self._context.parameters.device]
-        words += ["--overwrite"] if self._is_a_lesson(name) else []
+        words += ["--overwrite"] if self._is_taught_here(name) else []
         result = yield self._start(*words)
-        told = json.loads(result.stdout.splitlines()[-1])
-        self.lesson = Lesson(
-            model=told["model"],
-            dice=told["dice"],
-            left_out=tuple(told["left_out"]),
-            worst_case=told["worst_case"],
-            overlay=told["overlay"],
-            seconds=told["seconds"],
+        report = json.loads(result.stdout.splitlines()[-1])
+        self.result = TrainingResult(
+            model=report["model"],
+            dice=report["dice"],
+            left_out=tuple(report["left_out"]),
+            worst_case=report["worst_case"],
+            overlay=report["overlay"],
+            seconds=report["seconds"],
         )
-        self._context.say(_summary(self.lesson, told["poor"]))
+        self._context.log(_summary(self.result, report["poor"]))
         self._context.changed()
-        return self.lesson
+        return self.result
 
-    def _is_a_lesson(self, name: str) -> bool:
+    def _is_taught_here(self, name: str) -> bool:
         """Whether the user has a model of this name that was taught."""
         found = (model for model in self._context.models() if model.name == name and model.origin == "user")
         return any(model.card is not None and "lesson" in model.card.provenance for model in found)
@@ -137,10 +137,10 @@ def _rows(dataset: RawDataset) -> tuple[CaseRow, ...]:
     return tuple(CaseRow(name=case.id, structures=tuple(held.get(case.id, ()))) for case in dataset.cases)
 
 
-def _summary(lesson: Lesson, poor: Sequence[str]) -> str:
-    text = f"{lesson.model} was taught in {lesson.seconds / 60:.1f} minutes."
-    if not lesson.dice:
+def _summary(result: TrainingResult, poor: Sequence[str]) -> str:
+    text = f"{result.model} was taught in {result.seconds / 60:.1f} minutes."
+    if not result.dice:
         return f"{text} No case was left out to judge it by."
-    figures = ", ".join(f"{name} {dice:.2f}" for name, dice in lesson.dice.items())
-    text = f"{text} Dice on {', '.join(lesson.left_out)}: {figures}."
+    figures = ", ".join(f"{name} {dice:.2f}" for name, dice in result.dice.items())
+    text = f"{text} Dice on {', '.join(result.left_out)}: {figures}."
     return f"{text} Not good enough yet for {', '.join(poor)}: more cases help." if poor else text

@@ -59,7 +59,9 @@ def test_progress_arrives_while_it_runs_and_its_output_when_it_has_ended(tmp_pat
 
 
 def test_a_command_that_narrates_is_heard_before_it_ends(tmp_path: Path):
-    job = python(WAITING.replace('told(1, "Slices")', 'print("Collecting torch")'), str(tmp_path / "go"), narrates=True)
+    job = python(
+        WAITING.replace('told(1, "Slices")', 'print("Collecting torch")'), str(tmp_path / "go"), stdout_is_progress=True
+    )
     assert eventually(lambda: job.done() or job.progress)
     assert job.progress == (0, 0, "Collecting torch")
     (tmp_path / "go").touch()

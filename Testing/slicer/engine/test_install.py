@@ -18,7 +18,7 @@ from MaskSAMCore.progress import Cancelled
 from MaskSAMCore.zoo import base_weights
 from SlicerMaskSAMLib.engine.commands import CommandJob, CommandResult
 from SlicerMaskSAMLib.engine.install import Setup
-from SlicerMaskSAMLib.engine.requirements import PACKAGES, canonical, installed_packages, will_do
+from SlicerMaskSAMLib.engine.requirements import PACKAGES, canonical, installed_packages, is_satisfied
 from SlicerMaskSAMLib.values.tasks import Steps, Task
 from Testing.workers import eventually
 
@@ -65,7 +65,7 @@ class Computer:
         self.run(f"torch {version}".strip())
         self.packages |= {"torch": version or "2.8.0+cu128", "torchvision": "0.23.0", "filelock": "3.0"}
 
-    def start(self, words: list[str], *, name: str, narrates: bool = False) -> Job:
+    def start(self, words: list[str], *, name: str, stdout_is_progress: bool = False) -> Job:
         if name == "pip install":
             self.constraints = Path(words[words.index("--constraint") + 1]).read_text()
             wanted = [re.match(r"[\w-]+", word)[0] for word in words[words.index("--constraint") + 2 :]]
@@ -144,7 +144,7 @@ def test_nothing_is_missing_where_everything_is(weights: Path):
 )
 def test_versions_are_compared_by_their_numbers(version: str, good: bool):
     torch = PACKAGES["torch"][0]
-    assert will_do(torch, {"torch": version}) is good
+    assert is_satisfied(torch, {"torch": version}) is good
 
 
 def test_base_weights_are_told_by_their_size_without_reading_them(weights: Path, fresh: Computer):
@@ -286,8 +286,12 @@ def test_pip_brings_what_is_missing_and_leaves_numpy_as_it_is(
         monkeypatch.setenv(f"PIP_{name}", str(value))
     computer = Computer({**FRESH, "torch": "2.8.0", "torchvision": "0.23.0"})
 
-    def start(words: list[str], *, name: str, narrates: bool = False) -> CommandJob | Job:
-        return CommandJob(words, name=name, narrates=narrates) if "pip" in words else computer.run(name)
+    def start(words: list[str], *, name: str, stdout_is_progress: bool = False) -> CommandJob | Job:
+        return (
+            CommandJob(words, name=name, stdout_is_progress=stdout_is_progress)
+            if "pip" in words
+            else computer.run(name)
+        )
 
     setup = Setup(
         installed=lambda: {**computer.packages, **installed_packages([str(target)])},

@@ -13,6 +13,7 @@ import vtk
 
 from MaskSAMCore.terminology import lookup
 from SlicerMaskSAMLib.mrml import bridge
+from SlicerMaskSAMLib.values.sparse import VoxelBox
 from Testing.slicer import environment
 
 SHAPE = (10, 24, 30)
@@ -20,7 +21,7 @@ AFFINE = environment.affine(spacing=(1, 1, 2), origin=(-20, -15, -10))
 LEFT, RIGHT = (2, 8, 4, 20, 2, 12), (2, 8, 4, 20, 15, 28)
 
 
-def ones(box: bridge.Box) -> np.ndarray:
+def ones(box: VoxelBox) -> np.ndarray:
     return np.ones((box[1] - box[0], box[3] - box[2], box[5] - box[4]), np.uint8)
 
 

@@ -76,7 +76,7 @@ def test_the_panel_is_told_when_there_is_something_new_and_else_left_alone(rig: 
     before = rig.changes
     assert rig.segment()
     assert rig.changes > before
-    assert rig.until(lambda: not rig.controller._work._machine.background)
+    assert rig.until(lambda: not rig.controller._scheduler._state_machine.background)
     rig.until(lambda: not rig.engines[0]._jobs)
     for _ in range(3):
         rig.controller.tick()
@@ -102,7 +102,7 @@ def test_an_order_that_lacks_something_is_told(rig: Rig) -> None:
     assert not rig.status.can_segment
     assert rig.status.headline == "Choose a volume first."
     rig.controller.segment()
-    assert rig.said("no volume is chosen")
+    assert rig.has_message("no volume is chosen")
     assert rig.status.phase is Phase.IDLE
     assert not rig.engines
     rig.controller.choose_volume(rigs.volume())
@@ -110,10 +110,10 @@ def test_an_order_that_lacks_something_is_told(rig: Rig) -> None:
 
 
 def test_only_wanted_structures_are_listed_so_and_segmented(rig: Rig, scan: Any) -> None:
-    rig.controller.want([BRIGHT], False)
+    rig.controller.set_wanted([BRIGHT], False)
     assert [(row.name, row.wanted) for row in rig.status.structures] == [(BRIGHT, False), (CORNER, True)]
     assert list(rigs.segments(rig.segment())) == [CORNER]
-    rig.controller.want([BRIGHT], True)
+    rig.controller.set_wanted([BRIGHT], True)
     assert all(row.wanted for row in rig.status.structures)
 
 
@@ -121,7 +121,7 @@ def test_an_error_of_the_engine_is_told(scene: Any) -> None:
     with Rig(scene, library=Library(fake_model("nonsense"))) as rig:
         rig.choose(rigs.volume(), "nonsense")
         rig.segment()
-        assert rig.said("no such model")
+        assert rig.has_message("no such model")
         assert rig.status.phase is Phase.IDLE
 
 
@@ -190,7 +190,7 @@ def test_other_work_has_to_wait(rig: Rig, scan: Any) -> None:
     rig.controller.choose_model("slow")
     assert rig.working()
     rig.controller.volumes_table()
-    assert rig.said("Segmenting: wait for the end, or cancel.")
+    assert rig.has_message("Segmenting: wait for the end, or cancel.")
     assert rig.idle()
     assert environment.nodes("vtkMRMLTableNode") == []
     rig.controller.volumes_table()
@@ -203,7 +203,7 @@ def test_clicks_are_not_lost_while_something_else_goes_on(rig: Rig, scan: Any, v
     view = views.slice("Red", "Axial")
     view.show(scan)
     rig.controller.choose_model("slow")
-    rig.controller.want([BRIGHT], False)
+    rig.controller.set_wanted([BRIGHT], False)
     assert rig.working()
     rig.controller.new_structure("Kidney")
     rig.controller.click(MIDDLE, True, view.node)
@@ -254,7 +254,7 @@ def test_only_the_last_messages_are_kept(rig: Rig) -> None:
 
 def test_what_cannot_be_done_by_a_command_is_told(rig: Rig, scan: Any) -> None:
     assert rig.controller.command_line() == ""
-    assert rig.said("no command gives this segmentation")
+    assert rig.has_message("no command gives this segmentation")
 
 
 # -- the end ---------------------------------------------------------------------------------------------------------
@@ -268,7 +268,7 @@ def test_another_scene_brings_another_parameter_node(rig: Rig, scan: Any) -> Non
     assert rig.status.headline == "Choose a volume first."
     assert rig.status.undo == ""
     assert rig.segment() is None
-    assert rig.said("no volume")
+    assert rig.has_message("no volume")
     rig.choose(rigs.volume())
     assert rig.segment()
 

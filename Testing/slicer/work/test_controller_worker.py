@@ -140,7 +140,7 @@ import sys
 sys.path.insert(0, "SlicerMaskSAM")
 from Testing.slicer import environment
 scene = environment.start()
-from SlicerMaskSAMLib.controller import Controller
+from SlicerMaskSAMLib.work.controller import Controller
 from Testing.slicer import rig
 controller = Controller(scene, rig.parameters(), start_engine=None)
 controller.enter()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from SlicerMaskSAMLib.values.choices import Neighbours, Scope
+from SlicerMaskSAMLib.values.choices import OverlapPolicy, Scope
 from Testing.slicer import environment
 from Testing.slicer.desk import BLOCK, SHAPE, Desk, block, cube, point
 from Testing.slicer.toy_engine import answer
@@ -46,7 +46,7 @@ def test_a_first_click_that_excludes_is_not_taken(desk: Desk) -> None:
     desk.click(20, 15, 10, positive=False)
     assert desk.segmentation is None
     assert not desk.engine.asked
-    assert "Nothing is known of the structure yet" in desk.said[0]
+    assert "Nothing is known of the structure yet" in desk.messages[0]
 
 
 def test_a_box_fills_itself(desk: Desk) -> None:
@@ -94,7 +94,7 @@ def test_the_chosen_meaning_lasts(desk: Desk) -> None:
     assert np.array_equal(desk.voxels(), answer(SHAPE, [point(20, 15, 10, candidate=1), point(30, 15, 10)]))
     assert desk.shown.candidates == 0
     desk.refinement.next_candidate()
-    assert desk.said == ["Only a first click that stands alone has other meanings."]
+    assert desk.messages == ["Only a first click that stands alone has other meanings."]
 
 
 def test_a_dragged_prompt_is_answered_anew(desk: Desk) -> None:
@@ -146,7 +146,7 @@ def test_without_prompts_a_segment_is_what_it_was_before_the_first_one(
 
 
 def test_clearing_gives_back_what_was_taken_from_other_segments(liver: Desk) -> None:
-    liver.parameters.neighbours = Neighbours.REPLACE
+    liver.parameters.neighbours = OverlapPolicy.REPLACE
     liver.refinement.new_structure("Spleen")
     liver.click(10, 8, 6)
     liver.click(15, 8, 6)
@@ -158,7 +158,7 @@ def test_clearing_gives_back_what_was_taken_from_other_segments(liver: Desk) -> 
 
 
 def test_after_undo_and_redo_it_is_still_known_what_was_taken(liver: Desk) -> None:
-    liver.parameters.neighbours = Neighbours.REPLACE
+    liver.parameters.neighbours = OverlapPolicy.REPLACE
     liver.refinement.new_structure("Spleen")
     liver.click(14, 8, 6)
     liver.refinement.undo()
@@ -169,7 +169,7 @@ def test_after_undo_and_redo_it_is_still_known_what_was_taken(liver: Desk) -> No
 
 
 def test_after_undo_nothing_counts_as_taken(liver: Desk) -> None:
-    liver.parameters.neighbours = Neighbours.REPLACE
+    liver.parameters.neighbours = OverlapPolicy.REPLACE
     liver.refinement.new_structure("Spleen")
     liver.click(14, 8, 6)
     liver.refinement.undo()
@@ -279,25 +279,25 @@ def test_a_structure_starts_from_a_copy_of_another(liver: Desk) -> None:
 def test_nothing_starts_from_an_empty_segment(desk: Desk) -> None:
     desk.refinement.new_structure("Liver")
     desk.refinement.start_from(desk.parameters.segmentID)
-    assert desk.said == ["Liver is empty; there is nothing to start from."]
+    assert desk.messages == ["Liver is empty; there is nothing to start from."]
 
 
-@pytest.mark.parametrize("policy", Neighbours)
-def test_a_click_follows_the_policy_and_is_undone_as_one_step(liver: Desk, policy: Neighbours) -> None:
+@pytest.mark.parametrize("policy", OverlapPolicy)
+def test_a_click_follows_the_policy_and_is_undone_as_one_step(liver: Desk, policy: OverlapPolicy) -> None:
     liver.parameters.neighbours = policy
     liver.refinement.new_structure("Spleen")
     liver.click(14, 8, 6)
     spleen, old = cube(14, 8, 6), block(BLOCK)
-    assert np.array_equal(liver.voxels("Spleen"), spleen & ~old if policy is Neighbours.PROTECT else spleen)
-    assert np.array_equal(liver.voxels("Liver"), old & ~spleen if policy is Neighbours.REPLACE else old)
+    assert np.array_equal(liver.voxels("Spleen"), spleen & ~old if policy is OverlapPolicy.PROTECT else spleen)
+    assert np.array_equal(liver.voxels("Liver"), old & ~spleen if policy is OverlapPolicy.REPLACE else old)
     liver.refinement.undo()
     assert np.array_equal(liver.voxels("Liver"), old)
     assert not liver.voxels("Spleen").any()
     liver.refinement.redo()
-    assert np.array_equal(liver.voxels("Liver"), old & ~spleen if policy is Neighbours.REPLACE else old)
+    assert np.array_equal(liver.voxels("Liver"), old & ~spleen if policy is OverlapPolicy.REPLACE else old)
 
 
 def test_a_click_into_a_protected_segment_says_so(liver: Desk) -> None:
     liver.refinement.new_structure("Spleen")
     liver.click(13, 8, 6)
-    assert liver.said == ["Liver is there, and other segments are protected; change that to take from it."]
+    assert liver.messages == ["Liver is there, and other segments are protected; change that to take from it."]

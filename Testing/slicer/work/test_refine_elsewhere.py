@@ -112,7 +112,7 @@ def test_what_was_done_before_a_transform_was_hardened_is_not_undone_elsewhere(d
     desk.segmentation.HardenTransform()
     desk.volume.HardenTransform()
     desk.refinement.undo()
-    assert desk.said == ["Click in Structure 1: the volume lies elsewhere now, so nothing changes."]
+    assert desk.messages == ["Click in Structure 1: the volume lies elsewhere now, so nothing changes."]
     assert np.array_equal(desk.voxels(), cube(20, 15, 10))
 
 
@@ -120,7 +120,7 @@ def test_a_segmentation_under_another_transform_is_refused(desk: Desk) -> None:
     desk.click(20, 15, 10)
     environment.add_transform(environment.affine(origin=(5, 0, 0)), desk.volume)
     desk.click(26, 15, 10)
-    assert desk.said == [
+    assert desk.messages == [
         "Scan segmentation: lies under another transform than the volume. "
         "Put both under the same one (module Transforms)."
     ]

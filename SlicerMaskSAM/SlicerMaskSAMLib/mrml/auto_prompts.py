@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from SlicerMaskSAMLib.mrml import markups
-from SlicerMaskSAMLib.mrml.prompt_values import Box, Point
+from SlicerMaskSAMLib.mrml.prompt_values import BoxPrompt, PointPrompt
 from SlicerMaskSAMLib.mrml.volumes import geometry
 from SlicerMaskSAMLib.values.choices import Scope
 
@@ -20,7 +20,7 @@ STRUCTURE = "MaskSAM.structure"
 """Attribute: the structure's name."""
 
 
-class AutomaticPrompts:
+class AutomaticPromptNodes:
     """Shows them, and says where the user has put them."""
 
     def __init__(self, scene: Any) -> None:
@@ -47,21 +47,21 @@ class AutomaticPrompts:
         for node in self.nodes():
             self._scene.RemoveNode(node)
 
-    def prompts(self, *, scope: Scope) -> dict[str, list[Point | Box]]:
+    def prompts(self, *, scope: Scope) -> dict[str, list[PointPrompt | BoxPrompt]]:
         """Per name of a structure what is shown of it, where it is now, for `PromptList.add`: first its boxes."""
-        found: dict[str, list[Point | Box]] = {}
+        found: dict[str, list[PointPrompt | BoxPrompt]] = {}
         for node in self.nodes():
             volume = node.GetNodeReference(markups.VOLUME)
             if volume is None:
                 continue
-            markups.follow(node, volume)
+            markups.follow_transform(node, volume)
             mine = found.setdefault(node.GetAttribute(STRUCTURE), [])
             if node.IsA(markups.BOX):
                 matrix, size = markups.get_box(node)
-                mine.insert(0, Box(order=0, matrix=matrix, size=size, scope=scope))
+                mine.insert(0, BoxPrompt(order=0, matrix=matrix, size=size, scope=scope))
             for index in markups.defined_points(node) if node.IsA(markups.POINTS) else ():
                 position = markups.triple(node.GetNthControlPointPosition(index))
-                mine.append(Point(order=0, position=position, positive=True, scope=scope))
+                mine.append(PointPrompt(order=0, position=position, positive=True, scope=scope))
         return found
 
     def _new(self, kind: str, name: str, volume: Any) -> Any:
@@ -69,8 +69,8 @@ class AutomaticPrompts:
         node = markups.add(
             self._scene, kind, name=f"{name} automatic", volume=volume, attributes=attributes, references={}
         )
-        markups.draw(node, markups.AUTOMATIC, labels=True)
-        markups.follow(node, volume)
+        markups.apply_style(node, markups.AUTOMATIC, labels=True)
+        markups.follow_transform(node, volume)
         node.SetSaveWithScene(False)
         node.GetDisplayNode().SetSaveWithScene(False)
         return node

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from SlicerMaskSAMLib.mrml import bridge
-from SlicerMaskSAMLib.values.history import Step
+from SlicerMaskSAMLib.values.history import UndoStep
 from SlicerMaskSAMLib.work.context import Context
-from SlicerMaskSAMLib.work.prompt_answering import Answers
-from SlicerMaskSAMLib.work.structures import Moment, has_segment
+from SlicerMaskSAMLib.work.prompt_answering import PromptAnswering
+from SlicerMaskSAMLib.work.structures import StructureState, has_segment
 
 
-class Timeline:
+class UndoRedo:
     """Goes back and forth in the history.
 
     Args:
@@ -21,53 +21,53 @@ class Timeline:
         choose: Makes a segment of a segmentation the current one.
     """
 
-    def __init__(self, context: Context, answers: Answers, choose: Callable[[Any, str], None]) -> None:
-        self._context, self._answers, self._choose = context, answers, choose
+    def __init__(self, context: Context, answering: PromptAnswering, choose: Callable[[Any, str], None]) -> None:
+        self._context, self._answering, self._choose = context, answering, choose
 
     def undo(self) -> None:
         """Take back prompts that were not answered yet, or else the last step."""
-        if not self._answers.take_back():
-            self._go(self._context.history.undo(), back=True)
+        if not self._answering.discard_pending():
+            self._apply(self._context.history.undo(), back=True)
         self._context.changed()
 
     def redo(self) -> None:
         """Do again what was taken back last."""
-        self._go(self._context.history.redo(), back=False)
+        self._apply(self._context.history.redo(), back=False)
         self._context.changed()
 
-    def _go(self, step: Step | None, *, back: bool) -> None:
+    def _apply(self, step: UndoStep | None, *, back: bool) -> None:
         if step is None:
             return
         segmentation = self._context.scene.GetNodeByID(step.segmentation)
         if segmentation is None:
-            self._context.say(f"{step.text}: its segmentation is gone, so nothing changes.")
+            self._context.log(f"{step.text}: its segmentation is gone, so nothing changes.")
             return
-        if self._moved(step):
-            self._context.say(f"{step.text}: the volume lies elsewhere now, so nothing changes.")
+        if self._grid_changed(step):
+            self._context.log(f"{step.text}: the volume lies elsewhere now, so nothing changes.")
             return
         if not back:
             for segment_id, label in step.created:
                 if not has_segment(segmentation, segment_id):
                     bridge.add_segment(segmentation, label, segment_id=segment_id)
-        self._flip(segmentation, step, back=back)
+        self._write_changes(segmentation, step, back=back)
         if step.changes:
-            self._answers.redraw(segmentation, step.geometry)
+            self._answering.mark_surfaces(segmentation, step.geometry)
         if back:
             for segment_id, _ in step.created:
                 self._remove(segmentation, segment_id, step)
-        moment = step.before if back else step.after
-        if isinstance(moment, Moment):
-            self._recall(segmentation, moment)
+        state = step.before if back else step.after
+        if isinstance(state, StructureState):
+            self._restore_prompts(segmentation, state)
         elif not back and step.created:
             self._choose(segmentation, step.created[-1][0])
 
-    def _moved(self, step: Step) -> bool:
+    def _grid_changed(self, step: UndoStep) -> bool:
         """Whether the grid of the step's volume is another one now, because its transform was hardened for instance."""
-        moment = step.before
-        volume = self._context.scene.GetNodeByID(moment.volume) if isinstance(moment, Moment) else None
+        state = step.before
+        volume = self._context.scene.GetNodeByID(state.volume) if isinstance(state, StructureState) else None
         return volume is not None and not bridge.geometry(volume).same(step.geometry)
 
-    def _flip(self, segmentation: Any, step: Step, *, back: bool) -> None:
+    def _write_changes(self, segmentation: Any, step: UndoStep, *, back: bool) -> None:
         lost = False
         for change in reversed(step.changes) if back else step.changes:
             if not has_segment(segmentation, change.segment_id):
@@ -77,22 +77,22 @@ class Timeline:
             then = change.undone(now) if back else change.redone(now)
             bridge.write_segment(segmentation, change.segment_id, step.geometry, change.box, then)
         if lost:
-            self._context.say(f"{step.text}: a segment of it is gone; the others changed.")
+            self._context.log(f"{step.text}: a segment of it is gone; the others changed.")
 
-    def _remove(self, segmentation: Any, segment_id: str, step: Step) -> None:
+    def _remove(self, segmentation: Any, segment_id: str, step: UndoStep) -> None:
         """Remove a segment that the step made, but for one that somebody has drawn in since."""
         if has_segment(segmentation, segment_id) and bridge.extent(segmentation, segment_id, step.geometry) is None:
             bridge.remove_segment(segmentation, segment_id)
 
-    def _recall(self, segmentation: Any, moment: Moment) -> None:
+    def _restore_prompts(self, segmentation: Any, state: StructureState) -> None:
         """Bring back a structure's prompts, and what is known of it."""
-        volume = self._context.scene.GetNodeByID(moment.volume)
-        if volume is None or not has_segment(segmentation, moment.segment_id):
+        volume = self._context.scene.GetNodeByID(state.volume)
+        if volume is None or not has_segment(segmentation, state.segment_id):
             return
-        if moment.label is not None:
-            bridge.set_label(segmentation, moment.segment_id, moment.label)
-        structure = self._answers.of(self._context.prompts.of(segmentation, moment.segment_id, volume))
-        structure.prompts.restore(moment.prompts)
-        structure.begin_anew(moment.prompts, moment.taken)
-        self._answers.touch(structure)
-        self._choose(segmentation, moment.segment_id)
+        if state.label is not None:
+            bridge.set_label(segmentation, state.segment_id, state.label)
+        structure = self._answering.structure_of(self._context.prompts.of(segmentation, state.segment_id, volume))
+        structure.prompts.restore(state.prompts)
+        structure.reset(state.prompts, state.taken)
+        self._answering.enqueue(structure)
+        self._choose(segmentation, state.segment_id)
