@@ -10,7 +10,7 @@ import pytest
 from Testing.slicer import environment
 from Testing.slicer.desk import SHAPE, Desk
 
-OUTSIDE = "That is outside of Scan; click inside of it."
+OUTSIDE = "This position is outside Scan; click inside it."
 DEPTH, HEIGHT, WIDTH = SHAPE
 
 
@@ -26,7 +26,7 @@ def nothing_happened(desk: Desk) -> bool:
 
 def test_a_click_in_the_3d_view(desk: Desk) -> None:
     desk.refinement.click(desk.world(20, 15, 10), True, None)
-    assert desk.messages == ["Clicks count in slice views only; a place in the 3-D view has no depth."]
+    assert desk.messages == ["Click in a slice view; a position in the 3-D view has no depth."]
     assert nothing_happened(desk)
 
 

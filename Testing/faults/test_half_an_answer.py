@@ -91,7 +91,7 @@ def test_a_worker_that_is_killed_once_does_it_again_and_the_result_comes_once(ri
     os.kill(rig.worker, signal.SIGKILL)
     assert rig.idle()
     [found] = rigs.segmentations()
-    assert rig.has_message("The engine stopped and is started again")
+    assert rig.has_message("The engine stopped and is being restarted")
     assert len(rigs.segments(found)) == 2
     np.testing.assert_array_equal(voxels(found, BRIGHT, volume), bright(volume))
 

@@ -1,4 +1,4 @@
-"""A controller that does nothing but write down what it was asked for; as strict as the real one about how."""
+"""A controller that only records its calls, with the signatures of the real one."""
 
 from __future__ import annotations
 

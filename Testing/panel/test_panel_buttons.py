@@ -66,7 +66,7 @@ def test_no_button_of_the_ui_file_is_forgotten() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(ORDERS))
-def test_an_order_goes_to_the_controller(desk: Desk, name: str) -> None:
+def test_an_action_is_passed_to_the_controller(desk: Desk, name: str) -> None:
     working = {"phase": Phase.WORKING, "task": "output"} if name == "cancelButton" else {}
     desk.show(**PROMPTED, redo="Click", **working)
     desk.press(name)
@@ -201,7 +201,7 @@ def test_a_second_press_of_teach_cancels(desk: Desk) -> None:
     assert desk.asked() == [("teach", "ours"), ("cancel",)]
 
 
-def test_the_models_own_prompts_are_shown(desk: Desk) -> None:
+def test_automatic_prompts_are_shown(desk: Desk) -> None:
     desk.press("automaticCheck")
     assert desk.parameters.showAutomatic
     assert desk.asked() == [("show_automatic", True)]
@@ -249,7 +249,7 @@ def test_a_model_is_chosen_by_its_name(desk: Desk) -> None:
     assert desk.asked() == [("choose_model", "hippocampus-mr")]
 
 
-def test_a_volume_and_a_segment_that_are_chosen_are_told(desk: Desk) -> None:
+def test_a_chosen_volume_and_segment_are_passed_on(desk: Desk) -> None:
     volume = a_volume()
     desk.ui.volumeSelector.choose(volume)
     assert desk.parameters.inputVolume is volume

@@ -110,6 +110,6 @@ def new_panel(desk: Desk) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("combo", ["regionCombo", "speedCombo", "scopeCombo", "neighboursCombo"])
-def test_choices_are_words(desk: Desk, combo: str) -> None:
+def test_choices_have_texts(desk: Desk, combo: str) -> None:
     listed = getattr(desk.ui, combo)
     assert all(listed.itemText(index)[1].islower() for index in range(listed.count))

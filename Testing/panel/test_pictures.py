@@ -64,10 +64,10 @@ def test_long_texts_are_wrapped_and_long_names_shortened(desk: Desk, tmp_path: P
 def test_the_overlay_of_a_training_result_fits(desk: Desk, tmp_path: Path) -> None:
     desk.panel.widget.setParent(None)
     desk.panel.widget.resize(WIDTH, WIDTH)
-    lesson = TrainingResult(
+    result = TrainingResult(
         model="ours", dice={}, left_out=(), worst_case="case", overlay=overlay(tmp_path), seconds=1.0
     )
-    desk.show(**examples.TAUGHT | {"training_result": lesson})
+    desk.show(**examples.TAUGHT | {"training_result": result})
     picture(desk.panel, tmp_path / "panel.png", SECTIONS["teach"])
     label = desk.ui.overlayLabel
     assert label.pixmap.width() <= label.width

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from SlicerMaskSAMLib.mrml import bridge
 from SlicerMaskSAMLib.mrml.prompts import PromptNodes
 from SlicerMaskSAMLib.mrml.views import Views
 from SlicerMaskSAMLib.values.history import History
+from SlicerMaskSAMLib.values.status import Status
 from SlicerMaskSAMLib.values.tasks import Task
 from SlicerMaskSAMLib.work.context import Context
 from SlicerMaskSAMLib.work.refine import Refinement
@@ -42,7 +42,7 @@ class Desk:
         engine: The engine; None for a `ToyEngine`.
 
     Attributes:
-        messages: What the user was told.
+        messages: Messages to the user.
         view: An axial slice node.
     """
 
@@ -154,9 +154,9 @@ class Desk:
         return rig.voxels(self.segmentation, name or self.name, self.volume)
 
     @property
-    def shown(self) -> SimpleNamespace:
+    def shown(self) -> Status:
         """What the panel shows of the current structure."""
-        return SimpleNamespace(**self.refinement.fields())
+        return self.refinement.status()
 
     @property
     def rows(self) -> list[str]:

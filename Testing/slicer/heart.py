@@ -24,7 +24,7 @@ FIRST, SECOND, THIRD = (4.25, 7.5, 3.0), (10.0, 12.75, 6.0), (15.5, 3.0, 8.0)
 
 @dataclass(kw_only=True)
 class Heart:
-    """A scan with a segment whose prompts are tested; `news` is what `on_user_change` was told."""
+    """A scan with a segment whose prompts are tested; `news` holds the calls of `on_user_change`."""
 
     scene: Any
     volume: Any

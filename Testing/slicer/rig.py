@@ -143,7 +143,7 @@ class Rig:
         return self.engines[-1].hello["pid"]
 
     def has_message(self, text: str) -> bool:
-        """Whether the user was told something with these words."""
+        """Whether a message contains this text."""
         return any(text in line for line in self.status.messages)
 
     def until(self, what: Callable[[], Any]) -> bool:

@@ -1,6 +1,6 @@
-"""The prompts that the model gives itself, a box and a point for each structure in a slice, as markups to drag.
+"""Automatic prompts in the scene: a box and a point for each structure in a slice.
 
-They are not saved with the scene: the model gives them again at any time.
+They are markups to drag. They are not saved with the scene, since the model can produce them again at any time.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ STRUCTURE = "MaskSAM.structure"
 
 
 class AutomaticPromptNodes:
-    """Shows them, and says where the user has put them."""
+    """The markups of the automatic prompts."""
 
     def __init__(self, scene: Any) -> None:
         self._scene = scene
 
     def show(self, volume: Any, found: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-        """Show these in place of what was shown.
+        """Show these prompts instead of those shown before.
 
         Args:
-            found: Per name of a structure its points and boxes, in voxels (i, j, k), as the engine answers them.
+            volume: The volume node that they belong to.
+            found: Points and boxes of each structure, by its name, in voxels (i, j, k), as the engine returns them.
         """
         self.hide()
         for name, prompts in found.items():
@@ -43,12 +44,12 @@ class AutomaticPromptNodes:
                     node.AddControlPoint(markups.triple(geometry(volume).to_ras(prompt["position"])), name)
 
     def hide(self) -> None:
-        """Remove them from the views."""
+        """Remove the markups."""
         for node in self.nodes():
             self._scene.RemoveNode(node)
 
     def prompts(self, *, scope: Scope) -> dict[str, list[PointPrompt | BoxPrompt]]:
-        """Per name of a structure what is shown of it, where it is now, for `PromptList.add`: first its boxes."""
+        """The prompts at their present position, by structure name, boxes first."""
         found: dict[str, list[PointPrompt | BoxPrompt]] = {}
         for node in self.nodes():
             volume = node.GetNodeReference(markups.VOLUME)

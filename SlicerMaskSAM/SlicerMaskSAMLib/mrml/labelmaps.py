@@ -1,6 +1,7 @@
-"""Voxels of segments where Slicer keeps them: labelmaps that several segments may share, on any grid and extent.
+"""Voxels of segments in Slicer's labelmaps, on any grid and extent.
 
-Slicer's own way to change a segment copies and scans whole labelmaps; here only the voxels of a box are touched.
+Several segments may share a labelmap. Slicer's own functions copy and scan whole labelmaps to change a segment; these
+touch the voxels of a box only.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import slicer
 import vtk
+from numpy.typing import DTypeLike
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from MaskSAMCore.errors import InputError
@@ -21,23 +23,23 @@ from SlicerMaskSAMLib.values.sparse import VoxelBox, box_shape
 BINARY = "Binary labelmap"
 SURFACE = "Closed surface"
 ALIGNED = 0.05
-"""Labelmaps that lie off a grid by less than this share of a voxel lie on it."""
+"""Largest distance, in voxels, at which a labelmap still counts as lying on a grid."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GridVoxels:
-    """The voxels of a labelmap on the grid that it lies on.
+    """The voxels of a labelmap that is aligned with a grid.
 
     Attributes:
-        voxels: (k, j, i), a view into Slicer's memory.
-        box: Where on the grid they lie; it may reach beyond the grid.
+        voxels: Array (k, j, i), a view into Slicer's memory.
+        box: Box on the grid; it may reach beyond the grid.
     """
 
     voxels: np.ndarray
     box: VoxelBox
 
     def _ends(self, box: VoxelBox) -> list[tuple[int, int, int, int]]:
-        """Per axis the ends of the part and those of the box."""
+        """The ends of both boxes along each axis."""
         return list(zip(self.box[::2], self.box[1::2], box[::2], box[1::2], strict=True))
 
     def holds(self, box: VoxelBox) -> bool:
@@ -45,7 +47,7 @@ class GridVoxels:
         return all(a <= c and d <= b for a, b, c, d in self._ends(box))
 
     def common(self, box: VoxelBox) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-        """What both share, as slices of `voxels` and of an array on the box; empty slices where it is nothing."""
+        """The common voxels, as slices of `voxels` and of an array on the box."""
         shared = [(max(a, c), max(a, c, min(b, d)), a, c) for a, b, c, d in self._ends(box)]
         return (
             tuple(slice(low - own, high - own) for low, high, own, _ in shared),
@@ -54,27 +56,27 @@ class GridVoxels:
 
 
 def segment_of(segmentation: Any, segment_id: str) -> Any:
-    """The vtkSegment.
+    """The vtkSegment of an ID.
 
     Raises:
-        InputError: The segmentation or the segment is gone, or it is made of surfaces.
+        InputError: The segmentation or the segment is gone, or it is stored as surfaces.
     """
     if segmentation is None or segmentation.GetSegmentation() is None:
-        raise InputError("there is no segmentation", remedy="Choose one, or segment first")
+        raise InputError("there is no segmentation", remedy="Choose one, or segment first.")
     segment = segmentation.GetSegmentation().GetSegment(segment_id)
     if segment is None:
-        raise InputError("the segment is not there any more", where=segmentation.GetName(), why=segment_id)
+        raise InputError("the segment no longer exists", where=segmentation.GetName(), why=segment_id)
     if segmentation.GetSegmentation().GetSourceRepresentationName() != BINARY or not segment.GetRepresentation(BINARY):
         raise InputError(
             "its segments are surfaces, not voxels",
             where=segmentation.GetName(),
-            remedy="Make the binary labelmap its source representation (module Segmentations)",
+            remedy="Make the binary labelmap its source representation (module Segmentations).",
         )
     return segment
 
 
 def sharing(segmentation: Any, image: Any) -> list[str]:
-    """Ids of the segments that lie in this labelmap."""
+    """IDs of the segments stored in this labelmap."""
     segments = segmentation.GetSegmentation()
     return [each for each in segments.GetSegmentIDs() if segments.GetSegment(each).GetRepresentation(BINARY) is image]
 
@@ -85,18 +87,18 @@ def _extent(image: Any) -> VoxelBox:
 
 
 def _corners(box: VoxelBox) -> np.ndarray:
-    """(8, 3) ijk of the box's outermost voxel centres."""
+    """(8, 3) ijk of the centres of the box's corner voxels."""
     k0, k1, j0, j1, i0, i1 = box
     return np.array(list(product((i0, i1 - 1), (j0, j1 - 1), (k0, k1 - 1))), dtype=np.float64)
 
 
 def is_empty(image: Any) -> bool:
-    """Whether the labelmap has no voxels at all, as that of a segment that was just added."""
+    """Whether the labelmap has no voxels, like that of a segment that was just added."""
     return min(box_shape(_extent(image))) < 1 or image.GetPointData().GetScalars() is None
 
 
 def _places(image: Any, geometry: Geometry) -> np.ndarray:
-    """(8, 3) ijk on the grid of the labelmap's corner voxels, in the order of `_corners`."""
+    """(8, 3) ijk on the grid of the labelmap's corners, in the order of `_corners`."""
     matrix = vtk.vtkMatrix4x4()
     image.GetImageToWorldMatrix(matrix)
     to_world = matrix_array(matrix)
@@ -104,7 +106,7 @@ def _places(image: Any, geometry: Geometry) -> np.ndarray:
 
 
 def aligned_voxels(image: Any, geometry: Geometry) -> GridVoxels | None:
-    """The voxels of a labelmap, or None where it has none or lies on another grid."""
+    """The voxels of a labelmap on a grid; None if empty or on another grid."""
     if is_empty(image):
         return None
     extent = _extent(image)
@@ -119,7 +121,7 @@ def aligned_voxels(image: Any, geometry: Geometry) -> GridVoxels | None:
 
 
 def covering_box(image: Any, geometry: Geometry) -> VoxelBox:
-    """The box of the grid, possibly reaching beyond it, that holds all voxels of a labelmap that is not empty."""
+    """The box of the grid around a labelmap's voxels; may reach beyond the grid."""
     places = _places(image, geometry)
     low = np.floor(places.min(axis=0) - 0.5 + ALIGNED).astype(int)
     high = np.ceil(places.max(axis=0) + 0.5 - ALIGNED).astype(int) + 1
@@ -128,7 +130,10 @@ def covering_box(image: Any, geometry: Geometry) -> VoxelBox:
 
 
 def labels_in(image: Any, geometry: Geometry, box: VoxelBox) -> np.ndarray:
-    """Label values (k, j, i) of a labelmap on a box of the grid; 0 where it does not reach. Not to be written to."""
+    """Label values (k, j, i) of a labelmap on a box of the grid. Read-only.
+
+    They are 0 outside the labelmap.
+    """
     if is_empty(image):
         return np.zeros(box_shape(box), np.uint8)
     found = aligned_voxels(image, geometry)
@@ -144,7 +149,7 @@ def labels_in(image: Any, geometry: Geometry, box: VoxelBox) -> np.ndarray:
 
 
 def _resampled(image: Any, geometry: Geometry, box: VoxelBox) -> np.ndarray:
-    """Nearest labels of a labelmap that lies on another grid."""
+    """Nearest label values of a labelmap that lies on another grid."""
     k0, k1, j0, j1, i0, i1 = box
     reference, out = slicer.vtkOrientedImageData(), slicer.vtkOrientedImageData()
     reference.SetExtent(i0, i1 - 1, j0, j1 - 1, k0, k1 - 1)
@@ -154,7 +159,7 @@ def _resampled(image: Any, geometry: Geometry, box: VoxelBox) -> np.ndarray:
 
 
 def bounding_box(image: Any, value: float, geometry: Geometry) -> VoxelBox | None:
-    """The smallest box of the grid that holds a label, without what lies beyond the grid; None where it is nowhere."""
+    """The smallest box around a label, clipped to the grid; None if there is none."""
     if is_empty(image):
         return None
     found = aligned_voxels(image, geometry)
@@ -164,7 +169,7 @@ def bounding_box(image: Any, value: float, geometry: Geometry) -> VoxelBox | Non
     if min(k1 - k0, j1 - j0, i1 - i0) < 1:
         return None
     labels = labels_in(image, geometry, (k0, k1, j0, j1, i0, i1))
-    # Slice by slice: a comparison of the whole would fill as much memory again and leave the processor's cache.
+    # Slice by slice, which needs less memory and stays in the processor's cache.
     planes = [k for k in range(k1 - k0) if np.count_nonzero(labels[k] == value)]
     if not planes:
         return None
@@ -179,7 +184,7 @@ def bounding_box(image: Any, value: float, geometry: Geometry) -> VoxelBox | Non
 
 
 def labelmap(array: np.ndarray, geometry: Geometry, box: VoxelBox) -> Any:
-    """A labelmap over an array (k, j, i) on a box of the grid; they share their memory."""
+    """A labelmap on a box of the grid that shares its memory with an array (k, j, i)."""
     k0, k1, j0, j1, i0, i1 = box
     image = slicer.vtkOrientedImageData()
     image.SetExtent(i0, i1 - 1, j0, j1 - 1, k0, k1 - 1)
@@ -190,10 +195,11 @@ def labelmap(array: np.ndarray, geometry: Geometry, box: VoxelBox) -> Any:
     return image
 
 
-def enlarged_copy(image: Any, geometry: Geometry, dtype: Any, only: float | None = None) -> Any:
-    """A copy of a labelmap that reaches over the whole grid, or a copy of one label alone, there as 1.
+def enlarged_copy(image: Any, geometry: Geometry, dtype: DTypeLike, only: float | None = None) -> Any:
+    """A copy of a labelmap that covers the whole grid; with `only`, of one label.
 
-    Its memory is zeroed by the system when it is first touched, so that a large grid costs next to nothing.
+    That label becomes 1. The operating system zeroes the memory on first access, so that a large grid costs almost
+    nothing.
     """
     if is_empty(image):
         return labelmap(np.zeros(geometry.shape, dtype), geometry, geometry.box)
@@ -212,19 +218,19 @@ def enlarged_copy(image: Any, geometry: Geometry, dtype: Any, only: float | None
 
 
 def erase(image: Any, value: float) -> None:
-    """Clear one label from a labelmap; it counts as modified, but nobody is told."""
+    """Clear one label from a labelmap, without invoking an event."""
     values = image.GetPointData().GetScalars()
     for plane in vtk_to_numpy(values).reshape(box_shape(_extent(image))):
         plane[plane == value] = 0
     values.Modified()
 
 
-# -- what changed when ---------------------------------------------------------------------------------------------
+# -- modification times --------------------------------------------------------------------------------------------
 
 
 @dataclass(kw_only=True)
 class _LabelmapState:
-    """What is known of a labelmap: its count of modifications, and those of segments that were written here."""
+    """Modification times of a labelmap, and of the segments written from here."""
 
     count: int
     others: int
@@ -232,10 +238,11 @@ class _LabelmapState:
 
 
 class ChangeTracker:
-    """Tells when the voxels of a segment changed, although a labelmap counts the changes of all who share it.
+    """Finds out when the voxels of a single segment changed.
 
-    Every write of this module is entered; any other change of the labelmap counts for all its segments. Records go by
-    the labelmap's address; VTK's counts grow throughout the process, so another object at that address is noticed.
+    A labelmap's modification time covers all segments that share it. Every write from here is recorded; any other
+    change counts for all segments of the labelmap. States are kept by the labelmap's address. VTK's modification times
+    grow throughout the process, so another object at the same address is noticed.
     """
 
     def __init__(self) -> None:
@@ -249,16 +256,21 @@ class ChangeTracker:
         return state
 
     def stamp(self, image: Any, segment_id: str) -> int:
-        """The count of the segment's last change."""
+        """Modification time of the segment's last change."""
         state = self._state(image)
         return state.written.get(segment_id, state.others)
 
     def was_written_here(self, image: Any, segment_id: str) -> bool:
-        """Whether the last change of the segment was entered here."""
+        """Whether the segment's last change was recorded here."""
         return segment_id in self._state(image).written
 
     def record_replacement(self, old: Any, new: Any, count_before: int) -> None:
-        """A labelmap, of this count before, gave place to another with the same segments, or lost one of them."""
+        """Record that a labelmap was replaced, or lost a segment.
+
+        Args:
+            old, new: The labelmaps; the same one if it was changed in place.
+            count_before: Modification time of `old` before the change.
+        """
         state = self._states.pop(old.GetAddressAsString(""), None)
         if state is None or state.count != count_before:
             state = _LabelmapState(count=count_before, others=count_before)
@@ -266,7 +278,13 @@ class ChangeTracker:
         self._states[new.GetAddressAsString("")] = state
 
     def record_write(self, image: Any, segment_id: str, count_before: int) -> None:
-        """The voxels of this segment alone changed; `count_before` is the labelmap's count from before."""
+        """Record that only this segment's voxels changed.
+
+        Args:
+            image: The labelmap.
+            segment_id: The segment.
+            count_before: Modification time of the labelmap before the change.
+        """
         self.record_replacement(image, image, count_before)
         state = self._state(image)
         state.written[segment_id] = state.count

@@ -1,4 +1,4 @@
-"""What a prompt says: as a value, for the engine, for the eye, and in the node that keeps it."""
+"""Prompts as values, and their conversion to messages, text and MRML nodes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import binascii
 import json
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +33,12 @@ class PointPrompt:
 
 @dataclass(frozen=True, kw_only=True)
 class BoxPrompt:
-    """A box: `matrix`, 16 numbers from the box's to the volume's own frame, and `size`, its sides in mm."""
+    """A box.
+
+    Attributes:
+        matrix: 16 numbers from the box's to the volume's own frame.
+        size: Its sides in mm.
+    """
 
     order: int
     matrix: tuple[float, ...]
@@ -42,7 +48,11 @@ class BoxPrompt:
 
 @dataclass(frozen=True, kw_only=True)
 class StartMask:
-    """The segment that the prompts start from: bits of `box`, packed, compressed and as base64."""
+    """The segment that the prompts start from.
+
+    Attributes:
+        mask: Bits of `box`, packed, compressed and base64-encoded.
+    """
 
     mask: str
     box: VoxelBox
@@ -51,20 +61,20 @@ class StartMask:
 
 Prompt = PointPrompt | BoxPrompt | StartMask
 KINDS = {PointPrompt: "point", BoxPrompt: "box", StartMask: "start"}
-"""What a row of the panel is."""
+"""Kind of a row in the panel."""
 Snapshot = tuple[Prompt, ...]
-"""All prompts of a list, in the order given; equal where nothing differs."""
+"""All prompts of a list in the order given. Equal if no prompt differs."""
 PROPERTIES = "MaskSAM.prompt"
-"""Attribute of a box's node, for what stands in the description of a click's point."""
+"""Attribute of a box's node with its properties. Those of a click are in the description of its control point."""
 PromptRef = tuple[str, str]
-"""IDs of a prompt's node and, of a click, of its point."""
+"""IDs of a prompt's node and, for a click, of its control point."""
 SAME_VOXELS = 1e-3
 FOREIGN_PROPERTIES = (-1, Scope.SLAB, None)
-"""Order, scope and candidate of a point that somebody else placed."""
+"""Order, scope and candidate of a point that was not placed by this module."""
 
 
 def pack_start(mask: np.ndarray, box: VoxelBox) -> StartMask:
-    """A start from (k, j, i) voxels of `box`, anything but 0 inside."""
+    """A start from an array (k, j, i) on `box`, nonzero inside."""
     bits = np.packbits(mask != 0).tobytes()
     return StartMask(mask=base64.b64encode(zlib.compress(bits, 1)).decode("ascii"), box=box)
 
@@ -73,7 +83,7 @@ def unpack_start(start: StartMask) -> np.ndarray:
     """The voxels of a start, (k, j, i), uint8 0/1.
 
     Raises:
-        PromptError: The scene's file was damaged.
+        PromptError: The data is damaged.
     """
     k0, k1, j0, j1, i0, i1 = start.box
     shape = k1 - k0, j1 - j0, i1 - i0
@@ -88,7 +98,7 @@ def unpack_start(start: StartMask) -> np.ndarray:
 
 
 def encode_properties(prompt: PointPrompt | BoxPrompt) -> str:
-    """What a markup itself has no place for, as text: in a point's description, or an attribute."""
+    """Order, scope and candidate as JSON; a markup has no field for them."""
     properties = {"order": prompt.order, "scope": prompt.scope.value}
     if isinstance(prompt, PointPrompt) and prompt.candidate is not None:
         properties["candidate"] = prompt.candidate
@@ -96,7 +106,7 @@ def encode_properties(prompt: PointPrompt | BoxPrompt) -> str:
 
 
 def decode_properties(text: str | None) -> tuple[int, Scope, int | None] | None:
-    """Order, scope and candidate; None for the text of somebody else."""
+    """Order, scope and candidate from JSON; None for any other text."""
     try:
         properties = json.loads(text or "")
         candidate = properties.get("candidate")
@@ -106,7 +116,10 @@ def decode_properties(text: str | None) -> tuple[int, Scope, int | None] | None:
 
 
 def to_message(volume: Any, prompt: Prompt, *, first: bool) -> dict[str, Any]:
-    """A prompt as the engine takes it, in voxels; only the `first` of a list has candidates."""
+    """A prompt in voxels, as the worker's protocol defines it.
+
+    Only the `first` of a list has candidates.
+    """
     if isinstance(prompt, StartMask):
         return {"kind": "mask", "mask": unpack_start(prompt), "mask_box": prompt.box[::2]}
     if isinstance(prompt, BoxPrompt):
@@ -118,7 +131,7 @@ def to_message(volume: Any, prompt: Prompt, *, first: bool) -> dict[str, Any]:
 
 
 def to_messages(volume: Any, prompts: Snapshot) -> list[dict[str, Any]]:
-    """A list of prompts in voxels (i, j, k) of the volume, as the worker's protocol defines it.
+    """A list of prompts in voxels (i, j, k), as the worker's protocol defines it.
 
     Raises:
         PromptError: A start is damaged.
@@ -127,9 +140,9 @@ def to_messages(volume: Any, prompts: Snapshot) -> list[dict[str, Any]]:
 
 
 def describe(volume: Any, prompt: Prompt) -> str:
-    """A prompt for the eye, with the voxels (i, j, k) that Slicer's data probe shows as well."""
+    """A prompt as text, with voxels (i, j, k) as in Slicer's data probe."""
     if isinstance(prompt, StartMask):
-        return "The segment as it was"
+        return "Segment at the start"
     if isinstance(prompt, BoxPrompt):
         low, high = np.array(markups.box_corners(volume, prompt.matrix, prompt.size))
         sides = " × ".join(str(round(float(side))) for side in high - low + 1)
@@ -138,15 +151,15 @@ def describe(volume: Any, prompt: Prompt) -> str:
     return f"{word} {_voxel_text(geometry(volume).to_ijk(prompt.position))}, {prompt.scope.value}"
 
 
-def _voxel_text(ijk: Any) -> str:
+def _voxel_text(ijk: Iterable[float]) -> str:
     return "({}, {}, {})".format(*(round(float(value)) for value in ijk))
 
 
-# -- in the nodes --------------------------------------------------------------------------------------------------
+# -- storage in nodes ----------------------------------------------------------------------------------------------
 
 
 def write_properties(node: Any, point_id: str, prompt: PointPrompt | BoxPrompt) -> None:
-    """Note in the node, or in one of its points, what only words can say."""
+    """Store a prompt's properties in its node or, for a click, in its control point."""
     if point_id:
         node.SetNthControlPointDescription(node.GetNthControlPointIndexByID(point_id), encode_properties(prompt))
     else:
@@ -154,7 +167,7 @@ def write_properties(node: Any, point_id: str, prompt: PointPrompt | BoxPrompt) 
 
 
 def read_points(node: Any, *, positive: bool) -> list[tuple[PromptRef, PointPrompt]]:
-    """The clicks of a node of points, with their places; one that somebody else placed has the order of STRANGER."""
+    """The clicks of a node of points; those of others with FOREIGN_PROPERTIES."""
     found = []
     for index in markups.defined_points(node):
         order, scope, candidate = decode_properties(node.GetNthControlPointDescription(index)) or FOREIGN_PROPERTIES
@@ -177,16 +190,17 @@ def read_box(node: Any) -> BoxPrompt:
 
 
 def write_start(node: Any, start: StartMask, volume: Any) -> None:
-    """Keep a start in the parameters of a scripted module node, with the volume's grid that its voxels are of."""
+    """Store a start and its volume's grid in a scripted module node."""
     node.SetParameter("mask", start.mask)
     node.SetParameter("box", json.dumps(start.box))
     node.SetParameter("affine", json.dumps(geometry(volume).affine.tolist()))
 
 
 def read_start(node: Any, volume: Any) -> StartMask:
-    """The start that a scripted module node keeps, in voxels of the volume as it is now.
+    """The start stored in a scripted module node, in present voxels of the volume.
 
-    Slicer stores the slices of a left-handed volume in reverse: read again, it has the same anatomy in other voxels.
+    Slicer stores the slices of a left-handed volume in reverse order. After loading, the same anatomy has other voxel
+    indices; the start is flipped accordingly.
     """
     start = StartMask(mask=node.GetParameter("mask"), box=tuple(json.loads(node.GetParameter("box"))))
     to_now = np.linalg.inv(geometry(volume).affine) @ np.array(json.loads(node.GetParameter("affine")))

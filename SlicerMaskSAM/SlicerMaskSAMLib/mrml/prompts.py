@@ -1,8 +1,9 @@
-"""Prompts are markups of the scene: saved with it, dragged and deleted like any other, found again by their references.
+"""Prompts as markups in the scene.
 
-The clicks of a segment that include lie in one node and those that exclude in another; a box is a node of its own; the
-segment that it starts from is kept in a scripted module node, which nobody sees. Each has node references to its
-segmentation and its volume, the segment's ID as an attribute, and every prompt its number in the order given.
+They are saved with it, and dragged and deleted like any other markup. The including clicks of a segment are in one
+node, the excluding ones in another; every box is a node of its own; the start is in a scripted module node, which is
+not visible. Each node has references to its segmentation and its volume and the segment's ID as an attribute, and every
+prompt has its number in the order given.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import vtk
 
 from SlicerMaskSAMLib.mrml import markups, prompt_values
 from SlicerMaskSAMLib.mrml.prompt_values import BoxPrompt, PointPrompt, Prompt, PromptRef, Snapshot, StartMask
-from SlicerMaskSAMLib.mrml.volumes import geometry, world_to_ijk
+from SlicerMaskSAMLib.mrml.volumes import WorldPoint, geometry, world_to_ijk
 from SlicerMaskSAMLib.values.choices import Scope
 from SlicerMaskSAMLib.values.sparse import VoxelBox
 from SlicerMaskSAMLib.values.status import PromptRow
@@ -36,11 +37,11 @@ Key = tuple[str, str, str]
 
 
 class PromptNodes:
-    """The prompts of all segments of the scene.
+    """The prompts of all segments in the scene.
 
     Attributes:
-        on_moved: Told the list, and its snapshot from before, when the user dragged, added or removed a prompt, or
-            somebody else did. Not told what was done through the list itself.
+        on_user_change: Called with a list and its previous snapshot when prompts were dragged, added or removed in the
+            scene; not for changes made through the list itself.
     """
 
     def __init__(self, scene: Any) -> None:
@@ -53,7 +54,7 @@ class PromptNodes:
         self._tag = scene.AddObserver(scene.NodeRemovedEvent, self._on_removed)
 
     def of(self, segmentation: Any, segment_id: str, volume: Any) -> PromptList:
-        """The prompts of one segment on one volume; there may be none yet."""
+        """The prompts of one segment on one volume; possibly none."""
         found = PromptList(self, segmentation, segment_id, volume)
         self._watch(segmentation, self._on_segmentation, slicer.vtkSegmentation.SegmentRemoved)
         self._watch(volume, self._on_volume, slicer.vtkMRMLTransformableNode.TransformModifiedEvent)
@@ -62,19 +63,19 @@ class PromptNodes:
         return found
 
     def show_only(self, prompts: PromptList | None) -> None:
-        """Show the prompts of one list in the views, and hide all others."""
+        """Show the prompts of one list in the views and hide all others."""
         with self.muted():
             for node in self.all():
                 if node.GetAttribute(markups.KIND) != START:
                     node.SetDisplayVisibility(prompts is not None and _key(node) == prompts.key)
 
     def close(self) -> None:
-        """Watch the scene no longer. The markups stay."""
+        """Remove all observers. The markups stay."""
         for node in list(self._watched):
             self._forget(node)
         self.scene.RemoveObserver(self._tag)
 
-    # -- for the lists -----------------------------------------------------------------------------------------------
+    # -- used by the lists -------------------------------------------------------------------------------------------
 
     def all(self) -> list[Any]:
         """The nodes of all lists."""
@@ -82,7 +83,10 @@ class PromptNodes:
         return [node for node in found if node.GetAttribute(SEGMENT)]
 
     def nodes(self, prompts: PromptList, *kinds: str) -> list[Any]:
-        """The nodes of a list that hold prompts of these kinds, under the volume's transform and watched."""
+        """The nodes of a list with these kinds of prompts.
+
+        They are put under the volume's transform and observed.
+        """
         found = [node for node in self.all() if _key(node) == prompts.key and node.GetAttribute(markups.KIND) in kinds]
         events = slicer.vtkMRMLMarkupsNode
         for node in found:
@@ -96,27 +100,27 @@ class PromptNodes:
         return found
 
     def before_drag(self, prompts: PromptList) -> Snapshot | None:
-        """What a list was before the user took hold of a prompt of it; None if none is dragged just now."""
+        """The list before the current drag; None if no prompt of it is being dragged."""
         dragged = any(_key(node) == prompts.key for node in self._dragged)
         return self._known.get(prompts.key) if dragged else None
 
     @contextlib.contextmanager
     def own_change(self, prompts: PromptList) -> Iterator[None]:
-        """What a list changes inside is no news."""
+        """Context for changes that a list makes itself, which are not reported."""
         with self.muted():
             yield
         self._known[prompts.key] = prompts.snapshot()
 
     @contextlib.contextmanager
     def muted(self) -> Iterator[None]:
-        """Nobody is told of what happens inside."""
+        """Context in which changes are not reported."""
         self._muted += 1
         try:
             yield
         finally:
             self._muted -= 1
 
-    # -- what happens outside of the lists ---------------------------------------------------------------------------
+    # -- events of the scene -----------------------------------------------------------------------------------------
 
     def _watch(self, node: Any, callback: Callable[..., None], *events: int) -> None:
         tags = self._watched.setdefault(node, {})
@@ -144,7 +148,7 @@ class PromptNodes:
         self._drop_orphans()
 
     def _on_volume(self, volume: Any, _event: str) -> None:
-        """The prompts go where the volume goes, which is no news."""
+        """Update the known snapshots, since prompts move with their volume."""
         for key in self._known:
             segmentation = self.scene.GetNodeByID(key[0])
             if key[2] == volume.GetID() and segmentation is not None:
@@ -161,7 +165,7 @@ class PromptNodes:
             self._notify_if_changed(_key(node))
 
     def _notify_if_changed(self, key: Key) -> None:
-        """Tell of a list that is no longer as it was known."""
+        """Report a list that differs from its known snapshot."""
         segmentation, volume = self.scene.GetNodeByID(key[0]), self.scene.GetNodeByID(key[2])
         if segmentation is None or volume is None:
             return
@@ -172,9 +176,9 @@ class PromptNodes:
             self.on_user_change(prompts, before)
 
     def _drop_orphans(self) -> None:
-        """A prompt whose segment, segmentation or volume is gone says nothing any more."""
+        """Remove prompts whose segment, segmentation or volume is gone."""
         if self.scene.IsImporting() or self.scene.IsClosing() or self.scene.IsRestoring():
-            return  # references are not complete
+            return  # references are not complete yet
         with self.muted():
             for node in self.all():
                 owner, segment_id = node.GetNodeReference(SEGMENTATION), node.GetAttribute(SEGMENT)
@@ -185,25 +189,23 @@ class PromptNodes:
 
 
 class PromptList:
-    """The prompts of one segment on one volume. It holds nothing itself: the nodes of the scene are the list."""
+    """The prompts of one segment on one volume. The nodes of the scene are the list."""
 
     def __init__(self, nodes: PromptNodes, segmentation: Any, segment_id: str, volume: Any) -> None:
         self._nodes, self._scene = nodes, nodes.scene
         self.segmentation, self.segment_id, self.volume = segmentation, segment_id, volume
         self.key: Key = (segmentation.GetID(), segment_id, volume.GetID())
 
-    def add_point(self, world: Sequence[float], *, positive: bool, scope: Scope) -> None:
-        """Add a click at a place in the world, (3,) mm RAS."""
+    def add_point(self, world: WorldPoint, *, positive: bool, scope: Scope) -> None:
+        """Add a click at a world position, (3,) mm RAS."""
         place = geometry(self.volume).to_ras(world_to_ijk(self.volume, np.reshape(world, (1, 3))))
         self.add([PointPrompt(order=0, position=markups.triple(place[0]), positive=positive, scope=scope)])
 
-    def add_box(
-        self, corner_a: Sequence[float], corner_b: Sequence[float], *, scope: Scope, axis: int | None = None
-    ) -> None:
+    def add_box(self, corner_a: WorldPoint, corner_b: WorldPoint, *, scope: Scope, axis: int | None = None) -> None:
         """Add a box by two opposite corners in the world, (3,) mm RAS each.
 
         Args:
-            axis: Of (K, J, I), the one across which it was drawn: it lies in one slice. None for a box with a depth.
+            axis: Axis of (K, J, I) across which it was drawn: the box lies in one slice. None for a box with depth.
         """
         ends = world_to_ijk(self.volume, np.array([corner_a, corner_b], np.float64))
         low, high = markups.inner(ends.min(axis=0), ends.max(axis=0))
@@ -213,19 +215,22 @@ class PromptList:
         self.add([BoxPrompt(order=0, matrix=matrix, size=size, scope=scope)])
 
     def add(self, prompts: Sequence[PointPrompt | BoxPrompt]) -> None:
-        """Add prompts behind those that are there; they are numbered anew."""
+        """Append prompts; they are numbered anew."""
         with self._nodes.own_change(self):
             last = max((prompt.order for prompt in self.snapshot()), default=0)
             for order, prompt in enumerate(prompts, start=last + 1):
                 self._put(replace(prompt, order=order))
 
     def set_start(self, mask: np.ndarray, box: VoxelBox) -> None:
-        """Start from a segment: (k, j, i) voxels of `box`, anything but 0 inside; from nothing if it is empty."""
+        """Start from a segment: array (k, j, i) on `box`, nonzero inside.
+
+        An empty array removes the start.
+        """
         with self._nodes.own_change(self):
             self._put_start(prompt_values.pack_start(mask, box) if mask.any() else None)
 
     def set_last(self, *, scope: Scope | None = None, candidate: int | None = None) -> None:
-        """Change how far the last prompt reaches, or which of its meanings is meant."""
+        """Change scope or candidate of the last prompt."""
         for (node_id, point_id), prompt in self._entries()[-1:]:
             if isinstance(prompt, StartMask):
                 continue
@@ -236,7 +241,7 @@ class PromptList:
                 prompt_values.write_properties(self._scene.GetNodeByID(node_id), point_id, changed)
 
     def remove(self, key: str) -> None:
-        """Remove a prompt by the key of its row; one that is gone already is no error."""
+        """Remove a prompt by the key of its row. No error if it is already gone."""
         node_id, _, point_id = key.partition(":")
         node = self._scene.GetNodeByID(node_id)
         if node is None or _key(node) != self.key:
@@ -253,12 +258,12 @@ class PromptList:
         self.restore(())
 
     def snapshot(self) -> Snapshot:
-        """All prompts as they are, for `restore`; while one is dragged, as they were before."""
+        """All prompts; during a drag, as they were before it."""
         before_drag = self._nodes.before_drag(self)
         return tuple(prompt for _, prompt in self._entries()) if before_drag is None else before_drag
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Make the list what it was when the snapshot was taken; nodes that still have a prompt stay."""
+        """Make the list equal to a snapshot. Nodes that still have a prompt are kept."""
         points = [prompt for prompt in snapshot if isinstance(prompt, PointPrompt)]
         boxes = {prompt.order: prompt for prompt in snapshot if isinstance(prompt, BoxPrompt)}
         with self._nodes.own_change(self):
@@ -274,7 +279,7 @@ class PromptList:
             self._put_start(next((prompt for prompt in snapshot if isinstance(prompt, StartMask)), None))
 
     def rows(self) -> tuple[PromptRow, ...]:
-        """The prompts for the eye, in the order given; a row's key is for `remove`."""
+        """The prompts as rows of the panel, in the order given, with keys for `remove`."""
         return tuple(
             PromptRow(
                 key=":".join(filter(None, ref)),
@@ -288,7 +293,7 @@ class PromptList:
     # -- nodes -------------------------------------------------------------------------------------------------------
 
     def _entries(self) -> list[tuple[PromptRef, Prompt]]:
-        """Every prompt with its place, in the order given."""
+        """All prompts with their references, in the order given."""
         found: list[tuple[PromptRef, Prompt]] = []
         for node in self._nodes.nodes(self, INCLUDE, EXCLUDE, BOX, START):
             kind = node.GetAttribute(markups.KIND)

@@ -1,4 +1,4 @@
-"""Masks of a whole volume of which only the box that holds them is kept, a bit for each voxel."""
+"""Boxes of voxels, and masks of a volume that store only their bounding box."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 
 VoxelBox = tuple[int, int, int, int, int, int]
-"""(k0, k1, j0, j1, i0, i1) of the volume's array, each upper one exclusive."""
+"""(k0, k1, j0, j1, i0, i1) of a volume's array (K, J, I), upper ends exclusive."""
 Slices = tuple[slice, slice, slice]
 
 
 def box_shape(box: VoxelBox) -> tuple[int, int, int]:
-    """(k, j, i) of an array on the box."""
+    """Shape (k, j, i) of an array on the box."""
     return box[1] - box[0], box[3] - box[2], box[5] - box[4]
 
 
 def union(*boxes: VoxelBox | None) -> VoxelBox | None:
-    """The smallest box that holds all of these; None is an empty one."""
+    """The smallest box around all these boxes; None stands for an empty box."""
     there = [box for box in boxes if box is not None]
     if not there:
         return None
@@ -27,7 +27,7 @@ def union(*boxes: VoxelBox | None) -> VoxelBox | None:
 
 
 def intersection(first: VoxelBox | None, second: VoxelBox | None) -> VoxelBox | None:
-    """What two boxes share; None for nothing."""
+    """The box that two boxes have in common; None if they do not meet."""
     if first is None or second is None:
         return None
     k0, k1, j0, j1, i0, i1 = (pick(first[n], second[n]) for n, pick in enumerate((max, min, max, min, max, min)))
@@ -35,19 +35,19 @@ def intersection(first: VoxelBox | None, second: VoxelBox | None) -> VoxelBox | 
 
 
 def slices_in(box: VoxelBox, whole: VoxelBox) -> Slices:
-    """Where a box lies in an array on another one, which holds it."""
+    """The slices of a box in an array on the box `whole`, which contains it."""
     k, j, i = (slice(box[n] - whole[n], box[n + 1] - whole[n]) for n in (0, 2, 4))
     return k, j, i
 
 
 def voxel_box(voxel: Sequence[int]) -> VoxelBox:
-    """The box of one voxel (k, j, i)."""
+    """The box of a single voxel (k, j, i)."""
     k, j, i = voxel
     return k, k + 1, j, j + 1, i, i + 1
 
 
 def bounding_slices(mask: np.ndarray) -> Slices | None:
-    """The smallest box, as slices, around what is set in a bool (k, j, i); None where nothing is."""
+    """Slices of the smallest box around the True voxels (k, j, i); None if none."""
     plane: np.ndarray = np.any(mask, axis=0)
     hits = [np.flatnonzero(line) for line in (np.any(mask, axis=(1, 2)), plane.any(axis=1), plane.any(axis=0))]
     if not len(hits[0]):
@@ -58,11 +58,11 @@ def bounding_slices(mask: np.ndarray) -> Slices | None:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SparseMask:
-    """A mask of a volume. It does not change; `put` makes another one.
+    """An immutable mask of a volume.
 
     Attributes:
-        box: What holds all that is set; None where nothing is.
-        bits: Of that box, in the order (k, j, i), packed.
+        box: Box that contains all True voxels; None for an empty mask.
+        bits: The voxels of the box in the order (k, j, i), packed to bits.
     """
 
     box: VoxelBox | None = None
@@ -70,7 +70,7 @@ class SparseMask:
 
     @classmethod
     def of(cls, box: VoxelBox | None, mask: np.ndarray) -> SparseMask:
-        """From (k, j, i) voxels of a box, anything but 0 inside."""
+        """A mask from an array (k, j, i) on a box, nonzero inside."""
         return cls() if box is None else cls(box=box, bits=np.packbits(mask != 0).tobytes())
 
     def read(self, box: VoxelBox) -> np.ndarray:
@@ -83,12 +83,12 @@ class SparseMask:
         return out
 
     def put(self, box: VoxelBox | None, mask: np.ndarray, *, reach: VoxelBox | None = None) -> SparseMask:
-        """With these voxels of a box.
+        """A copy with new values in one box.
 
         Args:
-            box: None for no voxels, and so no change.
-            mask: (k, j, i) of the box, anything but 0 inside.
-            reach: What is known to hold all that is set then; None for as much as there may be.
+            box: The box to set; None changes nothing.
+            mask: Array (k, j, i) on the box, nonzero inside.
+            reach: Box that is known to contain the whole result; None for the union of both boxes.
         """
         if box is None:
             return self
@@ -102,11 +102,11 @@ class SparseMask:
         return SparseMask.of(whole, out)
 
     def differing_box(self, other: SparseMask) -> VoxelBox | None:
-        """The smallest box around the voxels in which two masks differ; None where they are the same."""
+        """The smallest box around the voxels in which two masks differ, or None."""
         whole = union(self.box, other.box)
         if self is other or whole is None:
             return None
-        if self.box == other.box:  # most bytes are equal then; only the slices of the others are looked at
+        if self.box == other.box:  # compare only slices whose bytes differ
             unequal = np.flatnonzero(np.frombuffer(self.bits, np.uint8) != np.frombuffer(other.bits, np.uint8))
             if not len(unequal):
                 return None
@@ -120,7 +120,7 @@ class SparseMask:
         return k.start, k.stop, j.start, j.stop, i.start, i.stop
 
     def _slices(self, first: int, last: int) -> np.ndarray:
-        """The box's slices from `first` to before `last`, counted in the volume: bool (k, j, i)."""
+        """Slices of the stored box, bool (k, j, i); `first` to `last` in the volume."""
         if self.box is None:
             return np.zeros((0, 0, 0), bool)
         _, height, width = box_shape(self.box)

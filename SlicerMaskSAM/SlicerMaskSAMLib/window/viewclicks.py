@@ -8,25 +8,26 @@ from typing import Any
 import slicer
 
 from SlicerMaskSAMLib.mrml.views import SliceClickObserver, ThreeDClickObserver
+from SlicerMaskSAMLib.mrml.volumes import WorldPoint
 from SlicerMaskSAMLib.values.choices import Tool
 
 LAYOUT_CHANGED = "layoutChanged(int)"
 
 
 class ViewClicks:
-    """A catcher in every slice view and 3-D view, in those of a new layout too.
+    """Observers of all slice views and 3-D views, updated when the layout changes.
 
     Args:
-        on_point: Called with a place (mm, RAS world), whether it is to be included, and the view's slice node; a click
-            in a 3-D view has no place, which is told by the node None.
+        on_point: Called with a position (mm, RAS world), whether it is included, and the view's slice node. For a click
+            in a 3-D view the node is None.
         on_box: Called with two corners (mm, RAS world) and the slice node.
-        tool: What a click does now.
+        tool: Returns the active tool.
     """
 
     def __init__(
         self,
-        on_point: Callable[[Any, bool, Any], None],
-        on_box: Callable[[Any, Any, Any], None],
+        on_point: Callable[[WorldPoint, bool, Any], None],
+        on_box: Callable[[WorldPoint, WorldPoint, Any], None],
         tool: Callable[[], Tool],
     ) -> None:
         self._on_point, self._on_box, self._tool = on_point, on_box, tool
@@ -34,15 +35,15 @@ class ViewClicks:
         self._layout: Any = None
 
     def attach(self) -> None:
-        """Catch clicks; once more does no harm."""
+        """Observe the views. Safe to call twice."""
         self.detach()
         self._layout = slicer.app.layoutManager()
-        if self._layout is not None:  # Slicer runs without windows as well
+        if self._layout is not None:  # None where Slicer runs without a main window
             self._layout.connect(LAYOUT_CHANGED, self._observe)
             self._observe()
 
     def detach(self) -> None:
-        """Leave the views as they were."""
+        """Remove all observers."""
         self._remove_observers()
         if self._layout is not None:
             self._layout.disconnect(LAYOUT_CHANGED, self._observe)

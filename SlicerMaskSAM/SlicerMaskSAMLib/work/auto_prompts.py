@@ -1,4 +1,4 @@
-"""The prompts that the model gives itself in the slice that is shown: asked for, shown, and given to structures."""
+"""Automatic prompts: the model's own prompts in the visible slice."""
 
 from __future__ import annotations
 
@@ -7,41 +7,45 @@ from typing import Any
 from SlicerMaskSAMLib.mrml import bridge
 from SlicerMaskSAMLib.mrml.auto_prompts import AutomaticPromptNodes
 from SlicerMaskSAMLib.mrml.prompt_values import BoxPrompt, PointPrompt
+from SlicerMaskSAMLib.mrml.views import Views
 from SlicerMaskSAMLib.values.tasks import Steps
 from SlicerMaskSAMLib.work.context import Context
 
 
 class AutomaticPrompts:
-    """The model's own prompts.
+    """Requests the model's automatic prompts, shows them, and passes them on.
 
     Args:
-        context: What all parts share.
-        views: The slice views (`views.Views`); without them the middle of the volume is meant.
+        context: Shared parts of the module.
+        views: The slice views; without them the middle slice of the volume is used.
+
+    Attributes:
+        has_work: Whether `steps` has anything to do.
     """
 
-    def __init__(self, context: Context, views: Any) -> None:
+    def __init__(self, context: Context, views: Views | None) -> None:
         self._context, self._views = context, views
         self._shown = AutomaticPromptNodes(context.scene)
         self.has_work = False
 
     def show(self, on: bool) -> None:
-        """Have them shown, which takes `steps`, or hide them."""
+        """Request the prompts, which `steps` then shows, or hide them."""
         self._context.parameters.showAutomatic = on
         self.has_work = on
         if not on:
             self._shown.hide()
 
     def take(self) -> dict[str, list[PointPrompt | BoxPrompt]]:
-        """What is shown, where it was dragged to, by the structures' names; it is shown no more."""
+        """The shown prompts at their present position, by structure; hides them."""
         found = self._shown.prompts(scope=self._context.parameters.scope)
         self.show(False)
         return found
 
     def steps(self) -> Steps:
-        """Ask the model and show what it answers.
+        """Request the prompts from the engine and show them.
 
         Raises:
-            MaskSAMError: There is no volume or model, the model makes no prompts of its own, or the engine failed.
+            MaskSAMError: No volume or model is chosen, the model has no automatic prompts, or the engine failed.
         """
         if not self.has_work:
             return
@@ -60,10 +64,10 @@ class AutomaticPrompts:
             return
         self._shown.show(volume, found)
         if not any(found.values()):
-            context.log("The model finds none of its structures in this slice.")
+            context.log("The model found none of its structures in this slice.")
 
     def _index(self, volume: Any, axis: int) -> int:
-        """The slice that is shown, along the model's axis of (K, J, I)."""
+        """Index of the visible slice along the model's axis of (K, J, I)."""
         count = bridge.geometry(volume).shape[axis]
         place = self._views.position() if self._views is not None else None
         if place is None:

@@ -1,7 +1,7 @@
-"""Segmenting a volume by a model alone, and how its structures enter the scene.
+"""Automatic segmentation of a volume, and writing of its structures to the scene.
 
-Minutes may pass between the press of the button and the answer, and the user goes on working. So the run compares
-how things are with how they were when it was asked for: what it does not find as it was is left alone.
+The user goes on working while the engine computes, possibly for minutes. Before anything is written, the scene is
+compared with the request: what was changed in the meantime is left alone.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from SlicerMaskSAMLib.work.context import Context
 from SlicerMaskSAMLib.work.segment_request import SegmentRequest, segment_ids
 
 VOXELS_PER_STEP = 4_000_000
-"""Voxels that are written between two looks at the GUI."""
+"""Voxels written before control returns to the GUI."""
 
 
 class SliceProgress:
-    """A job whose progress is told in slices of the scan rather than in the engine's windows."""
+    """A job whose progress is counted in slices instead of the engine's windows."""
 
     def __init__(self, job: Job, slices: int) -> None:
         self._job, self._slices = job, slices
@@ -35,7 +35,7 @@ class SliceProgress:
 
     @property
     def progress(self) -> tuple[int, int, str] | None:
-        """Slices that are done, of how many."""
+        """Number of finished slices, of how many."""
         told = self._job.progress
         if told is None or told[1] <= 0:
             return told
@@ -44,7 +44,7 @@ class SliceProgress:
 
 
 class AutomaticRun:
-    """One press of Segment, from the order to the segments in the scene."""
+    """One automatic segmentation, from the request to the segments in the scene."""
 
     def __init__(self, context: Context, request: SegmentRequest) -> None:
         self._context, self._request = context, request
@@ -54,23 +54,23 @@ class AutomaticRun:
         self._new_segmentation = False
 
     def steps(self) -> Steps:
-        """Open the scan, have it segmented, write the structures one by one, and note all as one step of the history.
+        """Segment the scan, write its structures, and add a step to the history.
 
         Raises:
-            MaskSAMError: The engine failed, or the work was cancelled; the scene is as it was.
+            MaskSAMError: The engine failed, or the run was cancelled; the scene is as before.
         """
         request, link = self._request, self._context.engine_link
         case = yield from link.case(request.volume, request.model)
         job = link.client.submit("segment", case=case, roi=list(request.regions), step=request.step)
         found: Segmented = yield (job if request.regions else SliceProgress(job, case.shape[case.axis]))
         for line in found.warnings:
-            if line not in case.warnings:  # those were told when it was opened
+            if line not in case.warnings:  # those were logged when it was opened
                 self._context.log(line)
         blocks = [block for block in found.blocks if block.label in request.labels]
         self._check(blocks)
         try:
             while not (yield from self._write_all(blocks)):
-                self._context.log("The segmentation was deleted while structures arrived; they go to a new one.")
+                self._context.log("The segmentation was deleted while structures were written; they go to a new one.")
         except MaskSAMError:
             self._roll_back()
             raise
@@ -81,7 +81,7 @@ class AutomaticRun:
                 bridge.refresh_surface(self._segmentation, segment_id, request.geometry)
 
     def _check(self, blocks: Sequence[Block]) -> None:
-        """Raise MaskSAMError for what cannot be a part of the volume, before anything is written."""
+        """Raise MaskSAMError for blocks that do not fit the volume."""
         for block in blocks:
             if block.box is not None and not (
                 self._request.geometry.fits(block.box) and block.mask.shape == box_shape(block.box)
@@ -89,10 +89,10 @@ class AutomaticRun:
                 why = f"{block.mask.shape} voxels in {block.box} of {self._request.geometry.shape}"
                 raise MaskSAMError("the engine's answer is malformed", where=f"label {block.label}", why=why)
 
-    # -- where it goes -----------------------------------------------------------------------------------------------
+    # -- target ------------------------------------------------------------------------------------------------------
 
     def _target(self) -> Any:
-        """The segmentation that is written to: the chosen one, where volume and segmentation are still those."""
+        """The segmentation to write to: the chosen one, or a new one after changes."""
         request, doubt, chosen = self._request, self._volume_change(), self._chosen()
         if chosen is not None and not doubt and bridge.same_frame(chosen, request.volume):
             return chosen
@@ -101,42 +101,46 @@ class AutomaticRun:
         if doubt:
             transform = scene.GetNodeByID(request.transform) if request.transform else None
             made = bridge.new_segmentation(scene, name, geometry=request.geometry, transform=transform)
-            why = f"{request.name} {doubt} while it was segmented; this is the result for the volume as it was"
+            why = f"{request.name} {doubt} during the segmentation; this is the result for the earlier state"
         else:
             made = bridge.new_segmentation(scene, name, volume=request.volume)
-            why = "the chosen segmentation was deleted" if chosen is None else "the chosen one has another transform"
+            why = (
+                "the chosen segmentation was deleted"
+                if chosen is None
+                else "the chosen one has another parent transform"
+            )
         if doubt or request.segmentation:
             self._context.log(f"{made.GetName()} is new: {why}.")
         return made
 
     def _chosen(self) -> Any:
-        """The segmentation of the order; where it named none, one that was begun since."""
+        """The segmentation of the request, or else the one chosen in the meantime."""
         request, parameters = self._request, self._context.parameters
         if request.segmentation:
             return self._context.scene.GetNodeByID(request.segmentation)
         return parameters.segmentation if parameters.inputVolume is request.volume else None
 
     def _volume_change(self) -> str:
-        """What happened to the volume since the order; "" where nothing did."""
+        """What happened to the volume since the request; "" if it is unchanged."""
         request = self._request
         if not self._context.scene.IsNodePresent(request.volume):
             return "was deleted"
         return "" if bridge.fingerprint(request.volume) == request.fingerprint else "was changed"
 
     def _replaceable_segment(self, target: Any, label: Label) -> str:
-        """The segment that a structure may replace: one of its name that nobody touched since the order; or ""."""
+        """ID of the segment of this name, if nobody edited it since the request; else ""."""
         of_that_name = [each for each in segment_ids(target) if bridge.segment_label(target, each).name == label.name]
         if of_that_name:
             segment_id = of_that_name[0]
             if bridge.stamp(target, segment_id) == self._request.stamps.get(segment_id):
                 return segment_id
-            self._context.log(f"{label.name} was edited while it was segmented; both are kept.")
+            self._context.log(f"{label.name} was edited during the segmentation; both versions are kept.")
         return ""
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
     def _write_all(self, blocks: Sequence[Block]) -> Generator[None, None, bool]:
-        """Write the structures; whether the segmentation that they were written to is still there."""
+        """Write all structures; returns whether the segmentation still exists."""
         self._changes, self._created, self._new_segmentation = [], [], False
         self._segmentation = self._target()
         for block in blocks:
@@ -164,7 +168,7 @@ class AutomaticRun:
             yield None
 
     def _roll_back(self) -> None:
-        """Bring the scene back to how the run found it."""
+        """Restore the scene as it was before the run."""
         scene, target, geometry = self._context.scene, self._segmentation, self._request.geometry
         if not scene.IsNodePresent(target):
             return
@@ -199,7 +203,7 @@ class AutomaticRun:
 
 
 def _slabs(block: Block, extent: VoxelBox | None) -> Iterator[tuple[VoxelBox, np.ndarray]]:
-    """What a segment shall hold, box by box: the block, and nothing in the rest of what it holds in reach."""
+    """Boxes and masks to write, slab by slab: the block, zeros around it."""
     whole = union(block.box, extent)
     if whole is None:
         return

@@ -1,7 +1,7 @@
-"""From the markups to the voxels: what was asked for is answered, one step after the other, until nothing is open.
+"""Answers prompts: keeps voxels of structures in agreement with their markups.
 
-Markups may change at any time, in the middle of an answer too. So nothing is queued: a structure is only noted as
-touched, and its markups are compared with what its voxels show.
+Markups may change at any time, even while the engine answers. So no prompt is queued: a structure is marked as changed,
+and its markups are compared with what its voxels show.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from SlicerMaskSAMLib.mrml.prompt_values import BoxPrompt, PointPrompt, Snapshot
 from SlicerMaskSAMLib.mrml.prompts import Key, PromptList
 from SlicerMaskSAMLib.values.history import SegmentChange, UndoStep
 from SlicerMaskSAMLib.values.sparse import SparseMask, VoxelBox
-from SlicerMaskSAMLib.values.tasks import Steps
+from SlicerMaskSAMLib.values.tasks import Steps, Waitable
 from SlicerMaskSAMLib.work import segment_conflicts
 from SlicerMaskSAMLib.work.context import Context
 from SlicerMaskSAMLib.work.segment_conflicts import SegmentEdit
@@ -25,7 +25,7 @@ from SlicerMaskSAMLib.work.structures import Structure, StructureState, has_segm
 
 
 class PromptAnswering:
-    """The structures that are refined, and those of them that wait for an answer."""
+    """The structures that are refined, and the queue of those whose prompts changed."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -43,33 +43,33 @@ class PromptAnswering:
 
         Args:
             prompts: The list.
-            applied: What was answered of it, where the structure is not known yet; None for all that it holds.
+            applied: The prompts that its voxels show, for a structure that is not known yet; None for all of the list.
         """
         found = self._structures.get(prompts.key)
         if found is not None and prompts.key not in self._queue and found.applied and not prompts.snapshot():
-            found = None  # its segment was removed, and its prompts with it
+            found = None  # the segment was removed together with its prompts
         if found is None:
             found = Structure(prompts, prompts.snapshot() if applied is None else applied)
             self._structures[prompts.key] = found
         return found
 
     def enqueue(self, structure: Structure) -> None:
-        """Its prompts changed, or what is known of its answer is not about them any more."""
+        """Queue a structure whose prompts changed, or whose answer details are outdated."""
         self._queue.pop(structure.prompts.key, None)
         self._queue[structure.prompts.key] = structure
 
     def mark_surfaces(self, segmentation: Any, geometry: bridge.Geometry) -> None:
-        """Voxels of it changed: its surfaces, if it has any, shall be made anew when nothing is to be answered."""
+        """Mark surfaces as outdated; they are refreshed when the queue is empty."""
         self._outdated[segmentation.GetID()] = segmentation, geometry
 
     def clear(self) -> None:
-        """Forget all structures; the scene is another one."""
+        """Forget all structures, because the scene was replaced."""
         self._structures.clear()
         self._queue.clear()
         self._outdated.clear()
 
     def discard_pending(self) -> bool:
-        """Take back the newest prompts that were not answered yet; whether there were any."""
+        """Remove the newest unanswered prompts; returns whether there were any."""
         for structure in (*reversed(self._queue.values()), *reversed(self._structures.values())):
             if self._exists(structure) and structure.pending:
                 structure.prompts.restore(structure.without_last())
@@ -78,13 +78,13 @@ class PromptAnswering:
         return False
 
     def steps(self) -> Steps:
-        """Answer until nothing waits, and bring the surfaces up to date.
+        """Answer prompts until the queue is empty, then refresh the surfaces.
 
         Raises:
-            Cancelled: Somebody ended it, or other prompts took the place of those that were asked about; what waits
-                is to be answered by new steps.
-            MaskSAMError: A prompt cannot be answered, and was taken back; or the engine failed, and the prompts wait
-                until they are touched again.
+            Cancelled: The user cancelled, or the prompts changed while they were answered; call `steps` again for the
+                rest.
+            MaskSAMError: A prompt cannot be answered and was removed; or the engine failed, and the prompts stay
+                unanswered until they are changed again.
         """
         while self._queue:
             structure = next(iter(self._queue.values()))
@@ -93,7 +93,7 @@ class PromptAnswering:
         yield from self._refresh_surfaces()
 
     def _refresh_surfaces(self) -> Generator[None, None, None]:
-        """Make surfaces anew, one at a time, unless there are prompts to be answered first."""
+        """Refresh outdated surfaces, one at a time, as long as no prompts wait."""
         while self._outdated and not self._queue:
             key, (segmentation, geometry) = next(iter(self._outdated.items()))
             outdated = bridge.outdated_surfaces(segmentation) if self._context.scene.IsNodePresent(segmentation) else []
@@ -103,7 +103,7 @@ class PromptAnswering:
                 self._outdated.pop(key, None)
             yield None
 
-    def _process(self, structure: Structure) -> Generator[Any, Any, None]:
+    def _process(self, structure: Structure) -> Generator[Waitable | None, Any, None]:
         if not self._exists(structure):
             self._queue.pop(structure.prompts.key, None)
             self._structures.pop(structure.prompts.key, None)
@@ -117,7 +117,7 @@ class PromptAnswering:
                 yield from self._refresh_details(structure)
 
     def accept(self, structure: Structure) -> None:
-        """Let go of the prompts, keep the voxels; later, where prompts wait to be answered."""
+        """Remove the prompts and keep the voxels, once all prompts are answered."""
         structure.accepted = structure.pending
         if structure.accepted:
             self.enqueue(structure)
@@ -130,7 +130,7 @@ class PromptAnswering:
 
     @staticmethod
     def state_of(structure: Structure, label: Label | None = None) -> StructureState:
-        """How a structure is now, for the history."""
+        """The present state of a structure, for the history."""
         prompts = structure.prompts
         return StructureState(
             segment_id=prompts.segment_id,
@@ -148,7 +148,15 @@ class PromptAnswering:
         changes: tuple[SegmentChange, ...] = (),
         label: Label | None = None,
     ) -> None:
-        """Enter a step of this structure into the history; `label` is its new one, where the step changed it."""
+        """Add a step of this structure to the history.
+
+        Args:
+            structure: The structure, in its state after the step.
+            text: Name of the step.
+            before: Its state before the step.
+            changes: Voxel changes of all segments.
+            label: New label of the segment, if the step changed it.
+        """
         self._context.history.push(
             UndoStep(
                 text=text,
@@ -161,15 +169,15 @@ class PromptAnswering:
         )
         self._context.changed()
 
-    # -- one answer --------------------------------------------------------------------------------------------------
+    # -- answering ---------------------------------------------------------------------------------------------------
 
-    def _answer(self, structure: Structure) -> Generator[Any, Any, None]:
+    def _answer(self, structure: Structure) -> Generator[Waitable | None, Any, None]:
         prompts, wanted = structure.prompts, structure.next_prompts()
         try:
             fingerprint = bridge.fingerprint(prompts.volume)
             found = yield from self._request(structure, wanted)
             if not self._exists(structure):
-                self._context.log("The segment was deleted before the answer came, which is dropped.")
+                self._context.log("The segment was deleted before it was updated; the answer is discarded.")
             elif bridge.fingerprint(prompts.volume) == fingerprint and structure.still_wanted(wanted):
                 self._apply(structure, wanted, *found)
         except MaskSAMError as error:
@@ -177,7 +185,7 @@ class PromptAnswering:
             raise
 
     def _on_error(self, structure: Structure, wanted: Snapshot, error: MaskSAMError) -> None:
-        """There is no answer: prompts that cannot have one go; those that a failed engine did not answer stay."""
+        """Remove prompts that cannot be answered; keep those of a failed engine."""
         if isinstance(error, Cancelled) and structure.withdrawn:
             return
         structure.accepted = False
@@ -191,16 +199,14 @@ class PromptAnswering:
 
     def _request(
         self, structure: Structure, wanted: Snapshot
-    ) -> Generator[Any, Any, tuple[SparseMask, SparseMask, VoxelBox | None]]:
-        """Steps to what the engine says of the prompts that were applied, of those that are wanted, and to the box
-        around the difference.
-        """
+    ) -> Generator[Waitable | None, Any, tuple[SparseMask, SparseMask, VoxelBox | None]]:
+        """Steps to the masks of the applied and the wanted prompts, and the box in which they differ."""
         link, (_, model) = self._context.engine_link, self._context.require_inputs()
         base = structure.applied or start_of(wanted)
         goal = start_of(base) if wanted == start_of(wanted) else wanted
         try:
             before = yield from structure.mask_for(link, model.name, base)
-        except PromptError:  # what was answered once cannot be any more: the segment itself is the base
+        except PromptError:  # no longer answerable: start from the segment itself
             prompts = structure.prompts
             before = segment_conflicts.read_mask(
                 prompts.segmentation, prompts.segment_id, bridge.geometry(prompts.volume)
@@ -208,7 +214,7 @@ class PromptAnswering:
             if goal == start_of(goal):
                 return before, before, None
         after = yield from structure.mask_for(link, model.name, goal)
-        yield None  # large structures take some time
+        yield None  # this takes some time for large structures
         changed = before.differing_box(after)
         yield None
         return before, after, changed
@@ -238,17 +244,17 @@ class PromptAnswering:
         for line in details.messages if wanted == structure.applied else ():
             self._context.log(line)
         for name in found.protected:
-            self._context.log(f"{name} is there, and other segments are protected; change that to take from it.")
+            self._context.log(f"The click is inside {name}, which is protected; change Overlap to take voxels from it.")
 
-    def _refresh_details(self, structure: Structure) -> Generator[Any, Any, None]:
-        """Bring what is known of the answer in line with the prompts, after undo or redo."""
+    def _refresh_details(self, structure: Structure) -> Generator[Waitable | None, Any, None]:
+        """Request the details of the shown answer again, after undo or redo."""
         structure.stale = False
         _, model = self._context.require_inputs()
         yield from structure.mask_for(self._context.engine_link, model.name, structure.applied)
         self._context.changed()
 
     def _exists(self, structure: Structure) -> bool:
-        """Whether the segment and the volume still exist."""
+        """Whether segment and volume still exist."""
         prompts, scene = structure.prompts, self._context.scene
         return bool(
             scene.IsNodePresent(prompts.segmentation)
@@ -258,7 +264,7 @@ class PromptAnswering:
 
 
 def _step_text(before: Snapshot, after: Snapshot) -> str:
-    """What the user did, for the undo button."""
+    """Name of the user's action, for the undo button."""
     if len(after) < len(before):
         return "Delete prompts of" if after == start_of(after) else "Delete a prompt of"
     last = after[-1] if len(after) > len(before) else None

@@ -1,7 +1,7 @@
-"""What an answer does to the voxels, of its own segment and of the segments around it.
+"""Writes an answer to its segment, and resolves conflicts with other segments.
 
-Only voxels about which the answer differs from the one before change, so that what was painted by hand stays; but for
-the piece that a new click lies in, about which the click decides.
+Only voxels in which the answer differs from the previous one change, so that manual edits are kept. The exception is
+the connected component of a new click, which the click decides about.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Click:
     Attributes:
         voxel: (k, j, i).
         positive: Whether it includes.
-        axis: Of (K, J, I), the one across the slice that it is confined to; None where it reaches beyond its slice.
+        axis: Axis of (K, J, I) across the slice that the click is confined to; None if it reaches beyond its slice.
     """
 
     voxel: tuple[int, int, int]
@@ -37,14 +37,14 @@ class Click:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SegmentEdit:
-    """A structure's answer, and the one before.
+    """A change of a segment from one mask of the model to the next.
 
     Attributes:
-        segment_id: Where it goes.
-        before, after: What the model said of the whole volume.
-        clicks: Points that the one before did not know.
+        segment_id: The segment.
+        before, after: The model's previous and new mask of the whole volume.
+        clicks: Points that the previous mask did not take into account.
         policy: What happens where other segments are.
-        taken: Voxels that the structure took from other segments, by their IDs; given back where it leaves them.
+        taken: Voxels taken from other segments, by segment ID; returned when the structure leaves them.
         sharing: Segments that it may overlap, whatever the policy.
     """
 
@@ -59,14 +59,14 @@ class SegmentEdit:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Outcome:
-    """What is to be written.
+    """What to write.
 
     Attributes:
-        box: Where.
-        masks: Per segment that changes its voxels in the box, bool (k, j, i).
-        changes: The same, for the history.
-        taken: As in the answer, brought up to date.
-        protected: Names of the segments in which a click that includes lies in vain.
+        box: Box in which voxels change.
+        masks: New voxels in the box of every segment that changes, bool (k, j, i).
+        changes: The same changes, for the history.
+        taken: `SegmentEdit.taken`, updated.
+        protected: Names of the protected segments in which an including click lies.
     """
 
     box: VoxelBox | None = None
@@ -77,23 +77,21 @@ class Outcome:
 
 
 def read_mask(segmentation: Any, segment_id: str, geometry: bridge.Geometry) -> SparseMask:
-    """A segment as it is now, on the grid of a volume."""
+    """The mask of a segment on the grid of a volume."""
     box = bridge.extent(segmentation, segment_id, geometry)
-    return (
-        SparseMask()
-        if box is None
-        else SparseMask.of(box, bridge.read_segment(segmentation, segment_id, geometry, box))
-    )
+    if box is None:
+        return SparseMask()
+    return SparseMask.of(box, bridge.read_segment(segmentation, segment_id, geometry, box))
 
 
 def resolve(segmentation: Any, geometry: bridge.Geometry, edit: SegmentEdit, changed: VoxelBox | None) -> Outcome:
-    """Look what an answer does to a segmentation; nothing is written yet.
+    """Find out what an edit changes in a segmentation; nothing is written.
 
     Args:
-        segmentation: The node.
+        segmentation: Segmentation node.
         geometry: Grid of the volume.
-        answer: What is to be brought into it.
-        changed: Box around the voxels where the answer differs from the one before; None where it does not.
+        edit: The edit.
+        changed: Box in which the masks of the edit differ; None if they are equal.
     """
     named = [click for click in edit.clicks if _edited_by_hand(segmentation, geometry, edit, click)]
     box = union(
@@ -124,7 +122,7 @@ def resolve(segmentation: Any, geometry: bridge.Geometry, edit: SegmentEdit, cha
 
 
 def write(segmentation: Any, geometry: bridge.Geometry, found: Outcome) -> None:
-    """Bring an outcome into the segmentation."""
+    """Write an outcome to the segmentation."""
     if found.box is None:
         return
     for change in found.changes:
@@ -133,7 +131,10 @@ def write(segmentation: Any, geometry: bridge.Geometry, found: Outcome) -> None:
 
 
 def _edited_by_hand(segmentation: Any, geometry: bridge.Geometry, edit: SegmentEdit, click: Click) -> bool:
-    """Whether a click is news to the segment, but not to the model: its voxel was changed by hand."""
+    """Whether the voxel of a click was edited by hand.
+
+    The click then differs from the segment, but not from the model's mask.
+    """
     box = voxel_box(click.voxel)
     if edit.before.read(box).any() != edit.after.read(box).any():
         return False
@@ -141,7 +142,7 @@ def _edited_by_hand(segmentation: Any, geometry: bridge.Geometry, edit: SegmentE
 
 
 def _component_box(segmentation: Any, geometry: bridge.Geometry, edit: SegmentEdit, click: Click) -> VoxelBox | None:
-    """What holds the piece that a click decides about."""
+    """A box that contains the connected component of a click."""
     own = bridge.extent(segmentation, edit.segment_id, geometry)
     return union(edit.after.box if click.positive else own, voxel_box(click.voxel))
 
@@ -164,7 +165,10 @@ def _new_mask(
 
 
 def connected_component(mask: np.ndarray, at: tuple[int, ...]) -> np.ndarray:
-    """The part of a mask, bool (k, j, i), that hangs together by faces with the voxel `at`; empty if it is not set."""
+    """The face-connected component of a mask, bool (k, j, i), at a voxel.
+
+    It is empty if the voxel is not set.
+    """
     if not mask[at]:
         return np.zeros_like(mask)
     image = vtk.vtkImageData()
@@ -192,7 +196,7 @@ def _distribute(
     new: np.ndarray,
     others: Mapping[str, np.ndarray],
 ) -> tuple[dict[str, np.ndarray], dict[str, SparseMask]]:
-    """The masks of all segments concerned, in the order of writing, and what was taken from whom."""
+    """New masks of all segments in writing order, and voxels taken from each."""
     gained, lost = new & ~own, own & ~new
     free = lost.copy()
     for mask in others.values():
@@ -209,7 +213,7 @@ def _distribute(
         was, less = taken.get(each, SparseMask()), took.get(each, nothing)
         back = was.read(box) & free
         taken[each] = was.put(box, (was.read(box) | less) & ~lost)
-        # who gives goes before the structure, who gets back after it, so that segments do not overlap on the way
+        # Segments that lose voxels are written before the structure, those that regain some after it: no overlap.
         (last if back.any() else first)[each] = (others.get(each, nothing) & ~less) | back
     return {**first, edit.segment_id: new, **last}, taken
 
@@ -217,7 +221,7 @@ def _distribute(
 def _protecting_segments(
     segmentation: Any, clicks: Sequence[Click], box: VoxelBox, others: Mapping[str, np.ndarray], blocked: np.ndarray
 ) -> tuple[str, ...]:
-    """Names of the segments that hold the voxels of clicks that include."""
+    """Names of the segments that contain the voxels of including clicks."""
     names: dict[str, None] = {}
     for click in clicks:
         at = tuple(index - low for index, low in zip(click.voxel, box[::2], strict=True))

@@ -1,4 +1,4 @@
-"""What is asked for when Segment is pressed."""
+"""Request for an automatic segmentation."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from SlicerMaskSAMLib.values.sparse import VoxelBox, union
 from SlicerMaskSAMLib.work.context import Context
 
 STEP = {Speed.FAST: 1.0, Speed.ACCURATE: 0.5}
-"""By how much of a window the next one is moved on."""
+"""Step of the sliding window, as a share of the window."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentRequest:
-    """What was asked for, and how things stood then.
+    """What is to be segmented, and the state of the scene when it was requested.
 
     Attributes:
-        volume: The node; `name`, `fingerprint` and `geometry` are its own at that time.
+        volume: Volume node; `name`, `fingerprint` and `geometry` are its own at the time of the request.
         transform: ID of its parent transform; "" for none.
-        labels: The wanted structures by their label.
-        regions: Boxes of the engine, mm in the volume's own RAS; empty for the whole volume.
-        reach: The voxels that the engine looks at; what lies beyond stays as it is.
-        segmentation: ID of the node that the structures go to; "" for a new one.
-        stamps: State of its segments by their ID.
+        labels: The wanted structures by label value.
+        regions: Regions of the engine, mm in the volume's own RAS; empty for the whole volume.
+        reach: Box of the voxels that the engine segments; voxels outside stay as they are.
+        step: Step of the sliding window, as a share of the window.
+        segmentation: ID of the node that receives the structures; "" for a new one.
+        stamps: Stamps of its segments by ID.
     """
 
     volume: Any
@@ -45,17 +46,17 @@ class SegmentRequest:
     reach: VoxelBox
     step: float
     segmentation: str
-    stamps: dict[str, Any]
+    stamps: dict[str, int]
 
     @classmethod
     def of(cls, context: Context, slice_node: Any = None) -> SegmentRequest:
-        """As the parameters say.
+        """A request as the parameters specify it.
 
         Args:
-            slice_node: The slice view whose part of the volume is meant by Region.VIEW.
+            slice_node: The slice view used for Region.VIEW.
 
         Raises:
-            InputError: Volume, model, region or structures are missing, or the region misses the volume; says which.
+            InputError: Volume, model, region or structures are missing, or the region misses the volume.
         """
         volume, model = context.require_inputs()
         parameters, target = context.parameters, context.parameters.segmentation
@@ -82,7 +83,7 @@ class SegmentRequest:
 
 
 def segment_ids(segmentation: Any) -> list[str]:
-    """IDs of all segments of a node, in its order; none for None."""
+    """IDs of all segments of a node, in its order; empty for None."""
     return list(segmentation.GetSegmentation().GetSegmentIDs()) if segmentation is not None else []
 
 
@@ -99,7 +100,7 @@ def _regions(volume: Any, region: Region, roi: Any, slice_node: Any) -> tuple[br
 
 
 def _reach(regions: tuple[bridge.Region, ...], geometry: Geometry) -> VoxelBox:
-    """The voxels of the regions, as the engine counts them; all of them where there is no region."""
+    """Box of the voxels in the regions; the whole grid without regions."""
     boxes: list[VoxelBox] = []
     for region in regions:
         k, j, i = Roi(center=region["center"], size=region["size"]).slices(geometry)
@@ -108,7 +109,10 @@ def _reach(regions: tuple[bridge.Region, ...], geometry: Geometry) -> VoxelBox:
 
 
 def segmentation_of(scene: Any, volume: Any, current: Any) -> Any:
-    """The segmentation for a volume: the current one unless it was made for another one, else the first that was."""
+    """The segmentation of a volume.
+
+    The current one unless it belongs to another volume, else the first that belongs to this one.
+    """
     role = slicer.vtkMRMLSegmentationNode.GetReferenceImageGeometryReferenceRole()
     if volume is None:
         return None
@@ -119,7 +123,10 @@ def segmentation_of(scene: Any, volume: Any, current: Any) -> Any:
 
 
 def adopt(segmentation: Any, volume: Any) -> None:
-    """Give an empty segmentation that belongs to no volume, as the node selector makes it, the volume's place."""
+    """Assign an empty segmentation without a volume to this volume.
+
+    The node selector creates such segmentations.
+    """
     role = slicer.vtkMRMLSegmentationNode.GetReferenceImageGeometryReferenceRole()
     if segmentation is not None and not segment_ids(segmentation) and segmentation.GetNodeReference(role) is None:
         segmentation.SetReferenceImageGeometryParameterFromVolumeNode(volume)

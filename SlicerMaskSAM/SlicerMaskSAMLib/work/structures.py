@@ -1,4 +1,4 @@
-"""One segment that is refined: which of its prompts its voxels show, and what the engine said of them."""
+"""A refined segment: the prompts its voxels show, and the engine's last answer."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ from SlicerMaskSAMLib.mrml.prompt_values import PointPrompt, Snapshot, StartMask
 from SlicerMaskSAMLib.mrml.prompts import PromptList
 from SlicerMaskSAMLib.values.choices import Scope
 from SlicerMaskSAMLib.values.sparse import SparseMask
+from SlicerMaskSAMLib.values.tasks import Waitable
 from SlicerMaskSAMLib.work.segment_conflicts import Click
 
 SAME_VOXELS = 1e-3
-"""Positions that differ by less, in voxels, are the same."""
+"""Positions that differ by less than this, in voxels, are equal."""
 STRUCTURE_IDS = itertools.count(1)
-"""Of structures in the engine; none is used twice, so that none has a past."""
+"""Structure numbers in the engine; each is used once, so that a new structure has no earlier answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerDetails:
-    """What the engine told with its last answer; see `worker.results.Update`.
+    """What the engine reported with its last answer; see `worker.results.Update`.
 
     Attributes:
-        candidates: How many meanings the click has.
+        candidates: Number of candidate masks of the click.
     """
 
     quality: Mapping[int, float] = field(default_factory=dict)
@@ -46,7 +47,7 @@ class AnswerDetails:
 
     @classmethod
     def of(cls, update: Update) -> AnswerDetails:
-        """Those of an update."""
+        """The details of an update."""
         return cls(
             quality=update.quality,
             axis=update.axis,
@@ -59,12 +60,12 @@ class AnswerDetails:
 
 @dataclass(frozen=True, kw_only=True)
 class StructureState:
-    """A structure at one end of a step of the history, apart from its voxels.
+    """A structure before or after a step of the history, without its voxels.
 
     Attributes:
-        volume: ID of the node that the prompts lie on.
+        volume: ID of the volume node of the prompts.
         taken: See `Structure.taken`.
-        label: Name, colour and codes, where the step changed them.
+        label: Name, colour and codes, if the step changed them.
     """
 
     segment_id: str
@@ -75,7 +76,7 @@ class StructureState:
 
 
 def engine_key(volume: Any, snapshot: Snapshot) -> tuple[Hashable, ...]:
-    """What prompts say to the engine; equal where it would answer the same."""
+    """Prompts in voxels as a value; equal if the engine would answer the same."""
     return tuple(_prompt_key(volume, prompt, first=index == 0) for index, prompt in enumerate(snapshot))
 
 
@@ -89,34 +90,34 @@ def _prompt_key(volume: Any, prompt: prompt_values.Prompt, *, first: bool) -> Ha
 
 
 def start_of(snapshot: Snapshot) -> Snapshot:
-    """The segment that prompts start from, alone; nothing where they start from nothing."""
+    """The start of a list of prompts alone; empty if it has none."""
     return tuple(prompt for prompt in snapshot if isinstance(prompt, StartMask))
 
 
 def has_segment(segmentation: Any, segment_id: str) -> bool:
-    """Whether a segmentation node, or None, has a segment of this ID."""
+    """Whether a segmentation node, or None, has a segment with this ID."""
     return segmentation is not None and bool(segmentation.GetSegmentation().GetSegmentIndex(segment_id) >= 0)
 
 
 def is_single_click(snapshot: Snapshot) -> bool:
-    """Whether it is one click that includes, which may mean several things."""
+    """Whether the list is one including click, which may have candidates."""
     return len(snapshot) == 1 and isinstance(snapshot[0], PointPrompt) and snapshot[0].positive
 
 
 class Structure:
     """A segment that is refined on a volume.
 
-    The markups of the scene say what is wanted; `applied` are the prompts whose answer is in the voxels. The engine
-    tells what differs from its own last answer, which is kept for that; where it is not known, because a scene was
-    read, another model was chosen or an answer did not arrive, the engine is told all prompts again.
+    The markups in the scene say what is wanted; `applied` are the prompts whose answer the voxels show. The engine
+    sends the difference to its own last answer, which is therefore kept here. If that answer is unknown, because a
+    scene was loaded, another model was chosen or an answer got lost, all prompts are sent again.
 
     Attributes:
         prompts: The markups.
-        taken: Voxels that it took from other segments, by their IDs.
-        facts: What is known of the answer that is shown.
-        stale: Whether `details` are not about the prompts that are applied.
-        withdrawn: Whether the answer that was on its way was cancelled by `withdraw`.
-        accepted: Whether it shall be accepted as soon as all is answered.
+        taken: Voxels that it took from other segments, by segment ID.
+        details: Details of the answer that is shown.
+        stale: Whether `details` belong to other prompts than the applied ones.
+        withdrawn: Whether the last request was cancelled by `withdraw`.
+        accepted: Whether to accept the structure as soon as all prompts are answered.
     """
 
     def __init__(self, prompts: PromptList, applied: Snapshot) -> None:
@@ -125,20 +126,20 @@ class Structure:
         self.details = AnswerDetails()
         self.stale = self.accepted = self.withdrawn = False
         self._steps: list[Snapshot] = []
-        self._case, self._number = -1, 0  # no number: the engine's last answer is not known
+        self._case, self._number = -1, 0  # number 0: the engine's last answer is unknown
         self._answered_key: tuple[Hashable, ...] = ()
         self._mask = SparseMask()
         self._job: Job | None = None
 
     @property
     def name(self) -> str:
-        """The segment's, as it is now."""
+        """Present name of the segment."""
         segment = self.prompts.segmentation.GetSegmentation().GetSegment(self.prompts.segment_id)
         return segment.GetName() if segment is not None else ""
 
     @property
     def applied(self) -> Snapshot:
-        """Prompts whose answer the voxels show."""
+        """The prompts whose answer the voxels show."""
         return self._applied
 
     @applied.setter
@@ -147,54 +148,61 @@ class Structure:
 
     @property
     def pending(self) -> bool:
-        """Whether the markups say something else than what was answered."""
+        """Whether the markups differ from the applied prompts."""
         now, count = self.prompts.snapshot(), len(self.applied)
         if now == self.applied:
             return False
         key = self._key(now)
-        if key[:count] == self._applied_key:  # the same voxels, though a transform was hardened for instance
+        if key[:count] == self._applied_key:  # same voxels, for instance after hardening
             self._applied = now[:count]
         return key != self._applied_key
 
     def reset(self, applied: Snapshot, taken: Mapping[str, SparseMask]) -> None:
-        """The voxels now show these prompts, whatever was asked for before; nothing more is known of them."""
+        """Declare that the voxels show these prompts.
+
+        The request on the way is cancelled; details of the answer are unknown.
+        """
         self.withdraw()
         self.applied, self.taken, self.details, self.stale = applied, taken, AnswerDetails(), True
 
     def mark_step(self) -> None:
-        """What was added to the prompts up to now is one step, and what comes next another one."""
+        """End a step: the prompts added so far are answered before later ones."""
         self._steps.append(self.prompts.snapshot())
 
     def next_prompts(self) -> Snapshot:
-        """The prompts to be answered next: those of the next step where some were only added, else all."""
+        """The prompts to answer next: up to the next step, or all after a change."""
         now = self.prompts.snapshot()
         self._steps = self._open_steps(now)
         return self._steps[0] if self._steps else now
 
     def without_last(self) -> Snapshot:
-        """The prompts without the last of those that were not answered yet."""
+        """The prompts without the last step that is not answered yet."""
         now = self.prompts.snapshot()
         shorter = [step for step in self._open_steps(now) if step != now]
         return shorter[-1] if shorter else self.applied
 
     def _open_steps(self, now: Snapshot) -> list[Snapshot]:
-        """The steps on the way from the applied prompts to these."""
+        """The steps that lead from the applied prompts to `now`."""
         return [step for step in self._steps if len(step) > len(self.applied) and now[: len(step)] == step]
 
     def without(self, wanted: Snapshot) -> Snapshot:
-        """The prompts without those that `next_prompts` has more than the applied ones."""
+        """The present prompts without those that `wanted` added to the applied ones."""
         now = self.prompts.snapshot()
         rest = now[len(wanted) :]
         return (self.applied or (start_of(now) if rest else ())) + rest
 
     def still_wanted(self, wanted: Snapshot) -> bool:
-        """Whether the markups still say that, and maybe more."""
+        """Whether the markups still begin with these prompts."""
         now = self._key(self.prompts.snapshot())
         key = self._key(wanted)
         return now == key if wanted == start_of(wanted) else now[: len(key)] == key
 
     def new_clicks(self, wanted: Snapshot, axis: int) -> tuple[Click, ...]:
-        """The points among `next_prompts` that were not applied yet; `axis` runs across the slices of the model."""
+        """The points in `wanted` that are not applied yet.
+
+        Args:
+            axis: Axis of (K, J, I) across the slices of the model.
+        """
         known = {(click.voxel, click.positive) for click in self._clicks(self.applied, axis)}
         return tuple(click for click in self._clicks(wanted, axis) if (click.voxel, click.positive) not in known)
 
@@ -214,12 +222,12 @@ class Structure:
 
     # -- the engine --------------------------------------------------------------------------------------------------
 
-    def mask_for(self, link: EngineLink, model: str, snapshot: Snapshot) -> Generator[Any, Any, SparseMask]:
-        """Steps to what these prompts mean; those that only start from a segment need no engine.
+    def mask_for(self, link: EngineLink, model: str, snapshot: Snapshot) -> Generator[Waitable | None, Any, SparseMask]:
+        """Steps to the mask of these prompts. A start alone needs no engine.
 
         Raises:
-            PromptError: One of them cannot be answered.
-            Cancelled: Somebody ended it; `withdrawn` tells whether that was `withdraw`.
+            PromptError: A prompt cannot be answered.
+            Cancelled: The request was cancelled; by `withdraw` if `withdrawn` is set.
             MaskSAMError: The engine failed.
         """
         if snapshot == start_of(snapshot):
@@ -237,32 +245,34 @@ class Structure:
             yield from self._request(link, key, snapshot)
         return self._mask
 
-    def _request(self, link: EngineLink, key: tuple[Hashable, ...], snapshot: Snapshot) -> Generator[Any, Any, None]:
+    def _request(
+        self, link: EngineLink, key: tuple[Hashable, ...], snapshot: Snapshot
+    ) -> Generator[Waitable | None, Any, None]:
         volume, known = self.prompts.volume, self._number
-        number = known or next(STRUCTURE_IDS)  # the update of a new one holds all of it
+        number = known or next(STRUCTURE_IDS)  # the first update of a structure is its whole mask
         messages = prompt_values.to_messages(volume, snapshot)
         self._job = job = link.client.submit(
             "prompt", case=self._case, structure=number, prompts=messages, multimask=is_single_click(snapshot)
         )
         self.withdrawn = False
-        self._number = 0  # as long as there is no answer, nobody knows what the engine holds
+        self._number = 0  # until the answer arrives, the engine's state is unknown
         try:
             update: Update = yield job
         except Cancelled:
-            with contextlib.suppress(MaskSAMError):  # an engine that is gone has forgotten it
+            with contextlib.suppress(MaskSAMError):  # an engine that has ended needs no drop
                 link.client.submit("drop", case=self._case, structure=number)
             raise
         except MaskSAMError:
-            self._number = known  # a request that failed changes nothing
+            self._number = known  # a failed request changes nothing in the engine
             raise
         finally:
             self._job = None
-        self.withdrawn = False  # the answer came all the same
+        self.withdrawn = False  # the answer arrived before the cancellation
         self._number, self._answered_key, self.details = number, key, AnswerDetails.of(update)
         self._mask = self._mask.put(update.box, update.mask, reach=update.extent) if update.extent else SparseMask()
 
     def withdraw(self) -> None:
-        """The answer that is on its way is of no use any more."""
+        """Cancel the request on the way, because its prompts changed."""
         if self._job is not None and not self._job.done():
             self.withdrawn = True
             self._job.cancel()

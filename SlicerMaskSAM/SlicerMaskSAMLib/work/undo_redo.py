@@ -1,4 +1,4 @@
-"""Undo and redo of all that the module did in the scene, with the prompts that belong to it."""
+"""Undo and redo of the module's changes in the scene, prompts included."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from SlicerMaskSAMLib.work.structures import StructureState, has_segment
 
 
 class UndoRedo:
-    """Goes back and forth in the history.
+    """Applies the steps of the history.
 
     Args:
-        context: What all parts share.
-        answers: Where the structures are.
-        choose: Makes a segment of a segmentation the current one.
+        context: Shared parts of the module.
+        answering: The refined structures.
+        choose: Chooses a segment of a segmentation.
     """
 
     def __init__(self, context: Context, answering: PromptAnswering, choose: Callable[[Any, str], None]) -> None:
         self._context, self._answering, self._choose = context, answering, choose
 
     def undo(self) -> None:
-        """Take back prompts that were not answered yet, or else the last step."""
+        """Remove unanswered prompts or, if there are none, undo the last step."""
         if not self._answering.discard_pending():
             self._apply(self._context.history.undo(), back=True)
         self._context.changed()
 
     def redo(self) -> None:
-        """Do again what was taken back last."""
+        """Redo the last undone step."""
         self._apply(self._context.history.redo(), back=False)
         self._context.changed()
 
-    def _apply(self, step: UndoStep | None, *, back: bool) -> None:
+    def _apply(self, step: UndoStep[StructureState, bridge.Geometry] | None, *, back: bool) -> None:
         if step is None:
             return
         segmentation = self._context.scene.GetNodeByID(step.segmentation)
         if segmentation is None:
-            self._context.log(f"{step.text}: its segmentation is gone, so nothing changes.")
+            self._context.log(f"{step.text}: the segmentation no longer exists; nothing was changed.")
             return
         if self._grid_changed(step):
-            self._context.log(f"{step.text}: the volume lies elsewhere now, so nothing changes.")
+            self._context.log(f"{step.text}: the volume was moved; nothing was changed.")
             return
         if not back:
             for segment_id, label in step.created:
@@ -61,13 +61,13 @@ class UndoRedo:
         elif not back and step.created:
             self._choose(segmentation, step.created[-1][0])
 
-    def _grid_changed(self, step: UndoStep) -> bool:
-        """Whether the grid of the step's volume is another one now, because its transform was hardened for instance."""
+    def _grid_changed(self, step: UndoStep[StructureState, bridge.Geometry]) -> bool:
+        """Whether the grid of the step's volume changed, e.g. by a hardened transform."""
         state = step.before
         volume = self._context.scene.GetNodeByID(state.volume) if isinstance(state, StructureState) else None
         return volume is not None and not bridge.geometry(volume).same(step.geometry)
 
-    def _write_changes(self, segmentation: Any, step: UndoStep, *, back: bool) -> None:
+    def _write_changes(self, segmentation: Any, step: UndoStep[StructureState, bridge.Geometry], *, back: bool) -> None:
         lost = False
         for change in reversed(step.changes) if back else step.changes:
             if not has_segment(segmentation, change.segment_id):
@@ -77,15 +77,15 @@ class UndoRedo:
             then = change.undone(now) if back else change.redone(now)
             bridge.write_segment(segmentation, change.segment_id, step.geometry, change.box, then)
         if lost:
-            self._context.log(f"{step.text}: a segment of it is gone; the others changed.")
+            self._context.log(f"{step.text}: a segment no longer exists; the others were changed.")
 
-    def _remove(self, segmentation: Any, segment_id: str, step: UndoStep) -> None:
-        """Remove a segment that the step made, but for one that somebody has drawn in since."""
+    def _remove(self, segmentation: Any, segment_id: str, step: UndoStep[StructureState, bridge.Geometry]) -> None:
+        """Remove a segment that the step created, unless something was drawn in it since."""
         if has_segment(segmentation, segment_id) and bridge.extent(segmentation, segment_id, step.geometry) is None:
             bridge.remove_segment(segmentation, segment_id)
 
     def _restore_prompts(self, segmentation: Any, state: StructureState) -> None:
-        """Bring back a structure's prompts, and what is known of it."""
+        """Restore a structure's prompts and its label."""
         volume = self._context.scene.GetNodeByID(state.volume)
         if volume is None or not has_segment(segmentation, state.segment_id):
             return

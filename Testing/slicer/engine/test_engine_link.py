@@ -114,7 +114,8 @@ def test_two_who_need_the_same_scan_share_its_opening(link: EngineLink) -> None:
     first, second = link.case(volume, "plain"), link.case(volume, "plain")
     one, other = next(first), next(second)
     one.cancel()
-    assert one.done() and not other.done(), "whoever cancels leaves alone"
+    assert one.done()
+    assert not other.done(), "the other one still waits"
     assert eventually(other.done)
     assert other.result().shape == scan().shape
     first.close()
@@ -143,7 +144,7 @@ def test_an_edited_volume_is_opened_anew_and_its_older_state_closed(link: Engine
     assert not gone(link, after)
 
 
-def test_doubts_about_a_scan_are_told_once(scene: Any, engines: Engines) -> None:
+def test_warnings_about_a_scan_are_logged_once(scene: Any, engines: Engines) -> None:
     said: list[str] = []
     link = EngineLink(engines, log=said.append)
     volume = environment.add_volume(scan())

@@ -139,7 +139,7 @@ def test_a_slice_view_shows_every_write(pair: Any, grid: Any, volume: Any, views
     assert second[place].max() == 0
 
 
-def test_observers_are_told_which_segment_changed(pair: Any, grid: Any) -> None:
+def test_observers_are_notified_which_segment_changed(pair: Any, grid: Any) -> None:
     segmentation, a, _ = pair
     told: list[str] = []
 
@@ -159,7 +159,7 @@ def surface(segmentation: Any, segment_id: str) -> Any:
     return segmentation.GetSegmentation().GetSegment(segment_id).GetRepresentation("Closed surface")
 
 
-def test_a_write_leaves_the_surfaces_and_says_which_is_old(pair: Any, grid: Any) -> None:
+def test_a_write_keeps_the_surfaces_and_lists_the_outdated_one(pair: Any, grid: Any) -> None:
     segmentation, a, b = pair
     assert bridge.outdated_surfaces(segmentation) == []
     segmentation.CreateClosedSurfaceRepresentation()

@@ -20,7 +20,7 @@ from Testing.slicer.heart import FIRST, SECOND, SHAPE, THIRD, Heart, messages, p
 MOVED = environment.affine(angles=(5, 40, -10), origin=(10, -20, 30))
 
 
-# -- what the engine is told -----------------------------------------------------------------------------------------
+# -- messages to the engine --------------------------------------------------------------------------------------------
 
 
 def test_prompts_reach_the_engine_in_voxels_and_in_the_order_given(heart: Heart) -> None:
@@ -69,7 +69,7 @@ def test_boxes_are_right_in_a_volume_whose_axes_are_left_handed(heart: Heart) ->
     assert np.linalg.det(turned[:3, :3]) == pytest.approx(1), "dragging it would turn it over"
 
 
-def test_only_the_first_click_that_includes_says_which_meaning_is_meant(heart: Heart) -> None:
+def test_only_the_first_including_click_has_a_candidate(heart: Heart) -> None:
     heart.click(FIRST)
     heart.prompts.set_last(candidate=2)
     heart.prompts.set_last(scope=Scope.VOLUME)
@@ -113,7 +113,7 @@ def test_rows_tell_each_prompt_and_their_keys_remove_it(heart: Heart) -> None:
     heart.some_of_each()
     rows = heart.prompts.rows()
     assert [row.text for row in rows] == [
-        "The segment as it was",
+        "Segment at the start",
         "Include (4, 8, 3), slab",
         "Exclude (10, 13, 6), slice",
         "Box of 7 × 8 × 1 voxels around (6, 7, 5), slab",
@@ -196,7 +196,7 @@ def test_one_list_is_shown_and_the_others_hidden(heart: Heart) -> None:
                 assert bool(node.GetDisplayVisibility()) == (node.GetAttribute("MaskSAM.segment") == segment_id)
 
 
-# -- the model's own prompts -----------------------------------------------------------------------------------------
+# -- automatic prompts -------------------------------------------------------------------------------------------------
 
 FOUND = {
     "Heart": [
@@ -207,7 +207,7 @@ FOUND = {
 }
 
 
-def test_the_models_own_prompts_are_shown_dragged_and_handed_over(heart: Heart) -> None:
+def test_automatic_prompts_are_shown_dragged_and_passed_on(heart: Heart) -> None:
     environment.add_transform(MOVED, heart.volume)
     automatic = AutomaticPromptNodes(heart.scene)
     automatic.show(heart.volume, FOUND)
@@ -223,7 +223,7 @@ def test_the_models_own_prompts_are_shown_dragged_and_handed_over(heart: Heart) 
     assert heart.news == []
 
 
-def test_the_models_own_prompts_are_replaced_hidden_and_not_saved(heart: Heart, tmp_path: Path) -> None:
+def test_automatic_prompts_are_replaced_hidden_and_not_saved(heart: Heart, tmp_path: Path) -> None:
     automatic = AutomaticPromptNodes(heart.scene)
     automatic.show(heart.volume, FOUND)
     automatic.show(heart.volume, {"Lung": FOUND["Lung"]})
@@ -235,7 +235,7 @@ def test_the_models_own_prompts_are_replaced_hidden_and_not_saved(heart: Heart, 
     assert scene.GetNumberOfNodesByClass("vtkMRMLMarkupsNode") == 0
 
 
-def test_without_their_volume_the_models_own_prompts_say_nothing(heart: Heart) -> None:
+def test_automatic_prompts_without_their_volume_are_ignored(heart: Heart) -> None:
     automatic = AutomaticPromptNodes(heart.scene)
     automatic.show(heart.volume, FOUND)
     heart.scene.RemoveNode(heart.volume)

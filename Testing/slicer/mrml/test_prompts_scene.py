@@ -70,7 +70,7 @@ def test_clicks_under_a_warping_transform_are_in_the_voxel_that_was_clicked(hear
 # -- the user --------------------------------------------------------------------------------------------------------
 
 
-def test_a_point_that_is_dragged_is_told_once_when_it_is_let_go(heart: Heart) -> None:
+def test_a_dragged_point_is_reported_once_at_the_end(heart: Heart) -> None:
     heart.some_of_each()
     before, node = heart.prompts.snapshot(), heart.node("include")
     node.InvokeEvent(node.PointStartInteractionEvent)
@@ -100,7 +100,7 @@ def test_a_box_can_be_dragged_and_made_to_span_slices(heart: Heart) -> None:
     assert np.allclose(heart.places()[0], ((2.5, 3.5, 4), (8.5, 10.5, 6)))
 
 
-def test_a_point_set_in_a_table_is_told_at_once(heart: Heart) -> None:
+def test_a_point_set_in_a_table_is_reported_at_once(heart: Heart) -> None:
     heart.click(FIRST)
     before = heart.prompts.snapshot()
     heart.node("include").SetNthControlPointPositionWorld(0, heart.world(SECOND))
@@ -126,7 +126,7 @@ def test_a_point_that_still_hangs_on_the_mouse_is_no_prompt(heart: Heart) -> Non
     assert np.allclose(np.vstack(heart.places()), [FIRST])
 
 
-def test_what_the_user_deletes_is_gone_and_told(heart: Heart) -> None:
+def test_a_deleted_prompt_is_gone_and_reported(heart: Heart) -> None:
     heart.some_of_each()
     before = heart.prompts.snapshot()
     heart.node("include").RemoveNthControlPoint(0)

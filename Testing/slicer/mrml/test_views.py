@@ -49,7 +49,7 @@ class Desk:
         self.boxes.append((first, second))
 
     def counts(self) -> tuple[int, int]:
-        """How many points and boxes were told."""
+        """Number of reported points and boxes."""
         return len(self.points), len(self.boxes)
 
     def world(self, ijk: tuple[float, ...]) -> np.ndarray:
@@ -113,9 +113,7 @@ def mouse_mode(scene: Any, mode: int) -> Any:
 
 @pytest.mark.parametrize("orientation", ["Axial", "Sagittal", "Coronal"])
 @pytest.mark.parametrize("transformed", [False, True], ids=["plain", "transformed"])
-def test_a_click_is_told_where_it_is_to_a_part_of_a_pixel(
-    scene: Any, views: Any, orientation: str, transformed: bool
-) -> None:
+def test_a_click_is_located_to_a_part_of_a_pixel(scene: Any, views: Any, orientation: str, transformed: bool) -> None:
     volume = scan()
     if transformed:
         environment.add_transform(MOVED, volume)
@@ -169,7 +167,7 @@ def test_a_drag_is_a_box_between_press_and_release(desk: Desk, tool: Tool) -> No
     assert np.allclose(desk.boxes[0], [desk.view.world((150, 100)), desk.view.world((262, 171))])
 
 
-def test_a_drag_of_which_no_move_was_heard_is_a_box_as_well(desk: Desk) -> None:
+def test_a_drag_without_move_events_is_a_box_too(desk: Desk) -> None:
     desk.hold((150, 100))
     desk.view.event("LeftButtonReleaseEvent", (262, 171))
     assert desk.counts() == (0, 1)
@@ -330,7 +328,7 @@ def test_a_click_in_a_3d_view_is_noticed_and_stays_slicers(views: Any) -> None:
 
 @pytest.fixture
 def prompted(scene: Any, desk: Desk) -> Any:
-    """The desk's view with a click and a box in it; `news` is what `on_user_change` was told."""
+    """The desk's view with a click and a box in it; `news` holds the calls of `on_user_change`."""
     desk.view.node.RotateToVolumePlane(desk.volume)
     desk.view.jump(desk.world(CENTRE))
     segmentation = scene.AddNewNodeByClass("vtkMRMLSegmentationNode")

@@ -32,7 +32,7 @@ def part(change: SegmentChange, array: np.ndarray) -> np.ndarray:
 def steps(*texts: str, size: int = 0) -> list[UndoStep]:
     """Steps whose voxels take `size` bytes each."""
     weight = SegmentChange(segment_id="", box=(0, 1, 0, 1, 0, 1), flipped=bytes(size), before=b"")
-    return [UndoStep(text=text, changes=(weight,)) for text in texts]
+    return [UndoStep(text=text, changes=(weight,), geometry=None) for text in texts]
 
 
 def filled(history: History, *all_steps: UndoStep) -> History:
@@ -58,14 +58,16 @@ def test_undo_and_redo_give_the_voxels_back_exactly(share: float) -> None:
     assert step.undone(part(step, after)).dtype == np.uint8
 
 
-def test_a_change_keeps_the_smallest_box_and_says_what_it_weighs() -> None:
+def test_a_change_keeps_the_smallest_box_and_knows_its_size() -> None:
     before = np.zeros((8, 9, 11), np.uint8)
     after = before.copy()
     after[2:5, 4, 6:8] = 1
     step = change(before, after)
     assert step.box == (12, 15, 24, 25, 36, 38)
     assert step.shape == (3, 1, 2)
-    assert step.nbytes == len(step.flipped) + len(step.before) == UndoStep(text="", changes=(step,)).nbytes
+    assert (
+        step.nbytes == len(step.flipped) + len(step.before) == UndoStep(text="", changes=(step,), geometry=None).nbytes
+    )
 
 
 def test_nothing_changed_is_no_change() -> None:

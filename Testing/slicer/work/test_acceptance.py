@@ -121,7 +121,9 @@ def test_a_scan_is_segmented_corrected_undone_saved_and_gone_on_with(scene: Any,
     assert again["prompts"] == rows
     assert len(again["prompts after"]) == len(rows) + 1
     assert again["voxels"] == {name: int(mask.sum()) for name, mask in clicked.items()}
-    assert again["changed"][ANTERIOR] > 0 and again["changed"][POSTERIOR] == 0 and not again["hit"], again["messages"]
+    assert again["changed"][ANTERIOR] > 0, again["messages"]
+    assert again["changed"][POSTERIOR] == 0
+    assert not again["hit"]
 
 
 def oblique(affine: np.ndarray) -> np.ndarray:

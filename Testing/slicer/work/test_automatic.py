@@ -111,7 +111,7 @@ class Desk:
         self.engine.will_find(FIRST, SECOND)
 
     def press(self, slice_node: Any = None) -> Task:
-        """Give the order."""
+        """Request the segmentation."""
         run = AutomaticRun(self.context, SegmentRequest.of(self.context, slice_node))
         return Task("segment", run.steps(), on_error=self._fail)
 
@@ -153,7 +153,7 @@ def desk(scene: Any) -> Desk:
 # -- the order -------------------------------------------------------------------------------------------------------
 
 
-def test_the_engine_is_asked_for_what_the_panel_says(desk: Desk) -> None:
+def test_the_request_is_what_the_panel_shows(desk: Desk) -> None:
     desk.segment()
     assert (desk.engine.asked["roi"], desk.engine.asked["step"]) == ([], 0.5)
     desk.parameters.speed = Speed.FAST
@@ -186,7 +186,7 @@ def test_the_part_that_a_view_shows_is_a_region(desk: Desk, views: Any) -> None:
         ({"region": Region.VIEW}, "no slice view"),
     ],
 )
-def test_an_order_that_lacks_something_is_refused(desk: Desk, change: dict[str, Any], message: str) -> None:
+def test_an_incomplete_request_is_refused(desk: Desk, change: dict[str, Any], message: str) -> None:
     for name, value in change.items():
         setattr(desk.parameters, name, value)
     with pytest.raises(InputError, match=message):
@@ -220,7 +220,7 @@ def test_only_wanted_structures_arrive(desk: Desk) -> None:
     assert list(rig.segments(desk.segment())) == [CORNER]
 
 
-def test_one_that_was_not_found_is_told_and_not_made(desk: Desk) -> None:
+def test_a_structure_that_was_not_found_is_reported_and_not_created(desk: Desk) -> None:
     desk.engine.will_find(FIRST, None)
     found = desk.segment()
     assert list(rig.segments(found)) == [BRIGHT]
@@ -269,7 +269,7 @@ def test_untouched_segments_of_the_same_name_are_replaced(desk: Desk) -> None:
     assert desk.segment() is before
     assert rig.segments(before) == ids
     np.testing.assert_array_equal(voxels(before, BRIGHT, desk.volume), OTHER)
-    assert not voxels(before, CORNER, desk.volume).any(), "it is not there any more, says the model"
+    assert not voxels(before, CORNER, desk.volume).any(), "the model no longer finds it"
 
 
 def test_the_whole_import_is_one_step_back(desk: Desk) -> None:
@@ -327,7 +327,7 @@ def test_a_segmentation_under_another_transform_is_left_alone(desk: Desk) -> Non
     np.testing.assert_array_equal(
         bridge.read_segment(first, rig.segments(first)[BRIGHT], bridge.geometry(desk.volume)), FIRST
     )
-    assert any("another transform" in line for line in desk.messages)
+    assert any("another parent transform" in line for line in desk.messages)
 
 
 # -- in the middle ---------------------------------------------------------------------------------------------------
@@ -402,7 +402,7 @@ def test_another_volume_that_was_chosen_meanwhile_keeps_its_segmentation(desk: D
 # -- progress --------------------------------------------------------------------------------------------------------
 
 
-def test_progress_is_told_in_slices() -> None:
+def test_progress_is_counted_in_slices() -> None:
     told = SliceProgress(job := Answer("voxels"), 30)
     assert told.progress == (7, 30, "Slices")
     job.progress = None

@@ -161,7 +161,7 @@ def test_a_model_that_does_not_suit_segments_nothing(scene: Any, monkeypatch: py
         assert rig.status.headline == "It was made for MR; this volume is CT."
         rig.controller.segment()
         rig.controller.click(MIDDLE, True, None)
-        assert rig.has_message("does not suit")
+        assert rig.has_message("cannot be used on this volume")
         assert rig.idle()
         for _ in range(5):
             rig.controller.tick()
@@ -246,7 +246,7 @@ def bare(scene: Any, setup: Setup) -> Iterator[Rig]:
 
 def test_nothing_begins_before_it_is_set_up(bare: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prefetch, "INTERVAL_S", 0)
-    assert (bare.status.phase, bare.status.headline) == (Phase.NEEDS_SETUP, "Set-up is needed")
+    assert (bare.status.phase, bare.status.headline) == (Phase.NEEDS_SETUP, "Setup is needed")
     assert not bare.status.can_segment
     assert not bare.status.can_refine
     bare.controller.segment()
@@ -305,7 +305,7 @@ def test_models_come_and_go(bare: Rig, setup: Setup) -> None:
 
 
 class Teaching:
-    """Lessons that take as long as the test wants; the model that is taught is called `taught`."""
+    """Training that takes as long as the test wants; the model is called `taught`."""
 
     def __init__(self, library: Library) -> None:
         self.library = library
@@ -376,6 +376,6 @@ def test_a_second_press_cancels_teaching(school: Rig, teaching: Teaching) -> Non
     assert school.parameters.model == "plain"
 
 
-def test_a_case_that_cannot_be_removed_is_told(school: Rig) -> None:
+def test_a_case_that_cannot_be_removed_is_reported(school: Rig) -> None:
     school.controller.remove_case("second")
     assert school.has_message("second: no such case")

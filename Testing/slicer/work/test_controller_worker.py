@@ -71,7 +71,7 @@ def test_a_real_scan_is_segmented(real: Rig, scan: Any, truth: np.ndarray) -> No
         assert there.category.meaning == "Anatomical Structure"
 
 
-def test_the_device_is_told_honestly(real: Rig, scan: Any) -> None:
+def test_the_device_is_the_one_in_use(real: Rig, scan: Any) -> None:
     assert real.until(lambda: real.status.device)
     assert real.status.device.startswith("CPU, 2 thread(s)")
     assert "GiB of memory free" in real.status.device

@@ -1,4 +1,4 @@
-"""What leaves the module, from Slicer's own scene through a real worker process to files that others read."""
+"""Output of the module, from Slicer's own scene through a real worker process to files that others read."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ def test_files_that_were_dragged_into_the_window_are_dicom_too(desk: Desk, tmp_p
     assert (tmp_path / "s.dcm").is_file()
 
 
-def test_all_that_is_missing_for_dicom_is_said_at_once(desk: Desk, tmp_path: Path) -> None:
+def test_everything_missing_for_dicom_is_in_one_message(desk: Desk, tmp_path: Path) -> None:
     volume = rig.volume()
     segmentation = desk.show(volume, a=(BLOB, LOW), b=(LIVER, HIGH))
     environment.add_transform(np.eye(4), segmentation)
@@ -228,8 +228,8 @@ def test_all_that_is_missing_for_dicom_is_said_at_once(desk: Desk, tmp_path: Pat
         done(desk.output.export_dicom(str(tmp_path / "s.dcm")))
     said = str(caught.value)
     assert "Scan does not come from DICOM: it was never saved to a file" in said
-    assert "lie under different transforms" in said
-    assert "no DICOM code says what Blob is" in said
+    assert "have different parent transforms" in said
+    assert "no DICOM code for Blob" in said
     assert "Liver" not in said
     assert not list(tmp_path.glob("*.dcm"))
 
@@ -238,7 +238,7 @@ def test_structures_without_a_code_go_out_as_tissue_where_that_is_allowed(
     desk: Desk, series: Any, tmp_path: Path
 ) -> None:
     desk.show(series, a=(BLOB, LOW))
-    with pytest.raises(InputError, match="no DICOM code says what Blob is"):
+    with pytest.raises(InputError, match="no DICOM code for Blob"):
         done(desk.output.export_dicom(str(tmp_path / "s.dcm")))
     done(desk.output.export_dicom(str(tmp_path / "s.dcm"), allow_uncoded=True))
     kind = pydicom.dcmread(tmp_path / "s.dcm").SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0]
@@ -336,7 +336,7 @@ def test_a_case_is_saved_on_the_volumes_own_grid_whatever_lies_above_it(desk: De
     assert scan.grid.same_as(bridge.geometry(volume))
 
 
-def test_overlaps_and_empty_segments_of_a_case_are_said(desk: Desk) -> None:
+def test_overlaps_and_empty_segments_of_a_case_are_reported(desk: Desk) -> None:
     segmentation = desk.show(rig.volume(), a=(LIVER, LOW), b=(BLOB, (1, 3, 3, 8, 4, 9)))
     bridge.add_segment(segmentation, SPLEEN)
     done(desk.output.save_case())
@@ -362,7 +362,7 @@ def test_segments_of_another_volume_make_no_case(desk: Desk, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("press", ["volumes_table", "save_case", "export_dicom"])
-def test_nothing_to_write_is_said(desk: Desk, press: str) -> None:
+def test_nothing_to_write_is_reported(desk: Desk, press: str) -> None:
     words = ["s.dcm"] if press == "export_dicom" else []
     with pytest.raises(InputError, match="no volume"):
         done(getattr(desk.output, press)(*words))
@@ -382,7 +382,7 @@ def test_without_a_chosen_folder_cases_lie_with_the_users_own_data(
 # -- row 60 ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_place_of_a_result_that_had_to_be_kept_is_told(
+def test_the_place_of_a_kept_result_is_reported(
     desk: Desk, series: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "s.dcm").write_bytes(b"old")

@@ -163,7 +163,7 @@ def test_a_first_click_on_a_segment_that_is_deleted_before_it_is_answered(desk: 
 def test_the_answer_for_a_segment_that_was_deleted_is_dropped(asked: Desk) -> None:
     bridge.remove_segment(asked.segmentation, asked.parameters.segmentID)
     go_on(asked)
-    assert asked.messages == ["The segment was deleted before the answer came, which is dropped."]
+    assert asked.messages == ["The segment was deleted before it was updated; the answer is discarded."]
     assert rig.segments(asked.segmentation) == {}
     asked.click(8, 15, 10)
     assert np.array_equal(asked.voxels(), cube(8, 15, 10))
@@ -176,7 +176,7 @@ def test_a_segment_that_is_deleted_after_its_first_answer(desk: Desk) -> None:
     desk.tick(5)
     bridge.remove_segment(desk.segmentation, desk.parameters.segmentID)
     go_on(desk)
-    assert desk.messages == ["The segment was deleted before the answer came, which is dropped."]
+    assert desk.messages == ["The segment was deleted before it was updated; the answer is discarded."]
 
 
 def test_the_answer_for_a_segmentation_that_was_deleted_is_dropped(asked: Desk) -> None:
@@ -317,7 +317,7 @@ def test_without_any_click_a_damaged_start_leaves_the_segment_as_it_is(desk: Des
 def test_a_volume_that_lost_its_image_ends_the_answer(asked: Desk) -> None:
     asked.volume.SetAndObserveImageData(None)
     go_on(asked)
-    assert asked.messages == ["Scan: the volume holds no image. Load it again"]
+    assert asked.messages == ["Scan: the volume holds no image. Load it again."]
     assert not asked.refinement.has_work
 
 

@@ -1,4 +1,4 @@
-"""From one structure to the next: names, accepting, suggestions, the model's own prompts, and where to look."""
+"""From one structure to the next: names, accepting, suggestions, automatic prompts, and views."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_nothing_to_accept(desk: Desk) -> None:
     assert desk.context.history.undo_text == "New structure Spleen"
 
 
-# -- what the model says -----------------------------------------------------------------------------------------------
+# -- suggestions and messages ------------------------------------------------------------------------------------------
 
 
 def test_a_suggestion_is_taken_over_and_taken_back(desk: Desk) -> None:
@@ -142,7 +142,7 @@ def test_a_suggestion_is_taken_over_and_taken_back(desk: Desk) -> None:
     assert bridge.segment_label(desk.segmentation, desk.parameters.segmentID).type == label.type
 
 
-def test_what_the_engine_has_to_say_is_told(desk: Desk) -> None:
+def test_messages_of_the_engine_are_logged(desk: Desk) -> None:
     desk.engine.messages = ("the image is constant; the result is empty",)
     desk.click(20, 15, 10)
     assert desk.messages == ["the image is constant; the result is empty"]
@@ -151,12 +151,12 @@ def test_what_the_engine_has_to_say_is_told(desk: Desk) -> None:
 def test_no_suggestion(desk: Desk) -> None:
     desk.click(20, 15, 10)
     desk.refinement.take_suggestion()
-    assert desk.messages == ["The model suggests nothing for this structure."]
+    assert desk.messages == ["The model has no suggestion for this structure."]
 
 
 def test_the_worst_slice_is_jumped_to(desk: Desk) -> None:
     desk.refinement.jump_to_worst()
-    assert desk.messages == ["There is no answer yet whose slices could be compared."]
+    assert desk.messages == ["There is no answer yet; click on the structure first."]
     desk.click(20, 15, 10)
     assert desk.shown.worst == 13
     assert set(desk.shown.quality) == set(range(7, 14))
@@ -173,7 +173,7 @@ def test_the_quality_is_counted_along_the_model_s_slices(desk: Desk) -> None:
     assert (desk.shown.quality_axis, desk.shown.slices) == (0, SHAPE[0])
 
 
-# -- its own prompts ---------------------------------------------------------------------------------------------------
+# -- automatic prompts -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -188,7 +188,7 @@ def look_at(desk: Desk, k: int) -> None:
     desk.view.JumpSliceByCentering(*desk.world(20, 15, k))
 
 
-def test_the_model_s_own_prompts_are_shown_for_the_slice(desk: Desk, automatic: AutomaticPromptNodes) -> None:
+def test_automatic_prompts_are_shown_for_the_slice(desk: Desk, automatic: AutomaticPromptNodes) -> None:
     look_at(desk, 7)
     desk.refinement.show_automatic(True)
     desk.settle()
@@ -241,7 +241,7 @@ def test_each_structure_is_one_step(desk: Desk) -> None:
 
 def test_what_is_not_shown_cannot_be_run(desk: Desk) -> None:
     desk.refinement.run_automatic()
-    assert desk.messages == ["The model's own prompts are not shown; show them first."]
+    assert desk.messages == ["The automatic prompts are not shown; show them first."]
 
 
 def test_what_is_not_wanted_any_more_when_it_comes_is_not_shown(desk: Desk, automatic: AutomaticPromptNodes) -> None:

@@ -101,14 +101,14 @@ def test_redo_goes_on_to_the_structure_that_it_brings_back(desk: Desk) -> None:
     assert desk.name == "Spleen"
 
 
-def test_undo_says_what_it_cannot_bring_back(desk: Desk) -> None:
+def test_undo_reports_what_it_cannot_restore(desk: Desk) -> None:
     desk.click(20, 15, 10)
     bridge.remove_segment(desk.segmentation, desk.parameters.segmentID)
     desk.refinement.undo()
-    assert desk.messages == ["Click in Structure 1: a segment of it is gone; the others changed."]
+    assert desk.messages == ["Click in Structure 1: a segment no longer exists; the others were changed."]
     desk.scene.RemoveNode(desk.segmentation)
     desk.refinement.undo()
-    assert desk.messages[1:] == ["New structure Structure 1: its segmentation is gone, so nothing changes."]
+    assert desk.messages[1:] == ["New structure Structure 1: the segmentation no longer exists; nothing was changed."]
 
 
 def test_nothing_to_undo_or_redo(desk: Desk) -> None:

@@ -139,7 +139,7 @@ def correct(desk: Desk, wanted: np.ndarray, clicks: int) -> list[dict[str, Any]]
     return prompts
 
 
-def test_what_is_shown_is_what_the_engine_says(desk: Desk, posterior: np.ndarray, reference: Reference) -> None:
+def test_the_voxels_are_the_engines_answer(desk: Desk, posterior: np.ndarray, reference: Reference) -> None:
     prompts = correct(desk, posterior, 6)
     assert np.array_equal(desk.voxels(), reference(prompts))
     assert dice(desk.voxels(), posterior) > 0.75
@@ -182,7 +182,7 @@ def test_the_last_click_s_scope_grows_from_slice_to_slab_to_volume(desk: Desk, p
     assert desk.shown.worst in reached[2]
 
 
-def test_a_first_click_has_three_meanings(desk: Desk, posterior: np.ndarray, reference: Reference) -> None:
+def test_a_first_click_has_three_candidates(desk: Desk, posterior: np.ndarray, reference: Reference) -> None:
     place = inside(posterior)
     desk.click(*place)
     assert desk.shown.candidates == 3, desk.messages
@@ -216,7 +216,7 @@ def test_a_box_in_one_slice(desk: Desk, posterior: np.ndarray, reference: Refere
     assert dice(shown[k], posterior[k]) > 0.7
 
 
-def test_neighbours_made_by_clicks_do_not_overlap(desk: Desk, scan: tuple[Path, np.ndarray]) -> None:
+def test_segments_made_by_clicks_do_not_overlap(desk: Desk, scan: tuple[Path, np.ndarray]) -> None:
     anterior, posterior = scan[1] == 1, scan[1] == 2
     desk.parameters.scope = Scope.VOLUME
     desk.refinement.new_structure(ANTERIOR)
@@ -236,7 +236,7 @@ def test_neighbours_made_by_clicks_do_not_overlap(desk: Desk, scan: tuple[Path, 
     assert np.array_equal(desk.voxels(ANTERIOR), first)
 
 
-def test_the_model_s_own_prompts_find_the_structures_of_a_slice(desk: Desk, scan: tuple[Path, np.ndarray]) -> None:
+def test_automatic_prompts_find_the_structures_of_a_slice(desk: Desk, scan: tuple[Path, np.ndarray]) -> None:
     both = (scan[1] == 1).sum(axis=(1, 2)) * (scan[1] == 2).sum(axis=(1, 2))
     k = int(both.argmax())
     desk.view.SetDimensions(200, 200, 1)

@@ -1,4 +1,4 @@
-"""What an answer does where a structure meets other segments, voxel by voxel, on Slicer's own segmentations."""
+"""Conflicts between a structure and other segments, voxel by voxel, on Slicer's own segmentations."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Table:
         return bridge.read_segment(self.segmentation, name, self.geometry) != 0
 
     def edit(self, voxels: np.ndarray, policy: OverlapPolicy = PROTECT, clicks: Sequence[Click] = ()) -> None:
-        """The engine says this of the structure, after what it said before."""
+        """Write this mask of the engine, after its previous one."""
         after = SparseMask.of(self.geometry.box, voxels)
         edit = SegmentEdit(
             segment_id="structure",
@@ -241,7 +241,7 @@ def test_a_click_that_the_model_does_not_follow_changes_nothing(table: Table) ->
     assert not table.last.changes
 
 
-def test_a_click_in_a_protected_neighbour_says_whose_voxel_that_is(beside: Table) -> None:
+def test_a_click_in_a_protected_segment_names_that_segment(beside: Table) -> None:
     beside.edit(mask(LEFT), clicks=[Click(voxel=(2, 3, 5), positive=True), Click(voxel=(2, 3, 0), positive=True)])
     assert beside.last.protected == ("neighbour",)
 

@@ -115,7 +115,7 @@ def test_work_that_does_not_stop_is_given_up(desk: Desk) -> None:
     assert desk.done == ["left"]
 
 
-def test_an_error_is_told_and_ends_the_work(desk: Desk) -> None:
+def test_an_error_is_logged_and_ends_the_task(desk: Desk) -> None:
     def failing() -> Steps:
         yield None
         raise InputError("no volume is chosen")

@@ -1,4 +1,4 @@
-"""Teaching from the module: the list of training cases, and lessons through the real command."""
+"""Teaching from the module: the list of training cases, and training through the real command."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_a_data_set_from_elsewhere_is_listed_too(balls: Callable[..., Desk]):
     assert [row.name for row in balls().teaching.cases()] == ["case_000", "case_001", "case_002"]
 
 
-def test_a_description_that_cannot_be_read_is_told_once(desk: Desk):
+def test_an_unreadable_description_is_reported_once(desk: Desk):
     (desk.folder / "dataset.json").write_text("{", encoding="utf-8")
     assert desk.teaching.cases() == () == desk.teaching.cases()
     assert len(desk.messages) == 1
@@ -182,7 +182,8 @@ def test_a_case_is_removed(desk: Desk):
 def test_teaching_gives_a_model_a_score_and_a_picture(balls: Callable[..., Desk], home: Path):
     desk = balls()
     result = desk.teach("my balls!")
-    assert result is not None and result.model == "my-balls", desk.messages
+    assert result is not None, desk.messages
+    assert result.model == "my-balls"
     assert model_folder.load_card(home / "models/my-balls").provenance["validation_cases"] == list(result.left_out)
     assert result.worst_case in result.left_out
     assert set(result.dice) == {"ball", "cube"}
@@ -219,7 +220,7 @@ def test_cancel_leaves_neither_a_model_nor_anything_else(balls: Callable[..., De
     assert not list(home.glob(".*"))
 
 
-def test_cases_with_problems_are_told_in_the_commands_own_words(balls: Callable[..., Desk], home: Path):
+def test_cases_with_problems_are_reported_as_by_the_command(balls: Callable[..., Desk], home: Path):
     desk = balls()
     for name in ("case_000", "case_002"):
         (desk.folder / f"labelsTr/{name}.nii.gz").unlink()
@@ -249,7 +250,7 @@ def option(words: Sequence[str], name: str) -> str:
 
 @pytest.mark.parametrize(
     ("given", "name"),
-    [("", "livers"), ("  Livers of 2024 ", "Livers-of-2024"), ("Lebergröße", "Lebergr-e"), ("..", "lesson")],
+    [("", "livers"), ("  Livers of 2024 ", "Livers-of-2024"), ("Lebergröße", "Lebergr-e"), ("..", "model")],
 )
 def test_a_name_becomes_one_that_models_can_have(desk: Desk, given: str, name: str):
     desk.teach(given)
@@ -265,7 +266,7 @@ def test_a_model_that_was_not_taught_here_is_not_overwritten(desk: Desk, home: P
 def test_one_case_is_too_few(desk: Desk):
     desk.teaching.remove_case("b")
     assert desk.teach("livers") is None
-    assert "too few cases" in desk.messages[0]
+    assert "too few training cases" in desk.messages[0]
     assert not desk.words
 
 
@@ -276,13 +277,13 @@ def test_teaching_that_fails_leaves_the_last_one(desk: Desk):
     assert desk.messages[-1] == "the disk is full"
 
 
-def test_no_case_left_out_is_said(desk: Desk):
+def test_no_held_out_case_is_reported(desk: Desk):
     desk.answer = TOLD | {"dice": {}, "left_out": [], "worst_case": "", "overlay": ""}
     desk.teach("livers")
-    assert "No case was left out" in desk.messages[-1]
+    assert "No case was held out" in desk.messages[-1]
 
 
-def test_a_model_that_finds_too_little_is_told_of(desk: Desk):
+def test_a_model_that_finds_too_little_is_reported(desk: Desk):
     desk.teach("livers")
     assert "Not good enough" not in desk.messages[-1]
     desk.answer = TOLD | {"dice": {"Liver": 0.31}, "poor": ["Liver"]}
