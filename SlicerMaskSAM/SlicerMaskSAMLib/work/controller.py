@@ -307,7 +307,7 @@ class Controller:
             undo=history.undo_text,
             redo=history.redo_text,
             cases=self._teaching.cases(),
-            training_result=self._teaching.result,
+            training_result=self._teaching.last_result,
             can_segment=idle and usable,
             can_refine=usable and refinement.can_refine,
             can_export=idle and bool(segment_ids(parameters.segmentation)),

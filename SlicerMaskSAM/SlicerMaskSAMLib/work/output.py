@@ -281,7 +281,7 @@ class Output:
                 off_grid.append(segment.GetName())
         if not off_grid:
             return []
-        return [f"{', '.join(off_grid)} on another grid than {volume.GetName()}"]
+        return [f"{', '.join(off_grid)} lies on another grid than {volume.GetName()}"]
 
     def _segment_masks(self, segmentation: Any, geometry: Geometry) -> Steps:
         """Steps to the segments that are not empty."""

@@ -35,11 +35,11 @@ class Teaching:
         start: Starts a command.
 
     Attributes:
-        result: Result of the last training; None before the first.
+        last_result: Result of the last training; None before the first.
     """
 
     def __init__(self, context: Context, *, start: StartCommand = core_command) -> None:
-        self.result: TrainingResult | None = None
+        self.last_result: TrainingResult | None = None
         self._context, self._start = context, start
         self._seen: tuple[object, ...] = ()
         self._rows: tuple[CaseRow, ...] = ()
@@ -100,7 +100,7 @@ class Teaching:
         words += ["--overwrite"] if self._is_taught_here(name) else []
         result = yield self._start(*words)
         report = json.loads(result.stdout.splitlines()[-1])
-        self.result = TrainingResult(
+        self.last_result = TrainingResult(
             model=report["model"],
             dice=report["dice"],
             left_out=tuple(report["left_out"]),
@@ -108,9 +108,9 @@ class Teaching:
             overlay=report["overlay"],
             seconds=report["seconds"],
         )
-        self._context.log(_summary(self.result, report["poor"]))
+        self._context.log(_summary(self.last_result, report["poor"]))
         self._context.changed()
-        return self.result
+        return self.last_result
 
     def _is_taught_here(self, name: str) -> bool:
         """Whether the user has a model of this name that was taught here."""

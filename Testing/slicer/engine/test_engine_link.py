@@ -36,7 +36,7 @@ def engines() -> Engines:
 
 
 @pytest.fixture
-def engine_link(scene: Any, engines: Engines) -> Iterator[EngineLink]:
+def link(scene: Any, engines: Engines) -> Iterator[EngineLink]:
     link = EngineLink(engines)
     yield link
     link.close()

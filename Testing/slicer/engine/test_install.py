@@ -182,7 +182,7 @@ def test_everything_is_installed_in_order_and_imported(fresh: Computer):
     assert fresh.done == ["torch", "pip install", "importing the packages", "models fetch mobile"]
     assert errors == []
     assert names(fresh) == ["mobile"]
-    assert advice == "Restart Slicer before you go on: pydicom came in another version."
+    assert advice == "Restart Slicer before you go on: the version of pydicom has changed."
 
 
 def test_what_slicer_and_torch_brought_is_held(fresh: Computer):
@@ -211,7 +211,7 @@ def test_the_panel_shows_a_notice_before_slicer_blocks(fresh: Computer):
 
 def test_a_slicer_that_is_too_old_is_refused_before_anything_comes(fresh: Computer):
     fresh.packages["numpy"] = "1.24.4"
-    assert "Slicer 5.10 or newer: this one is too old for the engine in numpy (1.24.4)" in fresh.setup.text()
+    assert "Slicer 5.10 or newer: too old or missing in this one: numpy (1.24.4)" in fresh.setup.text()
     _, errors = fresh.settle(fresh.setup.steps())
     assert "too old" in errors[0]
     assert fresh.done == []

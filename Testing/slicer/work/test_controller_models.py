@@ -310,7 +310,7 @@ class Teaching:
     def __init__(self, library: Library) -> None:
         self.library = library
         self.over = self.withdrawn = self.enough = False
-        self.result: TrainingResult | None = None
+        self.last_result: TrainingResult | None = None
         self.progress: tuple[int, int, str] | None = (1, 9, "training")
 
     def cases(self) -> tuple[CaseRow, ...]:
@@ -322,8 +322,8 @@ class Teaching:
     def teach(self, name: str) -> Steps:
         yield self
         self.library.models.append(fake_model(name))
-        self.result = TrainingResult(model=name, dice={}, left_out=(), worst_case="", overlay="", seconds=1.0)
-        return self.result
+        self.last_result = TrainingResult(model=name, dice={}, left_out=(), worst_case="", overlay="", seconds=1.0)
+        return self.last_result
 
     def done(self) -> bool:
         return self.over or self.withdrawn
@@ -363,7 +363,7 @@ def test_a_taught_model_is_listed_and_chosen(school: Rig, teaching: Teaching) ->
     teaching.over = True
     assert school.idle()
     assert school.parameters.model == "taught"
-    assert school.status.training_result is teaching.result
+    assert school.status.training_result is teaching.last_result
     assert "taught" in [row.name for row in school.status.models]
 
 

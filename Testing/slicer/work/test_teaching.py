@@ -91,7 +91,7 @@ class Desk:
     def teach(self, name: str) -> TrainingResult | None:
         task = self.begin(name)
         assert eventually(lambda: task.tick() and task.ended, 300)
-        return self.teaching.result
+        return self.teaching.last_result
 
 
 @pytest.fixture(autouse=True)
@@ -214,7 +214,7 @@ def test_cancel_leaves_neither_a_model_nor_anything_else(balls: Callable[..., De
     assert 0 <= done < total == 3600
     task.cancel()
     assert eventually(lambda: task.tick() and task.ended, 300)
-    assert desk.teaching.result is None
+    assert desk.teaching.last_result is None
     assert not desk.messages
     assert not (home / "models").exists()
     assert not list(home.glob(".*"))
