@@ -14,7 +14,7 @@ from MaskSAMCore.errors import MaskSAMError
 from MaskSAMCore.labels import Label
 from MaskSAMCore.progress import Cancelled
 from MaskSAMCore.worker.jobs import Job
-from MaskSAMCore.worker.results import Update
+from MaskSAMCore.worker.results import Case, Update
 from SlicerMaskSAMLib.engine.engine_link import EngineLink
 from SlicerMaskSAMLib.mrml import bridge, prompt_values
 from SlicerMaskSAMLib.mrml.prompt_values import PointPrompt, Snapshot, StartMask
@@ -56,6 +56,23 @@ class AnswerDetails:
             suggestion=update.suggestion,
             messages=update.messages,
         )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EngineAnswer:
+    """The last answer that the engine holds for a structure; its next update is the difference to it.
+
+    Attributes:
+        case: Number of the scan in the engine.
+        number: Number of the structure in the engine.
+        key: `engine_key` of the answered prompts.
+        mask: Mask of the whole volume.
+    """
+
+    case: int
+    number: int
+    key: tuple[Hashable, ...]
+    mask: SparseMask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,9 +143,7 @@ class Structure:
         self.details = AnswerDetails()
         self.stale = self.accepted = self.withdrawn = False
         self._steps: list[Snapshot] = []
-        self._case, self._number = -1, 0  # number 0: the engine's last answer is unknown
-        self._answered_key: tuple[Hashable, ...] = ()
-        self._mask = SparseMask()
+        self._answer: EngineAnswer | None = None  # None: what the engine holds is unknown
         self._job: Job | None = None
 
     @property
@@ -237,39 +252,44 @@ class Structure:
                 if isinstance(start, StartMask)
             ]
             return masks[-1] if masks else SparseMask()
-        case = yield from link.case(self.prompts.volume, model)
-        if self._case != case.id:
-            self._case, self._number = case.id, 0
-        key = self._key(snapshot)
-        if not self._number or self._answered_key != key:
-            yield from self._request(link, key, snapshot)
-        return self._mask
+        case: Case = yield from link.case(self.prompts.volume, model)
+        answer, key = self._answer, self._key(snapshot)
+        if answer is not None and answer.case != case.id:
+            answer = None
+        if answer is None or answer.key != key:
+            answer = yield from self._request(link, case, key, snapshot, answer)
+        return answer.mask
 
     def _request(
-        self, link: EngineLink, key: tuple[Hashable, ...], snapshot: Snapshot
-    ) -> Generator[Waitable | None, Any, None]:
-        volume, known = self.prompts.volume, self._number
-        number = known or next(STRUCTURE_IDS)  # the first update of a structure is its whole mask
-        messages = prompt_values.to_messages(volume, snapshot)
+        self, link: EngineLink, case: Case, key: tuple[Hashable, ...], snapshot: Snapshot, known: EngineAnswer | None
+    ) -> Generator[Waitable | None, Any, EngineAnswer]:
+        """Steps to the engine's answer; `known` is the one that it holds now."""
+        number = known.number if known is not None else next(STRUCTURE_IDS)
+        messages = prompt_values.to_messages(self.prompts.volume, snapshot)
         self._job = job = link.client.submit(
-            "prompt", case=self._case, structure=number, prompts=messages, multimask=is_single_click(snapshot)
+            "prompt", case=case.id, structure=number, prompts=messages, multimask=is_single_click(snapshot)
         )
         self.withdrawn = False
-        self._number = 0  # until the answer arrives, the engine's state is unknown
+        self._answer = None  # until the answer arrives
         try:
             update: Update = yield job
         except Cancelled:
             with contextlib.suppress(MaskSAMError):  # an engine that has ended needs no drop
-                link.client.submit("drop", case=self._case, structure=number)
+                link.client.submit("drop", case=case.id, structure=number)
             raise
         except MaskSAMError:
-            self._number = known  # a failed request changes nothing in the engine
+            self._answer = known  # a failed request changes nothing in the engine
             raise
         finally:
             self._job = None
         self.withdrawn = False  # the answer arrived before the cancellation
-        self._number, self._answered_key, self.details = number, key, AnswerDetails.of(update)
-        self._mask = self._mask.put(update.box, update.mask, reach=update.extent) if update.extent else SparseMask()
+        self.details = AnswerDetails.of(update)
+        mask = SparseMask()
+        if update.extent:  # without a known answer, the update is the whole mask
+            before = known.mask if known is not None else mask
+            mask = before.put(update.box, update.mask, reach=update.extent)
+        self._answer = EngineAnswer(case=case.id, number=number, key=key, mask=mask)
+        return self._answer
 
     def withdraw(self) -> None:
         """Cancel the request on the way, because its prompts changed."""
