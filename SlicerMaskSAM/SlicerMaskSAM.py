@@ -1,4 +1,4 @@
-"""The module MaskSAM of 3D Slicer: what Slicer loads. The work is done in SlicerMaskSAMLib."""
+"""The MaskSAM module of 3D Slicer: the classes that Slicer loads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from slicer.ScriptedLoadableModule import (
 from slicer.util import VTKObservationMixin
 
 if not Path(__file__).resolve().with_name("MaskSAMCore").is_dir():
-    # In a checkout the engine lies beside this folder; installed, it lies in the same one.
+    # In a checkout MaskSAMCore is beside this folder, in an installation inside it.
     sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from MaskSAMCore.worker.client import EngineClient
@@ -38,7 +38,7 @@ SHIPPED_TESTS = Path(__file__).resolve().parent / "Testing" / "Python"
 
 
 class SlicerMaskSAM(ScriptedLoadableModule):
-    """What the module says of itself."""
+    """Title, category, help and icon of the module."""
 
     def __init__(self, parent: Any) -> None:
         super().__init__(parent)
@@ -47,8 +47,9 @@ class SlicerMaskSAM(ScriptedLoadableModule):
         parent.dependencies = []
         parent.contributors = ["The SlicerMaskSAM contributors"]
         parent.helpText = _(
-            "Segments CT and MRI by itself, every structure with its name, code and colour; clicks and boxes correct "
-            "and add structures, and own models are taught on this computer. For research, not a medical device."
+            "Segments CT and MRI automatically; every structure has a name, code and colour. Clicks and boxes correct "
+            "and add structures. You can teach models of your own on this computer. For research only: this is not a "
+            "medical device."
         )
         parent.acknowledgementText = _(
             "After MaskSAM (B. Xie et al., ICCV 2025), with Segment Anything (A. Kirillov et al., ICCV 2023) and "
@@ -59,9 +60,9 @@ class SlicerMaskSAM(ScriptedLoadableModule):
 
 
 class SlicerMaskSAMLogic(ScriptedLoadableModuleLogic):
-    """The module without its panel, for scripts: `logic.controller` does what the buttons do.
+    """The module without its panel: `controller` has a method for every user action.
 
-    Whoever uses it without the panel calls `controller.tick()` again and again, as the panel's timer does.
+    A script must call `controller.tick()` repeatedly, as the panel's timer does.
 
     Args:
         changed: Called whenever the controller's status may have changed.
@@ -80,11 +81,11 @@ class SlicerMaskSAMLogic(ScriptedLoadableModuleLogic):
         )
 
     def getParameterNode(self) -> MaskSAMParameterNode:
-        """The module's parameters in the scene as it is now."""
+        """The module's parameter node in the present scene."""
         return MaskSAMParameterNode(super().getParameterNode())
 
     def renew_parameters(self) -> MaskSAMParameterNode:
-        """Go on with the parameters of a scene that has just begun."""
+        """Use the parameter node of a new scene, and return it."""
         self.parameters = self.getParameterNode()
         self.controller.set_parameters(self.parameters)
         return self.parameters
@@ -101,10 +102,10 @@ class SlicerMaskSAMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         VTKObservationMixin.__init__(self)
 
     def setup(self) -> None:
-        """Slicer's: the module is opened for the first time."""
+        """Called by Slicer when the module is opened for the first time."""
         ScriptedLoadableModuleWidget.setup(self)
         scene = slicer.mrmlScene
-        # Before the controller's own, which are to find the new parameters.
+        # Before the observers of the controller, which need the new parameters.
         self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(scene, scene.EndCloseEvent, self.onSceneEnd)
         self.addObserver(scene, scene.EndImportEvent, self.onSceneEnd)
@@ -114,30 +115,33 @@ class SlicerMaskSAMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.panel.bind(self.logic.controller, self.logic.parameters)
 
     def enter(self) -> None:
-        """Slicer's: the module is opened."""
+        """Called by Slicer when the module is opened."""
         self.panel.enter()
 
     def exit(self) -> None:
-        """Slicer's: another module is opened."""
+        """Called by Slicer when another module is opened."""
         self.panel.exit()
 
     def cleanup(self) -> None:
-        """Slicer's: the module or the application ends."""
+        """Called by Slicer when the module or the application ends."""
         self.removeObservers()
         self.panel.close()
         self.logic.controller.close()
 
     def onSceneStartClose(self, _caller: Any, _event: str) -> None:
-        """The nodes are about to go."""
+        """Called before the nodes of the scene are removed."""
         self.panel.unbind()
 
     def onSceneEnd(self, _caller: Any, _event: str) -> None:
-        """An empty scene begins, or one was read: its parameters name nodes that were not there before."""
+        """Called after a scene was closed or loaded.
+
+        Rebinds the panel to the new scene's parameter node.
+        """
         self.panel.bind(self.logic.controller, self.logic.renew_parameters())
 
 
 class SlicerMaskSAMTest(ScriptedLoadableModuleTest):
-    """What "Reload and Test" runs."""
+    """Test case for "Reload and Test"."""
 
     def runTest(self, **_options: Any) -> None:
         """Run the tests that are shipped with the module."""
@@ -148,4 +152,6 @@ class SlicerMaskSAMTest(ScriptedLoadableModuleTest):
             sys.path.remove(str(SHIPPED_TESTS))
         result = unittest.TestResult()
         suite.run(result)
-        self.assertEqual([f"{test}: {text}" for test, text in (*result.failures, *result.errors)], [])
+        problems = [f"{test}: {text}" for test, text in (*result.failures, *result.errors)]
+        if problems:
+            self.fail("\n".join(problems))

@@ -1,1 +1,1 @@
-"""The Slicer side of SlicerMaskSAM; it never imports torch, which runs in the engine's own process."""
+"""The Slicer side of SlicerMaskSAM. Torch runs in the engine's process only."""

@@ -85,8 +85,8 @@ def teach(data: Path, cases: list[str]) -> None:
         seconds = time.monotonic() - began
         for line in seat.status.messages:
             print(line)
-        if seat.status.lesson is None:
-            sys.exit("the lesson failed")
+        if seat.status.training_result is None:
+            sys.exit("the training failed")
         print(f"from the button to the model in the list: {seconds:.0f} s; chosen: {seat.parameters.model}", flush=True)
 
 

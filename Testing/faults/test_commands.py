@@ -117,7 +117,7 @@ PROGRAM = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, "SlicerMaskSAM")
-from SlicerMaskSAMLib.commands import CommandJob
+from SlicerMaskSAMLib.engine.commands import CommandJob
 from MaskSAMCore.worker import child
 job = CommandJob([sys.executable, "-c", sys.argv[1]], env=child.watched())
 while not Path(sys.argv[2]).exists():

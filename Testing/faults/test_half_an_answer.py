@@ -91,7 +91,7 @@ def test_a_worker_that_is_killed_once_does_it_again_and_the_result_comes_once(ri
     os.kill(rig.worker, signal.SIGKILL)
     assert rig.idle()
     [found] = rigs.segmentations()
-    assert rig.said("The engine stopped and is started again")
+    assert rig.has_message("The engine stopped and is being restarted")
     assert len(rigs.segments(found)) == 2
     np.testing.assert_array_equal(voxels(found, BRIGHT, volume), bright(volume))
 
@@ -111,7 +111,7 @@ def test_a_worker_that_is_killed_again_and_again_is_given_up(rig: Rig) -> None:
 
     assert rig.until(kill)
     assert len(killed) > 1
-    assert rig.said("again and again")
+    assert rig.has_message("again and again")
     assert rigs.segmentations() == []
     rig.controller.choose_model("plain")
     assert rig.segment(), "and the next press starts it anew"

@@ -77,7 +77,7 @@ def test_cancel_of_work_that_does_not_stop_ends_the_process(
     rig.controller.cancel()
     assert rig.status.phase is Phase.CANCELLING
     assert rig.idle()
-    assert rig.said("did not stop and was ended")
+    assert rig.has_message("did not stop and was shut down")
     assert eventually(lambda: not alive(worker))
     assert rigs.segmentations() == []
     rig.controller.choose_model("plain")

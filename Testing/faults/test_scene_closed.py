@@ -15,7 +15,7 @@ from Testing.workers import LONG_S
 
 
 def reset(rig: Rig) -> bool:
-    """Whether nothing is left of the old scene: no work, no nodes, nothing to undo; and it was said."""
+    """Whether nothing is left of the old scene: no work, no nodes, nothing to undo; with a message."""
     now = rig.status
     return (
         (now.phase, now.task, now.progress, now.undo, now.prompts) == (Phase.IDLE, "", None, "", ())

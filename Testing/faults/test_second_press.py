@@ -89,12 +89,12 @@ def test_other_buttons_are_pressed_in_the_middle_of_a_step(rig: Rig, monkeypatch
         rig.controller.volumes_table()
         rig.controller.undo()
         rig.controller.choose_model("slow")
-        rig.controller.want([CORNER], False)
+        rig.controller.set_wanted([CORNER], False)
 
     times = in_the_middle(monkeypatch, press)
     found = rig.segment()
     assert times and list(rigs.segments(found)) == [CORNER, BRIGHT], "as it was ordered"
-    assert rig.said("wait for the end, or cancel")
+    assert rig.has_message("wait until it is done, or cancel")
 
 
 def test_the_module_ends_in_the_middle_of_a_step(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,7 @@ def test_a_segment_that_was_edited_is_kept_beside_the_new_one(rig: Rig, volume: 
     assert list(rigs.segments(segmentation)) == [CORNER, BRIGHT, f"{BRIGHT} (2)"]
     np.testing.assert_array_equal(voxels(segmentation, BRIGHT, volume), mine)
     np.testing.assert_array_equal(voxels(segmentation, f"{BRIGHT} (2)", volume), bright(volume))
-    assert rig.said(f"{BRIGHT} was edited while it was segmented; both are kept.")
+    assert rig.has_message(f"{BRIGHT} was edited during the segmentation; both versions are kept.")
 
 
 def test_one_undo_takes_all_of_it_back_and_leaves_the_edit(rig: Rig, volume: Any, segmentation: Any) -> None:
@@ -84,7 +84,7 @@ def test_a_segmentation_that_was_deleted_is_made_anew(rig: Rig, volume: Any, seg
     assert rig.idle()
     [made] = rigs.segmentations()
     assert rig.parameters.segmentation is made
-    assert rig.said("was deleted")
+    assert rig.has_message("was deleted")
     np.testing.assert_array_equal(voxels(made, BRIGHT, volume), bright(volume))
 
 

@@ -72,7 +72,7 @@ def test_the_result_is_kept_on_the_grid_that_the_volume_had(rig: Rig, change: Ca
     np.testing.assert_array_equal(bridge.read_segment(made, rigs.segments(made)[BRIGHT], grid) != 0, found)
     assert made.GetParentTransformNode() is transform
     assert reference_grid(made).same(grid)
-    assert rig.said(f"{made.GetName()} is new: Scan was ")
+    assert rig.has_message(f"{made.GetName()} is new: Scan was ")
 
 
 def test_it_is_not_written_over_the_chosen_segmentation(rig: Rig, change: Callable[[Any], None]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from SlicerMaskSAMLib.values.status import CaseRow, Lesson, ModelRow, Phase, Progress, PromptRow, StructureRow
+from SlicerMaskSAMLib.values.status import CaseRow, ModelRow, Phase, Progress, PromptRow, StructureRow, TrainingResult
 
 MODELS = (
     ModelRow(
@@ -71,7 +71,7 @@ TAUGHT: dict[str, Any] = IDLE | {
         CaseRow(name="hippocampus_017", structures=("Anterior hippocampus", "Posterior hippocampus")),
         CaseRow(name="hippocampus_204", structures=("Anterior hippocampus",)),
     ),
-    "lesson": Lesson(
+    "training_result": TrainingResult(
         model="our-hippocampus",
         dice={"Anterior hippocampus": 0.84, "Posterior hippocampus": 0.81},
         left_out=("hippocampus_017", "hippocampus_204"),

@@ -81,13 +81,13 @@ def draw_all(folder: Path) -> list[Path]:
     from Testing.panel import examples
     from Testing.panel.fake_controller import FakeController
 
-    lesson = replace(examples.TAUGHT["lesson"], overlay=overlay(folder))
+    result = replace(examples.TAUGHT["training_result"], overlay=overlay(folder))
     states = {
         "setup": examples.NEEDS_SETUP,
         "idle": examples.IDLE,
         "working": examples.WORKING,
         "prompts": examples.PROMPTED,
-        "teach": examples.TAUGHT | {"lesson": lesson},
+        "teach": examples.TAUGHT | {"training_result": result},
     }
     written = []
     for name, status in states.items():

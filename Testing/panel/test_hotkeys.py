@@ -44,7 +44,7 @@ def strike(desk: Desk) -> Callable[[str], None]:
 
 
 @pytest.mark.parametrize("key", list(KEYS))
-def test_a_key_gives_its_order(desk: Desk, strike: Callable[[str], None], key: str) -> None:
+def test_a_key_does_the_action_of_its_button(desk: Desk, strike: Callable[[str], None], key: str) -> None:
     strike(key)
     assert desk.asked() == [KEYS[key]]
 

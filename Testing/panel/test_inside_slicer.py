@@ -64,7 +64,7 @@ def slicer_with_the_module(gui: Gui, monkeypatch: pytest.MonkeyPatch) -> Iterato
     widget.cleanup()
 
 
-def test_they_pass_or_say_what_they_lack(slicer_with_the_module: Any, repo: Path, monkeypatch: pytest.MonkeyPatch):
+def test_they_pass_or_skip_with_a_reason(slicer_with_the_module: Any, repo: Path, monkeypatch: pytest.MonkeyPatch):
     path = repo / "SlicerMaskSAM" / "Testing" / "Python" / f"{NAME}.py"
     spec = importlib.util.spec_from_file_location(NAME, path)
     module = importlib.util.module_from_spec(spec)

@@ -269,6 +269,6 @@ def test_after_exit_no_click_counts_and_work_goes_on(module: Module) -> None:
 def test_cleanup_ends_the_engine(module: Module) -> None:
     module.choose_volume()
     module.segment()
-    worker = module.widget.logic.controller._context.link.client.hello["pid"]
+    worker = module.widget.logic.controller._context.engine_link.client.hello["pid"]
     module.widget.cleanup()
     wait_for(lambda: not alive(worker))

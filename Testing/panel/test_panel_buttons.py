@@ -66,7 +66,7 @@ def test_no_button_of_the_ui_file_is_forgotten() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(ORDERS))
-def test_an_order_goes_to_the_controller(desk: Desk, name: str) -> None:
+def test_an_action_is_passed_to_the_controller(desk: Desk, name: str) -> None:
     working = {"phase": Phase.WORKING, "task": "output"} if name == "cancelButton" else {}
     desk.show(**PROMPTED, redo="Click", **working)
     desk.press(name)
@@ -105,8 +105,8 @@ def test_all_and_none_mean_the_structures_that_the_search_shows(desk: Desk) -> N
     desk.ui.searchEdit.text = "post"
     desk.press("allButton")
     assert desk.asked() == [
-        ("want", ["Anterior hippocampus", "Posterior hippocampus"], False),
-        ("want", ["Posterior hippocampus"], True),
+        ("set_wanted", ["Anterior hippocampus", "Posterior hippocampus"], False),
+        ("set_wanted", ["Posterior hippocampus"], True),
     ]
 
 
@@ -193,7 +193,7 @@ def test_a_training_case_is_removed_with_consent_only(desk: Desk) -> None:
 
 
 def test_a_second_press_of_teach_cancels(desk: Desk) -> None:
-    desk.ui.lessonNameEdit.text = "ours"
+    desk.ui.newModelNameEdit.text = "ours"
     desk.press("teachButton")
     desk.show(phase=Phase.WORKING, task="teach")
     assert desk.ui.teachButton.text == "Cancel"
@@ -201,7 +201,7 @@ def test_a_second_press_of_teach_cancels(desk: Desk) -> None:
     assert desk.asked() == [("teach", "ours"), ("cancel",)]
 
 
-def test_the_models_own_prompts_are_shown(desk: Desk) -> None:
+def test_automatic_prompts_are_shown(desk: Desk) -> None:
     desk.press("automaticCheck")
     assert desk.parameters.showAutomatic
     assert desk.asked() == [("show_automatic", True)]
@@ -249,7 +249,7 @@ def test_a_model_is_chosen_by_its_name(desk: Desk) -> None:
     assert desk.asked() == [("choose_model", "hippocampus-mr")]
 
 
-def test_a_volume_and_a_segment_that_are_chosen_are_told(desk: Desk) -> None:
+def test_a_chosen_volume_and_segment_are_passed_on(desk: Desk) -> None:
     volume = a_volume()
     desk.ui.volumeSelector.choose(volume)
     assert desk.parameters.inputVolume is volume
@@ -263,4 +263,4 @@ def test_a_structure_that_loses_its_tick_is_not_wanted(desk: Desk) -> None:
 
     desk.show(**PROMPTED)
     desk.ui.wantedList.item(1).setCheckState(qt.Qt.Unchecked)
-    assert desk.asked() == [("want", ["Posterior hippocampus"], False)]
+    assert desk.asked() == [("set_wanted", ["Posterior hippocampus"], False)]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from MaskSAMCore.config.resources import resource
-from SlicerMaskSAMLib.values.choices import Neighbours, Region, Scope, Speed
+from SlicerMaskSAMLib.values.choices import OverlapPolicy, Region, Scope, Speed
 from Testing.panel.conftest import Desk
 from Testing.panel.examples import MODELS
 from Testing.panel.hands import a_segmentation, a_volume, choose
@@ -46,7 +46,7 @@ def test_the_widgets_set_the_parameters(desk: Desk) -> None:
     ui.folderEdit.text = "/data/cases"
     assert (parameters.inputVolume, parameters.segmentation, parameters.roi) == (volume, segmentation, roi)
     assert (parameters.region, parameters.scope, parameters.speed) == (Region.ROI, Scope.SLAB, Speed.FAST)
-    assert (parameters.neighbours, parameters.showAutomatic) == (Neighbours.REPLACE, True)
+    assert (parameters.neighbours, parameters.showAutomatic) == (OverlapPolicy.REPLACE, True)
     assert parameters.trainingFolder == "/data/cases"
 
 
@@ -87,7 +87,7 @@ def fill(parameters: Any) -> None:
     """Give every parameter another value than its own at first."""
     parameters.inputVolume, parameters.segmentation, parameters.roi = a_volume(), a_segmentation("Left"), a_region()
     parameters.region, parameters.speed, parameters.scope = Region.ROI, Speed.FAST, Scope.VOLUME
-    parameters.neighbours, parameters.showAutomatic = Neighbours.OVERLAP, True
+    parameters.neighbours, parameters.showAutomatic = OverlapPolicy.OVERLAP, True
     parameters.trainingFolder, parameters.device, parameters.segmentID = "/data/cases", "cpu", "Left"
     parameters.model, parameters.skippedStructures = "hippocampus-mr", ["Posterior hippocampus"]
 
@@ -110,6 +110,6 @@ def new_panel(desk: Desk) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("combo", ["regionCombo", "speedCombo", "scopeCombo", "neighboursCombo"])
-def test_choices_are_words(desk: Desk, combo: str) -> None:
+def test_choices_have_texts(desk: Desk, combo: str) -> None:
     listed = getattr(desk.ui, combo)
     assert all(listed.itemText(index)[1].islower() for index in range(listed.count))

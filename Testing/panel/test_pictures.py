@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from SlicerMaskSAMLib.values.status import Lesson, ModelRow
+from SlicerMaskSAMLib.values.status import ModelRow, TrainingResult
 from Testing.panel import examples
 from Testing.panel.conftest import Desk
 from Testing.panel.pictures import SECTIONS, WIDTH, draw_all, hippocampus_scene, overlay, picture
@@ -61,11 +61,13 @@ def test_long_texts_are_wrapped_and_long_names_shortened(desk: Desk, tmp_path: P
     assert faults(desk.panel.widget) == []
 
 
-def test_the_overlay_of_a_lesson_fits(desk: Desk, tmp_path: Path) -> None:
+def test_the_overlay_of_a_training_result_fits(desk: Desk, tmp_path: Path) -> None:
     desk.panel.widget.setParent(None)
     desk.panel.widget.resize(WIDTH, WIDTH)
-    lesson = Lesson(model="ours", dice={}, left_out=(), worst_case="case", overlay=overlay(tmp_path), seconds=1.0)
-    desk.show(**examples.TAUGHT | {"lesson": lesson})
+    result = TrainingResult(
+        model="ours", dice={}, left_out=(), worst_case="case", overlay=overlay(tmp_path), seconds=1.0
+    )
+    desk.show(**examples.TAUGHT | {"training_result": result})
     picture(desk.panel, tmp_path / "panel.png", SECTIONS["teach"])
     label = desk.ui.overlayLabel
     assert label.pixmap.width() <= label.width

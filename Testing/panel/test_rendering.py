@@ -22,7 +22,7 @@ def texts(listed: Any) -> list[str]:
     return [listed.item(row).text() for row in range(listed.count)]
 
 
-def test_the_status_line_says_state_device_model_and_licence(desk: Desk) -> None:
+def test_the_status_line_shows_state_device_model_and_licence(desk: Desk) -> None:
     desk.show(**IDLE)
     desk.parameters.model = "hippocampus-mr"
     assert desk.ui.headlineLabel.text == "Ready"
@@ -38,7 +38,7 @@ def test_set_up_vanishes_when_the_engine_is_ready(desk: Desk) -> None:
     assert desk.ui.setUpButton.isHidden()
 
 
-def test_a_model_for_another_modality_is_grey_and_says_why(desk: Desk) -> None:
+def test_a_model_for_another_modality_is_grey_with_the_reason(desk: Desk) -> None:
     import qt
 
     desk.show(**IDLE)
@@ -87,7 +87,7 @@ def test_an_answer_to_a_click_turns_no_button_grey(desk: Desk) -> None:
     assert desk.ui.cancelButton.enabled
 
 
-def test_minutes_are_told_as_minutes(desk: Desk) -> None:
+def test_minutes_are_shown_as_minutes(desk: Desk) -> None:
     desk.show(**WORKING | {"progress": Progress(done=1, total=9, text="Training", seconds_left=250.0)})
     assert desk.ui.headlineLabel.text.endswith("about 4 min left")
 
@@ -127,12 +127,12 @@ def test_prompts_are_listed_and_the_selected_one_stays_selected(desk: Desk) -> N
     assert desk.ui.promptsList.currentItem().text() == "Exclude, slice 20"
 
 
-def test_rows_that_have_nothing_to_say_are_gone(desk: Desk) -> None:
+def test_empty_rows_are_hidden(desk: Desk) -> None:
     rows = (desk.ui.candidateRow, desk.ui.suggestionRow, desk.ui.qualityRow)
     assert all(row.isHidden() for row in rows)
     desk.show(**PROMPTED)
     assert not any(row.isHidden() for row in rows)
-    assert desk.ui.candidateLabel.text == "Meaning 2 of 3"
+    assert desk.ui.candidateLabel.text == "Candidate 2 of 3"
     assert desk.ui.suggestionLabel.text == "Looks like: Posterior hippocampus"
     assert desk.ui.qualityLabel.text == "Estimated overlap: 78% on average over 22 slices"
 
@@ -155,19 +155,19 @@ def test_a_list_that_shows_what_it_should_is_left_alone(desk: Desk, monkeypatch:
     assert desk.ui.promptsList.item(1) is item
 
 
-def test_what_teaching_brought_is_told_with_its_picture(desk: Desk, tmp_path: Path) -> None:
+def test_the_training_result_is_shown_with_its_picture(desk: Desk, tmp_path: Path) -> None:
     from Testing.panel.pictures import overlay
 
     desk.panel.widget.resize(400, 400)
-    desk.show(**TAUGHT | {"lesson": replace(TAUGHT["lesson"], overlay=overlay(tmp_path))})
-    lines = desk.ui.lessonLabel.text.splitlines()
+    desk.show(**TAUGHT | {"training_result": replace(TAUGHT["training_result"], overlay=overlay(tmp_path))})
+    lines = desk.ui.trainingResultLabel.text.splitlines()
     assert lines[0] == "our-hippocampus was taught in 4 min."
     assert "  Posterior hippocampus: 0.81" in lines
-    assert lines[-1] == "The worst of them, hippocampus_204:"
+    assert lines[-1] == "The worst case, hippocampus_204:"
     assert desk.ui.overlayLabel.pixmap.width() == 400 - 32
-    desk.show(lesson=None)
+    desk.show(training_result=None)
     assert desk.ui.overlayLabel.isHidden()
-    assert desk.ui.lessonLabel.isHidden()
+    assert desk.ui.trainingResultLabel.isHidden()
 
 
 def test_training_cases_are_listed_with_their_structures(desk: Desk) -> None:
@@ -176,7 +176,7 @@ def test_training_cases_are_listed_with_their_structures(desk: Desk) -> None:
     assert (row.text(0), row.text(1)) == ("hippocampus_003", "Anterior hippocampus, Posterior hippocampus")
 
 
-def test_undo_says_what_it_takes_back(desk: Desk) -> None:
+def test_undo_names_the_step(desk: Desk) -> None:
     desk.show(**PROMPTED)
     assert desk.ui.undoButton.toolTip == "Undo (Z): Click in Anterior hippocampus"
     assert not desk.ui.redoButton.enabled
@@ -212,7 +212,7 @@ def test_icons_stand_out_from_light_and_from_dark_windows(desk: Desk, ground: st
 @pytest.mark.parametrize("file", ["panel", "rendering", "dialogs"])
 def test_every_text_goes_through_the_translation(file: str) -> None:
     """Words in the code of the panel are arguments of `_`; other texts hold no words."""
-    tree = ast.parse((Path(SlicerMaskSAMLib.__file__).parent / f"{file}.py").read_text(encoding="utf-8"))
+    tree = ast.parse((Path(SlicerMaskSAMLib.__file__).parent / "window" / f"{file}.py").read_text(encoding="utf-8"))
     translated = {
         id(text)
         for call in ast.walk(tree)
@@ -238,4 +238,4 @@ def test_the_translation_is_what_is_shown(desk: Desk, monkeypatch: pytest.Monkey
     desk.show(**WORKING)
     desk.show(**PROMPTED, phase=Phase.IDLE, task="")
     assert desk.ui.segmentButton.text == "«Segment»"
-    assert desk.ui.candidateLabel.text == "«Meaning 2 of 3»"
+    assert desk.ui.candidateLabel.text == "«Candidate 2 of 3»"

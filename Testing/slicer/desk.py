@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from SlicerMaskSAMLib.mrml import bridge
 from SlicerMaskSAMLib.mrml.prompts import PromptNodes
 from SlicerMaskSAMLib.mrml.views import Views
 from SlicerMaskSAMLib.values.history import History
+from SlicerMaskSAMLib.values.status import Status
 from SlicerMaskSAMLib.values.tasks import Task
 from SlicerMaskSAMLib.work.context import Context
 from SlicerMaskSAMLib.work.refine import Refinement
@@ -42,7 +42,7 @@ class Desk:
         engine: The engine; None for a `ToyEngine`.
 
     Attributes:
-        said: What the user was told.
+        messages: Messages to the user.
         view: An axial slice node.
     """
 
@@ -74,16 +74,16 @@ class Desk:
         """The module's parts, made anew over the scene as it is; the engine is another one."""
         if hasattr(self, "context"):
             self.context.prompts.close()
-        self.said: list[str] = []
+        self.messages: list[str] = []
         self.engine: Any = engine or ToyEngine()
         self.context = Context(
             scene=self.scene,
             parameters=self.parameters,
             history=History(),
             prompts=PromptNodes(self.scene),
-            link=EngineLink(lambda on_event: self.engine),
+            engine_link=EngineLink(lambda on_event: self.engine),
             models=lambda: self.models,
-            say=self.said.append,
+            log=self.messages.append,
             changed=lambda: None,
         )
         self.view = self.scene.AddNewNodeByClass("vtkMRMLSliceNode")
@@ -120,7 +120,7 @@ class Desk:
     def tick(self, count: int = 1) -> None:
         """Let the module go on, as its timer does."""
         for _ in range(count):
-            if self.task is None and self.refinement.waiting:
+            if self.task is None and self.refinement.has_work:
                 self.task = Task("refine", self.refinement.steps(), on_error=self._failed)
             if self.task is not None:
                 self.task.tick()
@@ -133,10 +133,10 @@ class Desk:
     def _rests(self) -> bool:
         for _ in range(100):  # the engine in this process needs no waiting
             self.tick()
-        return self.task is None and not self.refinement.waiting
+        return self.task is None and not self.refinement.has_work
 
     def _failed(self, error: MaskSAMError) -> None:
-        self.said.append(str(error))
+        self.messages.append(str(error))
 
     # -- what is there -----------------------------------------------------------------------------------------------
 
@@ -154,9 +154,9 @@ class Desk:
         return rig.voxels(self.segmentation, name or self.name, self.volume)
 
     @property
-    def shown(self) -> SimpleNamespace:
+    def shown(self) -> Status:
         """What the panel shows of the current structure."""
-        return SimpleNamespace(**self.refinement.fields())
+        return self.refinement.status()
 
     @property
     def rows(self) -> list[str]:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from SlicerMaskSAMLib.mrml import markups
+from SlicerMaskSAMLib.mrml import markups, prompt_values
 from SlicerMaskSAMLib.mrml.bridge import ijk_to_world
 from SlicerMaskSAMLib.mrml.prompt_values import Snapshot
-from SlicerMaskSAMLib.mrml.prompts import PromptList, PromptNodes
+from SlicerMaskSAMLib.mrml.prompts import SEGMENT, SEGMENTATION, PromptList, PromptNodes
 from SlicerMaskSAMLib.values.choices import Scope
 from Testing.slicer import environment
 
@@ -24,7 +24,7 @@ FIRST, SECOND, THIRD = (4.25, 7.5, 3.0), (10.0, 12.75, 6.0), (15.5, 3.0, 8.0)
 
 @dataclass(kw_only=True)
 class Heart:
-    """A scan with a segment whose prompts are tested; `news` is what `on_moved` was told."""
+    """A scan with a segment whose prompts are tested; `news` holds the calls of `on_user_change`."""
 
     scene: Any
     volume: Any
@@ -57,7 +57,9 @@ class Heart:
 
     def places(self) -> list[Any]:
         """Positions and corners as the engine is told them."""
-        return [each.get("position") or each.get("corners") for each in self.prompts.plain() if each["kind"] != "mask"]
+        return [
+            each.get("position") or each.get("corners") for each in messages(self.prompts) if each["kind"] != "mask"
+        ]
 
     def position(self, index: int) -> np.ndarray:
         """Where a click that includes lies in the world, mm RAS."""
@@ -65,8 +67,23 @@ class Heart:
         self.node("include").GetNthControlPointPositionWorld(index, place)
         return np.array(place)
 
-    def told(self, before: Snapshot, after: Snapshot) -> None:
+    def assert_notified(self, before: Snapshot, after: Snapshot) -> None:
         assert self.news == [(before, after)]
+
+
+def messages(prompts: PromptList) -> list[dict[str, Any]]:
+    """The prompts of a list as the engine gets them."""
+    return prompt_values.to_messages(prompts.volume, prompts.snapshot())
+
+
+def prompt_lists(nodes: PromptNodes) -> tuple[PromptList, ...]:
+    """All lists of the scene that have prompts."""
+    owners = {
+        (node.GetNodeReference(SEGMENTATION), node.GetAttribute(SEGMENT), node.GetNodeReference(markups.VOLUME)): None
+        for node in nodes.all()
+    }
+    lists = (nodes.of(*owner) for owner in owners if owner[0] and owner[2])
+    return tuple(prompts for prompts in lists if prompts.snapshot())
 
 
 @pytest.fixture
@@ -79,6 +96,6 @@ def heart(scene: Any) -> Iterator[Heart]:
     nodes = PromptNodes(scene)
     prompts = nodes.of(segmentation, "heart", volume)
     heart = Heart(scene=scene, volume=volume, segmentation=segmentation, nodes=nodes, prompts=prompts)
-    nodes.on_moved = lambda moved, before: heart.news.append((before, moved.snapshot()))
+    nodes.on_user_change = lambda moved, before: heart.news.append((before, moved.snapshot()))
     yield heart
     nodes.close()

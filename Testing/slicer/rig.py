@@ -142,8 +142,8 @@ class Rig:
         """Process ID of the engine."""
         return self.engines[-1].hello["pid"]
 
-    def said(self, text: str) -> bool:
-        """Whether the user was told something with these words."""
+    def has_message(self, text: str) -> bool:
+        """Whether a message contains this text."""
         return any(text in line for line in self.status.messages)
 
     def until(self, what: Callable[[], Any]) -> bool:

@@ -1,1 +1,1 @@
-"""The engine process, background commands, and the installation."""
+"""The engine process, background commands, and the installation of packages."""

@@ -1,4 +1,4 @@
-"""Programs that run in the background, such as `python -m MaskSAMCore.teach`, as something that a task waits for."""
+"""Background commands such as `python -m MaskSAMCore.teach`, for tasks to wait for."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from MaskSAMCore.progress import Cancelled
 from MaskSAMCore.worker import child
 from MaskSAMCore.worker.folder import PrivateFolder
 
-PATIENCE_S = 10.0
+KILL_AFTER_S = 10.0
 """From the request to end, which lets a command finish its step and clean up, to the end by force."""
 READ_BYTES = 1 << 20
 STDERR_LINES = 200
@@ -33,14 +33,14 @@ _ERROR = re.compile(r"(python -m \S+: )?error: ", re.IGNORECASE)
 
 @dataclass(frozen=True, kw_only=True)
 class CommandResult:
-    """What a command that succeeded left: its exit code, 0, and all that it wrote to stdout."""
+    """Result of a command that succeeded: its exit code, 0, and its standard output."""
 
     stdout: str
     code: int = 0
 
 
 def interpreter() -> str:
-    """Slicer's Python, which is another program than Slicer; outside Slicer, the one that runs."""
+    """Path of Slicer's Python (PythonSlicer), or else of the running interpreter."""
     return shutil.which("PythonSlicer") or sys.executable
 
 
@@ -51,23 +51,23 @@ def core_command(*words: str | os.PathLike) -> CommandJob:
 
 
 class CommandJob:
-    """A program that runs in the background. It and all that it starts end with this process, or when cancelled.
+    """A program in the background; it ends with this process, or when cancelled.
 
-    Nothing here waits, and nothing needs a thread to be told how far it is: what the program writes goes to files,
-    and `done` reads on in them.
+    Its child processes end with it. Nothing here blocks, and progress needs no thread: the program writes to files, and
+    `done` reads what was added.
 
     Args:
         words: The program and its arguments.
-        name: What it is, for messages: "teach".
+        name: Name for messages: "teach".
         env: Environment variables in addition to those of this process.
-        narrates: Whether the lines that it writes to stdout tell people what it does; the last one is then the
-            text of `progress`, of which nobody knows the total, 0.
+        stdout_is_progress: Whether lines on stdout describe what the program is doing. The last line becomes the text
+            of `progress`, with an unknown total of 0.
 
     Attributes:
-        progress: The last `(done, total, text)` that it told; None before the first.
+        progress: The last reported `(done, total, text)`; None before the first.
 
     Raises:
-        ResourceError: It cannot be started.
+        ResourceError: The program cannot be started.
     """
 
     def __init__(
@@ -76,16 +76,16 @@ class CommandJob:
         *,
         name: str = "",
         env: Mapping[str, str] | None = None,
-        narrates: bool = False,
+        stdout_is_progress: bool = False,
     ) -> None:
         self.progress: tuple[int, int, str] | None = None
         self._name = name or Path(words[0]).name
-        self._narrates = narrates
+        self._stdout_is_progress = stdout_is_progress
         self._ending = threading.Lock()
         self._ended = self._cancelled = False
         self._error: MaskSAMError | None = None
-        self._said: deque[str] = deque(maxlen=STDERR_LINES)
-        self._told: list[str] = []
+        self._stderr_tail: deque[str] = deque(maxlen=STDERR_LINES)
+        self._output: list[str] = []
         self._owner = os.getpid()
         self._folder = PrivateFolder.make()
         try:
@@ -99,36 +99,39 @@ class CommandJob:
         atexit.register(self.close)
 
     def done(self) -> bool:
-        """Whether it has ended; reads what it wrote since the last time."""
-        if not self._ended and self._ending.acquire(blocking=False):  # held while another thread ends it
+        """Whether the program has ended. Reads what it wrote since the last call."""
+        if not self._ended and self._ending.acquire(blocking=False):  # another thread may be ending it
             try:
-                self._look()
+                self._poll()
             finally:
                 self._ending.release()
         return self._ended
 
     def result(self) -> CommandResult:
-        """What it left.
+        """The result.
 
         Raises:
-            Cancelled: It was cancelled before it had succeeded.
-            MaskSAMError: It failed; says what the program said.
-            RuntimeError: It is not done.
+            Cancelled: It was cancelled before it succeeded.
+            MaskSAMError: It failed; the message is the program's own.
+            RuntimeError: It is still running.
         """
         if not self.done():
-            raise RuntimeError(f"{self._name} is not done")
+            raise RuntimeError(f"{self._name} is still running")
         if self._error is not None:
             raise self._error
-        return CommandResult(stdout="\n".join(self._told))
+        return CommandResult(stdout="\n".join(self._output))
 
     def cancel(self) -> None:
-        """Ask for its end; what does not obey is ended by force some seconds later, whether anybody waits or not."""
+        """Request the end; a program that does not obey is killed some seconds later."""
         if not self._cancelled and not self.done():
             self._cancelled = True
-            threading.Thread(target=self._see_off, name=f"end of {self._name}", daemon=True).start()
+            threading.Thread(target=self._terminate, name=f"end of {self._name}", daemon=True).start()
 
     def close(self) -> None:
-        """End it now, with all that it started. Twice does no harm, nor in a forked child."""
+        """Kill the program and its child processes now.
+
+        Safe to call twice, and in a forked child.
+        """
         if os.getpid() != self._owner:
             return
         with self._ending:
@@ -136,7 +139,7 @@ class CommandJob:
                 self._cancelled = True
                 child.kill_tree(self._process)
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._process.wait(PATIENCE_S)
+                    self._process.wait(KILL_AFTER_S)
                 self._end(self._process.returncode or -signal.SIGTERM)
 
     def _start(self, words: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen:
@@ -153,59 +156,59 @@ class CommandJob:
                 stderr=stderr,
             )
 
-    def _see_off(self) -> None:
+    def _terminate(self) -> None:
         child.ask_to_end(self._process)
         try:
-            self._process.wait(PATIENCE_S)
+            self._process.wait(KILL_AFTER_S)
         except subprocess.TimeoutExpired:
             self.close()
         else:
             with self._ending:
-                self._look()
+                self._poll()
 
-    def _look(self) -> None:
-        """Called with the lock held, as `_end` is."""
+    def _poll(self) -> None:
+        """Update the state. The lock must be held, as for `_end`."""
         if self._ended:
             return
-        code = self._process.poll()  # before the files are read, or its last words would be missed
-        self._listen(last=code is not None)
+        code = self._process.poll()  # before reading, so that the last output is not missed
+        self._read_output(last=code is not None)
         if code is not None:
             self._end(code)
 
-    def _listen(self, *, last: bool) -> None:
+    def _read_output(self, *, last: bool) -> None:
         for line in self._stdout.read(last=last):
-            self._told.append(line)
-            if self._narrates and line.strip():
+            self._output.append(line)
+            if self._stdout_is_progress and line.strip():
                 self.progress = (0, 0, line.strip())
         for line in self._stderr.read(last=last):
             event = _event(line)
             if event is None:
-                self._said.append(line)
+                self._stderr_tail.append(line)
             else:
                 self.progress = event
 
     def _end(self, code: int) -> None:
-        child.kill_tree(self._process)  # what the program left running
+        child.kill_tree(self._process)  # child processes that are still running
         assert self._process.stdin is not None
         for pipe in (self._process.stdin, self._stdout, self._stderr):
             with contextlib.suppress(OSError):
                 pipe.close()
         self._folder.remove()
         if code:
-            self._error = Cancelled() if self._cancelled else _failure(self._name, code, list(self._said))
+            self._error = Cancelled() if self._cancelled else _failure(self._name, code, list(self._stderr_tail))
         atexit.unregister(self.close)
         self._ended = True
 
 
 class _Lines:
-    """The lines of a file that another process writes."""
+    """The lines of a file that another process is writing."""
 
     def __init__(self, path: Path) -> None:
         self._file = open(path, "rb")  # noqa: SIM115  # closed by its owner
         self._rest = b""
 
     def read(self, *, last: bool) -> list[str]:
-        """Those that are complete since the last time; with `last`, what stands behind them as well."""
+        """The lines completed since the last call; with `last`, also the incomplete rest."""
         lines: list[bytes] = []
         while part := self._file.read(READ_BYTES):
             *whole, self._rest = (self._rest + part).split(b"\n")
@@ -220,7 +223,7 @@ class _Lines:
 
 
 def _event(line: str) -> tuple[int, int, str] | None:
-    """A line of `progress.TerminalProgress`; None for any other."""
+    """Progress from a line of `progress.TerminalProgress`; None for any other line."""
     try:
         event = json.loads(line) if line.startswith("{") else {}
         if event.get("event") != "progress":
@@ -230,13 +233,13 @@ def _event(line: str) -> tuple[int, int, str] | None:
         return None
 
 
-def _failure(name: str, code: int, said: Sequence[str]) -> MaskSAMError:
-    """The command's own message; where it gave none, how it ended and its last words."""
+def _failure(name: str, code: int, stderr: Sequence[str]) -> MaskSAMError:
+    """The command's own error message, or else how it ended and its last line."""
     kind = InputError if code == EXIT_BAD_INPUT else MaskSAMError
-    first = max((number for number, line in enumerate(said) if _ERROR.match(line)), default=None)
+    first = max((number for number, line in enumerate(stderr) if _ERROR.match(line)), default=None)
     if first is not None:
-        message = _ERROR.sub("", "\n".join(said[first:]), count=1).strip()
+        message = _ERROR.sub("", "\n".join(stderr[first:]), count=1).strip()
         return kind(message[:ERROR_CHARACTERS])
-    words = next((line.strip() for line in reversed(said) if line.strip()), "")
+    words = next((line.strip() for line in reversed(stderr) if line.strip()), "")
     how = child.how_it_ended(code)
-    return kind("the command failed", where=name, why=f"{how}; its last words: {words[:300]}" if words else how)
+    return kind("the command failed", where=name, why=f"{how}; its last line: {words[:300]}" if words else how)

@@ -1,4 +1,4 @@
-"""The engine's process, and which scans of the scene are open in it."""
+"""Connection to the engine process, and the scans that are open in it."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from SlicerMaskSAMLib.values.tasks import Steps
 
 Event = dict[str, Any]
 StartEngine = Callable[[Callable[[Event], None]], EngineClient]
-"""Starts the engine without waiting for it; its events go to the function that it is given, on any thread."""
-MOST_OPEN = 4
-"""Scans that stay open; those that were not used for the longest time are closed."""
-NUMBERS = itertools.count(1)
-"""Of scans in the engine; none is used twice, so that none is mistaken for another."""
+"""Starts the engine without blocking. Events are passed to the given callback, on any thread."""
+MAX_OPEN_SCANS = 4
+"""Number of scans kept open; the least recently used are closed."""
+CASE_IDS = itertools.count(1)
+"""Case numbers in the engine; each is used once, so that no scan is mistaken for another."""
 ENGINE_MODALITIES = ("CT", "MR")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
-    """A volume as it is now, for a model."""
+    """A volume in its present state, for one model."""
 
     node: str
     fingerprint: str
@@ -45,8 +45,8 @@ class Opening:
     number: int
 
 
-class Shared:
-    """Waits for a job that others may need as well: cancelling ends the waiting, not the job."""
+class SharedJob:
+    """Waits for a job that others may need too: only the waiting is cancelled."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -54,26 +54,26 @@ class Shared:
 
     @property
     def progress(self) -> tuple[int, int, str] | None:
-        """Of the job."""
+        """Progress of the job."""
         return self._job.progress
 
     def done(self) -> bool:
-        """Whether `result` answers at once."""
+        """Whether `result` returns at once."""
         return self._left or self._job.done()
 
     def result(self) -> Any:
-        """The job's; raises Cancelled for whoever left."""
+        """The job's result; raises Cancelled after `cancel`."""
         if self._left:
             raise Cancelled
         return self._job.result()
 
     def cancel(self) -> None:
-        """Wait no longer."""
+        """Stop waiting. The job goes on."""
         self._left = True
 
 
-class Ending:
-    """The end of an engine, which takes seconds at most and can be waited for by a task."""
+class EngineShutdown:
+    """Shutdown of an engine in a thread, a few seconds at most."""
 
     progress: tuple[int, int, str] | None = None
 
@@ -82,68 +82,70 @@ class Ending:
         self._thread.start()
 
     def join(self) -> None:
-        """Wait for it."""
+        """Block until the process has ended."""
         self._thread.join()
 
     def done(self) -> bool:
-        """Whether the process is gone."""
+        """Whether the process has ended."""
         return not self._thread.is_alive()
 
     def result(self) -> None:
         """Nothing."""
 
     def cancel(self) -> None:
-        """It ends all the same."""
+        """No effect: the shutdown goes on."""
 
 
 class EngineLink:
-    """The engine, started on first use, and the scans that are open in it. Nothing here waits, but for `close`.
+    """The engine, started on first use, and its open scans. Only `close` blocks.
 
     Args:
         start: Starts the engine.
-        say: Told the warnings about a scan, a line each, once it is open.
+        log: Called with each warning about a scan, one line each, when it has been opened.
     """
 
-    def __init__(self, start: StartEngine, *, say: Callable[[str], None] = lambda line: None) -> None:
-        self._start, self._say = start, say
+    def __init__(self, start: StartEngine, *, log: Callable[[str], None] = lambda line: None) -> None:
+        self._start, self._log = start, log
         self._client: EngineClient | None = None
         self._openings: dict[Scan, Opening] = {}
         self._warned: set[int] = set()
-        self._told: deque[Event] = deque()
+        self._events: deque[Event] = deque()
         self._device = ""
 
     @property
     def client(self) -> EngineClient:
-        """The engine; starts it where it does not run."""
+        """The client of the engine; starts the engine if it is not running."""
         if self._client is None:
-            self._client = self._start(self._told.append)
+            self._client = self._start(self._events.append)
         return self._client
 
     @property
     def device(self) -> str:
-        """Where the engine computes, with the memory that was free when it started; "" while it does not run."""
+        """Device of the engine with its free memory at start; "" while not running."""
         return self._device
 
     def poll(self) -> None:
-        """Let the engine's threads run; a matter of two milliseconds."""
+        """Let the engine's threads run; takes about two milliseconds."""
         if self._client is not None:
             self._client.poll()
 
     def case(self, volume: Any, model: str) -> Steps:
-        """Steps to the `Case` of a volume as it is now, opened where it is not; an older state of it is closed.
+        """Steps to the `Case` of a volume in its present state.
+
+        Opens it if needed, and closes older states of it.
 
         Raises:
             InputError: The volume has no voxels, or several channels.
-            MaskSAMError: The engine cannot open it with this model; says why.
+            MaskSAMError: The engine cannot open it with this model.
         """
         scan = Scan(node=volume.GetID(), fingerprint=bridge.fingerprint(volume), model=model)
         self._close(lambda other: other.node == scan.node and other.fingerprint != scan.fingerprint)
         opening = self._openings.pop(scan, None) or self._open(volume, scan)
-        self._openings[scan] = opening  # the last one is the one used last
-        oldest = list(self._openings)[:-MOST_OPEN]
+        self._openings[scan] = opening  # moved to the end: the most recently used
+        oldest = list(self._openings)[:-MAX_OPEN_SCANS]
         self._close(lambda other: other in oldest)
         try:
-            case: Case = yield Shared(opening.job)
+            case: Case = yield SharedJob(opening.job)
         except Cancelled:
             raise
         except MaskSAMError:
@@ -152,14 +154,14 @@ class EngineLink:
         if case.id not in self._warned:
             self._warned.add(case.id)
             for line in case.warnings:
-                self._say(line)
+                self._log(line)
         return case
 
-    def drain(self) -> list[Event]:
-        """What the engine told since the last time, in order; see `EngineClient`'s `on_event`."""
+    def take_events(self) -> list[Event]:
+        """Events of the engine since the last call, in order; see `EngineClient`."""
         events = []
-        while self._told:
-            event = self._told.popleft()
+        while self._events:
+            event = self._events.popleft()
             events.append(event)
             if event["event"] == "ready":
                 self._device = str(event["hello"].get("device", ""))
@@ -171,32 +173,27 @@ class EngineLink:
                     del self._openings[scan]
         return events
 
-    def forget(self, volume: Any) -> None:
-        """Close a volume's scans."""
-        node = volume.GetID()
-        self._close(lambda scan: scan.node == node)
-
-    def keep(self, nodes: Callable[[str], bool]) -> None:
-        """Close the scans of all volumes but those whose node ID `nodes` approves of."""
+    def keep_scans(self, nodes: Callable[[str], bool]) -> None:
+        """Close the scans of all volumes except those whose node ID satisfies `nodes`."""
         self._close(lambda scan: not nodes(scan.node))
 
     def forget_model(self, model: str) -> None:
-        """Close the scans that were opened with a model that is there no more, or is another one now."""
+        """Close the scans of a model that was removed or replaced."""
         self._close(lambda scan: scan.model == model)
 
-    def abandon(self) -> Ending:
-        """End the engine in the background, even one that does not obey; the next use starts another one."""
+    def abandon(self) -> EngineShutdown:
+        """Shut the engine down in the background; the next use starts a new one."""
         client, self._client = self._client, None
         self._openings.clear()
         self._device = ""
-        return Ending(client)
+        return EngineShutdown(client)
 
     def close(self) -> None:
-        """End the engine and all it started; waits for that, seconds at most."""
+        """Shut the engine down and wait for its end, a few seconds at most."""
         self.abandon().join()
 
     def _open(self, volume: Any, scan: Scan) -> Opening:
-        made_by, number = modality(volume), next(NUMBERS)
+        made_by, number = modality(volume), next(CASE_IDS)
         job = self.client.submit(
             "open",
             case=number,

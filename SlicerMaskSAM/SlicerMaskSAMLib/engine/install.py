@@ -1,8 +1,8 @@
-"""How what the engine needs gets onto this computer, and goes again.
+"""Installation and removal of the packages and weights that the engine needs.
 
-PyTorch is a matter of the extension PyTorch, which knows the computer's GPU. The other packages go into Slicer's Python
-by `pip install` with constraints that keep Slicer's own packages as they are: the command that Slicer's `pip_install`
-and `pip_ensure` run as well, but one that Slicer does not stand still for, and that can be cancelled.
+The extension PyTorch installs PyTorch, because it knows the computer's GPU. The other packages are installed into
+Slicer's Python by `pip install` with constraints that keep Slicer's own packages unchanged. Slicer's `pip_install` and
+`pip_ensure` run the same command, but block the application and cannot be cancelled.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from SlicerMaskSAMLib.engine.requirements import (
     PACKAGES,
     Need,
     constraints,
-    described,
+    describe,
     installed_packages,
+    is_satisfied,
     missing,
-    will_do,
 )
 from SlicerMaskSAMLib.values.tasks import Steps
 
 BASE = "mobile"
-"""Base weights of the bundled models, and of those that are taught here."""
+"""Base weights of the bundled models, and of models trained here."""
 RECORD = "slicer-packages.json"
-CLOSING = (
-    "None of your data is sent anywhere. Without a network: Import model file takes base weights and models, and "
-    "packages are taken from the folder that the environment variable PIP_FIND_LINKS names."
+NOTES = (
+    "None of your data is sent anywhere. Without a network, use Import model file for base weights and models, and set "
+    "the environment variable PIP_FIND_LINKS to a folder with the packages."
 )
 
 
 class Setup:
-    """Brings what is missing, and takes away what was brought.
+    """Installs what is missing, and removes what was installed.
 
     Args:
-        install_torch: Installs PyTorch, and waits for that; see `torch_by_extension`.
-        installed: The packages of this Python; see `installed_packages`.
+        install_torch: Installs PyTorch and blocks meanwhile; see `torch_by_extension`.
+        installed: Lists the packages of this Python; see `installed_packages`.
         start: Starts a program in the background.
         command: Starts a command of the engine.
     """
@@ -60,57 +60,60 @@ class Setup:
     ) -> None:
         self._install_torch = install_torch or torch_by_extension
         self._installed, self._start, self._command = installed, start, command
-        self._record = _Record(base_weights.home("data") / RECORD)
+        self._installed_here = _InstalledPackages(base_weights.home("data") / RECORD)
 
     def missing(self, base: str = BASE) -> tuple[Need, ...]:
-        """What the engine lacks, with the base weights that are needed; looks at the names of some files."""
+        """Packages and base weights that the engine lacks. Looks at file names only."""
         return missing(self._installed(), base)
 
     def text(self, base: str = BASE) -> str:
-        """What `steps` would bring, from where and how much of it, for the user's consent; "" where nothing is."""
-        lines = described(self.missing(base))
-        return "\n".join(["The engine needs, once:", *(f"- {line}" for line in lines), CLOSING]) if lines else ""
+        """Text for the user's consent: packages, sources and sizes; "" if nothing is missing."""
+        lines = describe(self.missing(base))
+        return "\n".join(["The engine needs these once:", *(f"- {line}" for line in lines), NOTES]) if lines else ""
 
     def steps(self, base: str = BASE) -> Steps:
-        """Bring what is missing; the user has agreed to `text`. Returns what the user should know, "" for nothing.
+        """Install what is missing, after the user has agreed to `text`.
 
-        What was brought before a failure, or a cancel, stays; the next time goes on from there.
+        Returns advice for the user, or "". What was installed before an error or a cancellation is kept; the next call
+        continues from there.
 
         Raises:
-            MaskSAMError: Something cannot be brought; says what and why.
+            MaskSAMError: Something cannot be installed.
         """
         needs = self.missing(base)
         _refuse_old_slicer(needs)
         before = self._installed()
         if _names(needs, "torch"):
-            yield _Notice("Installing PyTorch; Slicer stands still meanwhile")
+            yield _Notice("Installing PyTorch; Slicer does not respond meanwhile")
             torch = PACKAGES["torch"][0]
-            self._install_torch(before[torch.name] if will_do(torch, before) else "")
+            self._install_torch(before[torch.name] if is_satisfied(torch, before) else "")
         if _names(needs, "package"):
             yield from self._install(_names(needs, "package"))
         after = self._installed()
         if after != before:
-            _refuse_vain_installation(missing(after, base))
-            yield from self._try_out()
+            _refuse_unreachable_packages(missing(after, base))
+            yield from self._check_imports()
         for name in _names(needs, "base"):
             yield self._command("models", "fetch", name)
         changed = sorted(name for name, version in before.items() if after.get(name, version) != version)
-        return f"Restart Slicer before you go on: {', '.join(changed)} came in another version." if changed else ""
+        return f"Restart Slicer before you go on: the version of {', '.join(changed)} has changed." if changed else ""
 
     def import_model(self, path: str | Path) -> Steps:
-        """Take in a model (a folder, or a .zip of one) or base weights, for computers without network."""
+        """Import a model (folder or .zip) or base weights, without a network."""
         yield self._command("models", "import", path)
 
     def remove_model(self, name: str) -> Steps:
-        """Delete one of the user's models, or base weights. The engine must not be at work with it."""
+        """Delete a model of the user's, or base weights. The engine must not use it."""
         yield self._command("models", "remove", name)
 
     def remove_everything(self, *, packages: bool = False) -> Steps:
-        """Delete the base weights, the sample data and the user's models. The engine must not be running.
+        """Delete base weights, sample data and the user's models.
+
+        The engine must not be running.
 
         Args:
-            packages: Uninstall the packages as well that were installed from here. PyTorch, which other extensions
-                need, too, is left to its own extension; Slicer's packages stay in any case.
+            packages: Whether to uninstall the packages that were installed from here. PyTorch, which other extensions
+                need too, is left to its own extension; Slicer's packages stay.
         """
         bases = [name for name in base_weights.BASES if base_weights.base_path(name).is_file()]
         models = [model.name for model in installed.installed_models() if model.origin == "user"]
@@ -118,12 +121,12 @@ class Setup:
             yield self._command("models", "remove", name)
         for file in (base_weights.home("cache") / "samples").glob("*"):
             file.unlink(missing_ok=True)
-        if packages and (ours := self._record.names):
-            yield self._start([*_pip("uninstall"), "--yes", *ours], name="pip uninstall", narrates=True)
-            self._record.forget()
+        if packages and (ours := self._installed_here.names):
+            yield self._start([*_pip("uninstall"), "--yes", *ours], name="pip uninstall", stdout_is_progress=True)
+            self._installed_here.forget()
 
     def _install(self, names: Iterable[str]) -> Steps:
-        """pip, with constraints; what it added is written down, for `remove_everything`."""
+        """Run pip with constraints, and record the packages it added."""
         _refuse_second_installation()
         before = self._installed()
         wanted = [f"{package.name}>={package.at_least}" for package in PACKAGES["package"] if package.name in names]
@@ -132,28 +135,28 @@ class Setup:
                 file = Path(folder) / "constraints.txt"
                 file.write_text(constraints(before), encoding="utf-8")
                 words = [*_pip("install"), "--constraint", str(file), *wanted]
-                yield self._start(words, name="pip install", narrates=True)
+                yield self._start(words, name="pip install", stdout_is_progress=True)
         except Cancelled:
             raise
         except MaskSAMError as error:
-            remedy = "Check the network, and a proxy's address in the environment variable HTTPS_PROXY."
+            remedy = "Check the network; a proxy's address goes into the environment variable HTTPS_PROXY."
             raise MaskSAMError(
                 "the packages cannot be installed", where=", ".join(names), why=str(error), remedy=remedy
             ) from error
         finally:
-            self._record.add(self._installed().keys() - before.keys())
+            self._installed_here.add(self._installed().keys() - before.keys())
 
-    def _try_out(self) -> Steps:
-        """Import everything once, in a process of its own."""
+    def _check_imports(self) -> Steps:
+        """Import all packages once, in a separate process."""
         modules = ", ".join(package.module for packages in PACKAGES.values() for package in packages)
         try:
-            yield self._start([interpreter(), "-c", f"import {modules}"], name="trying the packages")
+            yield self._start([interpreter(), "-c", f"import {modules}"], name="importing the packages")
         except Cancelled:
             raise
         except MaskSAMError as error:
             remedy = (
-                "Restart Slicer. If that does not help, install the package that is named here anew: in the Python "
-                "console, slicer.util.pip_install('--force-reinstall --no-deps NAME')."
+                "Restart Slicer. If that does not help, reinstall the named package in the Python "
+                "console: slicer.util.pip_install('--force-reinstall --no-deps NAME')."
             )
             raise MaskSAMError(
                 "the packages are installed, but cannot be used", why=str(error), remedy=remedy
@@ -161,14 +164,14 @@ class Setup:
 
 
 class _Notice:
-    """Waits for one tick, so that the panel can say what holds Slicer up next."""
+    """Waits for one tick, so that the panel can show why Slicer is about to block."""
 
     def __init__(self, text: str) -> None:
         self.progress: tuple[int, int, str] | None = (0, 0, text)
         self._asked = 0
 
     def done(self) -> bool:
-        """From the second time on that it is asked."""
+        """False on the first call, true from the second on."""
         self._asked += 1
         return self._asked > 1
 
@@ -176,11 +179,11 @@ class _Notice:
         """Nothing."""
 
     def cancel(self) -> None:
-        """There is nothing to end."""
+        """No effect."""
 
 
-class _Record:
-    """Which packages were installed from here, into this Slicer; another one has a Python of its own."""
+class _InstalledPackages:
+    """File with the packages that were installed from here, by Slicer installation."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -209,10 +212,10 @@ class _Record:
 
 
 def torch_by_extension(version: str) -> None:
-    """Install PyTorch by the module PyTorchUtils; waits for it. Slicer shows what is going on meanwhile.
+    """Install PyTorch with the module PyTorchUtils. Slicer blocks meanwhile.
 
     Args:
-        version: Of a torch that is there and stays, when only torchvision is missing; "" for any that will do.
+        version: Version of an installed torch that is kept when only torchvision is missing; "" for any version.
 
     Raises:
         MaskSAMError: The extension PyTorch is missing, or could not install it.
@@ -222,7 +225,7 @@ def torch_by_extension(version: str) -> None:
         import PyTorchUtils
     except ImportError as error:
         remedy = "Install PyTorch in the Extensions Manager, restart Slicer, and press Set up again."
-        raise MaskSAMError("the extension PyTorch is not there", why=str(error), remedy=remedy) from error
+        raise MaskSAMError("the extension PyTorch is not installed", why=str(error), remedy=remedy) from error
     install = PyTorchUtils.PyTorchUtilsLogic().installTorch
     wanted = {f"{package.name}VersionRequirement": f">={package.at_least}" for package in PACKAGES["torch"]}
     if version:
@@ -231,7 +234,7 @@ def torch_by_extension(version: str) -> None:
     try:
         torch = install(askConfirmation=False, **{name: value for name, value in wanted.items() if name in known})
     except (OSError, RuntimeError, ImportError, subprocess.SubprocessError) as error:
-        remedy = "The Python console says more. The module PyTorch Utils can uninstall what is there."
+        remedy = "See the Python console for details. The module PyTorch Utils can uninstall the present version."
         raise MaskSAMError("PyTorch cannot be installed", why=str(error), remedy=remedy) from error
     if torch is None:
         raise Cancelled
@@ -246,25 +249,31 @@ def _names(needs: Iterable[Need], *kinds: str) -> list[str]:
 
 
 def _refuse_old_slicer(needs: Iterable[Need]) -> None:
-    old = described([need for need in needs if need.kind == "slicer"])
+    old = describe([need for need in needs if need.kind == "slicer"])
     if old:
         raise MaskSAMError("this Slicer cannot run the engine", why="; ".join(old))
 
 
 def _refuse_second_installation() -> None:
-    """Two pips at a time spoil a Python."""
+    """Raise MaskSAMError while Slicer's own pip is running."""
     try:
         from slicer import packaging
     except ImportError:
-        return  # Slicer 5.10 does not know
+        return  # Slicer 5.10 has no such module
     if packaging.isPipInstallInProgress():
-        raise MaskSAMError("Slicer is installing other packages", remedy="Press Set up again when that has ended.")
+        raise MaskSAMError("Slicer is installing other packages", remedy="Press Set up again when that is done.")
 
 
-def _refuse_vain_installation(needs: Iterable[Need]) -> None:
-    """pip puts packages elsewhere where it may not write to Slicer's folder, and Slicer does not look there."""
+def _refuse_unreachable_packages(needs: Iterable[Need]) -> None:
+    """Raise MaskSAMError where pip installed to a folder that Slicer does not search.
+
+    pip does so when it may not write to Slicer's folder.
+    """
     if lacking := _names(needs, "torch", "package"):
-        remedy = "Install Slicer in a folder that you may write to."
+        remedy = "Install Slicer in a folder where you may write."
         raise MaskSAMError(
-            "what was installed is not there", where=", ".join(lacking), why=f"looked in {sys.prefix}", remedy=remedy
+            "the installed packages cannot be found",
+            where=", ".join(lacking),
+            why=f"looked in {sys.prefix}",
+            remedy=remedy,
         )

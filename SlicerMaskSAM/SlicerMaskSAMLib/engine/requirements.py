@@ -1,4 +1,4 @@
-"""What the engine needs of this computer, and which of it is there."""
+"""Packages and weights that the engine needs, and which of them are missing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from MaskSAMCore.zoo import base_weights
 from MaskSAMCore.zoo.base_weights import seems_here
 
 Kind = Literal["slicer", "torch", "package", "base"]
-"""Who brings it: Slicer itself, the extension PyTorch, pip, the engine's own download."""
+"""Who provides it: Slicer itself, the extension PyTorch, pip, or the engine's own download."""
 MB = 1_000_000
 
 
@@ -22,10 +22,10 @@ class Package:
     """A package that the engine imports.
 
     Attributes:
-        name: On the Python package index.
-        at_least: The oldest version that will do.
-        module: What is imported of it.
-        megabytes: Roughly what is downloaded, with what it brings along.
+        name: Name on the Python package index.
+        at_least: Oldest version that works.
+        module: Name of the imported module.
+        megabytes: Approximate download size, dependencies included.
     """
 
     name: str
@@ -57,19 +57,19 @@ PACKAGES: dict[Kind, tuple[Package, ...]] = {
         Package(name="tqdm", at_least="4.66", module="tqdm", megabytes=1),
     ),
 }
-"""Those of Slicer are never installed from here: Slicer cannot do with any other version."""
+"""Packages of the kind "slicer" are never installed from here: Slicer works with its own versions only."""
 HELD = ("numpy", "SimpleITK", "scipy", "torch", "torchvision")
-"""Compiled packages that others build on: pip has to leave the versions that are there."""
+"""Compiled packages that others build on; pip must keep the installed versions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """Something that is missing, or too old.
+    """Something that is missing or too old.
 
     Attributes:
-        kind: Who brings it.
-        name: Of the package, or of the base weights.
-        found: The version that is there and too old; "" for none.
+        kind: Who provides it.
+        name: Name of the package or of the base weights.
+        found: Installed version that is too old; "" if there is none.
     """
 
     kind: Kind
@@ -78,55 +78,55 @@ class Need:
 
 
 def missing(found: Mapping[str, str], base: str) -> tuple[Need, ...]:
-    """What is missing.
+    """What is missing or too old.
 
     Args:
-        found: The packages that are there; see `installed_packages`.
-        base: The base weights that are needed.
+        found: Installed packages; see `installed_packages`.
+        base: Base weights that are needed.
     """
     needs = [
         Need(kind=kind, name=package.name, found=found.get(canonical(package.name), ""))
         for kind, packages in PACKAGES.items()
         for package in packages
-        if not will_do(package, found)
+        if not is_satisfied(package, found)
     ]
     if not seems_here(base):
         needs.append(Need(kind="base", name=base))
     return tuple(needs)
 
 
-def will_do(package: Package, found: Mapping[str, str]) -> bool:
-    """Whether it is there, and new enough."""
+def is_satisfied(package: Package, found: Mapping[str, str]) -> bool:
+    """Whether the package is installed and new enough."""
     version = found.get(canonical(package.name), "")
     return bool(version) and _numbers(version) >= _numbers(package.at_least)
 
 
 def installed_packages(paths: Iterable[str] | None = None) -> dict[str, str]:
-    """Packages by their canonical names, with their versions; opens no file.
+    """Installed packages with their versions, by canonical name. Opens no file.
 
     Args:
-        paths: Folders with packages; those of this Python when None.
+        paths: Folders to search; None for those of this Python.
     """
     found: dict[str, str] = {}
     for folder in map(Path, sys.path if paths is None else paths):
         for entry in folder.glob("*.dist-info"):
             name, _, version = entry.stem.partition("-")
-            found.setdefault(canonical(name), version)  # as for imports, the first one counts
+            found.setdefault(canonical(name), version)  # the first one is imported
     return found
 
 
 def canonical(name: str) -> str:
-    """A package's name in the one way to write it."""
+    """The canonical spelling of a package's name."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def constraints(found: Mapping[str, str]) -> str:
-    """pip's constraints: a line for each package that must stay as it is."""
+    """pip constraints: one line for each package whose version must not change."""
     return "".join(f"{name}=={found[canonical(name)]}\n" for name in HELD if canonical(name) in found)
 
 
-def described(needs: Sequence[Need]) -> list[str]:
-    """A line for each way to bring something: what, from where, and how much of it."""
+def describe(needs: Sequence[Need]) -> list[str]:
+    """One line for each provider: what it installs, from where, and its size."""
     ways = (_slicer_line, _torch_line, _package_line)
     lines = [way([need for need in needs if need.kind == kind]) for way, kind in zip(ways, PACKAGES, strict=True)]
     return [*filter(None, lines), *(_base_line(need) for need in needs if need.kind == "base")]
@@ -134,7 +134,7 @@ def described(needs: Sequence[Need]) -> list[str]:
 
 def _slicer_line(needs: Sequence[Need]) -> str:
     lacking = ", ".join(f"{need.name} ({need.found or 'missing'})" for need in needs)
-    return f"Slicer 5.10 or newer: this one is too old for the engine in {lacking}" if needs else ""
+    return f"Slicer 5.10 or newer: too old or missing in this one: {lacking}" if needs else ""
 
 
 def _torch_line(needs: Sequence[Need]) -> str:
@@ -142,15 +142,15 @@ def _torch_line(needs: Sequence[Need]) -> str:
     old = " and ".join(f"{need.name} {need.found}" for need in needs if need.found)
     replaced = f", in place of {old}" if old else ""
     size = "0.2 GB for the CPU, up to 3 GB for a GPU"
-    return f"{wanted}{replaced}, by the extension PyTorch: {size}" if needs else ""
+    return f"{wanted}{replaced}, from the extension PyTorch: {size}" if needs else ""
 
 
 def _package_line(needs: Sequence[Need]) -> str:
     names = ", ".join(f"{need.name} (in place of {need.found})" if need.found else need.name for need in needs)
     wanted = {need.name for need in needs}
     size = sum(package.megabytes for package in PACKAGES["package"] if package.name in wanted)
-    kept = "numpy and SimpleITK stay as they are"
-    return f"packages of the Python package index, about {size} MB: {names}; {kept}" if needs else ""
+    kept = "numpy and SimpleITK are not changed"
+    return f"packages from the Python package index, about {size} MB: {names}; {kept}" if needs else ""
 
 
 def _base_line(need: Need) -> str:
@@ -161,6 +161,6 @@ def _base_line(need: Need) -> str:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version, for comparison: (2, 5, 1) of "2.5.1+cu121"."""
+    """Leading numbers of a version, for comparison: (2, 5, 1) for "2.5.1+cu121"."""
     leading = re.match(r"\d+(\.\d+)*", version)
     return tuple(map(int, leading[0].split("."))) if leading else ()

@@ -1,1 +1,1 @@
-"""Between the MRML scene and numpy."""
+"""Access to MRML: volumes, segments, prompts and views as plain values."""

@@ -1,7 +1,7 @@
-"""The one door between MRML and numpy: volumes, places and segments as arrays on a volume's grid.
+"""MRML volumes and segments as numpy arrays on a volume's grid.
 
 Arrays are (K, J, I), boxes (k0, k1, j0, j1, i0, i1) with upper ends exclusive, points mm in RAS. A volume's own frame
-is what its grid gives; the world lies above its parent transforms.
+is that of its IJK-to-RAS matrix; parent transforms lead from there to the world.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from SlicerMaskSAMLib.mrml.segments import (
     write_segment,
 )
 from SlicerMaskSAMLib.mrml.volumes import (
-    Box,
     Geometry,
     Region,
     Source,
@@ -38,7 +37,6 @@ from SlicerMaskSAMLib.mrml.volumes import (
 )
 
 __all__ = [
-    "Box",
     "Geometry",
     "Region",
     "Source",

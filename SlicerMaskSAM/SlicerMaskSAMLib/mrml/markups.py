@@ -1,7 +1,7 @@
-"""Points and boxes on the grid of a volume, as markups that look the same everywhere: made, placed and read.
+"""Points and boxes on a volume's grid as markups: creation, style, position.
 
-The nodes lie under the volume's own parent transform, so that they follow the volume. Their coordinates are then RAS mm
-of the volume's own frame, which its affine maps to voxels; no transform has to be inverted to read them.
+The nodes are children of the volume's parent transform, so that they follow the volume. Their coordinates are then RAS
+mm in the volume's own frame, which its affine maps to voxels; reading them inverts no transform.
 """
 
 from __future__ import annotations
@@ -20,32 +20,35 @@ BOX = "vtkMRMLMarkupsROINode"
 VOLUME = "MaskSAM.volume"
 """Role of the node reference to the volume."""
 KIND = "MaskSAM.kind"
-"""Attribute of every node that is ours: what it holds."""
+"""Attribute of every node of this module: what it contains."""
 GRID = "MaskSAM.grid"
-"""Attribute: ijk to RAS of the volume when the node was put under the volume's transform."""
+"""Attribute: IJK-to-RAS matrix of the volume when the node was put under the volume's transform."""
 SAME_MM = 1e-3
 HANDLE_PERCENT = 1.5
-"""Size of a box's handles, of the view; Slicer's own would cover a small structure."""
+"""Size of a box's handles, in percent of the view; Slicer's default would hide a small structure."""
 
 Triple = tuple[float, float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
-    """How a markup is drawn. Kinds differ in shape as well as in colour, for who cannot tell red from green."""
+class MarkupStyle:
+    """Colour and glyph of a markup.
+
+    Kinds differ in both, for users who cannot tell red from green.
+    """
 
     color: Triple
     glyph: str
 
 
-INCLUDE = Look(color=(0.2, 0.9, 0.3), glyph="ThickCross2D")
-EXCLUDE = Look(color=(1.0, 0.25, 0.2), glyph="Diamond2D")
-FRAME = Look(color=(1.0, 0.85, 0.2), glyph="Square2D")
-AUTOMATIC = Look(color=(0.3, 0.75, 1.0), glyph="Circle2D")
+INCLUDE = MarkupStyle(color=(0.2, 0.9, 0.3), glyph="ThickCross2D")
+EXCLUDE = MarkupStyle(color=(1.0, 0.25, 0.2), glyph="Diamond2D")
+FRAME = MarkupStyle(color=(1.0, 0.85, 0.2), glyph="Square2D")
+AUTOMATIC = MarkupStyle(color=(0.3, 0.75, 1.0), glyph="Circle2D")
 
 
 def nodes(scene: Any, kind: str) -> list[Any]:
-    """All nodes of a class, subclasses included, in the order in which they came into the scene."""
+    """All nodes of a class and its subclasses, in the order they were added."""
     found = scene.GetNodesByClass(kind)
     found.UnRegister(None)
     return [found.GetItemAsObject(index) for index in range(found.GetNumberOfItems())]
@@ -54,7 +57,9 @@ def nodes(scene: Any, kind: str) -> list[Any]:
 def add(
     scene: Any, kind: str, *, name: str, volume: Any, attributes: Mapping[str, str], references: Mapping[str, str]
 ) -> Any:
-    """A node of a class that belongs to a volume, empty yet. It knows whose it is before the scene's observers see it.
+    """A new, empty node that belongs to a volume.
+
+    Attributes and references are set before it enters the scene, and so before observers see it.
 
     Args:
         references: IDs of other nodes, by role.
@@ -62,22 +67,23 @@ def add(
     node = scene.CreateNodeByClass(kind)
     node.UnRegister(None)
     node.SetName(name)
-    node.SetHideFromEditors(kind == BOX)  # a box that is a prompt is no choice for a region of interest
+    node.SetHideFromEditors(kind == BOX)  # a box prompt must not be offered as a region of interest
     for key, value in attributes.items():
         node.SetAttribute(key, value)
-    for role, id in {**references, VOLUME: volume.GetID()}.items():
-        node.SetNodeReferenceID(role, id)
+    for role, node_id in {**references, VOLUME: volume.GetID()}.items():
+        node.SetNodeReferenceID(role, node_id)
     return scene.AddNode(node)
 
 
-def draw(node: Any, look: Look, *, labels: bool = False) -> None:
-    """Give a markup its looks, and handles to drag the sides of a box."""
+def apply_style(node: Any, style: MarkupStyle, *, labels: bool = False) -> None:
+    """Set colour and glyph of a markup, and handles to drag the sides of a box."""
     node.CreateDefaultDisplayNodes()
     display = node.GetDisplayNode()
     for paint in (display.SetColor, display.SetSelectedColor):
-        paint(*look.color)
-    display.SetActiveColor(*(0.5 + 0.5 * part for part in look.color))  # under the mouse; Slicer's own is green for all
-    display.SetGlyphTypeFromString(look.glyph)
+        paint(*style.color)
+    # Under the mouse; Slicer's default is green for all.
+    display.SetActiveColor(*(0.5 + 0.5 * part for part in style.color))
+    display.SetGlyphTypeFromString(style.glyph)
     display.SetPointLabelsVisibility(labels)
     display.SetPropertiesLabelVisibility(False)
     if node.IsA(BOX):
@@ -87,8 +93,8 @@ def draw(node: Any, look: Look, *, labels: bool = False) -> None:
         display.SetInteractionHandleScale(HANDLE_PERCENT)
 
 
-def follow(node: Any, volume: Any) -> None:
-    """Put a markup under the volume's transform. Where the volume's was hardened, so is the markup's."""
+def follow_transform(node: Any, volume: Any) -> None:
+    """Put a markup under the volume's transform, hardened if the volume's was."""
     transform, grid = volume.GetTransformNodeID(), geometry(volume).affine.ravel()
     former = node.GetAttribute(GRID)
     if former is not None and node.GetTransformNodeID() == transform:
@@ -104,31 +110,40 @@ def follow(node: Any, volume: Any) -> None:
 
 
 def box_along(volume: Any, low: np.ndarray, high: np.ndarray) -> tuple[tuple[float, ...], Triple]:
-    """Matrix and size, for `set_box`, of a box along the volume's axes from its first to its last voxel (i, j, k)."""
+    """Matrix and size of a box along the volume's axes, for `set_box`.
+
+    Args:
+        low, high: First and last voxel (i, j, k).
+    """
     grid = geometry(volume)
     matrix = np.eye(4)
     matrix[:3, :3] = grid.directions
-    if np.linalg.det(matrix[:3, :3]) < 0:  # a box is the same when mirrored, and the node wants a rotation
+    if np.linalg.det(matrix[:3, :3]) < 0:  # the node needs a rotation; a mirrored box is the same
         matrix[:3, 2] *= -1
     matrix[:3, 3] = grid.to_ras((low + high) / 2)
     return tuple(matrix.ravel().tolist()), triple((high - low + 1) * grid.spacing)
 
 
 def set_box(node: Any, matrix: Sequence[float], size: Sequence[float]) -> None:
-    """Set where a box lies: 16 numbers of the box to its node's frame, and its three sides in mm."""
+    """Place a box.
+
+    Args:
+        matrix: 16 numbers from the box's to the node's frame.
+        size: Its three sides in mm.
+    """
     node.SetSize(*size)
     node.SetAndObserveObjectToNodeMatrix(vtk_matrix(np.reshape(matrix, (4, 4))))
 
 
 def get_box(node: Any) -> tuple[tuple[float, ...], Triple]:
-    """What `set_box` set, or where the user dragged it."""
+    """Matrix and size of a box as `set_box` takes them, after any dragging."""
     return tuple(matrix_array(node.GetObjectToNodeMatrix()).ravel().tolist()), triple(node.GetSize())
 
 
 def box_corners(volume: Any, matrix: Sequence[float], size: Sequence[float]) -> tuple[Triple, Triple]:
-    """The voxels (i, j, k) in the first and the last corner of a box; of one that was turned, of the box around it.
+    """First and last voxel (i, j, k) of a box, or of a rotated box's bounding box.
 
-    Along an axis where it is at most one voxel thick both are the same: the box lies in one plane.
+    Along an axis where the box is at most one voxel thick both are equal: the box lies in one plane.
     """
     unit = np.array(np.meshgrid(*[(-0.5, 0.5)] * 3, indexing="ij")).reshape(3, 8).T
     to_node: np.ndarray = np.reshape(matrix, (4, 4))
@@ -138,26 +153,26 @@ def box_corners(volume: Any, matrix: Sequence[float], size: Sequence[float]) -> 
 
 
 def inner(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The centres of the first and the last voxel between two corners (i, j, k); the same where there is just one."""
+    """Centres of the first and last voxel between two corners (i, j, k)."""
     middle = (low + high) / 2
     return np.minimum(low + 0.5, middle), np.maximum(high - 0.5, middle)
 
 
 def triple(values: Iterable[float]) -> Triple:
-    """Three numbers, of an array for instance, as plain ones."""
+    """Three numbers, for instance of an array, as a tuple of floats."""
     first, second, third = (float(value) for value in values)
     return first, second, third
 
 
 def defined_points(node: Any) -> list[int]:
-    """Indices of the points that have been placed; a point that still hangs on the mouse is not."""
+    """Indices of the placed points, without one that is still being placed."""
     placed = slicer.vtkMRMLMarkupsNode.PositionDefined
     count = node.GetNumberOfControlPoints()
     return [index for index in range(count) if node.GetNthControlPointPositionStatus(index) == placed]
 
 
 def under_mouse(scene: Any) -> bool:
-    """Whether the mouse is on a point or a handle of ours, which a press would take hold of."""
+    """Whether the mouse is over one of our points or handles."""
     kinds = slicer.vtkMRMLMarkupsDisplayNode
     handles = kinds.ComponentControlPoint, kinds.ComponentTranslationHandle, kinds.ComponentScaleHandle
     return any(

@@ -1,4 +1,4 @@
-"""What made a volume, where it can be known."""
+"""Modality of a volume, as far as it can be determined."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from SlicerMaskSAMLib.mrml import bridge
 
 AIR_HU = (-1050.0, -900.0)
 AIR_SHARE = 0.05
-"""A volume is a CT where at least this share of its voxels is air in Hounsfield units. Phase images of MR, the only
-ones that reach so low, spread over thousands of values."""
+"""A volume is a CT if at least this share of its voxels is air in Hounsfield units. MR phase images, the only others
+with such low values, spread over thousands of values."""
 LOWEST_HU = -3100.0
-"""What scanners pad a CT's corners with lies above."""
+"""Scanners pad the corners of a CT with values above this."""
 SAMPLE = 50_000
-"""Voxels that are looked at."""
+"""Number of voxels that are examined."""
 WITHOUT_MODALITY = ("", "OT", "SEG", "SC")
-"""DICOM modalities that say nothing about the voxels."""
+"""DICOM modalities that do not describe the voxels."""
 
 
 def modality(volume: Any) -> str:
-    """DICOM's word for what made a volume ("CT", "MR", "PT", ...); "" where nothing tells it for sure.
+    """DICOM modality of a volume ("CT", "MR", "PT", ...); "" if not certain.
 
-    Looked for in the series that the DICOM module loaded, in the unit of the voxels, and for CT in the voxels.
+    Taken from the series that the DICOM module loaded, else from the unit of the voxels, else, for CT, from the voxels.
     """
     found = _of_series(volume)
     if found:

@@ -1,31 +1,36 @@
-"""What the scene remembers of the module: its parameter node."""
+"""The module's parameter node, which stores its settings in the scene."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from slicer import vtkMRMLMarkupsROINode, vtkMRMLScalarVolumeNode, vtkMRMLSegmentationNode
 from slicer.parameterNodeWrapper import parameterNodeWrapper
 
-from SlicerMaskSAMLib.values.choices import Neighbours, Region, Scope, Speed
+from SlicerMaskSAMLib.values.choices import OverlapPolicy, Region, Scope, Speed
 
 ANY_DEVICE = "auto"
 
 
 @parameterNodeWrapper
 class MaskSAMParameterNode:
-    """The module's settings, saved with the scene. A node may be None; setting anything tells the node's observers.
+    """Settings of the module, saved with the scene.
+
+    Nodes may be None. Every change notifies the node's observers.
 
     Attributes:
-        inputVolume: What is segmented.
-        segmentation: Where the structures go; made on first use.
+        inputVolume: The volume to segment.
+        segmentation: The segmentation that receives the structures; created on first use.
         model: Name of an installed model.
-        skippedStructures: Names of the model's structures that are not wanted.
-        region: The part of the volume that is segmented; `roi` is used where it is Region.ROI.
-        segmentID: The structure that clicks refine.
+        skippedStructures: Names of the model's structures that are left out.
+        region: The part of the volume to segment; `roi` is used with Region.ROI.
+        segmentID: The segment that clicks refine.
         scope: How far the next click reaches.
-        neighbours: What happens where it meets other segments.
-        showAutomatic: Whether the model's own boxes and points are shown as markups.
-        trainingFolder: Where training cases are saved; empty for the user's own folder.
-        device: Where the engine computes: "auto", "cpu", "cuda" or "cuda:N".
+        neighbours: What happens where a structure meets other segments.
+        showAutomatic: Whether the automatic prompts are shown as markups.
+        trainingFolder: Folder of training cases; empty for the user's default folder.
+        device: Device of the engine: "auto", "cpu", "cuda" or "cuda:N".
     """
 
     inputVolume: vtkMRMLScalarVolumeNode
@@ -37,7 +42,14 @@ class MaskSAMParameterNode:
     speed: Speed = Speed.ACCURATE
     segmentID: str
     scope: Scope = Scope.SLAB
-    neighbours: Neighbours = Neighbours.PROTECT
+    neighbours: OverlapPolicy = OverlapPolicy.PROTECT
     showAutomatic: bool
     trainingFolder: str
     device: str = ANY_DEVICE
+
+    if TYPE_CHECKING:  # added by the wrapper
+
+        def connectGui(self, gui: Any) -> int: ...
+        def disconnectGui(self, tag: int) -> None: ...
+        def AddObserver(self, event: str, callback: Callable[[Any, str], None]) -> int: ...
+        def RemoveObserver(self, tag: int) -> None: ...

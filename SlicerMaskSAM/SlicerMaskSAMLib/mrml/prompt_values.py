@@ -1,4 +1,4 @@
-"""What a prompt says: as a value, for the engine, for the eye, and in the node that keeps it."""
+"""Prompts as values, and their conversion to messages, text and MRML nodes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import binascii
 import json
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +15,13 @@ import numpy as np
 from MaskSAMCore.errors import PromptError
 from SlicerMaskSAMLib.mrml import markups
 from SlicerMaskSAMLib.mrml.markups import Triple
-from SlicerMaskSAMLib.mrml.volumes import Box as VoxelBox
 from SlicerMaskSAMLib.mrml.volumes import geometry
 from SlicerMaskSAMLib.values.choices import Scope
+from SlicerMaskSAMLib.values.sparse import VoxelBox
 
 
 @dataclass(frozen=True, kw_only=True)
-class Point:
+class PointPrompt:
     """A click; `position` in RAS mm of the volume's own frame."""
 
     order: int
@@ -31,8 +32,13 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Box:
-    """A box: `matrix`, 16 numbers from the box's to the volume's own frame, and `size`, its sides in mm."""
+class BoxPrompt:
+    """A box.
+
+    Attributes:
+        matrix: 16 numbers from the box's to the volume's own frame.
+        size: Its sides in mm.
+    """
 
     order: int
     matrix: tuple[float, ...]
@@ -41,39 +47,43 @@ class Box:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Start:
-    """The segment that the prompts start from: bits of `box`, packed, compressed and as base64."""
+class StartMask:
+    """The segment that the prompts start from.
+
+    Attributes:
+        mask: Bits of `box`, packed, compressed and base64-encoded.
+    """
 
     mask: str
     box: VoxelBox
     order: int = 0
 
 
-Prompt = Point | Box | Start
-KINDS = {Point: "point", Box: "box", Start: "start"}
-"""What a row of the panel is."""
+Prompt = PointPrompt | BoxPrompt | StartMask
+KINDS = {PointPrompt: "point", BoxPrompt: "box", StartMask: "start"}
+"""Kind of a row in the panel."""
 Snapshot = tuple[Prompt, ...]
-"""All prompts of a list, in the order given; equal where nothing differs."""
-NOTE = "MaskSAM.prompt"
-"""Attribute of a box's node, for what stands in the description of a click's point."""
-Place = tuple[str, str]
-"""IDs of a prompt's node and, of a click, of its point."""
+"""All prompts of a list in the order given. Equal if no prompt differs."""
+PROPERTIES = "MaskSAM.prompt"
+"""Attribute of a box's node with its properties. Those of a click are in the description of its control point."""
+PromptRef = tuple[str, str]
+"""IDs of a prompt's node and, for a click, of its control point."""
 SAME_VOXELS = 1e-3
-STRANGER = (-1, Scope.SLAB, None)
-"""Order, scope and candidate of a point that somebody else placed."""
+FOREIGN_PROPERTIES = (-1, Scope.SLAB, None)
+"""Order, scope and candidate of a point that was not placed by this module."""
 
 
-def packed(mask: np.ndarray, box: VoxelBox) -> Start:
-    """A start from (k, j, i) voxels of `box`, anything but 0 inside."""
+def pack_start(mask: np.ndarray, box: VoxelBox) -> StartMask:
+    """A start from an array (k, j, i) on `box`, nonzero inside."""
     bits = np.packbits(mask != 0).tobytes()
-    return Start(mask=base64.b64encode(zlib.compress(bits, 1)).decode("ascii"), box=box)
+    return StartMask(mask=base64.b64encode(zlib.compress(bits, 1)).decode("ascii"), box=box)
 
 
-def unpacked(start: Start) -> np.ndarray:
+def unpack_start(start: StartMask) -> np.ndarray:
     """The voxels of a start, (k, j, i), uint8 0/1.
 
     Raises:
-        PromptError: The scene's file was damaged.
+        PromptError: The data is damaged.
     """
     k0, k1, j0, j1, i0, i1 = start.box
     shape = k1 - k0, j1 - j0, i1 - i0
@@ -87,29 +97,32 @@ def unpacked(start: Start) -> np.ndarray:
         ) from error
 
 
-def note(prompt: Point | Box) -> str:
-    """What a markup itself has no place for, as text: in a point's description, or an attribute."""
-    words = {"order": prompt.order, "scope": prompt.scope.value}
-    if isinstance(prompt, Point) and prompt.candidate is not None:
-        words["candidate"] = prompt.candidate
-    return json.dumps(words)
+def encode_properties(prompt: PointPrompt | BoxPrompt) -> str:
+    """Order, scope and candidate as JSON; a markup has no field for them."""
+    properties = {"order": prompt.order, "scope": prompt.scope.value}
+    if isinstance(prompt, PointPrompt) and prompt.candidate is not None:
+        properties["candidate"] = prompt.candidate
+    return json.dumps(properties)
 
 
-def read_note(text: str | None) -> tuple[int, Scope, int | None] | None:
-    """Order, scope and candidate; None for the text of somebody else."""
+def decode_properties(text: str | None) -> tuple[int, Scope, int | None] | None:
+    """Order, scope and candidate from JSON; None for any other text."""
     try:
-        words = json.loads(text or "")
-        candidate = words.get("candidate")
-        return int(words["order"]), Scope(words["scope"]), None if candidate is None else int(candidate)
+        properties = json.loads(text or "")
+        candidate = properties.get("candidate")
+        return int(properties["order"]), Scope(properties["scope"]), None if candidate is None else int(candidate)
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
 
 
-def plain(volume: Any, prompt: Prompt, *, first: bool) -> dict[str, Any]:
-    """A prompt as the engine takes it, in voxels; only the `first` of a list has candidates."""
-    if isinstance(prompt, Start):
-        return {"kind": "mask", "mask": unpacked(prompt), "mask_box": prompt.box[::2]}
-    if isinstance(prompt, Box):
+def to_message(volume: Any, prompt: Prompt, *, first: bool) -> dict[str, Any]:
+    """A prompt in voxels, as the worker's protocol defines it.
+
+    Only the `first` of a list has candidates.
+    """
+    if isinstance(prompt, StartMask):
+        return {"kind": "mask", "mask": unpack_start(prompt), "mask_box": prompt.box[::2]}
+    if isinstance(prompt, BoxPrompt):
         corners = markups.box_corners(volume, prompt.matrix, prompt.size)
         return {"kind": "box", "corners": corners, "scope": prompt.scope.value}
     position = markups.triple(geometry(volume).to_ijk(prompt.position))
@@ -117,39 +130,48 @@ def plain(volume: Any, prompt: Prompt, *, first: bool) -> dict[str, Any]:
     return out | {"candidate": prompt.candidate} if first and prompt.positive else out
 
 
-def text(volume: Any, prompt: Prompt) -> str:
-    """A prompt for the eye, with the voxels (i, j, k) that Slicer's data probe shows as well."""
-    if isinstance(prompt, Start):
-        return "The segment as it was"
-    if isinstance(prompt, Box):
+def to_messages(volume: Any, prompts: Snapshot) -> list[dict[str, Any]]:
+    """A list of prompts in voxels (i, j, k), as the worker's protocol defines it.
+
+    Raises:
+        PromptError: A start is damaged.
+    """
+    return [to_message(volume, prompt, first=index == 0) for index, prompt in enumerate(prompts)]
+
+
+def describe(volume: Any, prompt: Prompt) -> str:
+    """A prompt as text, with voxels (i, j, k) as in Slicer's data probe."""
+    if isinstance(prompt, StartMask):
+        return "Segment at the start"
+    if isinstance(prompt, BoxPrompt):
         low, high = np.array(markups.box_corners(volume, prompt.matrix, prompt.size))
         sides = " × ".join(str(round(float(side))) for side in high - low + 1)
-        return f"Box of {sides} voxels around {_voxel((low + high) / 2)}, {prompt.scope.value}"
+        return f"Box of {sides} voxels around {_voxel_text((low + high) / 2)}, {prompt.scope.value}"
     word = "Include" if prompt.positive else "Exclude"
-    return f"{word} {_voxel(geometry(volume).to_ijk(prompt.position))}, {prompt.scope.value}"
+    return f"{word} {_voxel_text(geometry(volume).to_ijk(prompt.position))}, {prompt.scope.value}"
 
 
-def _voxel(ijk: Any) -> str:
+def _voxel_text(ijk: Iterable[float]) -> str:
     return "({}, {}, {})".format(*(round(float(value)) for value in ijk))
 
 
-# -- in the nodes --------------------------------------------------------------------------------------------------
+# -- storage in nodes ----------------------------------------------------------------------------------------------
 
 
-def write_note(node: Any, point_id: str, prompt: Point | Box) -> None:
-    """Note in the node, or in one of its points, what only words can say."""
+def write_properties(node: Any, point_id: str, prompt: PointPrompt | BoxPrompt) -> None:
+    """Store a prompt's properties in its node or, for a click, in its control point."""
     if point_id:
-        node.SetNthControlPointDescription(node.GetNthControlPointIndexByID(point_id), note(prompt))
+        node.SetNthControlPointDescription(node.GetNthControlPointIndexByID(point_id), encode_properties(prompt))
     else:
-        node.SetAttribute(NOTE, note(prompt))
+        node.SetAttribute(PROPERTIES, encode_properties(prompt))
 
 
-def read_points(node: Any, *, positive: bool) -> list[tuple[Place, Point]]:
-    """The clicks of a node of points, with their places; one that somebody else placed has the order of STRANGER."""
+def read_points(node: Any, *, positive: bool) -> list[tuple[PromptRef, PointPrompt]]:
+    """The clicks of a node of points; those of others with FOREIGN_PROPERTIES."""
     found = []
     for index in markups.defined_points(node):
-        order, scope, candidate = read_note(node.GetNthControlPointDescription(index)) or STRANGER
-        point = Point(
+        order, scope, candidate = decode_properties(node.GetNthControlPointDescription(index)) or FOREIGN_PROPERTIES
+        point = PointPrompt(
             order=order,
             position=markups.triple(node.GetNthControlPointPosition(index)),
             positive=positive,
@@ -160,26 +182,27 @@ def read_points(node: Any, *, positive: bool) -> list[tuple[Place, Point]]:
     return found
 
 
-def read_box(node: Any) -> Box:
+def read_box(node: Any) -> BoxPrompt:
     """The box of an ROI node."""
-    order, scope, _ = read_note(node.GetAttribute(NOTE)) or STRANGER
+    order, scope, _ = decode_properties(node.GetAttribute(PROPERTIES)) or FOREIGN_PROPERTIES
     matrix, size = markups.get_box(node)
-    return Box(order=order, matrix=matrix, size=size, scope=scope)
+    return BoxPrompt(order=order, matrix=matrix, size=size, scope=scope)
 
 
-def write_start(node: Any, start: Start, volume: Any) -> None:
-    """Keep a start in the parameters of a scripted module node, with the volume's grid that its voxels are of."""
+def write_start(node: Any, start: StartMask, volume: Any) -> None:
+    """Store a start and its volume's grid in a scripted module node."""
     node.SetParameter("mask", start.mask)
     node.SetParameter("box", json.dumps(start.box))
     node.SetParameter("affine", json.dumps(geometry(volume).affine.tolist()))
 
 
-def read_start(node: Any, volume: Any) -> Start:
-    """The start that a scripted module node keeps, in voxels of the volume as it is now.
+def read_start(node: Any, volume: Any) -> StartMask:
+    """The start stored in a scripted module node, in present voxels of the volume.
 
-    Slicer stores the slices of a left-handed volume in reverse: read again, it has the same anatomy in other voxels.
+    Slicer stores the slices of a left-handed volume in reverse order. After loading, the same anatomy has other voxel
+    indices; the start is flipped accordingly.
     """
-    start = Start(mask=node.GetParameter("mask"), box=tuple(json.loads(node.GetParameter("box"))))
+    start = StartMask(mask=node.GetParameter("mask"), box=tuple(json.loads(node.GetParameter("box"))))
     to_now = np.linalg.inv(geometry(volume).affine) @ np.array(json.loads(node.GetParameter("affine")))
     signs = np.diag(to_now)[:3]
     if (signs > 0).all() or not np.allclose(to_now[:3, :3], np.diag(np.sign(signs)), atol=SAME_VOXELS):
@@ -187,6 +210,6 @@ def read_start(node: Any, volume: Any) -> Start:
     ends = np.array([start.box[::2], np.subtract(start.box[1::2], 1)])[:, ::-1] @ to_now[:3, :3].T + to_now[:3, 3]
     low, high = np.rint(np.sort(ends, axis=0)).astype(int)[:, ::-1].tolist()
     box = low[0], high[0] + 1, low[1], high[1] + 1, low[2], high[2] + 1
-    start = packed(np.flip(unpacked(start), tuple(np.flatnonzero(signs[::-1] < 0).tolist())), box)
+    start = pack_start(np.flip(unpack_start(start), tuple(np.flatnonzero(signs[::-1] < 0).tolist())), box)
     write_start(node, start, volume)
     return start

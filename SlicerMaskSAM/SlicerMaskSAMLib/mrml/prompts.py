@@ -1,8 +1,9 @@
-"""Prompts are markups of the scene: saved with it, dragged and deleted like any other, found again by their references.
+"""Prompts as markups in the scene.
 
-The clicks of a segment that include lie in one node and those that exclude in another; a box is a node of its own; the
-segment that it starts from is kept in a scripted module node, which nobody sees. Each has node references to its
-segmentation and its volume, the segment's ID as an attribute, and every prompt its number in the order given.
+They are saved with it, and dragged and deleted like any other markup. The including clicks of a segment are in one
+node, the excluding ones in another; every box is a node of its own; the start is in a scripted module node, which is
+not visible. Each node has references to its segmentation and its volume and the segment's ID as an attribute, and every
+prompt has its number in the order given.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ import slicer
 import vtk
 
 from SlicerMaskSAMLib.mrml import markups, prompt_values
-from SlicerMaskSAMLib.mrml.prompt_values import Box, Place, Point, Prompt, Snapshot, Start
-from SlicerMaskSAMLib.mrml.volumes import Box as VoxelBox
-from SlicerMaskSAMLib.mrml.volumes import geometry, world_to_ijk
+from SlicerMaskSAMLib.mrml.prompt_values import BoxPrompt, PointPrompt, Prompt, PromptRef, Snapshot, StartMask
+from SlicerMaskSAMLib.mrml.volumes import WorldPoint, geometry, world_to_ijk
 from SlicerMaskSAMLib.values.choices import Scope
+from SlicerMaskSAMLib.values.sparse import VoxelBox
 from SlicerMaskSAMLib.values.status import PromptRow
 
 SEGMENTATION = "MaskSAM.segmentation"
@@ -36,16 +37,16 @@ Key = tuple[str, str, str]
 
 
 class PromptNodes:
-    """The prompts of all segments of the scene.
+    """The prompts of all segments in the scene.
 
     Attributes:
-        on_moved: Told the list, and its snapshot from before, when the user dragged, added or removed a prompt, or
-            somebody else did. Not told what was done through the list itself.
+        on_user_change: Called with a list and its previous snapshot when prompts were dragged, added or removed in the
+            scene; not for changes made through the list itself.
     """
 
     def __init__(self, scene: Any) -> None:
         self.scene = scene
-        self.on_moved: Callable[[PromptList, Snapshot], None] | None = None
+        self.on_user_change: Callable[[PromptList, Snapshot], None] | None = None
         self._known: dict[Key, Snapshot] = {}
         self._watched: dict[Any, dict[int, int]] = {}
         self._dragged: set[Any] = set()
@@ -53,7 +54,7 @@ class PromptNodes:
         self._tag = scene.AddObserver(scene.NodeRemovedEvent, self._on_removed)
 
     def of(self, segmentation: Any, segment_id: str, volume: Any) -> PromptList:
-        """The prompts of one segment on one volume; there may be none yet."""
+        """The prompts of one segment on one volume; possibly none."""
         found = PromptList(self, segmentation, segment_id, volume)
         self._watch(segmentation, self._on_segmentation, slicer.vtkSegmentation.SegmentRemoved)
         self._watch(volume, self._on_volume, slicer.vtkMRMLTransformableNode.TransformModifiedEvent)
@@ -61,29 +62,20 @@ class PromptNodes:
             self._known[found.key] = found.snapshot()
         return found
 
-    def lists(self) -> tuple[PromptList, ...]:
-        """Every list that has a prompt: what there is to go on with after a scene was read."""
-        owners = {
-            _key(node): (node.GetNodeReference(SEGMENTATION), node.GetNodeReference(markups.VOLUME))
-            for node in self.all()
-        }
-        found = (self.of(owner, key[1], volume) for key, (owner, volume) in owners.items() if owner and volume)
-        return tuple(each for each in found if each.snapshot())
-
     def show_only(self, prompts: PromptList | None) -> None:
-        """Show the prompts of one list in the views, and hide all others."""
+        """Show the prompts of one list in the views and hide all others."""
         with self.muted():
             for node in self.all():
                 if node.GetAttribute(markups.KIND) != START:
                     node.SetDisplayVisibility(prompts is not None and _key(node) == prompts.key)
 
     def close(self) -> None:
-        """Watch the scene no longer. The markups stay."""
+        """Remove all observers. The markups stay."""
         for node in list(self._watched):
             self._forget(node)
         self.scene.RemoveObserver(self._tag)
 
-    # -- for the lists -----------------------------------------------------------------------------------------------
+    # -- used by the lists -------------------------------------------------------------------------------------------
 
     def all(self) -> list[Any]:
         """The nodes of all lists."""
@@ -91,69 +83,72 @@ class PromptNodes:
         return [node for node in found if node.GetAttribute(SEGMENT)]
 
     def nodes(self, prompts: PromptList, *kinds: str) -> list[Any]:
-        """The nodes of a list that hold prompts of these kinds, under the volume's transform and watched."""
+        """The nodes of a list with these kinds of prompts.
+
+        They are put under the volume's transform and observed.
+        """
         found = [node for node in self.all() if _key(node) == prompts.key and node.GetAttribute(markups.KIND) in kinds]
         events = slicer.vtkMRMLMarkupsNode
         for node in found:
             if node.IsA("vtkMRMLMarkupsNode"):
                 with self.muted():
-                    markups.follow(node, prompts.volume)
-                self._watch(node, self._on_grasped, events.PointStartInteractionEvent)
-                self._watch(node, self._on_let_go, events.PointEndInteractionEvent)
+                    markups.follow_transform(node, prompts.volume)
+                self._watch(node, self._on_drag_start, events.PointStartInteractionEvent)
+                self._watch(node, self._on_drag_end, events.PointEndInteractionEvent)
                 changes = events.PointModifiedEvent, events.PointPositionDefinedEvent, events.PointRemovedEvent
                 self._watch(node, self._on_changed, *changes)
         return found
 
-    def held(self, prompts: PromptList) -> Snapshot | None:
-        """What a list was before the user took hold of a prompt of it; None if none is dragged just now."""
+    def before_drag(self, prompts: PromptList) -> Snapshot | None:
+        """The list before the current drag; None if no prompt of it is being dragged."""
         dragged = any(_key(node) == prompts.key for node in self._dragged)
         return self._known.get(prompts.key) if dragged else None
 
     @contextlib.contextmanager
-    def changing(self, prompts: PromptList) -> Iterator[None]:
-        """What a list changes inside is no news."""
+    def own_change(self, prompts: PromptList) -> Iterator[None]:
+        """Context for changes that a list makes itself, which are not reported."""
         with self.muted():
             yield
         self._known[prompts.key] = prompts.snapshot()
 
     @contextlib.contextmanager
     def muted(self) -> Iterator[None]:
-        """Nobody is told of what happens inside."""
+        """Context in which changes are not reported."""
         self._muted += 1
         try:
             yield
         finally:
             self._muted -= 1
 
-    # -- what happens outside of the lists ---------------------------------------------------------------------------
+    # -- events of the scene -----------------------------------------------------------------------------------------
 
-    def _watch(self, node: Any, heard: Callable[..., None], *events: int) -> None:
+    def _watch(self, node: Any, callback: Callable[..., None], *events: int) -> None:
         tags = self._watched.setdefault(node, {})
         for event in events:
             if event not in tags:
-                tags[event] = node.AddObserver(event, heard)
+                tags[event] = node.AddObserver(event, callback)
 
     def _forget(self, node: Any) -> None:
         self._dragged.discard(node)
         for tag in self._watched.pop(node, {}).values():
             node.RemoveObserver(tag)
 
-    def _on_grasped(self, node: Any, _event: str) -> None:
+    def _on_drag_start(self, node: Any, _event: str) -> None:
         self._dragged.add(node)
 
-    def _on_let_go(self, node: Any, event: str) -> None:
+    def _on_drag_end(self, node: Any, event: str) -> None:
         self._dragged.discard(node)
         self._on_changed(node, event)
 
     def _on_changed(self, node: Any, _event: str) -> None:
         if not self._muted and node not in self._dragged:
-            self._look(_key(node))
+            self._notify_if_changed(_key(node))
 
     def _on_segmentation(self, _segmentation: Any, _event: str) -> None:
         self._drop_orphans()
 
     def _on_volume(self, volume: Any, _event: str) -> None:
-        """The prompts go where the volume goes, which is no news."""
+        """Update the known snapshots, since prompts move with their volume."""
         for key in self._known:
             segmentation = self.scene.GetNodeByID(key[0])
             if key[2] == volume.GetID() and segmentation is not None:
@@ -167,23 +162,23 @@ class PromptNodes:
         elif node.IsA("vtkMRMLSegmentationNode") or node.IsA("vtkMRMLVolumeNode"):
             self._drop_orphans()
         elif node.GetAttribute(SEGMENT) and not self._muted:
-            self._look(_key(node))
+            self._notify_if_changed(_key(node))
 
-    def _look(self, key: Key) -> None:
-        """Tell of a list that is no longer as it was known."""
+    def _notify_if_changed(self, key: Key) -> None:
+        """Report a list that differs from its known snapshot."""
         segmentation, volume = self.scene.GetNodeByID(key[0]), self.scene.GetNodeByID(key[2])
         if segmentation is None or volume is None:
             return
         prompts = PromptList(self, segmentation, key[1], volume)
         before, now = self._known.get(key, ()), prompts.snapshot()
         self._known[key] = now
-        if before != now and self.on_moved is not None:
-            self.on_moved(prompts, before)
+        if before != now and self.on_user_change is not None:
+            self.on_user_change(prompts, before)
 
     def _drop_orphans(self) -> None:
-        """A prompt whose segment, segmentation or volume is gone says nothing any more."""
+        """Remove prompts whose segment, segmentation or volume is gone."""
         if self.scene.IsImporting() or self.scene.IsClosing() or self.scene.IsRestoring():
-            return  # references are not complete
+            return  # references are not complete yet
         with self.muted():
             for node in self.all():
                 owner, segment_id = node.GetNodeReference(SEGMENTATION), node.GetAttribute(SEGMENT)
@@ -194,63 +189,64 @@ class PromptNodes:
 
 
 class PromptList:
-    """The prompts of one segment on one volume. It holds nothing itself: the nodes of the scene are the list."""
+    """The prompts of one segment on one volume. The nodes of the scene are the list."""
 
     def __init__(self, nodes: PromptNodes, segmentation: Any, segment_id: str, volume: Any) -> None:
         self._nodes, self._scene = nodes, nodes.scene
         self.segmentation, self.segment_id, self.volume = segmentation, segment_id, volume
         self.key: Key = (segmentation.GetID(), segment_id, volume.GetID())
 
-    def add_point(self, world: Sequence[float], *, positive: bool, scope: Scope) -> None:
-        """Add a click at a place in the world, (3,) mm RAS."""
+    def add_point(self, world: WorldPoint, *, positive: bool, scope: Scope) -> None:
+        """Add a click at a world position, (3,) mm RAS."""
         place = geometry(self.volume).to_ras(world_to_ijk(self.volume, np.reshape(world, (1, 3))))
-        self.add([Point(order=0, position=markups.triple(place[0]), positive=positive, scope=scope)])
+        self.add([PointPrompt(order=0, position=markups.triple(place[0]), positive=positive, scope=scope)])
 
-    def add_box(
-        self, corner_a: Sequence[float], corner_b: Sequence[float], *, scope: Scope, axis: int | None = None
-    ) -> None:
+    def add_box(self, corner_a: WorldPoint, corner_b: WorldPoint, *, scope: Scope, axis: int | None = None) -> None:
         """Add a box by two opposite corners in the world, (3,) mm RAS each.
 
         Args:
-            axis: Of (K, J, I), the one across which it was drawn: it lies in one slice. None for a box with a depth.
+            axis: Axis of (K, J, I) across which it was drawn: the box lies in one slice. None for a box with depth.
         """
         ends = world_to_ijk(self.volume, np.array([corner_a, corner_b], np.float64))
         low, high = markups.inner(ends.min(axis=0), ends.max(axis=0))
         if axis is not None:
             low[2 - axis] = high[2 - axis] = ends[:, 2 - axis].mean()
         matrix, size = markups.box_along(self.volume, low, high)
-        self.add([Box(order=0, matrix=matrix, size=size, scope=scope)])
+        self.add([BoxPrompt(order=0, matrix=matrix, size=size, scope=scope)])
 
-    def add(self, prompts: Sequence[Point | Box]) -> None:
-        """Add prompts behind those that are there; they are numbered anew."""
-        with self._nodes.changing(self):
+    def add(self, prompts: Sequence[PointPrompt | BoxPrompt]) -> None:
+        """Append prompts; they are numbered anew."""
+        with self._nodes.own_change(self):
             last = max((prompt.order for prompt in self.snapshot()), default=0)
             for order, prompt in enumerate(prompts, start=last + 1):
                 self._put(replace(prompt, order=order))
 
     def set_start(self, mask: np.ndarray, box: VoxelBox) -> None:
-        """Start from a segment: (k, j, i) voxels of `box`, anything but 0 inside; from nothing if it is empty."""
-        with self._nodes.changing(self):
-            self._put_start(prompt_values.packed(mask, box) if mask.any() else None)
+        """Start from a segment: array (k, j, i) on `box`, nonzero inside.
+
+        An empty array removes the start.
+        """
+        with self._nodes.own_change(self):
+            self._put_start(prompt_values.pack_start(mask, box) if mask.any() else None)
 
     def set_last(self, *, scope: Scope | None = None, candidate: int | None = None) -> None:
-        """Change how far the last prompt reaches, or which of its meanings is meant."""
+        """Change scope or candidate of the last prompt."""
         for (node_id, point_id), prompt in self._entries()[-1:]:
-            if isinstance(prompt, Start):
+            if isinstance(prompt, StartMask):
                 continue
             changed = replace(prompt, scope=scope or prompt.scope)
-            if isinstance(changed, Point) and candidate is not None:
+            if isinstance(changed, PointPrompt) and candidate is not None:
                 changed = replace(changed, candidate=candidate)
-            with self._nodes.changing(self):
-                prompt_values.write_note(self._scene.GetNodeByID(node_id), point_id, changed)
+            with self._nodes.own_change(self):
+                prompt_values.write_properties(self._scene.GetNodeByID(node_id), point_id, changed)
 
     def remove(self, key: str) -> None:
-        """Remove a prompt by the key of its row; one that is gone already is no error."""
+        """Remove a prompt by the key of its row. No error if it is already gone."""
         node_id, _, point_id = key.partition(":")
         node = self._scene.GetNodeByID(node_id)
         if node is None or _key(node) != self.key:
             return
-        with self._nodes.changing(self):
+        with self._nodes.own_change(self):
             index = node.GetNthControlPointIndexByID(point_id) if point_id else -1
             if index >= 0:
                 node.RemoveNthControlPoint(index)
@@ -262,58 +258,43 @@ class PromptList:
         self.restore(())
 
     def snapshot(self) -> Snapshot:
-        """All prompts as they are, for `restore`; while one is dragged, as they were before."""
-        held = self._nodes.held(self)
-        return tuple(prompt for _, prompt in self._entries()) if held is None else held
+        """All prompts; during a drag, as they were before it."""
+        before_drag = self._nodes.before_drag(self)
+        return tuple(prompt for _, prompt in self._entries()) if before_drag is None else before_drag
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Make the list what it was when the snapshot was taken; nodes that still have a prompt stay."""
-        points = [prompt for prompt in snapshot if isinstance(prompt, Point)]
-        boxes = {prompt.order: prompt for prompt in snapshot if isinstance(prompt, Box)}
-        with self._nodes.changing(self):
+        """Make the list equal to a snapshot. Nodes that still have a prompt are kept."""
+        points = [prompt for prompt in snapshot if isinstance(prompt, PointPrompt)]
+        boxes = {prompt.order: prompt for prompt in snapshot if isinstance(prompt, BoxPrompt)}
+        with self._nodes.own_change(self):
             for kind in (INCLUDE, EXCLUDE):
                 self._put_points(kind, [prompt for prompt in points if prompt.positive == (kind == INCLUDE)])
             for (node_id, _), prompt in self._entries():
-                if isinstance(prompt, Box) and boxes.get(prompt.order) != prompt:
+                if isinstance(prompt, BoxPrompt) and boxes.get(prompt.order) != prompt:
                     self._scene.RemoveNode(self._scene.GetNodeByID(node_id))
-                elif isinstance(prompt, Box):
+                elif isinstance(prompt, BoxPrompt):
                     del boxes[prompt.order]
             for box in boxes.values():
                 self._put(box)
-            self._put_start(next((prompt for prompt in snapshot if isinstance(prompt, Start)), None))
+            self._put_start(next((prompt for prompt in snapshot if isinstance(prompt, StartMask)), None))
 
     def rows(self) -> tuple[PromptRow, ...]:
-        """The prompts for the eye, in the order given; a row's key is for `remove`."""
+        """The prompts as rows of the panel, in the order given, with keys for `remove`."""
         return tuple(
             PromptRow(
-                key=":".join(filter(None, place)),
-                text=prompt_values.text(self.volume, prompt),
+                key=":".join(filter(None, ref)),
+                text=prompt_values.describe(self.volume, prompt),
                 kind=prompt_values.KINDS[type(prompt)],
-                positive=not isinstance(prompt, Point) or prompt.positive,
+                positive=not isinstance(prompt, PointPrompt) or prompt.positive,
             )
-            for place, prompt in self._entries()
+            for ref, prompt in self._entries()
         )
-
-    def plain(self) -> list[dict[str, Any]]:
-        """The prompts as the engine takes them: in voxels (i, j, k) of the volume, in the order given.
-
-        Raises:
-            PromptError: The scene's file was damaged.
-        """
-        return [
-            prompt_values.plain(self.volume, prompt, first=index == 0) for index, prompt in enumerate(self.snapshot())
-        ]
-
-    def show(self, visible: bool) -> None:
-        """Show or hide the prompts in the views."""
-        for node in self._nodes.nodes(self, INCLUDE, EXCLUDE, BOX):
-            node.SetDisplayVisibility(visible)
 
     # -- nodes -------------------------------------------------------------------------------------------------------
 
-    def _entries(self) -> list[tuple[Place, Prompt]]:
-        """Every prompt with its place, in the order given."""
-        found: list[tuple[Place, Prompt]] = []
+    def _entries(self) -> list[tuple[PromptRef, Prompt]]:
+        """All prompts with their references, in the order given."""
+        found: list[tuple[PromptRef, Prompt]] = []
         for node in self._nodes.nodes(self, INCLUDE, EXCLUDE, BOX, START):
             kind = node.GetAttribute(markups.KIND)
             if kind == START:
@@ -323,12 +304,12 @@ class PromptList:
             else:
                 found += prompt_values.read_points(node, positive=kind == INCLUDE)
         last = max((prompt.order for _, prompt in found), default=0)
-        for index, (place, prompt) in enumerate(found):
-            if isinstance(prompt, Point) and prompt.order == prompt_values.STRANGER[0]:
+        for index, (ref, prompt) in enumerate(found):
+            if isinstance(prompt, PointPrompt) and prompt.order == prompt_values.FOREIGN_PROPERTIES[0]:
                 last += 1
-                found[index] = place, replace(prompt, order=last)
+                found[index] = ref, replace(prompt, order=last)
                 with self._nodes.muted():
-                    prompt_values.write_note(self._scene.GetNodeByID(place[0]), place[1], replace(prompt, order=last))
+                    prompt_values.write_properties(self._scene.GetNodeByID(ref[0]), ref[1], replace(prompt, order=last))
         return sorted(found, key=lambda entry: entry[1].order)
 
     def _new(self, kind: str, name: str) -> Any:
@@ -342,22 +323,22 @@ class PromptList:
             references={SEGMENTATION: self.segmentation.GetID()},
         )
         if kind in LOOKS:
-            markups.draw(node, LOOKS[kind])
-            markups.follow(node, self.volume)
+            markups.apply_style(node, LOOKS[kind])
+            markups.follow_transform(node, self.volume)
         return node
 
-    def _put(self, prompt: Point | Box) -> None:
+    def _put(self, prompt: PointPrompt | BoxPrompt) -> None:
         point_id = ""
-        if isinstance(prompt, Box):
+        if isinstance(prompt, BoxPrompt):
             node = self._new(BOX, f"{BOX} {prompt.order}")
             markups.set_box(node, prompt.matrix, prompt.size)
         else:
             kind = INCLUDE if prompt.positive else EXCLUDE
             node = next(iter(self._nodes.nodes(self, kind)), None) or self._new(kind, kind)
             point_id = node.GetNthControlPointID(node.AddControlPoint(prompt.position, str(prompt.order)))
-        prompt_values.write_note(node, point_id, prompt)
+        prompt_values.write_properties(node, point_id, prompt)
 
-    def _put_points(self, kind: str, points: list[Point]) -> None:
+    def _put_points(self, kind: str, points: list[PointPrompt]) -> None:
         for node in self._nodes.nodes(self, kind):
             node.RemoveAllControlPoints()
             if not points:
@@ -365,7 +346,7 @@ class PromptList:
         for point in points:
             self._put(point)
 
-    def _put_start(self, start: Start | None) -> None:
+    def _put_start(self, start: StartMask | None) -> None:
         nodes = self._nodes.nodes(self, START)
         if [prompt_values.read_start(node, self.volume) for node in nodes] == ([start] if start else []):
             return

@@ -1,15 +1,15 @@
-"""A box for the region of interest, where the user can see and drag it."""
+"""Creation of an ROI node that the user can see and drag."""
 
 from __future__ import annotations
 
 from typing import Any
 
 SHARE = 0.5
-"""Of the volume's own extent."""
+"""Size of the box relative to the volume."""
 
 
 def new_region(scene: Any, volume: Any) -> Any:
-    """An ROI node in the middle of a volume, half as large; along the axes of the world, in mm RAS."""
+    """An ROI node in the middle of a volume, half its size, along the world axes."""
     bounds = [0.0] * 6
     volume.GetRASBounds(bounds)
     low, high = bounds[::2], bounds[1::2]

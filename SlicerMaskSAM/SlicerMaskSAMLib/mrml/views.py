@@ -1,8 +1,8 @@
-"""Slice views: what they show, and the clicks in them that belong to a tool of ours."""
+"""Slice views, and clicks in views that belong to a tool of the module."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,12 +10,13 @@ import slicer
 import vtk
 
 from SlicerMaskSAMLib.mrml import markups
+from SlicerMaskSAMLib.mrml.volumes import WorldPoint
 from SlicerMaskSAMLib.values.choices import Tool
 
 DRAG_PX = 5
-"""The mouse moves that far between press and release without it being a drag."""
+"""Movement in pixels, between press and release, beyond which a click is a drag."""
 FIRST = 10.0
-"""Priority before Slicer's own interactor style, whose is 0."""
+"""Observer priority; Slicer's own interactor style has 0."""
 
 Position = tuple[int, int]
 
@@ -27,24 +28,27 @@ class Views:
         self._scene = scene
 
     def slice_nodes(self) -> list[Any]:
-        """Those that the layout shows; all of them where there is no layout."""
+        """The slice nodes that the layout shows; all of them without a layout."""
         found = markups.nodes(self._scene, "vtkMRMLSliceNode")
         return [node for node in found if node.IsMappedInLayout()] or found
 
     def slice_node(self) -> Any:
-        """The first of them; None if there is none."""
+        """The first slice node; None if there is none."""
         return next(iter(self.slice_nodes()), None)
 
     def position(self) -> np.ndarray | None:
-        """What is in the middle of the first one, (3,) mm world RAS; None if there is none."""
+        """World position in the middle of the first slice view, (3,) mm RAS, or None."""
         node = self.slice_node()
         if node is None:
             return None
         width, height, _ = node.GetDimensions()
         return np.array(node.GetXYToRAS().MultiplyPoint((width / 2, height / 2, 0, 1))[:3])
 
-    def jump(self, world: Sequence[float]) -> None:
-        """Show the slices through a point, (3,) mm world RAS; where it would lie beside the view, it is centred."""
+    def jump(self, world: WorldPoint) -> None:
+        """Show the slices through a point, (3,) mm world RAS.
+
+        A view that would not contain the point is centred on it.
+        """
         for node in self.slice_nodes():
             node.JumpSliceByOffsetting(*(float(value) for value in world))
             back = vtk.vtkMatrix4x4()
@@ -55,18 +59,18 @@ class Views:
                 node.JumpSliceByCentering(*(float(value) for value in world))
 
 
-class ClickCatcher:
-    """Takes the left button in one slice view while a tool is on; everything else is Slicer's.
+class SliceClickObserver:
+    """Handles the left button in one slice view while a tool is active.
 
-    A click includes, with Ctrl it excludes; a drag draws a box, which is seen while it is drawn. Shift and Alt, other
-    buttons, Slicer's own place mode, and prompts under the mouse, which are there to be dragged, stay untouched.
+    A click includes, Ctrl+click excludes, a drag draws a box, shown while it is drawn. Shift, Alt, other buttons,
+    Slicer's place mode, and prompts under the mouse, which can be dragged, are left to Slicer.
 
     Args:
-        interactor: Of the slice view.
-        slice_node: Of the same view.
-        on_point: Told a click: (3,) mm world RAS, whether it includes, the slice node.
-        on_box: Told a box: two opposite corners, (3,) mm world RAS each, the slice node.
-        tool: Which tool is on; with Tool.BOX a mere click is nothing.
+        interactor: Interactor of the slice view.
+        slice_node: Slice node of the view.
+        on_point: Called for a click: (3,) mm world RAS, whether it includes, the slice node.
+        on_box: Called for a box: two opposite corners, (3,) mm world RAS each, the slice node.
+        tool: Returns the active tool; with Tool.BOX a click is ignored.
     """
 
     def __init__(
@@ -83,8 +87,8 @@ class ClickCatcher:
         self._positive = True
         self._frame: _Frame | None = None
         self._tags = {
-            event: interactor.AddObserver(event, heard, FIRST)
-            for event, heard in (
+            event: interactor.AddObserver(event, callback, FIRST)
+            for event, callback in (
                 ("LeftButtonPressEvent", self._on_press),
                 ("LeftButtonDoubleClickEvent", self._on_press),
                 ("MouseMoveEvent", self._on_move),
@@ -93,14 +97,14 @@ class ClickCatcher:
         }
 
     def remove(self) -> None:
-        """Leave the view as it was."""
+        """Remove all observers."""
         self.cancel()
         for tag in self._tags.values():
             self._interactor.RemoveObserver(tag)
         self._tags.clear()
 
     def cancel(self) -> None:
-        """Give up what is being drawn."""
+        """Discard the box that is being drawn."""
         self._pressed = None
         if self._frame is not None:
             self._frame.remove()
@@ -108,10 +112,10 @@ class ClickCatcher:
 
     def _on_press(self, _interactor: Any, event: str) -> None:
         self.cancel()
-        if self._is_ours():
+        if self._is_for_tool():
             self._pressed = self._interactor.GetEventPosition()
             self._positive = not self._interactor.GetControlKey()
-            self._keep(event)
+            self._abort_event(event)
 
     def _on_move(self, _interactor: Any, _event: str) -> None:
         if self._pressed is None:
@@ -125,8 +129,8 @@ class ClickCatcher:
     def _on_release(self, _interactor: Any, event: str) -> None:
         if self._pressed is None:
             return
-        self._keep(event)
-        self._on_move(_interactor, event)  # where no move came before
+        self._abort_event(event)
+        self._on_move(_interactor, event)  # for a release without a preceding move
         start, end, drawn, tool = self._pressed, self._interactor.GetEventPosition(), self._frame, self._tool()
         self.cancel()
         if drawn is not None and tool != Tool.NONE:
@@ -134,16 +138,16 @@ class ClickCatcher:
         elif tool == Tool.POINT:
             self._on_point(self._world(start), self._positive, self._slice_node)
 
-    def _is_ours(self) -> bool:
-        """Whether a press belongs to the tool."""
+    def _is_for_tool(self) -> bool:
+        """Whether a press belongs to the active tool."""
         scene, mode = self._slice_node.GetScene(), self._slice_node.GetInteractionNode()
         if self._tool() == Tool.NONE or scene is None or self._interactor.GetShiftKey() or self._interactor.GetAltKey():
             return False
         placing = mode is not None and mode.GetCurrentInteractionMode() == slicer.vtkMRMLInteractionNode.Place
         return not placing and not markups.under_mouse(scene)
 
-    def _keep(self, event: str) -> None:
-        """Let nobody behind us hear of the event."""
+    def _abort_event(self, event: str) -> None:
+        """Keep observers of lower priority from receiving the event."""
         self._interactor.GetCommand(self._tags[event]).SetAbortFlag(1)
 
     def _world(self, position: Position) -> np.ndarray:
@@ -153,13 +157,13 @@ class ClickCatcher:
         return np.array(ras)
 
 
-class MissCatcher:
-    """Notices a click in a 3-D view while a tool is on, so that the user can be told; the event stays Slicer's.
+class ThreeDClickObserver:
+    """Notices clicks in a 3-D view while a tool is active; Slicer gets the event too.
 
     Args:
-        interactor: Of the 3-D view.
-        on_miss: Called for a click; turning the view by a drag is none.
-        tool: Which tool is on.
+        interactor: Interactor of the 3-D view.
+        on_miss: Called for a click, not for a drag.
+        tool: Returns the active tool.
     """
 
     def __init__(self, interactor: Any, on_miss: Callable[[], None], tool: Callable[[], Tool]) -> None:
@@ -171,7 +175,7 @@ class MissCatcher:
         ]
 
     def remove(self) -> None:
-        """Leave the view as it was."""
+        """Remove all observers."""
         for tag in self._tags:
             self._interactor.RemoveObserver(tag)
         self._tags.clear()
@@ -190,7 +194,7 @@ def _is_drag(start: Position, end: Position) -> bool:
 
 
 class _Frame:
-    """The rectangle that is being drawn, on top of the view that the mouse is in."""
+    """The rectangle being drawn, on top of the view under the mouse."""
 
     def __init__(self, interactor: Any) -> None:
         self._interactor = interactor
@@ -211,7 +215,7 @@ class _Frame:
         self._renderer.AddViewProp(self._actor)
 
     def draw(self, start: Position, end: Position) -> None:
-        """Draw it between two corners, pixels of the window."""
+        """Draw the rectangle between two corners, in pixels of the window."""
         left, bottom = self._renderer.GetOrigin()
         for index, (x, y) in enumerate((start, (end[0], start[1]), end, (start[0], end[1]))):
             self._corners.SetPoint(index, x - left, y - bottom, 0)
@@ -219,6 +223,6 @@ class _Frame:
         self._interactor.Render()
 
     def remove(self) -> None:
-        """Take it away."""
+        """Remove the rectangle."""
         self._renderer.RemoveViewProp(self._actor)
         self._interactor.Render()

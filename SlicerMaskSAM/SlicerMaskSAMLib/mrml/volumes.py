@@ -1,4 +1,4 @@
-"""Volume nodes as arrays in space, and world coordinates through the transforms above them."""
+"""Volume nodes as arrays with a grid, and world coordinates."""
 
 from __future__ import annotations
 
@@ -14,39 +14,49 @@ from vtk.util.numpy_support import vtk_to_numpy
 
 from MaskSAMCore.errors import InputError
 from MaskSAMCore.volume import SAME_GRID_MM, Grid, Triple
+from SlicerMaskSAMLib.values.sparse import VoxelBox
 
-Box = tuple[int, int, int, int, int, int]
-"""(k0, k1, j0, j1, i0, i1), upper ends exclusive."""
+WorldPoint = np.ndarray | Sequence[float]
+"""A position in the world, (3,) mm RAS."""
 BENT = 9
-"""Places along each edge of a box that are followed through a transform which may bend it."""
+"""Points along each edge of a box that are transformed by a transform that is not linear."""
 
 
 class Region(TypedDict):
-    """A part of a volume as the engine takes it: centre and full size along RAS, mm, in the volume's own frame."""
+    """A part of a volume as the engine takes it.
+
+    Centre and full size along RAS, mm, in the volume's own frame.
+    """
 
     center: Triple
     size: Triple
 
 
 class Geometry(Grid):
-    """The grid of a volume node: `shape` (K, J, I) and `affine`, ijk to RAS mm, without the transforms above it."""
+    """The grid of a volume node, without parent transforms.
+
+    `shape` is (K, J, I), `affine` maps ijk to RAS mm.
+    """
 
     def same(self, other: Grid, tolerance_mm: float = SAME_GRID_MM) -> bool:
-        """Whether both have one size and no voxel lies farther than `tolerance_mm` from its counterpart."""
+        """Whether shapes are equal and no voxel moves by more than `tolerance_mm`."""
         return self.same_as(other, tolerance_mm)
 
     @property
-    def box(self) -> Box:
-        """All of it."""
+    def box(self) -> VoxelBox:
+        """The box of the whole grid."""
         k, j, i = self.shape
         return 0, k, 0, j, 0, i
 
-    def fits(self, box: Box) -> bool:
-        """Whether a box is not empty and lies inside."""
+    def fits(self, box: VoxelBox) -> bool:
+        """Whether a box is not empty and lies inside the grid."""
         return all(0 <= a < b <= n for a, b, n in zip(box[::2], box[1::2], self.shape, strict=True))
 
     def inside(self, ijk: np.ndarray | Sequence) -> np.ndarray:
-        """Boolean (...): whether ijk positions (..., 3) lie inside a voxel, half a voxel beyond the outer centres."""
+        """Whether ijk positions (..., 3) lie inside a voxel: bool (...).
+
+        Positions up to half a voxel beyond the outer centres count as inside.
+        """
         place = np.asarray(ijk, dtype=np.float64)
         return np.all((place >= -0.5) & (place <= np.array(self.shape[::-1]) - 0.5), axis=-1)
 
@@ -68,7 +78,7 @@ def _image(volume: Any) -> Any:
         raise InputError("no volume is chosen")
     image = volume.GetImageData()
     if image is None or image.GetPointData().GetScalars() is None or image.GetNumberOfPoints() == 0:
-        raise InputError("the volume holds no image", where=volume.GetName(), remedy="Load it again")
+        raise InputError("the volume holds no image", where=volume.GetName(), remedy="Load it again.")
     return image
 
 
@@ -88,25 +98,26 @@ def scalars(volume: Any) -> np.ndarray:
     """The voxels (K, J, I), as a view into Slicer's memory.
 
     Raises:
-        InputError: No volume, one without an image, or one in colour.
+        InputError: No volume, one without an image, or one with several components.
     """
     image = _image(volume)
     components = image.GetNumberOfScalarComponents()
     if components != 1:
         raise InputError(
-            "only one value per voxel can be segmented",
+            "only volumes with one value per voxel can be segmented",
             where=volume.GetName(),
-            why=f"its voxels have {components} components",
-            remedy="Convert it to a scalar volume (module Vector to Scalar Volume)",
+            why=f"it has {components} components per voxel",
+            remedy="Convert it to a scalar volume (module Vector to Scalar Volume).",
         )
     return vtk_to_numpy(image.GetPointData().GetScalars()).reshape(image.GetDimensions()[::-1])
 
 
 def fingerprint(volume: Any) -> str:
-    """A text that changes whenever the voxels or the grid do; two volumes never have the same.
+    """A text that changes whenever the voxels or the grid of a volume do.
 
-    Cheap: VTK counts every modification in the process, so a node's id and its image's count say which voxels they
-    are. An array that is changed in place counts once Slicer was told (`slicer.util.arrayFromVolumeModified`).
+    It differs between volumes, and it is cheap: VTK counts every modification in the process, so the node's ID and its
+    image's modification time identify the voxels. An array that is changed in place counts after
+    `slicer.util.arrayFromVolumeModified`.
     """
     image = _image(volume)
     place = geometry(volume)
@@ -122,7 +133,7 @@ def _parent(node: Any) -> Any:
 
 
 def _between(source: Any, target: Any, points: np.ndarray) -> np.ndarray:
-    """Points (N, 3) from the frame under one transform node to that under another; None is the world, RAS mm."""
+    """Points (N, 3) from the frame of one transform node to another; None: world."""
     points = np.asarray(points, dtype=np.float64).reshape(-1, 3)
     if source is target:
         return points
@@ -132,27 +143,36 @@ def _between(source: Any, target: Any, points: np.ndarray) -> np.ndarray:
 
 
 def _bends(*parents: Any) -> bool:
-    """Whether a straight line may not stay straight under these transforms."""
+    """Whether any of these parent transforms is not linear."""
     return any(parent is not None and not parent.IsTransformToWorldLinear() for parent in parents)
 
 
 def world_to_ijk(volume: Any, points: np.ndarray | Sequence) -> np.ndarray:
-    """Points (N, 3), mm in world RAS, as voxel positions (N, 3) of the volume, through any transforms above it."""
+    """World points (N, 3), mm RAS, as voxel positions (N, 3) of the volume.
+
+    All parent transforms are applied.
+    """
     return geometry(volume).to_ijk(_between(None, _parent(volume), np.asarray(points)))
 
 
 def ijk_to_world(volume: Any, ijk: np.ndarray | Sequence) -> np.ndarray:
-    """Voxel positions (N, 3) of the volume as points (N, 3), mm in world RAS, through any transforms above it."""
+    """Voxel positions (N, 3) of the volume as world points (N, 3), mm RAS.
+
+    All parent transforms are applied.
+    """
     return _between(_parent(volume), None, geometry(volume).to_ras(np.asarray(ijk).reshape(-1, 3)))
 
 
 def same_frame(first: Any, second: Any) -> bool:
-    """Whether two nodes lie under the same transform, so that voxels of one mean the same place in the other."""
+    """Whether two nodes have the same parent transform."""
     return _parent(first) is _parent(second)
 
 
 def _corners(low: np.ndarray, high: np.ndarray, bent: bool) -> np.ndarray:
-    """Places (N, 3) of a box whose images enclose its image: the corners, or a lattice where it may be bent."""
+    """Points (N, 3) of a box whose images enclose its image.
+
+    The corners, or a lattice for a nonlinear transform.
+    """
     axes = [np.linspace(a, b, BENT if bent else 2) for a, b in zip(low, high, strict=True)]
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
 
@@ -165,20 +185,20 @@ def _region(points: np.ndarray) -> Region:
 
 
 def roi_region(volume: Any, roi: Any) -> Region:
-    """The region that a markups ROI marks: the box along the volume's own RAS around it, mm.
+    """Bounding box, along the volume's own RAS axes in mm, of a markups ROI.
 
     Args:
         volume: Scalar volume node, under any transforms.
-        roi: ROI node, turned in any way and under any transforms.
+        roi: ROI node, rotated in any way and under any transforms.
 
     Raises:
-        InputError: No ROI, or one that is not drawn yet.
+        InputError: No ROI, or one that has not been drawn yet.
     """
     if roi is None:
-        raise InputError("no region of interest is chosen", remedy="Choose or draw one")
+        raise InputError("no region of interest is chosen", remedy="Choose or draw one.")
     size = np.array(roi.GetSize())
     if roi.GetNumberOfDefinedControlPoints() == 0 or (size <= 0).any():
-        raise InputError("the region of interest is empty", where=roi.GetName(), remedy="Draw it in a slice view")
+        raise InputError("the region of interest is empty", where=roi.GetName(), remedy="Draw it in a slice view.")
     bent = _bends(_parent(roi), _parent(volume))
     points = _corners(-size / 2, size / 2, bent)
     to_node = matrix_array(roi.GetObjectToNodeMatrix())
@@ -187,12 +207,12 @@ def roi_region(volume: Any, roi: Any) -> Region:
 
 
 def _shown(volume: Any, view: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper ends, mm along the view's right, up and normal, of the part of the volume within its frame.
+    """Both ends of the visible part of the volume, mm along the view's axes.
 
-    Along the normal it is the whole volume.
+    The axes are right, up and normal. Along the normal it is the whole volume.
 
     Raises:
-        InputError: The volume is not in the view.
+        InputError: The volume is not visible in the view.
     """
     shape = np.array(geometry(volume).shape[::-1])
     places = ijk_to_world(volume, _corners(np.full(3, -0.5), shape - 0.5, _bends(_parent(volume))))
@@ -205,20 +225,22 @@ def _shown(volume: Any, view: Any) -> tuple[np.ndarray, np.ndarray]:
     low[:2] = np.maximum(low[:2], frame.min(axis=0))
     high[:2] = np.minimum(high[:2], frame.max(axis=0))
     if (low >= high).any() or not low[2] <= 0 <= high[2]:
-        remedy = "Fit the view to the volume"
+        remedy = "Fit the view to the volume."
         raise InputError("the view does not show the volume", where=view.GetName(), why=volume.GetName(), remedy=remedy)
     return low, high
 
 
 def view_region(volume: Any, view: Any) -> Region:
-    """The region that a slice view shows, through the whole depth of the volume; along the volume's RAS, mm.
+    """The part of the volume that a slice view shows, along the volume's RAS, mm.
+
+    It has the whole depth of the volume.
 
     Args:
         volume: Scalar volume node, under any transforms.
         view: Slice node.
 
     Raises:
-        InputError: The volume is not in the view.
+        InputError: The volume is not visible in the view.
     """
     low, high = _shown(volume, view)
     points = _corners(low, high, _bends(_parent(volume)))
@@ -227,12 +249,13 @@ def view_region(volume: Any, view: Any) -> Region:
 
 
 def view_plane(volume: Any, view: Any) -> tuple[int, int]:
-    """The slice of the volume that a view shows: the axis of (K, J, I) nearest to its normal, and the index there.
+    """Axis of (K, J, I) and index of the slice of the volume that a view shows.
 
-    In an oblique view it is the slice in the middle of what is shown.
+    The axis is the one nearest to the view's normal. In an oblique view it is the slice in the middle of the visible
+    part.
 
     Raises:
-        InputError: The volume is not in the view.
+        InputError: The volume is not visible in the view.
     """
     low, high = _shown(volume, view)
     middle = (low + high) / 2
@@ -245,7 +268,7 @@ def view_plane(volume: Any, view: Any) -> tuple[int, int]:
     return axis, int(np.clip(np.rint(place[2 - axis]), 0, geometry(volume).shape[axis] - 1))
 
 
-# -- where a volume came from --------------------------------------------------------------------------------------
+# -- source files --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,9 +276,9 @@ class Source:
     """The files that a volume was read from.
 
     Attributes:
-        kind: "file", "dicom", or "" where there is none.
-        paths: One file, or those of the series in the order of its slices.
-        problem: Why there is none, in plain words.
+        kind: "file", "dicom", or "" if there are none.
+        paths: One file, or those of the series in slice order.
+        problem: Why there are none, in plain words.
     """
 
     kind: str = ""
@@ -269,11 +292,11 @@ def _dicom_database(instance: str) -> str:
 
 
 def source(volume: Any, dicom_files: Callable[[str], str] | None = None) -> Source:
-    """The files that hold exactly this volume.
+    """The files that contain exactly this volume.
 
     Args:
         volume: Scalar volume node.
-        dicom_files: File of an instance UID, "" where it is not known; Slicer's DICOM database if None.
+        dicom_files: Returns the file of an instance UID, "" if unknown; None for Slicer's DICOM database.
     """
     storage = volume.GetStorageNode()
     saved = storage is not None and bool(storage.GetFileName())
@@ -292,5 +315,5 @@ def source(volume: Any, dicom_files: Callable[[str], str] | None = None) -> Sour
     paths = tuple(dict.fromkeys(names or [storage.GetFullNameFromFileName()]))
     missing = [path for path in paths if not Path(path).is_file()]
     if missing:
-        return Source(problem=f"its file {missing[0]} is not there any more; save it again")
+        return Source(problem=f"its file {missing[0]} no longer exists; save it again")
     return Source(kind="file", paths=paths)

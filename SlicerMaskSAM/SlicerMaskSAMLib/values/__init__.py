@@ -1,1 +1,1 @@
-"""Plain values and algorithms of the module: no MRML, no Qt."""
+"""Plain values and algorithms of the module, without MRML and without Qt."""

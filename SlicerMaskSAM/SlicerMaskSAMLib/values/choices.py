@@ -1,4 +1,4 @@
-"""What the user chooses between; kept in the parameter node by name."""
+"""The user's choices; the parameter node stores them by member name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import Enum
 
 
 class Region(Enum):
-    """Which part of the volume is segmented."""
+    """The part of the volume that is segmented."""
 
     WHOLE = "Whole volume"
     ROI = "Region of interest"
@@ -14,22 +14,22 @@ class Region(Enum):
 
 
 class Speed(Enum):
-    """Whether the engine's windows lie side by side or overlap by half."""
+    """Overlap of the sliding windows: none (fast) or half a window (accurate)."""
 
     FAST = "Fast"
     ACCURATE = "Accurate"
 
 
 class Scope(Enum):
-    """How far a click or a box reaches."""
+    """How far a click or a box reaches: one slice, the slab around it, or the volume."""
 
     SLICE = "slice"
     SLAB = "slab"
     VOLUME = "volume"
 
 
-class Neighbours(Enum):
-    """What happens where a structure meets the other segments."""
+class OverlapPolicy(Enum):
+    """What happens where a structure meets other segments."""
 
     PROTECT = "Protect other segments"
     REPLACE = "Take from other segments"

@@ -1,42 +1,50 @@
-"""Undo and redo: what the steps changed, voxel by voxel, in little memory. Needs neither slicer nor Qt."""
+"""Undo history: voxel changes, compressed, with the prompts that belong to them."""
 
 from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from MaskSAMCore.labels import Label
-from SlicerMaskSAMLib.values.sparse import Box, used
+from SlicerMaskSAMLib.values.sparse import VoxelBox, bounding_slices
 
+StateT = TypeVar("StateT")
+GeometryT = TypeVar("GeometryT")
 FAST = 1
-"""Level of zlib: masks shrink by hundreds at once, and more effort gains little."""
+"""zlib level. Masks shrink by hundreds of times at once; a higher level gains little."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change:
-    """The voxels of one segment that a step flipped. Only these are touched by undo and redo, so that what was edited
-    elsewhere in the meantime, in the Segment Editor for instance, stays.
+class SegmentChange:
+    """The voxels of one segment that a step flipped.
+
+    Undo and redo touch these voxels only, so that edits made elsewhere in the meantime, for instance in the Segment
+    Editor, are kept.
 
     Attributes:
-        box: The smallest one around them.
-        flipped: Which voxels of the box, as packed and compressed bits.
-        before: What those were before, a bit for each, packed and compressed.
+        box: Smallest box around the flipped voxels.
+        flipped: Which voxels of the box changed, as packed and compressed bits.
+        before: Values of the flipped voxels before the change, one bit each, packed and compressed.
     """
 
     segment_id: str
-    box: Box
+    box: VoxelBox
     flipped: bytes
     before: bytes
 
     @classmethod
-    def between(cls, segment_id: str, box: Box, before: np.ndarray, after: np.ndarray) -> Change | None:
-        """From two states of a box, (k, j, i) with anything but 0 inside; None where they are the same."""
+    def between(cls, segment_id: str, box: VoxelBox, before: np.ndarray, after: np.ndarray) -> SegmentChange | None:
+        """The change between two states of a box; None if they are equal.
+
+        Args:
+            before, after: Arrays (k, j, i) on the box, nonzero inside.
+        """
         old = before != 0
         flipped = old ^ (after != 0)
-        place = used(flipped)
+        place = bounding_slices(flipped)
         if place is None:
             return None
         k, j, i = (slice(low + each.start, low + each.stop) for low, each in zip(box[::2], place, strict=True))
@@ -50,21 +58,21 @@ class Change:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(k, j, i) of the box."""
+        """Size of the box, (k, j, i)."""
         k0, k1, j0, j1, i0, i1 = self.box
         return k1 - k0, j1 - j0, i1 - i0
 
     @property
     def nbytes(self) -> int:
-        """Memory that it keeps."""
+        """Bytes of memory that the change uses."""
         return len(self.flipped) + len(self.before)
 
     def undone(self, current: np.ndarray) -> np.ndarray:
-        """The box as it is now, (k, j, i), with the flipped voxels as they were before; uint8 0/1."""
+        """The present box (k, j, i) with the flipped voxels as before; uint8 0/1."""
         return self._with(current, 0)
 
     def redone(self, current: np.ndarray) -> np.ndarray:
-        """The box as it is now, (k, j, i), with the flipped voxels as the step left them; uint8 0/1."""
+        """The present box (k, j, i) with the flipped voxels as after; uint8 0/1."""
         return self._with(current, 1)
 
     def _with(self, current: np.ndarray, turned: int) -> np.ndarray:
@@ -76,79 +84,81 @@ class Change:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
-    """One thing that the user did.
+class UndoStep(Generic[StateT, GeometryT]):
+    """One user action that can be undone.
 
     Attributes:
-        text: As undo and redo name it: "Click in Anterior hippocampus".
-        changes: Of its segments. Where one comes twice, redo goes from the first to the last and undo backwards.
-        created: Segments that it made, with what is needed to make them again.
-        before, after: The prompts at either end, for the caller alone to read.
-        segmentation: ID of the segmentation node that the segments are in.
-        geometry: Grid that the boxes of the changes are on, for the caller alone to read.
+        text: Name shown for undo and redo: "Click in Anterior hippocampus".
+        changes: Voxel changes. A segment may occur twice: redo applies them in order, undo in reverse.
+        created: Segments that the action created, with the label needed to create them again.
+        before, after: State of the prompts before and after the action.
+        segmentation: ID of the segmentation node.
+        geometry: Grid that the boxes of the changes refer to.
     """
 
     text: str
-    changes: tuple[Change, ...] = ()
+    changes: tuple[SegmentChange, ...] = ()
     created: tuple[tuple[str, Label], ...] = ()
-    before: Any = None
-    after: Any = None
+    before: StateT | None = None
+    after: StateT | None = None
     segmentation: str = ""
-    geometry: Any = None
+    geometry: GeometryT
 
     @property
     def nbytes(self) -> int:
-        """Memory that its voxels keep."""
+        """Bytes of memory that the voxel changes use."""
         return sum(change.nbytes for change in self.changes)
 
 
-class History:
-    """What can be undone and redone. The caller applies the steps that it hands out.
+class History(Generic[StateT, GeometryT]):
+    """Stack of steps to undo and redo. The caller applies the steps that it returns.
 
     Args:
-        limit: Steps that are kept.
-        budget: Bytes that their voxels may take together; beyond it the oldest go, but never the last `least`.
-        least: Steps that are kept whatever they take.
+        limit: Number of steps that are kept.
+        budget: Bytes that the voxel changes may use together; the oldest steps are dropped beyond it.
+        least: Number of steps that are kept whatever they use.
     """
 
     def __init__(self, *, limit: int = 50, budget: int = 256 << 20, least: int = 20) -> None:
         self._limit, self._budget, self._least = limit, budget, least
-        self._done: list[Step] = []
-        self._undone: list[Step] = []
+        self._done: list[UndoStep[StateT, GeometryT]] = []
+        self._undone: list[UndoStep[StateT, GeometryT]] = []
 
     @property
     def undo_text(self) -> str:
-        """What undo would take back; "" for nothing."""
+        """Name of the step that undo would revert; "" if there is none."""
         return self._done[-1].text if self._done else ""
 
     @property
     def redo_text(self) -> str:
-        """What redo would bring back; "" for nothing."""
+        """Name of the step that redo would apply; "" if there is none."""
         return self._undone[-1].text if self._undone else ""
 
-    def push(self, step: Step) -> None:
-        """Note what was done. What had been undone before is forgotten."""
+    def push(self, step: UndoStep[StateT, GeometryT]) -> None:
+        """Add a step. Steps that were undone before can no longer be redone."""
         self._undone.clear()
         self._done.append(step)
         memory = sum(each.nbytes for each in self._done)
         while len(self._done) > self._limit or (memory > self._budget and len(self._done) > self._least):
             memory -= self._done.pop(0).nbytes
 
-    def undo(self) -> Step | None:
-        """The step that the caller shall take back; None if there is none."""
+    def undo(self) -> UndoStep[StateT, GeometryT] | None:
+        """The step that the caller has to revert; None if there is none."""
         return self._move(self._done, self._undone)
 
-    def redo(self) -> Step | None:
-        """The step that the caller shall do again; None if there is none."""
+    def redo(self) -> UndoStep[StateT, GeometryT] | None:
+        """The step that the caller has to apply again; None if there is none."""
         return self._move(self._undone, self._done)
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all steps."""
         self._done.clear()
         self._undone.clear()
 
     @staticmethod
-    def _move(source: list[Step], target: list[Step]) -> Step | None:
+    def _move(
+        source: list[UndoStep[StateT, GeometryT]], target: list[UndoStep[StateT, GeometryT]]
+    ) -> UndoStep[StateT, GeometryT] | None:
         if not source:
             return None
         target.append(source.pop())

@@ -1,4 +1,4 @@
-"""Commands as people paste them into a terminal."""
+"""Shell commands to paste into a terminal."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 _PLAIN = re.compile(r"[\w@+=:,./\\-]+", re.ASCII)
 
 
-def command(words: Sequence[str], environment: Mapping[str, str], *, windows: bool = os.name == "nt") -> str:
-    """One line that a shell splits into exactly these words: for cmd.exe on Windows, for sh elsewhere.
+def shell_command(words: Sequence[str], environment: Mapping[str, str], *, windows: bool = os.name == "nt") -> str:
+    """One line that a shell splits into exactly these words.
 
     Args:
         words: The program and its arguments.
-        environment: Variables that are set for it.
-        windows: For which shell.
+        environment: Environment variables to set for it.
+        windows: Whether the line is for cmd.exe; else it is for sh.
     """
     if windows:
         settings = [f'set "{name}={value}"' for name, value in environment.items()]
@@ -26,7 +26,7 @@ def command(words: Sequence[str], environment: Mapping[str, str], *, windows: bo
 
 
 def _for_cmd(word: str) -> str:
-    """In quotes where needed. Backslashes before a quote are doubled, as Microsoft's C runtime reads them."""
+    """The word, quoted if needed, as Microsoft's C runtime reads it."""
     if _PLAIN.fullmatch(word):
         return word
     return '"' + re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + ("\\" + found[2] if found[2] else ""), word) + '"'

@@ -1,4 +1,4 @@
-"""Masks of a whole volume of which only the box that holds them is kept, a bit for each voxel."""
+"""Boxes of voxels, and masks of a volume that store only their bounding box."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-Box = tuple[int, int, int, int, int, int]
-"""(k0, k1, j0, j1, i0, i1) of the volume's array, each upper one exclusive."""
-Place = tuple[slice, slice, slice]
+VoxelBox = tuple[int, int, int, int, int, int]
+"""(k0, k1, j0, j1, i0, i1) of a volume's array (K, J, I), upper ends exclusive."""
+Slices = tuple[slice, slice, slice]
 
 
-def size(box: Box) -> tuple[int, int, int]:
-    """(k, j, i) of an array on the box."""
+def box_shape(box: VoxelBox) -> tuple[int, int, int]:
+    """Shape (k, j, i) of an array on the box."""
     return box[1] - box[0], box[3] - box[2], box[5] - box[4]
 
 
-def around(*boxes: Box | None) -> Box | None:
-    """The smallest box that holds all of these; None is an empty one."""
+def union(*boxes: VoxelBox | None) -> VoxelBox | None:
+    """The smallest box around all these boxes; None stands for an empty box."""
     there = [box for box in boxes if box is not None]
     if not there:
         return None
@@ -26,28 +26,28 @@ def around(*boxes: Box | None) -> Box | None:
     return k0, k1, j0, j1, i0, i1
 
 
-def common(first: Box | None, second: Box | None) -> Box | None:
-    """What two boxes share; None for nothing."""
+def intersection(first: VoxelBox | None, second: VoxelBox | None) -> VoxelBox | None:
+    """The box that two boxes have in common; None if they do not meet."""
     if first is None or second is None:
         return None
     k0, k1, j0, j1, i0, i1 = (pick(first[n], second[n]) for n, pick in enumerate((max, min, max, min, max, min)))
     return (k0, k1, j0, j1, i0, i1) if k0 < k1 and j0 < j1 and i0 < i1 else None
 
 
-def place(box: Box, whole: Box) -> Place:
-    """Where a box lies in an array on another one, which holds it."""
+def slices_in(box: VoxelBox, whole: VoxelBox) -> Slices:
+    """The slices of a box in an array on the box `whole`, which contains it."""
     k, j, i = (slice(box[n] - whole[n], box[n + 1] - whole[n]) for n in (0, 2, 4))
     return k, j, i
 
 
-def voxel_box(voxel: Sequence[int]) -> Box:
-    """The box of one voxel (k, j, i)."""
+def voxel_box(voxel: Sequence[int]) -> VoxelBox:
+    """The box of a single voxel (k, j, i)."""
     k, j, i = voxel
     return k, k + 1, j, j + 1, i, i + 1
 
 
-def used(mask: np.ndarray) -> Place | None:
-    """The smallest box, as slices, around what is set in a bool (k, j, i); None where nothing is."""
+def bounding_slices(mask: np.ndarray) -> Slices | None:
+    """Slices of the smallest box around the True voxels (k, j, i); None if none."""
     plane: np.ndarray = np.any(mask, axis=0)
     hits = [np.flatnonzero(line) for line in (np.any(mask, axis=(1, 2)), plane.any(axis=1), plane.any(axis=0))]
     if not len(hits[0]):
@@ -57,73 +57,73 @@ def used(mask: np.ndarray) -> Place | None:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Sparse:
-    """A mask of a volume. It does not change; `put` makes another one.
+class SparseMask:
+    """An immutable mask of a volume.
 
     Attributes:
-        box: What holds all that is set; None where nothing is.
-        bits: Of that box, in the order (k, j, i), packed.
+        box: Box that contains all True voxels; None for an empty mask.
+        bits: The voxels of the box in the order (k, j, i), packed to bits.
     """
 
-    box: Box | None = None
+    box: VoxelBox | None = None
     bits: bytes = b""
 
     @classmethod
-    def of(cls, box: Box | None, mask: np.ndarray) -> Sparse:
-        """From (k, j, i) voxels of a box, anything but 0 inside."""
+    def of(cls, box: VoxelBox | None, mask: np.ndarray) -> SparseMask:
+        """A mask from an array (k, j, i) on a box, nonzero inside."""
         return cls() if box is None else cls(box=box, bits=np.packbits(mask != 0).tobytes())
 
-    def read(self, box: Box) -> np.ndarray:
+    def read(self, box: VoxelBox) -> np.ndarray:
         """The voxels of any box: bool (k, j, i)."""
-        shared = common(self.box, box)
-        out: np.ndarray = np.zeros(size(box), bool)
+        shared = intersection(self.box, box)
+        out: np.ndarray = np.zeros(box_shape(box), bool)
         if shared is not None:
-            _, rows, columns = place(shared, self.box or shared)
-            out[place(shared, box)] = self._slices(shared[0], shared[1])[:, rows, columns]
+            _, rows, columns = slices_in(shared, self.box or shared)
+            out[slices_in(shared, box)] = self._slices(shared[0], shared[1])[:, rows, columns]
         return out
 
-    def put(self, box: Box | None, mask: np.ndarray, *, reach: Box | None = None) -> Sparse:
-        """With these voxels of a box.
+    def put(self, box: VoxelBox | None, mask: np.ndarray, *, reach: VoxelBox | None = None) -> SparseMask:
+        """A copy with new values in one box.
 
         Args:
-            box: None for no voxels, and so no change.
-            mask: (k, j, i) of the box, anything but 0 inside.
-            reach: What is known to hold all that is set then; None for as much as there may be.
+            box: The box to set; None changes nothing.
+            mask: Array (k, j, i) on the box, nonzero inside.
+            reach: Box that is known to contain the whole result; None for the union of both boxes.
         """
         if box is None:
             return self
-        whole = reach or around(self.box, box)
+        whole = reach or union(self.box, box)
         if whole is None:
             return self
         out = self.read(whole)
-        shared = common(box, whole)
+        shared = intersection(box, whole)
         if shared is not None:
-            out[place(shared, whole)] = mask[place(shared, box)] != 0
-        return Sparse.of(whole, out)
+            out[slices_in(shared, whole)] = mask[slices_in(shared, box)] != 0
+        return SparseMask.of(whole, out)
 
-    def differing(self, other: Sparse) -> Box | None:
-        """The smallest box around the voxels in which two masks differ; None where they are the same."""
-        whole = around(self.box, other.box)
+    def differing_box(self, other: SparseMask) -> VoxelBox | None:
+        """The smallest box around the voxels in which two masks differ, or None."""
+        whole = union(self.box, other.box)
         if self is other or whole is None:
             return None
-        if self.box == other.box:  # most bytes are equal then; only the slices of the others are looked at
+        if self.box == other.box:  # compare only slices whose bytes differ
             unequal = np.flatnonzero(np.frombuffer(self.bits, np.uint8) != np.frombuffer(other.bits, np.uint8))
             if not len(unequal):
                 return None
-            plane = size(whole)[1] * size(whole)[2]
+            plane = box_shape(whole)[1] * box_shape(whole)[2]
             first, last = int(unequal[0]) * 8 // plane, (int(unequal[-1]) * 8 + 7) // plane
             whole = (whole[0] + first, min(whole[0] + last + 1, whole[1]), *whole[2:])
-        found = used(self.read(whole) ^ other.read(whole))
+        found = bounding_slices(self.read(whole) ^ other.read(whole))
         if found is None:
             return None
         k, j, i = (slice(low + each.start, low + each.stop) for low, each in zip(whole[::2], found, strict=True))
         return k.start, k.stop, j.start, j.stop, i.start, i.stop
 
     def _slices(self, first: int, last: int) -> np.ndarray:
-        """The box's slices from `first` to before `last`, counted in the volume: bool (k, j, i)."""
+        """Slices of the stored box, bool (k, j, i); `first` to `last` in the volume."""
         if self.box is None:
             return np.zeros((0, 0, 0), bool)
-        _, height, width = size(self.box)
+        _, height, width = box_shape(self.box)
         start, stop = (height * width * (k - self.box[0]) for k in (first, last))
         data = np.frombuffer(self.bits, np.uint8)[start // 8 : -(-stop // 8)]
         bits = np.unpackbits(data)[start % 8 : start % 8 + stop - start]

@@ -1,4 +1,4 @@
-"""What the panel shows: one snapshot of the controller, in plain values."""
+"""Snapshot of the controller's state for the panel, in plain values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Color = tuple[int, int, int]
 
 
 class Phase(Enum):
-    """Where the one state machine stands."""
+    """Phase of the state machine."""
 
     NEEDS_SETUP = "needs set-up"
     IDLE = "idle"
@@ -20,7 +20,7 @@ class Phase(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far the work has come; `seconds_left` is None while nothing can be said."""
+    """Progress of the running task; `seconds_left` is None while unknown."""
 
     done: int
     total: int
@@ -30,7 +30,7 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRow:
-    """A model of the list; one that does not suit the volume is shown grey with the reason."""
+    """A row of the list of models; grey, with the reason, if it is not usable."""
 
     name: str
     modality: str
@@ -42,7 +42,7 @@ class ModelRow:
 
 @dataclass(frozen=True, kw_only=True)
 class StructureRow:
-    """A structure that the chosen model finds."""
+    """A structure that the chosen model segments."""
 
     label: int
     name: str
@@ -62,15 +62,15 @@ class PromptRow:
 
 @dataclass(frozen=True, kw_only=True)
 class CaseRow:
-    """A training case that was saved here."""
+    """A saved training case."""
 
     name: str
     structures: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lesson:
-    """What teaching brought: the model, its Dice on the cases left out, and the picture of the worst of them."""
+class TrainingResult:
+    """Result of teaching: model, Dice on held-out cases, picture of the worst."""
 
     model: str
     dice: Mapping[str, float]
@@ -82,16 +82,16 @@ class Lesson:
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """Everything that the panel shows and which of its buttons can be pressed.
+    """Everything that the panel shows, and which buttons are enabled.
 
     Attributes:
-        headline: The state in plain words: "Ready", "Segmenting", "Encoding the visible slice".
-        device: Where the engine computes, with its free memory; a CPU fall-back is told here.
-        messages: What the user should know, the newest last; a line each.
-        task: Which work is going on: "", "setup", "segment", "refine", "output" or "teach".
-        quality: Per slice along `quality_axis` of (K, J, I) the model's estimate of the IoU, 0 to 1.
-        suggestion: The structure that the model takes the current one for.
-        candidates: How many meanings the last click has; `candidate` is the one shown.
+        headline: The state in words: "Ready", "Segmenting", "Encoding the visible slice".
+        device: Device of the engine with its free memory, or the reason why it fell back to the CPU.
+        messages: Messages to the user, one line each, the newest last.
+        task: The running task: "", "setup", "segment", "refine", "output" or "teach".
+        quality: Estimated IoU (0 to 1) of each slice along `quality_axis` of (K, J, I).
+        suggestion: Name of the structure that the current one looks like to the model.
+        candidates: Number of candidate masks of the last click; `candidate` is the one shown.
     """
 
     phase: Phase = Phase.IDLE
@@ -114,7 +114,7 @@ class Status:
     undo: str = ""
     redo: str = ""
     cases: tuple[CaseRow, ...] = ()
-    lesson: Lesson | None = None
+    training_result: TrainingResult | None = None
     can_segment: bool = False
     can_refine: bool = False
     can_export: bool = False

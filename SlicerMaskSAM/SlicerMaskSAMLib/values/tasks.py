@@ -1,4 +1,4 @@
-"""Work that waits without blocking: a generator that yields what it waits for, and a task that drives it."""
+"""Cooperative tasks: generators that are resumed without blocking."""
 
 from __future__ import annotations
 
@@ -10,37 +10,38 @@ from MaskSAMCore.progress import Cancelled
 
 
 class Waitable(Protocol):
-    """What a task waits for: a job of the engine, a process."""
+    """Something that a task can wait for: a job of the engine or a process."""
 
     @property
     def progress(self) -> tuple[int, int, str] | None:
-        """The last `(done, total, text)` that it told; None before the first."""
+        """The last reported `(done, total, text)`; None before the first."""
         ...
 
     def done(self) -> bool:
-        """Whether `result` answers at once."""
+        """Whether `result` returns at once."""
         ...
 
     def result(self) -> Any:
-        """The outcome, or its error raised."""
+        """The result; raises the error if it failed."""
         ...
 
     def cancel(self) -> None:
-        """Ask for its end; it is done some time later."""
+        """Request cancellation; `done` becomes true some time later."""
         ...
 
 
 Steps = Generator["Waitable | None", Any, Any]
-"""Yields what it waits for and is sent its result, or has its error thrown in; None only gives way to the GUI."""
+"""A generator that yields what it waits for and receives the result, or has the error thrown in. Yielding None only
+returns control to the GUI."""
 
 
 class Task:
-    """One piece of work, driven by `tick`, which never waits.
+    """A generator of steps, resumed by `tick`, which never blocks.
 
     Args:
         name: One of `Status.task`.
-        steps: What is done; a MaskSAMError that leaves it is handed to `on_error`, Cancelled is not.
-        on_error: Told the error that ended the work.
+        steps: The work. A MaskSAMError that it raises is passed to `on_error`; Cancelled is not.
+        on_error: Called with the error that ended the task.
     """
 
     def __init__(self, name: str, steps: Steps, *, on_error: Callable[[MaskSAMError], None]) -> None:
@@ -53,16 +54,16 @@ class Task:
 
     @property
     def ended(self) -> bool:
-        """Whether there is nothing left to do."""
+        """Whether the task has finished, failed or been cancelled."""
         return self._ended
 
     @property
     def progress(self) -> tuple[int, int, str] | None:
-        """Of what it waits for."""
+        """Progress of what the task waits for."""
         return self._waiting.progress if self._waiting is not None else None
 
     def tick(self) -> bool:
-        """Go on where that is possible without waiting; whether anything was done."""
+        """Resume the steps if possible without waiting; returns whether it was."""
         if self._ended or (self._waiting is not None and not self._waiting.done()):
             return False
         waiting, self._waiting = self._waiting, None
@@ -89,7 +90,7 @@ class Task:
         return True
 
     def cancel(self) -> None:
-        """Ask for the end. The steps get Cancelled as soon as what they wait for has ended."""
+        """Request cancellation; the steps receive Cancelled when their wait has ended."""
         if self._ended or self.cancelling:
             return
         self.cancelling = True
@@ -97,7 +98,7 @@ class Task:
             self._waiting.cancel()
 
     def abandon(self) -> None:
-        """End now; what it waits for is asked to end, and nobody waits for that."""
+        """End now. What the task waits for is cancelled, without waiting for it."""
         if not self._ended:
             self._ended = True
             if self._waiting is not None:

@@ -1,4 +1,4 @@
-"""How long work will still take, estimated from the progress that it tells."""
+"""Remaining time of a task, estimated from its progress."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import time
 from collections.abc import Callable
 
 LEAST_SHARE = 0.05
-"""Of the stage must be done before anything is said."""
+"""Share of the stage that must be done before an estimate is made."""
 LEAST_S = 1.0
-"""Must have passed before anything is said."""
+"""Seconds that must have passed before an estimate is made."""
 
 
 class TimeLeft:
-    """Follows `(done, total, text)` of one piece of work; every text, or a `done` that falls, starts a new stage.
+    """Estimates the remaining time of a stage from `(done, total, text)`.
+
+    A new text or total, or a smaller `done`, starts a new stage.
 
     Args:
-        clock: Seconds that only grow.
+        clock: Monotonic clock in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -25,7 +27,7 @@ class TimeLeft:
         self._last = (0, 0.0)
 
     def seconds(self, progress: tuple[int, int, str]) -> float | None:
-        """Seconds that the stage will still take; None while nothing can be said, as when it should have ended."""
+        """Remaining seconds of the stage; None without an estimate."""
         done, total, text = progress
         now = self._clock()
         if self._stage != (total, text) or done < self._last[0]:

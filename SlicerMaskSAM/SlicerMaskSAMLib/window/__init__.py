@@ -1,1 +1,1 @@
-"""The panel and its widgets: Qt."""
+"""The panel and its widgets, with Qt."""

@@ -1,4 +1,4 @@
-"""The few questions that are asked: consent, and files. Qt."""
+"""Dialogs for consent and file names, with Qt."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from slicer.i18n import tr as _
 
 
 class Dialogs:
-    """Asks the user; every answer may be no, which is False or ""."""
+    """Asks the user. A dialog that is cancelled returns False or ""."""
 
     def consent(self, text: str) -> bool:
         """Whether the user agrees."""
         return bool(slicer.util.confirmOkCancelDisplay(text))
 
     def model_file(self) -> str:
-        """A model, or base weights, from this computer."""
+        """File of a model or of base weights to import."""
         kinds = _("Models and base weights") + " (*.zip *.pt *.pth *.safetensors);;" + _("All files") + " (*)"
         return qt.QFileDialog.getOpenFileName(slicer.util.mainWindow(), _("Import model file"), "", kinds)
 
     def dicom_file(self) -> str:
-        """Where a DICOM segmentation is to be written."""
+        """File to which a DICOM segmentation is written."""
         kinds = _("DICOM segmentation") + " (*.dcm)"
         parent = slicer.util.mainWindow()
         return qt.QFileDialog.getSaveFileName(parent, _("Export DICOM SEG"), "segmentation.dcm", kinds)
 
     def folder(self, start: str) -> str:
-        """A folder of training cases."""
+        """Folder of training cases."""
         parent = slicer.util.mainWindow()
         return qt.QFileDialog.getExistingDirectory(parent, _("Folder of training cases"), start)

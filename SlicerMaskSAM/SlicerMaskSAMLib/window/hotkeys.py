@@ -1,4 +1,4 @@
-"""Keys of the panel, alive between `install` and `remove` only, and never while the user is typing."""
+"""Keyboard shortcuts of the panel, inactive while the user is typing."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 import qt
 
 TYPED_IN = ("QLineEdit", "QTextEdit", "QPlainTextEdit", "QAbstractSpinBox")
-"""Widgets that take the keys themselves; the Python console is a QTextEdit."""
+"""Widgets that handle keys themselves; the Python console is a QTextEdit."""
 
 
 class HotKeys:
     """Shortcuts of the main window.
 
     Args:
-        actions: What each key does, by its name for QKeySequence, "Shift+Del".
+        actions: Action of each key, named as for QKeySequence: "Shift+Del".
     """
 
     def __init__(self, actions: Mapping[str, Callable[[], None]]) -> None:
@@ -23,7 +23,7 @@ class HotKeys:
         self._shortcuts: list[Any] = []
 
     def install(self, window: Any) -> None:
-        """Bring the keys to life in a window; once more does no harm."""
+        """Activate the shortcuts in a window. Safe to call twice."""
         self.remove()
         for key, action in self._actions.items():
             shortcut = qt.QShortcut(qt.QKeySequence(key), window)
@@ -32,7 +32,7 @@ class HotKeys:
             self._shortcuts.append(shortcut)
 
     def remove(self) -> None:
-        """End them."""
+        """Deactivate the shortcuts."""
         for shortcut in self._shortcuts:
             shortcut.enabled = False
             shortcut.deleteLater()
@@ -41,7 +41,7 @@ class HotKeys:
 
 def _unless_typing(action: Callable[[], None]) -> Callable[[], None]:
     def act() -> None:
-        # Letters go to a text field by themselves; Shift+Del, Ctrl+Enter and Esc would not.
+        # Qt gives letters to a focused text field first, but not Shift+Del, Ctrl+Enter and Esc.
         focus = qt.QApplication.focusWidget()
         if focus is None or not any(focus.inherits(kind) for kind in TYPED_IN):
             action()

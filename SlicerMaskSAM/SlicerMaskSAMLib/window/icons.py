@@ -1,4 +1,4 @@
-"""Icons of the panel, drawn for light and for dark windows. Qt."""
+"""Icons of the panel for light and dark windows, with Qt."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import qt
 from MaskSAMCore.config.resources import resource
 
 NAMES = ("point", "box", "exclude", "include", "mask")
-"""Tools, and the prompts that they leave."""
+"""Icons of the tools and of the prompts."""
 DARK_BELOW = 128
 
 
@@ -20,7 +20,7 @@ def is_dark() -> bool:
 
 
 def icon_file(name: str) -> Path:
-    """Path of an icon for the application's windows."""
+    """Path of the icon that suits the application's windows."""
     return resource("Icons", f"{name}-dark.svg" if is_dark() else f"{name}.svg")
 
 

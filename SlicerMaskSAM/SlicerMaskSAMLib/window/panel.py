@@ -1,4 +1,4 @@
-"""The module's panel: the widgets of the .ui file, wired to the controller. Qt."""
+"""Panel of the module: connects widgets of the .ui file and controller. Qt."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import slicer.util
 from slicer.i18n import tr as _
 
 from MaskSAMCore.config.resources import resource
+from SlicerMaskSAMLib.mrml.parameters import MaskSAMParameterNode
 from SlicerMaskSAMLib.mrml.regions import new_region
-from SlicerMaskSAMLib.values.choices import Neighbours, Region, Scope, Speed, Tool
+from SlicerMaskSAMLib.values.choices import OverlapPolicy, Region, Scope, Speed, Tool
 from SlicerMaskSAMLib.values.status import Phase
 from SlicerMaskSAMLib.window.dialogs import Dialogs
 from SlicerMaskSAMLib.window.hotkeys import HotKeys
@@ -20,22 +21,23 @@ from SlicerMaskSAMLib.window.icons import icons
 from SlicerMaskSAMLib.window.rendering import Rendering
 from SlicerMaskSAMLib.window.slicebar import SliceBar
 from SlicerMaskSAMLib.window.viewclicks import ViewClicks
+from SlicerMaskSAMLib.work.controller import Controller
 
 TICK_MS = 20
-NOTE_MS = 5000
+STATUS_MESSAGE_MS = 5000
 
 
 class Panel:
-    """Everything between the user and a controller.
+    """The module's panel.
 
-    A controller comes with `bind` and goes with `unbind`; without one, nothing can be pressed.
+    A controller is attached by `bind` and detached by `unbind`; without one, the panel is disabled.
 
     Args:
-        dialogs: Asks the user.
+        dialogs: Asks the user for consent and files.
 
     Attributes:
-        widget: Of the .ui file.
-        ui: Its children by name.
+        widget: Root widget of the .ui file.
+        ui: Its child widgets by name.
     """
 
     def __init__(self, dialogs: Dialogs | None = None) -> None:
@@ -43,10 +45,8 @@ class Panel:
         self.ui = slicer.util.childWidgetVariables(self.widget)
         self.widget.setMRMLScene(slicer.mrmlScene)
         self._dialogs = dialogs or Dialogs()
-        self._controller: Any = None
-        self._parameters: Any = None
-        self._gui_tag: Any = None
-        self._observer = 0
+        self._bound: tuple[Controller, MaskSAMParameterNode] | None = None
+        self._gui_tag = self._observer = 0
         self._entered = self._changed = self._showing = False
         self._tool = Tool.NONE
         bar = SliceBar(self._jump_to, self.ui.sliceBarPlace)
@@ -62,12 +62,24 @@ class Panel:
         wire(self._timer, "timeout()", self.tick)
         self._wire()
 
-    # -- life --------------------------------------------------------------------------------------------------------
+    @property
+    def _controller(self) -> Controller:
+        if self._bound is None:
+            raise RuntimeError("the panel is not bound to a controller")
+        return self._bound[0]
 
-    def bind(self, controller: Any, parameters: Any) -> None:
-        """Show a controller and its parameter node, and hand over to it what the user does."""
+    @property
+    def _parameters(self) -> MaskSAMParameterNode:
+        if self._bound is None:
+            raise RuntimeError("the panel is not bound to a parameter node")
+        return self._bound[1]
+
+    # -- lifetime ----------------------------------------------------------------------------------------------------
+
+    def bind(self, controller: Controller, parameters: MaskSAMParameterNode) -> None:
+        """Show a controller and its parameter node, and forward user actions to it."""
         self.unbind()
-        self._controller, self._parameters = controller, parameters
+        self._bound = controller, parameters
         self._gui_tag = parameters.connectGui(self.ui)
         for combo, texts in self._choices().items():
             for index, text in enumerate(texts):
@@ -80,56 +92,57 @@ class Panel:
         self._render()
 
     def unbind(self) -> None:
-        """Show and press nothing any more; the scene may end now."""
-        if self._parameters is not None:
+        """Detach the controller, for instance because the scene is being closed."""
+        if self._bound is not None:
             self._parameters.RemoveObserver(self._observer)
             self._parameters.disconnectGui(self._gui_tag)
-        self._controller = self._parameters = None
+        self._bound = None
         self.widget.enabled = False
 
     def enter(self) -> None:
-        """The user opened the module."""
+        """Called when the user opens the module."""
         self._entered = True
         self._keys.install(slicer.util.mainWindow())
         self._clicks.attach()
         self._timer.start()
-        if self._controller is not None:
+        if self._bound is not None:
             self._begin()
 
     def exit(self) -> None:
-        """The user opened another module. What is going on goes on, clicks and keys do not."""
+        """Called when the user opens another module. Running tasks continue."""
         self._entered = False
         self._keys.remove()
         self._choose_tool(Tool.NONE)
         self._clicks.detach()
-        if self._controller is not None:
+        if self._bound is not None:
             self._controller.exit()
 
     def close(self) -> None:
-        """The module ends."""
+        """Called when the module ends."""
         if self._entered:
             self.exit()
         self._timer.stop()
         self.unbind()
 
     def mark_changed(self) -> None:
-        """There is something new to show at the next tick."""
+        """Render the status again at the next tick."""
         self._changed = True
 
     def tick(self) -> None:
-        """Let the controller go on and show what is new; called by a timer."""
-        controller = self._controller
-        if controller is None:
+        """Let the controller continue, and show its status; called by a timer."""
+        bound = self._bound
+        if bound is None:
             return
+        controller, _ = bound
         controller.tick()
-        if controller is not self._controller:
-            return  # the scene ended meanwhile: Slicer handles events in the middle of long calls
+        if self._bound is not bound:
+            return  # the scene was closed meanwhile: Slicer processes events during long calls
         if self._changed:
             self._render()
         if not self._entered and controller.status().phase not in (Phase.WORKING, Phase.CANCELLING):
             self._timer.stop()
 
-    # -- showing -----------------------------------------------------------------------------------------------------
+    # -- display -----------------------------------------------------------------------------------------------------
 
     def _render(self) -> None:
         self._changed, self._showing = False, True
@@ -149,7 +162,7 @@ class Panel:
         self._changed = True
 
     def _show_parameters(self) -> None:
-        """What the widgets' own connection to the parameters does not show."""
+        """Show parameters that connectGui does not handle."""
         ui, parameters = self.ui, self._parameters
         self._rendering.show_model(parameters.model)
         ui.roiRow.visible = parameters.region is Region.ROI
@@ -166,7 +179,7 @@ class Panel:
 
     @staticmethod
     def _choices() -> dict[str, list[str]]:
-        """What the choices are called, in their order."""
+        """Texts of the choices, in the order of the combo boxes."""
         texts = {
             Region.WHOLE: _("Whole volume"),
             Region.ROI: _("Region of interest"),
@@ -176,41 +189,41 @@ class Panel:
             Scope.SLICE: _("This slice"),
             Scope.SLAB: _("Neighbouring slices"),
             Scope.VOLUME: _("Whole volume"),
-            Neighbours.PROTECT: _("Protect other segments"),
-            Neighbours.REPLACE: _("Take from other segments"),
-            Neighbours.OVERLAP: _("Allow overlap"),
+            OverlapPolicy.PROTECT: _("Protect other segments"),
+            OverlapPolicy.REPLACE: _("Take from other segments"),
+            OverlapPolicy.OVERLAP: _("Allow overlap"),
         }
-        combos = {"regionCombo": Region, "speedCombo": Speed, "scopeCombo": Scope, "neighboursCombo": Neighbours}
+        combos = {"regionCombo": Region, "speedCombo": Speed, "scopeCombo": Scope, "neighboursCombo": OverlapPolicy}
         return {combo: [texts[member] for member in kind] for combo, kind in combos.items()}
 
-    # -- what is pressed ---------------------------------------------------------------------------------------------
+    # -- user actions ------------------------------------------------------------------------------------------------
 
     def _wire(self) -> None:
-        """Connect every widget that is not a parameter's own."""
+        """Connect the signals of all widgets that connectGui does not handle."""
         ui = self.ui
         presses = (
             (ui.setUpButton, self._set_up),
-            (ui.cancelButton, self._order("cancel")),
+            (ui.cancelButton, self._action("cancel")),
             (ui.newButton, self._new_structure),
-            (ui.sampleButton, self._order("try_sample")),
+            (ui.sampleButton, self._action("try_sample")),
             (ui.allButton, lambda: self._want_listed(True)),
             (ui.noneButton, lambda: self._want_listed(False)),
             (ui.newRoiButton, self._new_roi),
-            (ui.segmentButton, self._order("segment")),
+            (ui.segmentButton, self._action("segment")),
             (ui.pointButton, lambda: self._toggle_tool(Tool.POINT)),
             (ui.boxButton, lambda: self._toggle_tool(Tool.BOX)),
             (ui.startButton, self._start_from),
             (ui.deletePromptButton, self._delete_prompt),
-            (ui.clearPromptsButton, self._order("clear_prompts")),
-            (ui.nextCandidateButton, self._order("next_candidate")),
-            (ui.takeSuggestionButton, self._order("take_suggestion")),
-            (ui.runAutomaticButton, self._order("run_automatic")),
-            (ui.worstButton, self._order("jump_to_worst")),
-            (ui.undoButton, self._order("undo")),
-            (ui.redoButton, self._order("redo")),
-            (ui.acceptButton, self._order("accept")),
+            (ui.clearPromptsButton, self._action("clear_prompts")),
+            (ui.nextCandidateButton, self._action("next_candidate")),
+            (ui.takeSuggestionButton, self._action("take_suggestion")),
+            (ui.runAutomaticButton, self._action("run_automatic")),
+            (ui.worstButton, self._action("jump_to_worst")),
+            (ui.undoButton, self._action("undo")),
+            (ui.redoButton, self._action("redo")),
+            (ui.acceptButton, self._action("accept")),
             (ui.nextButton, self._next_structure),
-            (ui.tableButton, self._order("volumes_table")),
+            (ui.tableButton, self._action("volumes_table")),
             (ui.exportButton, self._export),
             (ui.commandButton, self._copy_command),
             (ui.caseButton, self._save_case),
@@ -247,14 +260,14 @@ class Panel:
             "Esc": self._escape,
         }
 
-    def _order(self, name: str) -> Callable[[], None]:
-        """What a button does that only calls the controller."""
+    def _action(self, name: str) -> Callable[[], None]:
+        """Slot of a button that only calls a method of the controller."""
 
         return lambda: getattr(self._controller, name)()
 
     def _escape(self) -> None:
-        """Esc ends the work; where there is none, it puts the tool down."""
-        if self._controller is not None and self._controller.status().phase is Phase.WORKING:
+        """Esc cancels the running task; without one, it switches the tool off."""
+        if self._bound is not None and self._controller.status().phase is Phase.WORKING:
             self._controller.cancel()
         else:
             self._choose_tool(Tool.NONE)
@@ -282,7 +295,7 @@ class Panel:
         self._controller.choose_volume(self.ui.volumeSelector.currentNode())
 
     def _begin(self) -> None:
-        """Let the controller look what is there; where nothing was chosen, begin with the volume that Slicer shows."""
+        """Enter the controller. If no volume is chosen, choose the one that Slicer shows."""
         if self._parameters.inputVolume is None:
             self._choose_shown_volume()
         self._controller.enter()
@@ -297,11 +310,11 @@ class Panel:
         self._controller.choose_model(self.ui.modelCombo.itemData(index))
 
     def _want(self, item: Any) -> None:
-        self._controller.want([item.text()], item.checkState() == qt.Qt.Checked)
+        self._controller.set_wanted([item.text()], item.checkState() == qt.Qt.Checked)
 
     def _want_listed(self, on: bool) -> None:
         items = [self.ui.wantedList.item(row) for row in range(self.ui.wantedList.count)]
-        self._controller.want([item.text() for item in items if not item.isHidden()], on)
+        self._controller.set_wanted([item.text() for item in items if not item.isHidden()], on)
 
     def _new_roi(self) -> None:
         self._parameters.roi = new_region(slicer.mrmlScene, self._parameters.inputVolume)
@@ -315,16 +328,16 @@ class Panel:
         self.ui.boxButton.checked = tool is Tool.BOX
 
     def _on_point(self, world: Any, positive: bool, slice_node: Any) -> None:
-        if self._controller is not None:
+        if self._bound is not None:
             self._controller.click(world, positive and not self.ui.excludeButton.checked, slice_node)
 
     def _on_box(self, corner: Any, opposite: Any, slice_node: Any) -> None:
-        if self._controller is not None:
+        if self._bound is not None:
             self._controller.draw_box(corner, opposite, slice_node)
 
     def _choose_segment(self, _selected: Any, _deselected: Any) -> None:
         chosen = self.ui.segmentsTable.selectedSegmentIDs()
-        if chosen and not self._showing and self._controller is not None:
+        if chosen and not self._showing and self._bound is not None:
             self._controller.choose_segment(chosen[0])
 
     def _new_structure(self) -> None:
@@ -334,7 +347,7 @@ class Panel:
         self._controller.next_structure(self._take_name())
 
     def _take_name(self) -> str:
-        """The name that was typed, for one use."""
+        """The name in the text field, which is cleared."""
         name = self.ui.nameEdit.text.strip()
         self.ui.nameEdit.text = ""
         return name
@@ -365,7 +378,7 @@ class Panel:
         line = self._controller.command_line()
         if line:
             slicer.app.clipboard().setText(line)
-            slicer.util.showStatusMessage(_("Copied: {line}").format(line=line), NOTE_MS)
+            slicer.util.showStatusMessage(_("Copied: {line}").format(line=line), STATUS_MESSAGE_MS)
 
     def _save_case(self) -> None:
         self._controller.save_case(self.ui.caseNameEdit.text.strip())
@@ -384,17 +397,17 @@ class Panel:
         if self._controller.status().task == "teach":
             self._controller.cancel()
         else:
-            self._controller.teach(self.ui.lessonNameEdit.text.strip())
+            self._controller.teach(self.ui.newModelNameEdit.text.strip())
 
 
 def wire(sender: Any, signal: str, slot: Callable[..., None]) -> None:
-    """Connect a signal of C++, or say that there is none: PythonQt's own connect does not."""
+    """Connect a Qt signal; AttributeError if there is none of this name."""
     if not sender.connect(signal, slot):
         raise AttributeError(f"{sender.objectName} has no signal {signal}")
 
 
 def fill(place: Any, widget: Any) -> None:
-    """Put a widget that .ui files do not know into an empty one of theirs."""
+    """Put a widget that .ui files cannot contain into an empty one."""
     layout = qt.QVBoxLayout(place)
     layout.setContentsMargins(0, 0, 0, 0)
     layout.addWidget(widget)

@@ -1,4 +1,4 @@
-"""Shows a status in the widgets of the panel; it decides nothing. Qt."""
+"""Shows a status in the widgets of the panel. Qt."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from typing import Any
 import qt
 from slicer.i18n import tr as _
 
-from SlicerMaskSAMLib.values.status import Lesson, ModelRow, Phase, Progress, PromptRow, Status
+from SlicerMaskSAMLib.values.status import ModelRow, Phase, Progress, PromptRow, Status, TrainingResult
 from SlicerMaskSAMLib.window.slicebar import SliceBar
 
 LINES = 3
-"""Messages that are shown; the others are in the tool tip."""
+"""Number of messages shown; all of them are in the tool tip."""
 SWATCH = 12
 MARGINS = 32
-"""Of a section's contents within the panel, left and right together, pixels."""
+"""Left and right margin of a section's contents together, in pixels."""
 ICONS = {"box": "box", "start": "mask"}
-"""Of the prompts that are no clicks."""
+"""Icons of prompts that are not clicks."""
 REFINE = "refine"
 DISABLED = 0
 FLAGS_ROLE = int(qt.Qt.UserRole) - 1
-"""Where a combo box keeps whether an item can be chosen."""
+"""Item data role in which a combo box stores whether an item can be chosen."""
 
 
 class Rendering:
-    """The widgets, as far as they show something.
+    """Shows the status in the panel's widgets.
 
     Args:
-        ui: The widgets of the .ui file by their name.
-        bar: The strip of slices.
-        icons: Icons by name, for this brightness of the window.
+        ui: Widgets of the .ui file by name.
+        bar: The slice bar.
+        icons: Icons by name.
     """
 
     def __init__(self, ui: Any, bar: SliceBar, icons: dict[str, Any]) -> None:
@@ -39,7 +39,7 @@ class Rendering:
         self._model = ""
 
     def show(self, status: Status) -> None:
-        """Show a status; widgets that would show what they show already are left alone."""
+        """Show a status. Widgets whose content did not change are not touched."""
         before, self._shown = self._shown, status
         if status == before:
             return
@@ -53,12 +53,12 @@ class Rendering:
             self._list_prompts(status.prompts)
         if before is None or status.cases != before.cases:
             self._list_cases(status)
-        if before is None or status.lesson != before.lesson:
-            self._show_lesson(status.lesson)
+        if before is None or status.training_result != before.training_result:
+            self._show_training_result(status.training_result)
         self._show_refinement(status)
 
     def show_model(self, name: str) -> None:
-        """Show which model is chosen, with its licence, or why it cannot be used."""
+        """Show the chosen model with its licence, or why it cannot be used."""
         self._model, combo = name, self._ui.modelCombo
         combo.currentIndex = combo.findData(name) if name else -1
         rows = self._shown.models if self._shown is not None else ()
@@ -69,20 +69,20 @@ class Rendering:
             text = _("Model {name}, licence {licence}").format(name=row.name, licence=row.licence or _("unknown"))
         else:
             text = _("Model {name}: {reason}").format(name=row.name, reason=row.reason)
-        _say(self._ui.licenceLabel, text)
+        _set_text(self._ui.licenceLabel, text)
 
     def _show_state(self, status: Status) -> None:
         ui, working = self._ui, status.phase in (Phase.WORKING, Phase.CANCELLING)
         progress = status.progress if working else None
-        told = progress_text(progress) if progress is not None else ""
-        ui.headlineLabel.text = f"{status.headline}: {told}" if told else status.headline
-        _say(ui.deviceLabel, status.device)
+        progress_line = progress_text(progress) if progress is not None else ""
+        ui.headlineLabel.text = f"{status.headline}: {progress_line}" if progress_line else status.headline
+        _set_text(ui.deviceLabel, status.device)
         ui.setUpButton.visible = status.phase is Phase.NEEDS_SETUP
-        # A bar from nothing to nothing moves to and fro; it is there all the time, so that nothing jumps at a click.
+        # With minimum and maximum 0 the bar is busy. It is never hidden, so that the layout does not jump at a click.
         ui.progressBar.maximum = progress.total if progress is not None else int(not working)
         ui.progressBar.value = progress.done if progress is not None else 0
         ui.cancelButton.enabled = status.phase is Phase.WORKING
-        _say(ui.messagesLabel, "\n".join(status.messages[-LINES:]))
+        _set_text(ui.messagesLabel, "\n".join(status.messages[-LINES:]))
         ui.messagesLabel.toolTip = "\n".join(status.messages)
 
     def _show_buttons(self, status: Status) -> None:
@@ -94,7 +94,7 @@ class Rendering:
         ui.undoButton.toolTip = _("Undo (Z): {step}").format(step=status.undo) if status.undo else _("Undo (Z)")
         ui.redoButton.toolTip = _("Redo (Y): {step}").format(step=status.redo) if status.redo else _("Redo (Y)")
         if status.task == REFINE:
-            return  # an answer takes a moment, for which the others do not turn grey
+            return  # it is short: the other buttons do not flicker
         self._show_starter(ui.segmentButton, "segment", _("Segment"), status.can_segment, status)
         self._show_starter(ui.teachButton, "teach", _("Teach"), status.can_teach, status)
         idle = status.phase is Phase.IDLE
@@ -103,7 +103,7 @@ class Rendering:
 
     @staticmethod
     def _show_starter(button: Any, task: str, text: str, ready: bool, status: Status) -> None:
-        """A button that begins long work, and then cancels it."""
+        """Show a button that starts a long task, and cancels it while it runs."""
         if status.task != task:
             button.text, button.enabled = text, ready and status.phase is Phase.IDLE
         elif status.phase is Phase.CANCELLING:
@@ -135,7 +135,7 @@ class Rendering:
         self.search(self._ui.searchEdit.text)
 
     def search(self, text: str) -> None:
-        """Show the structures whose name holds a text only."""
+        """Show only structures whose name contains a text."""
         listed = self._ui.wantedList
         for index in range(listed.count):
             item = listed.item(index)
@@ -166,7 +166,7 @@ class Rendering:
         ui.worstButton.enabled = status.worst is not None
         ui.deletePromptButton.enabled = ui.clearPromptsButton.enabled = bool(status.prompts)
         ui.candidateRow.visible = status.candidates > 1
-        ui.candidateLabel.text = _("Meaning {number} of {count}").format(
+        ui.candidateLabel.text = _("Candidate {number} of {count}").format(
             number=status.candidate + 1, count=status.candidates
         )
         ui.suggestionRow.visible = bool(status.suggestion)
@@ -182,10 +182,10 @@ class Rendering:
         tree.resizeColumnToContents(0)
         self._ui.removeCaseButton.enabled = bool(status.cases)
 
-    def _show_lesson(self, lesson: Lesson | None) -> None:
+    def _show_training_result(self, result: TrainingResult | None) -> None:
         ui = self._ui
-        _say(ui.lessonLabel, lesson_text(lesson) if lesson is not None else "")
-        picture = qt.QPixmap(lesson.overlay) if lesson is not None and Path(lesson.overlay).is_file() else qt.QPixmap()
+        _set_text(ui.trainingResultLabel, training_result_text(result) if result is not None else "")
+        picture = qt.QPixmap(result.overlay) if result is not None and Path(result.overlay).is_file() else qt.QPixmap()
         ui.overlayLabel.visible = not picture.isNull()
         width = ui.SlicerMaskSAM.width - MARGINS
         if picture.width() > width > 0:
@@ -202,14 +202,14 @@ def progress_text(progress: Progress) -> str:
     return f"{text}, {_('about {time} left').format(time=_duration(progress.seconds_left))}"
 
 
-def lesson_text(lesson: Lesson) -> str:
-    """What teaching brought, a line each."""
-    lines = [_("{model} was taught in {time}.").format(model=lesson.model, time=_duration(lesson.seconds))]
-    if lesson.dice:
-        lines.append(_("Dice on the cases left out ({cases}):").format(cases=", ".join(lesson.left_out)))
-        lines += [f"  {name}: {dice:.2f}" for name, dice in lesson.dice.items()]
-    if lesson.worst_case:
-        lines.append(_("The worst of them, {case}:").format(case=lesson.worst_case))
+def training_result_text(result: TrainingResult) -> str:
+    """The result of teaching in a few lines."""
+    lines = [_("{model} was taught in {time}.").format(model=result.model, time=_duration(result.seconds))]
+    if result.dice:
+        lines.append(_("Dice on held-out cases ({cases}):").format(cases=", ".join(result.left_out)))
+        lines += [f"  {name}: {dice:.2f}" for name, dice in result.dice.items()]
+    if result.worst_case:
+        lines.append(_("The worst case, {case}:").format(case=result.worst_case))
     return "\n".join(lines)
 
 
@@ -219,8 +219,8 @@ def _duration(seconds: float) -> str:
     return _("{count} min").format(count=round(seconds / 60))
 
 
-def _say(label: Any, text: str) -> None:
-    """A label takes no room while it has nothing to say."""
+def _set_text(label: Any, text: str) -> None:
+    """Set a label's text; an empty label is hidden."""
     label.text = text
     label.visible = bool(text)
 

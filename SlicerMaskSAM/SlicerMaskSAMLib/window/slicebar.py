@@ -1,4 +1,4 @@
-"""A strip that shows slice by slice how sure the model is; a click goes to the slice."""
+"""Bar with the estimated quality of every slice; a click goes to the slice. Qt."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 import qt
 
 UNSURE, BETWEEN, SURE = (213, 94, 0), (240, 228, 66), (0, 158, 115)
-"""Told apart by colour-blind people too (the palette of Okabe and Ito)."""
+"""Colours that colour-blind people can tell apart (palette of Okabe and Ito)."""
 LOW, HIGH = 0.5, 1.0
-"""Estimated IoU at the two ends of the colours."""
+"""Estimated IoU at both ends of the colour scale."""
 
 
 def quality_color(quality: float) -> tuple[int, int, int]:
-    """Red, green and blue, 0 to 255, for an estimated IoU from 0 to 1."""
+    """Red, green and blue (0 to 255) for an estimated IoU (0 to 1)."""
     place = min(max((quality - LOW) / (HIGH - LOW), 0.0), 1.0) * 2
     first, second = (UNSURE, BETWEEN) if place < 1 else (BETWEEN, SURE)
     share = place % 1 if place < 2 else 1.0
@@ -23,10 +23,10 @@ def quality_color(quality: float) -> tuple[int, int, int]:
 
 
 class SliceBar(qt.QWidget):
-    """One cell per slice.
+    """Bar with one cell per slice.
 
     Args:
-        on_slice: Called with the index of the slice that was clicked.
+        on_slice: Called with the index of the clicked slice.
     """
 
     def __init__(self, on_slice: Callable[[int], None], parent: Any = None) -> None:
@@ -37,24 +37,24 @@ class SliceBar(qt.QWidget):
         self._worst: int | None = None
 
     def show_quality(self, quality: Mapping[int, float], slices: int, worst: int | None) -> None:
-        """Show the estimates of a structure; slices without one stay grey, the worst is marked."""
+        """Show the estimates; slices without one are grey, the worst one is marked."""
         self._quality, self._slices, self._worst = dict(quality), slices, worst
         self.update()
 
     def slice_at(self, x: int) -> int | None:
-        """Index of the slice whose cell lies at a pixel from the left."""
+        """Index of the slice at a distance in pixels from the left; None outside the bar."""
         if not self._slices or not 0 <= x < self.width:
             return None
         return x * self._slices // self.width
 
     def mousePressEvent(self, event: Any) -> None:
-        """Qt's: a click goes to the slice under it."""
+        """Go to the slice under the mouse (Qt event handler)."""
         index = self.slice_at(event.pos().x())
         if index is not None:
             self._on_slice(index)
 
     def paintEvent(self, _event: Any) -> None:
-        """Qt's: draw the cells."""
+        """Draw the cells (Qt event handler)."""
         painter = qt.QPainter(self)
         painter.fillRect(qt.QRect(0, 0, self.width, self.height), self.palette.color(qt.QPalette.Midlight))
         for index, quality in self._quality.items():

@@ -1,1 +1,1 @@
-"""The work behind the buttons: no Qt."""
+"""The module's work without Qt: segmenting, refining, output and teaching."""

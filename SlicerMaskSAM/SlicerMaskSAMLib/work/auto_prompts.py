@@ -1,69 +1,73 @@
-"""The prompts that the model gives itself in the slice that is shown: asked for, shown, and given to structures."""
+"""Automatic prompts: the model's own prompts in the visible slice."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from SlicerMaskSAMLib.mrml import bridge
-from SlicerMaskSAMLib.mrml.prompt_values import Box, Point
+from SlicerMaskSAMLib.mrml.auto_prompts import AutomaticPromptNodes
+from SlicerMaskSAMLib.mrml.prompt_values import BoxPrompt, PointPrompt
+from SlicerMaskSAMLib.mrml.views import Views
 from SlicerMaskSAMLib.values.tasks import Steps
-from SlicerMaskSAMLib.work.auto_prompt_nodes import AutomaticPrompts
 from SlicerMaskSAMLib.work.context import Context
 
 
-class OwnPrompts:
-    """The model's own prompts.
+class AutomaticPrompts:
+    """Requests the model's automatic prompts, shows them, and passes them on.
 
     Args:
-        context: What all parts share.
-        views: The slice views (`views.Views`); without them the middle of the volume is meant.
+        context: Shared parts of the module.
+        views: The slice views; without them the middle slice of the volume is used.
+
+    Attributes:
+        has_work: Whether `steps` has anything to do.
     """
 
-    def __init__(self, context: Context, views: Any) -> None:
+    def __init__(self, context: Context, views: Views | None) -> None:
         self._context, self._views = context, views
-        self._shown = AutomaticPrompts(context.scene)
-        self.waiting = False
+        self._shown = AutomaticPromptNodes(context.scene)
+        self.has_work = False
 
     def show(self, on: bool) -> None:
-        """Have them shown, which takes `steps`, or hide them."""
+        """Request the prompts, which `steps` then shows, or hide them."""
         self._context.parameters.showAutomatic = on
-        self.waiting = on
+        self.has_work = on
         if not on:
             self._shown.hide()
 
-    def take(self) -> dict[str, list[Point | Box]]:
-        """What is shown, where it was dragged to, by the structures' names; it is shown no more."""
+    def take(self) -> dict[str, list[PointPrompt | BoxPrompt]]:
+        """The shown prompts at their present position, by structure; hides them."""
         found = self._shown.prompts(scope=self._context.parameters.scope)
         self.show(False)
         return found
 
     def steps(self) -> Steps:
-        """Ask the model and show what it answers.
+        """Request the prompts from the engine and show them.
 
         Raises:
-            MaskSAMError: There is no volume or model, the model makes no prompts of its own, or the engine failed.
+            MaskSAMError: No volume or model is chosen, the model has no automatic prompts, or the engine failed.
         """
-        if not self.waiting:
+        if not self.has_work:
             return
-        self.waiting = False
+        self.has_work = False
         context = self._context
-        volume, model = context.need()
-        case = yield from context.link.case(volume, model.name)
+        volume, model = context.require_inputs()
+        case = yield from context.engine_link.case(volume, model.name)
         index, skipped = self._index(volume, case.axis), set(context.parameters.skippedStructures)
         found = {}
         for label in model.card.labels.labels if model.card is not None else ():
             if label.name not in skipped:
-                job = context.link.client.submit("automatic", case=case, label=label.id, slices=[index])
+                job = context.engine_link.client.submit("automatic", case=case, label=label.id, slices=[index])
                 pairs = (yield job)["prompts"]
                 found[label.name] = [prompt for pair in pairs for prompt in pair]
         if not context.parameters.showAutomatic or context.parameters.inputVolume is not volume:
             return
         self._shown.show(volume, found)
         if not any(found.values()):
-            context.say("The model finds none of its structures in this slice.")
+            context.log("The model found none of its structures in this slice.")
 
     def _index(self, volume: Any, axis: int) -> int:
-        """The slice that is shown, along the model's axis of (K, J, I)."""
+        """Index of the visible slice along the model's axis of (K, J, I)."""
         count = bridge.geometry(volume).shape[axis]
         place = self._views.position() if self._views is not None else None
         if place is None:

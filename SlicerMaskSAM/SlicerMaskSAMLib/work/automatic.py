@@ -1,7 +1,7 @@
-"""Segmenting a volume by a model alone, and how its structures enter the scene.
+"""Automatic segmentation of a volume, and writing of its structures to the scene.
 
-Minutes may pass between the press of the button and the answer, and the user goes on working. So the run compares
-how things are with how they were when it was asked for: what it does not find as it was is left alone.
+The user goes on working while the engine computes, possibly for minutes. Before anything is written, the scene is
+compared with the request: what was changed in the meantime is left alone.
 """
 
 from __future__ import annotations
@@ -16,19 +16,18 @@ from MaskSAMCore.labels import Label
 from MaskSAMCore.worker.jobs import Job
 from MaskSAMCore.worker.results import Block, Segmented
 from SlicerMaskSAMLib.mrml import bridge
-from SlicerMaskSAMLib.mrml.bridge import Box
-from SlicerMaskSAMLib.values.history import Change, Step
-from SlicerMaskSAMLib.values.sparse import Sparse, around, common, size
+from SlicerMaskSAMLib.values.history import SegmentChange, UndoStep
+from SlicerMaskSAMLib.values.sparse import SparseMask, VoxelBox, box_shape, intersection, union
 from SlicerMaskSAMLib.values.tasks import Steps
 from SlicerMaskSAMLib.work.context import Context
-from SlicerMaskSAMLib.work.segment_request import Order, segment_ids
+from SlicerMaskSAMLib.work.segment_request import SegmentRequest, segment_ids
 
-AT_ONCE = 4_000_000
-"""Voxels that are written between two looks at the GUI."""
+VOXELS_PER_STEP = 4_000_000
+"""Voxels written before control returns to the GUI."""
 
 
-class InSlices:
-    """A job whose progress is told in slices of the scan rather than in the engine's windows."""
+class SliceProgress:
+    """A job whose progress is counted in slices instead of the engine's windows."""
 
     def __init__(self, job: Job, slices: int) -> None:
         self._job, self._slices = job, slices
@@ -36,7 +35,7 @@ class InSlices:
 
     @property
     def progress(self) -> tuple[int, int, str] | None:
-        """Slices that are done, of how many."""
+        """Number of finished slices, of how many."""
         told = self._job.progress
         if told is None or told[1] <= 0:
             return told
@@ -45,131 +44,135 @@ class InSlices:
 
 
 class AutomaticRun:
-    """One press of Segment, from the order to the segments in the scene."""
+    """One automatic segmentation, from the request to the segments in the scene."""
 
-    def __init__(self, context: Context, order: Order) -> None:
-        self._context, self._order = context, order
-        self._changes: list[Change] = []
+    def __init__(self, context: Context, request: SegmentRequest) -> None:
+        self._context, self._request = context, request
+        self._changes: list[SegmentChange] = []
         self._created: list[tuple[str, Label]] = []
-        self._into: Any = None
-        self._own = False
+        self._segmentation: Any = None
+        self._new_segmentation = False
 
     def steps(self) -> Steps:
-        """Open the scan, have it segmented, write the structures one by one, and note all as one step of the history.
+        """Segment the scan, write its structures, and add a step to the history.
 
         Raises:
-            MaskSAMError: The engine failed, or the work was cancelled; the scene is as it was.
+            MaskSAMError: The engine failed, or the run was cancelled; the scene is as before.
         """
-        order, link = self._order, self._context.link
-        case = yield from link.case(order.volume, order.model)
-        job = link.client.submit("segment", case=case, roi=list(order.regions), step=order.step)
-        found: Segmented = yield (job if order.regions else InSlices(job, case.shape[case.axis]))
+        request, link = self._request, self._context.engine_link
+        case = yield from link.case(request.volume, request.model)
+        job = link.client.submit("segment", case=case, roi=list(request.regions), step=request.step)
+        found: Segmented = yield (job if request.regions else SliceProgress(job, case.shape[case.axis]))
         for line in found.warnings:
-            if line not in case.warnings:  # those were told when it was opened
-                self._context.say(line)
-        blocks = [block for block in found.blocks if block.label in order.labels]
+            if line not in case.warnings:  # those were logged when it was opened
+                self._context.log(line)
+        blocks = [block for block in found.blocks if block.label in request.labels]
         self._check(blocks)
         try:
             while not (yield from self._write_all(blocks)):
-                self._context.say("The segmentation was deleted while structures arrived; they go to a new one.")
+                self._context.log("The segmentation was deleted while structures were written; they go to a new one.")
         except MaskSAMError:
-            self._take_back()
+            self._roll_back()
             raise
         self._finish()
-        for segment_id in bridge.outdated_surfaces(self._into):
+        for segment_id in bridge.outdated_surfaces(self._segmentation):
             yield None
-            if segment_id in segment_ids(self._into):
-                bridge.refresh_surface(self._into, segment_id, order.geometry)
+            if segment_id in segment_ids(self._segmentation):
+                bridge.refresh_surface(self._segmentation, segment_id, request.geometry)
 
     def _check(self, blocks: Sequence[Block]) -> None:
-        """Raise MaskSAMError for what cannot be a part of the volume, before anything is written."""
+        """Raise MaskSAMError for blocks that do not fit the volume."""
         for block in blocks:
             if block.box is not None and not (
-                self._order.geometry.fits(block.box) and block.mask.shape == size(block.box)
+                self._request.geometry.fits(block.box) and block.mask.shape == box_shape(block.box)
             ):
-                why = f"{block.mask.shape} voxels in {block.box} of {self._order.geometry.shape}"
+                why = f"{block.mask.shape} voxels in {block.box} of {self._request.geometry.shape}"
                 raise MaskSAMError("the engine's answer is malformed", where=f"label {block.label}", why=why)
 
-    # -- where it goes -----------------------------------------------------------------------------------------------
+    # -- target ------------------------------------------------------------------------------------------------------
 
     def _target(self) -> Any:
-        """The segmentation that is written to: the chosen one, where volume and segmentation are still those."""
-        order, doubt, chosen = self._order, self._doubt(), self._chosen()
-        if chosen is not None and not doubt and bridge.same_frame(chosen, order.volume):
+        """The segmentation to write to: the chosen one, or a new one after changes."""
+        request, doubt, chosen = self._request, self._volume_change(), self._chosen()
+        if chosen is not None and not doubt and bridge.same_frame(chosen, request.volume):
             return chosen
-        self._own = True
-        name, scene = f"{order.name} segmentation", self._context.scene
+        self._new_segmentation = True
+        name, scene = f"{request.name} segmentation", self._context.scene
         if doubt:
-            transform = scene.GetNodeByID(order.transform) if order.transform else None
-            made = bridge.new_segmentation(scene, name, geometry=order.geometry, transform=transform)
-            why = f"{order.name} {doubt} while it was segmented; this is the result for the volume as it was"
+            transform = scene.GetNodeByID(request.transform) if request.transform else None
+            made = bridge.new_segmentation(scene, name, geometry=request.geometry, transform=transform)
+            why = f"{request.name} {doubt} during the segmentation; this is the result for the earlier state"
         else:
-            made = bridge.new_segmentation(scene, name, volume=order.volume)
-            why = "the chosen segmentation was deleted" if chosen is None else "the chosen one has another transform"
-        if doubt or order.segmentation:
-            self._context.say(f"{made.GetName()} is new: {why}.")
+            made = bridge.new_segmentation(scene, name, volume=request.volume)
+            why = (
+                "the chosen segmentation was deleted"
+                if chosen is None
+                else "the chosen one has another parent transform"
+            )
+        if doubt or request.segmentation:
+            self._context.log(f"{made.GetName()} is new: {why}.")
         return made
 
     def _chosen(self) -> Any:
-        """The segmentation of the order; where it named none, one that was begun since."""
-        order, parameters = self._order, self._context.parameters
-        if order.segmentation:
-            return self._context.scene.GetNodeByID(order.segmentation)
-        return parameters.segmentation if parameters.inputVolume is order.volume else None
+        """The segmentation of the request, or else the one chosen in the meantime."""
+        request, parameters = self._request, self._context.parameters
+        if request.segmentation:
+            return self._context.scene.GetNodeByID(request.segmentation)
+        return parameters.segmentation if parameters.inputVolume is request.volume else None
 
-    def _doubt(self) -> str:
-        """What happened to the volume since the order; "" where nothing did."""
-        order = self._order
-        if not self._context.scene.IsNodePresent(order.volume):
+    def _volume_change(self) -> str:
+        """What happened to the volume since the request; "" if it is unchanged."""
+        request = self._request
+        if not self._context.scene.IsNodePresent(request.volume):
             return "was deleted"
-        return "" if bridge.fingerprint(order.volume) == order.fingerprint else "was changed"
+        return "" if bridge.fingerprint(request.volume) == request.fingerprint else "was changed"
 
-    def _agreed(self, target: Any, label: Label) -> str:
-        """The segment that a structure may replace: one of its name that nobody touched since the order; or ""."""
+    def _replaceable_segment(self, target: Any, label: Label) -> str:
+        """ID of the segment of this name, if nobody edited it since the request; else ""."""
         of_that_name = [each for each in segment_ids(target) if bridge.segment_label(target, each).name == label.name]
         if of_that_name:
             segment_id = of_that_name[0]
-            if bridge.stamp(target, segment_id) == self._order.stamps.get(segment_id):
+            if bridge.stamp(target, segment_id) == self._request.stamps.get(segment_id):
                 return segment_id
-            self._context.say(f"{label.name} was edited while it was segmented; both are kept.")
+            self._context.log(f"{label.name} was edited during the segmentation; both versions are kept.")
         return ""
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
     def _write_all(self, blocks: Sequence[Block]) -> Generator[None, None, bool]:
-        """Write the structures; whether the segmentation that they were written to is still there."""
-        self._changes, self._created, self._own = [], [], False
-        self._into = self._target()
+        """Write all structures; returns whether the segmentation still exists."""
+        self._changes, self._created, self._new_segmentation = [], [], False
+        self._segmentation = self._target()
         for block in blocks:
-            yield from self._write(self._into, block)
-            if not self._context.scene.IsNodePresent(self._into):
+            yield from self._write(self._segmentation, block)
+            if not self._context.scene.IsNodePresent(self._segmentation):
                 return False
         return True
 
     def _write(self, target: Any, block: Block) -> Generator[None, None, None]:
-        label, geometry = self._order.labels[block.label], self._order.geometry
-        segment_id = self._agreed(target, label)
+        label, geometry = self._request.labels[block.label], self._request.geometry
+        segment_id = self._replaceable_segment(target, label)
         if block.box is None:
-            self._context.say(f"{label.name} was not found.")
+            self._context.log(f"{label.name} was not found.")
         elif not segment_id:
             segment_id = bridge.add_segment(target, label)
             self._created.append((segment_id, bridge.segment_label(target, segment_id, label.id)))
         if not segment_id:
             return
-        for box, mask in _parts(block, common(bridge.extent(target, segment_id, geometry), self._order.reach)):
+        for box, mask in _slabs(block, intersection(bridge.extent(target, segment_id, geometry), self._request.reach)):
             before = bridge.read_segment(target, segment_id, geometry, box)
-            change = Change.between(segment_id, box, before, mask)
+            change = SegmentChange.between(segment_id, box, before, mask)
             if change is not None:
                 bridge.write_segment(target, segment_id, geometry, box, mask)
                 self._changes.append(change)
             yield None
 
-    def _take_back(self) -> None:
-        """Bring the scene back to how the run found it."""
-        scene, target, geometry = self._context.scene, self._into, self._order.geometry
+    def _roll_back(self) -> None:
+        """Restore the scene as it was before the run."""
+        scene, target, geometry = self._context.scene, self._segmentation, self._request.geometry
         if not scene.IsNodePresent(target):
             return
-        if self._own:
+        if self._new_segmentation:
             scene.RemoveNode(target)
             return
         created = {segment_id for segment_id, _ in self._created}
@@ -181,33 +184,33 @@ class AutomaticRun:
             bridge.remove_segment(target, segment_id)
 
     def _finish(self) -> None:
-        order, parameters, target = self._order, self._context.parameters, self._into
+        request, parameters, target = self._request, self._context.parameters, self._segmentation
         if self._changes:
             changes, created = tuple(self._changes), tuple(self._created)
             self._context.history.push(
-                Step(
-                    text=f"Segmentation of {order.name}",
+                UndoStep(
+                    text=f"Segmentation of {request.name}",
                     changes=changes,
                     created=created,
                     segmentation=target.GetID(),
-                    geometry=order.geometry,
+                    geometry=request.geometry,
                 )
             )
         current = parameters.segmentation
-        meant = current is None or current.GetID() == order.segmentation
-        if meant and parameters.inputVolume is order.volume and not self._doubt():
+        meant = current is None or current.GetID() == request.segmentation
+        if meant and parameters.inputVolume is request.volume and not self._volume_change():
             parameters.segmentation = target
 
 
-def _parts(block: Block, extent: Box | None) -> Iterator[tuple[Box, np.ndarray]]:
-    """What a segment shall hold, box by box: the block, and nothing in the rest of what it holds in reach."""
-    whole = around(block.box, extent)
+def _slabs(block: Block, extent: VoxelBox | None) -> Iterator[tuple[VoxelBox, np.ndarray]]:
+    """Boxes and masks to write, slab by slab: the block, zeros around it."""
+    whole = union(block.box, extent)
     if whole is None:
         return
-    mask = Sparse.of(block.box, block.mask)
+    mask = SparseMask.of(block.box, block.mask)
     k0, k1, *plane = whole
     j0, j1, i0, i1 = plane
-    slices = max(1, AT_ONCE // ((j1 - j0) * (i1 - i0)))
+    slices = max(1, VOXELS_PER_STEP // ((j1 - j0) * (i1 - i0)))
     for low in range(k0, k1, slices):
         box = (low, min(low + slices, k1), j0, j1, i0, i1)
         yield box, mask.read(box).view(np.uint8)

@@ -1,4 +1,4 @@
-"""The models of this computer and their structures, as the panel lists them."""
+"""Installed models and their structures, as listed by the panel."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from SlicerMaskSAMLib.values.status import ModelRow, StructureRow
 
 
 class Library(Protocol):
-    """Where models come from; the module `MaskSAMCore.zoo.installed` is one."""
+    """Source of models; the module `MaskSAMCore.zoo.installed` is one."""
 
     def installed_models(self) -> list[InstalledModel]:
-        """All of them, damaged ones too."""
+        """All models, damaged ones included."""
         ...
 
 
 class Catalogue:
-    """Remembers what reading the models' cards and looking at a volume's voxels brought.
+    """Caches the models' cards and the modality of a volume.
 
     Args:
-        library: Where models come from.
+        library: Source of models.
     """
 
     def __init__(self, library: Library) -> None:
@@ -33,33 +33,33 @@ class Catalogue:
         self._looked_at: tuple[str, str] = ("", "")
 
     def models(self) -> tuple[InstalledModel, ...]:
-        """The models of this computer, as they were when last read."""
+        """The installed models, as last read."""
         if self._models is None:
             self._models = tuple(self._library.installed_models())
         return self._models
 
     def refresh(self) -> None:
-        """Read them anew the next time."""
+        """Discard the cache, so that the models are read again."""
         self._models = None
 
-    def misfit(self, model: InstalledModel, volume: Any) -> str:
-        """Why a model cannot be used on a volume; "" where it may be, or nothing is known of the volume."""
+    def mismatch(self, model: InstalledModel, volume: Any) -> str:
+        """Why a model cannot be used on a volume; "" if it can, or nothing is known."""
         if model.card is None:
             return model.problem
         channels = model.card.config.model.channels
         if channels != 1:
-            return f"It needs {channels} images of the same place; a volume is one."
+            return f"It needs {channels} images of the same anatomy; this volume has one."
         found, made_for = self._modality(volume), model.card.modality
         if found and made_for and found != made_for:
             return f"It was made for {made_for}; this volume is {found}."
         return ""
 
     def model_rows(self, volume: Any) -> tuple[ModelRow, ...]:
-        """A row for every model, for a volume or None."""
+        """A row for every model; `volume` may be None."""
         return tuple(self._row(model, volume) for model in self.models())
 
     def _row(self, model: InstalledModel, volume: Any) -> ModelRow:
-        reason, card = self.misfit(model, volume), model.card
+        reason, card = self.mismatch(model, volume), model.card
         return ModelRow(
             name=model.name,
             modality=card.modality if card is not None else "",
@@ -70,7 +70,7 @@ class Catalogue:
         )
 
     def _modality(self, volume: Any) -> str:
-        """Of a volume as it is now; its voxels are looked at once."""
+        """Modality of a volume in its present state; its voxels are examined once."""
         if volume is None or volume.GetImageData() is None:
             return ""
         state = bridge.fingerprint(volume)

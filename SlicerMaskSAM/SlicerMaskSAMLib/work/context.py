@@ -1,4 +1,4 @@
-"""What the parts of the controller share: the scene, the parameters, the engine, the history and a voice."""
+"""What the parts of the controller share."""
 
 from __future__ import annotations
 
@@ -12,45 +12,49 @@ from MaskSAMCore.zoo.installed import InstalledModel
 
 if TYPE_CHECKING:
     from SlicerMaskSAMLib.engine.engine_link import EngineLink
+    from SlicerMaskSAMLib.mrml.bridge import Geometry
+    from SlicerMaskSAMLib.mrml.parameters import MaskSAMParameterNode
     from SlicerMaskSAMLib.mrml.prompts import PromptNodes
     from SlicerMaskSAMLib.values.history import History
+    from SlicerMaskSAMLib.work.structures import StructureState
 
 
 @dataclass(kw_only=True)
 class Context:
-    """Handed to every part at its making. Read its fields when they are needed: a new scene brings new ones.
+    """Scene, parameters, engine, history and log, shared by all parts.
+
+    Read the fields when they are needed, since a new scene replaces some of them.
 
     Attributes:
         scene: The MRML scene.
-        parameters: The module's parameter node (`parameters.MaskSAMParameterNode`); another one after the scene was
-            closed or loaded.
-        history: Undo and redo, of all parts together.
-        prompts: The markups of the scene that are prompts.
-        link: The engine's process and the scans that are open in it.
-        models: Models of this computer; remembered, so it may be asked at any time.
-        say: Tells the user one line.
-        changed: Asks the panel to show the status anew.
+        parameters: The module's parameter node; replaced after a scene was closed or loaded.
+        history: Undo history of all parts.
+        prompts: The prompts in the scene.
+        engine_link: Connection to the engine, and the scans open in it.
+        models: Returns the installed models; cached, so that it may be called at any time.
+        log: Shows one line of text to the user.
+        changed: Notifies the panel that the status changed.
     """
 
     scene: Any
-    parameters: Any
-    history: History
+    parameters: MaskSAMParameterNode
+    history: History[StructureState, Geometry]
     prompts: PromptNodes
-    link: EngineLink
+    engine_link: EngineLink
     models: Callable[[], tuple[InstalledModel, ...]]
-    say: Callable[[str], None]
+    log: Callable[[str], None]
     changed: Callable[[], None]
 
     @property
     def model(self) -> InstalledModel | None:
-        """The chosen model; None where none is chosen, or it is not on this computer."""
+        """The chosen model; None if none is chosen or it is not installed."""
         return next((model for model in self.models() if model.name == self.parameters.model), None)
 
-    def need(self) -> tuple[Any, InstalledModel]:
+    def require_inputs(self) -> tuple[Any, InstalledModel]:
         """The chosen volume and model.
 
         Raises:
-            InputError: One of them is missing; says which.
+            InputError: One of them is missing.
         """
         volume = self.parameters.inputVolume
         if volume is None or volume.GetImageData() is None:
@@ -63,10 +67,10 @@ class Context:
 
     @property
     def labels(self) -> tuple[Label, ...]:
-        """The structures of the chosen model; none without one."""
+        """The structures of the chosen model; empty without one."""
         model = self.model
         return model.card.labels.labels if model is not None and model.card is not None else ()
 
     def label(self, number: int) -> Label | None:
-        """A structure of the chosen model by its label."""
+        """The structure of the chosen model with this label value."""
         return next((label for label in self.labels if label.id == number), None)

@@ -1,20 +1,24 @@
-"""What every button of the panel does, without Qt: a facade over the parts, which do the work.
+"""Controller of the MaskSAM module: one method per user action, no Qt.
 
-`segment`, `export_dicom` and all that takes time only begin work; `tick`, called by a timer, goes on with it and never
-waits. Errors are told as messages of the status, not raised.
+`segment`, `export_dicom` and other long actions only start a task; `tick`, called by a timer, continues it without
+blocking. Errors are shown as messages of the status, not raised.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
-from MaskSAMCore.errors import MaskSAMError
+from MaskSAMCore.errors import InputError, MaskSAMError
 from MaskSAMCore.zoo import base_weights, installed
 from SlicerMaskSAMLib.engine.engine_link import EngineLink, StartEngine
-from SlicerMaskSAMLib.engine.install import BASE
+from SlicerMaskSAMLib.engine.install import BASE, Setup
+from SlicerMaskSAMLib.mrml.parameters import MaskSAMParameterNode
 from SlicerMaskSAMLib.mrml.prompts import PromptNodes
+from SlicerMaskSAMLib.mrml.views import Views
+from SlicerMaskSAMLib.mrml.volumes import WorldPoint
 from SlicerMaskSAMLib.values.choices import Scope
 from SlicerMaskSAMLib.values.history import History
 from SlicerMaskSAMLib.values.status import CaseRow, Phase, Status
@@ -25,9 +29,9 @@ from SlicerMaskSAMLib.work.catalogue import Catalogue, Library, structure_rows
 from SlicerMaskSAMLib.work.context import Context
 from SlicerMaskSAMLib.work.output import Output
 from SlicerMaskSAMLib.work.refine import Refinement
-from SlicerMaskSAMLib.work.scheduler import Messages, Work
-from SlicerMaskSAMLib.work.segment_request import Order, adopt, segment_ids, segmentation_of
-from SlicerMaskSAMLib.work.teaching import Lessons
+from SlicerMaskSAMLib.work.scheduler import MessageLog, Scheduler
+from SlicerMaskSAMLib.work.segment_request import SegmentRequest, adopt, segment_ids, segmentation_of
+from SlicerMaskSAMLib.work.teaching import Teaching
 
 
 class Controller:
@@ -36,148 +40,154 @@ class Controller:
     Args:
         scene: The MRML scene.
         parameters: The module's parameter node.
-        start_engine: Starts the engine; see `link.StartEngine`.
-        views: The slice views (`views.Views`); None where there are none.
-        setup: What has to be installed first (`install.Setup`); None where nothing has.
-        library: Where models come from.
+        start_engine: Starts the engine.
+        views: The slice views; None if there are none.
+        setup: Installation of missing packages; None if nothing needs to be installed.
+        library: Source of models.
         changed: Called whenever the status may have changed.
     """
 
     def __init__(
         self,
         scene: Any,
-        parameters: Any,
+        parameters: MaskSAMParameterNode,
         *,
         start_engine: StartEngine,
-        views: Any = None,
-        setup: Any = None,
+        views: Views | None = None,
+        setup: Setup | None = None,
         library: Library = installed,
         changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._setup, self._views, self._changed = setup, views, changed
-        self._messages = Messages(changed)
+        self._messages = MessageLog(changed)
         self._catalogue = Catalogue(library)
         self._context = Context(
             scene=scene,
             parameters=parameters,
             history=History(),
             prompts=PromptNodes(scene),
-            link=EngineLink(start_engine, say=self._messages),
+            engine_link=EngineLink(start_engine, log=self._messages),
             models=self._catalogue.models,
-            say=self._messages,
+            log=self._messages,
             changed=changed,
         )
         self._refinement = Refinement(self._context, views)
         self._output = Output(self._context)
-        self._lessons = Lessons(self._context)
-        self._work = Work(self._context, self._messages, self._catalogue, self._refinement, views)
+        self._teaching = Teaching(self._context)
+        self._scheduler = Scheduler(self._context, self._messages, self._catalogue, self._refinement, views)
 
-    # -- life --------------------------------------------------------------------------------------------------------
+    # -- lifetime ----------------------------------------------------------------------------------------------------
 
     def enter(self) -> None:
-        """The user opened the module: look what is there."""
+        """Called when the user opens the module. Looks for models and packages."""
         self._catalogue.refresh()
         if not self._context.parameters.model:
             usable = (row.name for row in self._catalogue.model_rows(self._volume) if row.usable)
             self._context.parameters.model = next(usable, "")
-        self._look_at_setup()
+        self._check_setup()
 
     def exit(self) -> None:
-        """The user opened another module. What was begun goes on."""
-        self._work.rest()
+        """Called when the user opens another module. Running tasks continue."""
+        self._scheduler.pause_background()
 
     def close(self) -> None:
-        """The module, or the application, ends: so does every process that was started here."""
-        self._work.close()
+        """Called when the module or the application ends. Ends all its processes."""
+        self._scheduler.close()
         self._context.prompts.close()
 
-    def set_parameters(self, parameters: Any) -> None:
-        """Go on with another parameter node: the scene was closed or read."""
+    def set_parameters(self, parameters: MaskSAMParameterNode) -> None:
+        """Use another parameter node, after a scene was closed or loaded."""
         self._context.parameters = parameters
         self.enter()
 
     def tick(self) -> None:
-        """Go on with what was begun, as far as that is possible without waiting; called by a timer."""
-        self._work.tick()
+        """Continue the running task without blocking; called by a timer."""
+        self._scheduler.tick()
 
     # -- segment -----------------------------------------------------------------------------------------------------
 
     def choose_volume(self, node: Any) -> None:
-        """Work on a volume, and on the segmentation that belongs to it."""
+        """Choose a volume, and the segmentation that belongs to it."""
         parameters = self._context.parameters
         parameters.inputVolume = node
         parameters.segmentation = segmentation_of(self._context.scene, node, parameters.segmentation)
         self._changed()
 
     def try_sample(self) -> None:
-        """Bring the sample scan, with a region and a model for it, and choose it."""
-        self._work.begin("setup", self._sampled)
+        """Download and choose the sample scan, with a region and a model for it."""
+        self._scheduler.begin("setup", self._load_sample)
 
     def choose_model(self, name: str) -> None:
-        """Segment by a model."""
+        """Choose a model."""
         self._context.parameters.model = name
-        self._look_at_setup()
+        self._check_setup()
 
-    def want(self, names: Iterable[str], on: bool) -> None:
-        """Have structures of the model segmented, or not."""
+    def set_wanted(self, names: Iterable[str], on: bool) -> None:
+        """Include structures in the segmentation, or leave them out."""
         skipped, named = set(self._context.parameters.skippedStructures), set(names)
         self._context.parameters.skippedStructures = sorted(skipped - named if on else skipped | named)
         self._changed()
 
     def segment(self) -> None:
-        """Segment the volume; pressed a second time, cancel."""
-        if self._work.doing("segment"):
-            self._work.cancel()
+        """Segment the volume; if that is already running, cancel it."""
+        if self._scheduler.is_running("segment"):
+            self._scheduler.cancel()
             return
-        with self._told():
+        with self._logging_errors():
             self._ready()
-            order = Order.of(self._context, self._slice_node)
-            self._work.begin("segment", lambda: AutomaticRun(self._context, order).steps())
+            request = SegmentRequest.of(self._context, self._slice_node)
+            self._scheduler.begin("segment", lambda: AutomaticRun(self._context, request).steps())
 
     def cancel(self) -> None:
-        """Ask for the end of what is going on."""
-        self._work.cancel()
+        """Cancel the running task."""
+        self._scheduler.cancel()
 
     # -- refine ------------------------------------------------------------------------------------------------------
 
-    def click(self, world: Sequence[float], positive: bool, slice_node: Any) -> None:
-        """Include or exclude a place, (3,) mm RAS, that was clicked in a slice view (None: in another one)."""
-        with self._told():
+    def click(self, world: WorldPoint, positive: bool, slice_node: Any) -> None:
+        """Include or exclude a position.
+
+        Args:
+            world: (3,) mm RAS.
+            positive: Whether it is included.
+            slice_node: Slice node of the clicked view; None for a 3-D view.
+        """
+        with self._logging_errors():
             self._ready()
             self._refinement.click(world, positive, slice_node)
 
-    def draw_box(self, corner: Sequence[float], opposite: Sequence[float], slice_node: Any) -> None:
-        """Prompt by a box, drawn in a slice view between two corners, (3,) mm RAS each."""
-        with self._told():
+    def draw_box(self, corner: WorldPoint, opposite: WorldPoint, slice_node: Any) -> None:
+        """Add a box drawn in a slice view between two corners, (3,) mm RAS each."""
+        with self._logging_errors():
             self._ready()
             self._refinement.draw_box(corner, opposite, slice_node)
 
     def choose_segment(self, segment_id: str) -> None:
-        """Refine another segment."""
+        """Choose the segment to refine."""
         self._refinement.choose_segment(segment_id)
 
     def new_structure(self, name: str = "") -> None:
-        """Begin a structure."""
+        """Add an empty structure and choose it."""
         self._refinement.new_structure(name)
 
     def next_structure(self, name: str = "") -> None:
-        """Accept this structure and go on with another, by its name."""
+        """Accept this structure and choose the next, by name."""
         self._refinement.next_structure(name)
 
     def accept(self) -> None:
-        """Keep the voxels of this structure and let go of its prompts."""
+        """Keep the voxels of this structure and remove its prompts."""
         self._refinement.accept()
 
     def start_from(self, segment_id: str) -> None:
-        """Let this structure start from a segment as it is."""
+        """Start this structure from a copy of a segment."""
         self._refinement.start_from(segment_id)
 
     def set_scope(self, scope: Scope) -> None:
-        """How far the last prompt, and those to come, reach."""
+        """Set how far the last prompt, and those to come, reach."""
         self._refinement.set_scope(scope)
 
     def delete_prompt(self, key: str) -> None:
-        """Delete the prompt of a row of the status."""
+        """Delete a prompt by the key of its row."""
         self._refinement.delete_prompt(key)
 
     def clear_prompts(self) -> None:
@@ -185,7 +195,7 @@ class Controller:
         self._refinement.clear_prompts()
 
     def next_candidate(self) -> None:
-        """Show another meaning of a single click."""
+        """Show the next candidate mask of a single click."""
         self._refinement.next_candidate()
 
     def take_suggestion(self) -> None:
@@ -193,15 +203,15 @@ class Controller:
         self._refinement.take_suggestion()
 
     def show_automatic(self, on: bool) -> None:
-        """Show the model's own prompts in this slice, or hide them."""
+        """Show or hide the automatic prompts in the visible slice."""
         self._refinement.show_automatic(on)
 
     def run_automatic(self) -> None:
-        """Prompt by the model's own prompts as they were dragged."""
+        """Answer the automatic prompts at the positions they were dragged to."""
         self._refinement.run_automatic()
 
     def jump_to_worst(self) -> None:
-        """Show the slice of which the model is least sure."""
+        """Show the slice with the lowest estimated quality."""
         self._refinement.jump_to_worst()
 
     def jump_to(self, index: int) -> None:
@@ -209,50 +219,50 @@ class Controller:
         self._refinement.jump_to(index)
 
     def undo(self) -> None:
-        """Take back the last step."""
+        """Undo the last step."""
         self._refinement.undo()
 
     def redo(self) -> None:
-        """Do again what was taken back last."""
+        """Redo the last undone step."""
         self._refinement.redo()
 
     # -- output ------------------------------------------------------------------------------------------------------
 
     def volumes_table(self) -> None:
         """Put the volumes of the segments into a table."""
-        self._work.begin("output", self._output.volumes_table)
+        self._scheduler.begin("output", self._output.volumes_table)
 
     def export_dicom(self, path: str, allow_uncoded: bool = False) -> None:
         """Write the segmentation as DICOM SEG."""
-        self._work.begin("output", lambda: self._output.export_dicom(path, allow_uncoded=allow_uncoded))
+        self._scheduler.begin("output", lambda: self._output.export_dicom(path, allow_uncoded=allow_uncoded))
 
     def command_line(self) -> str:
-        """The command that gives the same segmentation; "" where none does, and the reason is told."""
-        with self._told():
+        """The command that gives the same segmentation; "", with a message, if none."""
+        with self._logging_errors():
             return self._output.command_line(self._slice_node)
         return ""
 
     def save_case(self, name: str = "") -> None:
         """Save volume and segmentation as a training case."""
-        self._work.begin("output", lambda: self._output.save_case(name))
+        self._scheduler.begin("output", lambda: self._output.save_case(name))
 
     # -- teach -------------------------------------------------------------------------------------------------------
 
     def cases(self) -> tuple[CaseRow, ...]:
         """The training cases."""
-        return self._lessons.cases()
+        return self._teaching.cases()
 
     def remove_case(self, name: str) -> None:
         """Delete a training case."""
-        with self._told():
-            self._lessons.remove_case(name)
+        with self._logging_errors():
+            self._teaching.remove_case(name)
 
     def teach(self, name: str) -> None:
-        """Train a model from the cases; pressed a second time, cancel."""
-        if self._work.doing("teach"):
-            self._work.cancel()
+        """Train a model on the cases; if that is already running, cancel it."""
+        if self._scheduler.is_running("teach"):
+            self._scheduler.cancel()
         else:
-            self._work.begin("teach", lambda: self._taught(name))
+            self._scheduler.begin("teach", lambda: self._teach(name))
 
     # -- set up ------------------------------------------------------------------------------------------------------
 
@@ -262,47 +272,46 @@ class Controller:
 
     def set_up(self) -> None:
         """Install what is missing."""
-        self._work.begin("setup", lambda: self._installed(self._setup.steps(self._base)))
+        self._scheduler.begin("setup", lambda: self._run_setup(self._installation.steps(self._base)))
 
     def import_model(self, path: str) -> None:
-        """Add a model, or base weights, from a folder or a file."""
-        self._work.begin("setup", lambda: self._installed(self._setup.import_model(path)))
+        """Import a model, or base weights, from a folder or a file."""
+        self._scheduler.begin("setup", lambda: self._run_setup(self._installation.import_model(path)))
 
     def remove_model(self, name: str) -> None:
         """Delete one of the user's models."""
-        self._work.begin("setup", lambda: self._installed(self._setup.remove_model(name), stop=True))
+        self._scheduler.begin("setup", lambda: self._run_setup(self._installation.remove_model(name), stop=True))
 
     def remove_everything(self) -> None:
-        """Delete all that was downloaded or taught."""
-        self._work.begin("setup", lambda: self._installed(self._setup.remove_everything(), stop=True))
+        """Delete everything that was downloaded or trained."""
+        self._scheduler.begin("setup", lambda: self._run_setup(self._installation.remove_everything(), stop=True))
 
     # -- status ------------------------------------------------------------------------------------------------------
 
     def status(self) -> Status:
-        """Everything that the panel shows, as it is now."""
-        parameters, work, history = self._context.parameters, self._work, self._context.history
-        idle, usable = work.phase is Phase.IDLE, not work.missing and not work.misfit
-        refined = self._refinement.fields()
-        return Status(
-            **refined
-            | {
-                "phase": work.phase,
-                "task": work.task,
-                "headline": work.headline,
-                "device": self._context.link.device,
-                "progress": work.progress,
-                "messages": self._messages.lines,
-                "models": self._catalogue.model_rows(self._volume),
-                "structures": structure_rows(self._context.labels, parameters.skippedStructures),
-                "undo": history.undo_text,
-                "redo": history.redo_text,
-                "cases": self._lessons.cases(),
-                "lesson": self._lessons.lesson,
-                "can_segment": idle and usable,
-                "can_refine": usable and refined["can_refine"],
-                "can_export": idle and bool(segment_ids(parameters.segmentation)),
-                "can_teach": idle and self._lessons.enough,
-            }
+        """The present state, as the panel shows it."""
+        scheduler, history = self._scheduler, self._context.history
+        refinement = self._refinement.status()
+        idle, usable = scheduler.phase is Phase.IDLE, not scheduler.missing and not scheduler.mismatch
+        parameters = self._context.parameters
+        return replace(
+            refinement,
+            phase=scheduler.phase,
+            task=scheduler.task,
+            headline=scheduler.headline,
+            device=self._context.engine_link.device,
+            progress=scheduler.progress,
+            messages=self._messages.lines,
+            models=self._catalogue.model_rows(self._volume),
+            structures=structure_rows(self._context.labels, parameters.skippedStructures),
+            undo=history.undo_text,
+            redo=history.redo_text,
+            cases=self._teaching.cases(),
+            training_result=self._teaching.last_result,
+            can_segment=idle and usable,
+            can_refine=usable and refinement.can_refine,
+            can_export=idle and bool(segment_ids(parameters.segmentation)),
+            can_teach=idle and self._teaching.enough,
         )
 
     @property
@@ -310,51 +319,62 @@ class Controller:
         return self._context.parameters.inputVolume
 
     @property
+    def _installation(self) -> Setup:
+        if self._setup is None:
+            raise InputError("nothing can be installed or removed here")
+        return self._setup
+
+    @property
     def _slice_node(self) -> Any:
         return self._views.slice_node() if self._views is not None else None
 
     @property
     def _base(self) -> str:
-        """The base weights that the chosen model needs."""
+        """Name of the base weights that the chosen model needs."""
         model = self._context.model
         base = model.card.base if model is not None and model.card is not None else None
         return base.name if base is not None and base.name in base_weights.BASES else BASE
 
     def _ready(self) -> None:
-        """Raise InputError where the engine cannot be used; else the chosen segmentation is one of the volume's."""
-        self._work.check()
+        """Raise InputError if the engine cannot be used; adopt the segmentation."""
+        self._scheduler.check()
         adopt(self._context.parameters.segmentation, self._volume)
 
-    def _look_at_setup(self) -> None:
-        self._work.missing = self._setup is not None and bool(self._setup.missing(self._base))
+    def _check_setup(self) -> None:
+        self._scheduler.missing = self._setup is not None and bool(self._setup.missing(self._base))
         self._changed()
 
-    def _sampled(self) -> Steps:
-        """Bring the sample scan and choose it."""
+    def _load_sample(self) -> Steps:
+        """Steps that load the sample scan and choose it."""
         volume = yield from sample_data.steps(self._context.scene, self._context.parameters)
         self.choose_volume(volume)
 
-    def _installed(self, steps: Steps, *, stop: bool = False) -> Steps:
-        """Work after which models and packages may be others; with `stop` the engine, which may use them, is ended."""
+    def _run_setup(self, steps: Steps, *, stop: bool = False) -> Steps:
+        """Steps of an installation; then models and packages are looked up again.
+
+        Args:
+            steps: The installation. It returns advice for the user, or "".
+            stop: Whether to end the engine first, because it may use what is removed.
+        """
         try:
             if stop:
-                yield self._context.link.abandon()
+                yield self._context.engine_link.abandon()
             advice = yield from steps
         finally:
             self.enter()
         if advice:
             self._messages(advice)
 
-    def _taught(self, name: str) -> Steps:
-        """Teach, and use the new model."""
-        lesson = yield from self._lessons.teach(name)
-        self._context.link.forget_model(lesson.model)
+    def _teach(self, name: str) -> Steps:
+        """Steps that train a model and choose it."""
+        result = yield from self._teaching.teach(name)
+        self._context.engine_link.forget_model(result.model)
         self._catalogue.refresh()
-        self._context.parameters.model = lesson.model
+        self._context.parameters.model = result.model
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
-        """Errors inside are told to the user."""
+    def _logging_errors(self) -> Iterator[None]:
+        """Context in which errors are shown as messages."""
         try:
             yield
         except MaskSAMError as error:

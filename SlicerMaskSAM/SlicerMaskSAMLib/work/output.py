@@ -1,4 +1,4 @@
-"""What leaves the module: the volumes table, DICOM SEG, training cases, and the command line of an automatic run."""
+"""Output: volumes table, DICOM SEG, training cases, command line."""
 
 from __future__ import annotations
 
@@ -21,61 +21,62 @@ from MaskSAMCore.zoo.base_weights import home
 from SlicerMaskSAMLib.engine.commands import interpreter
 from SlicerMaskSAMLib.engine.engine_link import ENGINE_MODALITIES
 from SlicerMaskSAMLib.mrml import bridge, labelmaps
-from SlicerMaskSAMLib.mrml.bridge import Box, Geometry, Source
+from SlicerMaskSAMLib.mrml.bridge import Geometry, Source
 from SlicerMaskSAMLib.mrml.modality import modality
-from SlicerMaskSAMLib.mrml.parameters import ANY_DEVICE
-from SlicerMaskSAMLib.values.shell import command
+from SlicerMaskSAMLib.mrml.parameters import ANY_DEVICE, MaskSAMParameterNode
+from SlicerMaskSAMLib.values.shell import shell_command
+from SlicerMaskSAMLib.values.sparse import VoxelBox
 from SlicerMaskSAMLib.values.tasks import Steps
 from SlicerMaskSAMLib.work.context import Context
-from SlicerMaskSAMLib.work.segment_request import Order, segment_ids
+from SlicerMaskSAMLib.work.segment_request import SegmentRequest, segment_ids
 
 TABLE_OF = "MaskSAM.segmentation"
-"""The node reference from a volumes table to its segmentation."""
+"""Role of the node reference from a volumes table to its segmentation."""
 NUMBERS = ("Volume [mL]", "Centroid R [mm]", "Centroid A [mm]", "Centroid S [mm]")
-AT_ONCE = 4_000_000
-"""Voxels that are read between two looks at the GUI."""
-EVERY = 4
-"""Of the voxels along a row and a column of a DICOM slice, one in so many is compared with the file."""
-FORBIDDEN = '<>:"/\\|?*'
-"""Characters that file names cannot have everywhere."""
+VOXELS_PER_STEP = 4_000_000
+"""Voxels read before control returns to the GUI."""
+COMPARED_STEP = 4
+"""Every n-th voxel along rows and columns of a DICOM slice is compared with the file."""
+FORBIDDEN_IN_NAMES = '<>:"/\\|?*'
+"""Characters that some systems forbid in file names."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Part:
-    """One segment that has voxels: 0/1 uint8 (k, j, i) on a box of the volume's grid."""
+class SegmentMask:
+    """A segment that is not empty: uint8 0/1 (k, j, i) on a box of the grid."""
 
     label: Label
-    box: Box
+    box: VoxelBox
     mask: np.ndarray
 
-    def plain(self) -> dict[str, Any]:
-        """As the engine takes it."""
+    def to_message(self) -> dict[str, Any]:
+        """The segment as the worker's protocol defines it."""
         codes = {"category": self.label.category, "type": self.label.type, "modifier": self.label.modifier}
         return {
             "name": self.label.name,
             "color": list(self.label.color),
-            **{key: _plain_code(code) for key, code in codes.items()},
+            **{key: _code_message(code) for key, code in codes.items()},
             "box": list(self.box),
-            "mask": self.mask.view(bool),  # which travels without another look at every voxel
+            "mask": self.mask.view(bool),  # sent without a conversion of every voxel
         }
 
 
-def _plain_code(code: Code | None) -> dict[str, str] | None:
+def _code_message(code: Code | None) -> dict[str, str] | None:
     return None if code is None else {"scheme": code.scheme, "value": code.value, "meaning": code.meaning}
 
 
-def training_folder(parameters: Any) -> Path:
-    """Where training cases are saved: the chosen folder, else the user's own."""
+def training_folder(parameters: MaskSAMParameterNode) -> Path:
+    """Folder of training cases: the chosen one, else the user's default folder."""
     return Path(parameters.trainingFolder) if parameters.trainingFolder else home("data") / "training"
 
 
 class Output:
-    """The four ways out. All of them read the chosen segmentation, on the grid of the chosen volume.
+    """Writes the chosen segmentation, on the grid of the chosen volume.
 
     Args:
-        context: Volume, segmentation and model are read from its parameters when they are needed.
-        dicom_files: File of an instance UID; Slicer's DICOM database if None.
-        python: The interpreter of the printed command; Slicer's if empty.
+        context: Its parameters name volume, segmentation and model, read when they are needed.
+        dicom_files: Returns the file of an instance UID; None for Slicer's DICOM database.
+        python: Interpreter of the printed command; Slicer's if empty.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class Output:
         Raises:
             InputError: There is no volume, or no segmentation with segments.
         """
-        volume, segmentation = self._need()
+        volume, segmentation = self._require_inputs()
         geometry = bridge.geometry(volume)
         names, voxels = vtk.vtkStringArray(), vtk.vtkIntArray()
         numbers = [vtk.vtkDoubleArray() for _ in NUMBERS]
@@ -121,7 +122,7 @@ class Output:
         logic = slicer.app.applicationLogic()
         logic.GetSelectionNode().SetActiveTableID(table.GetID())
         logic.PropagateTableSelection()
-        self._context.say(f"The volumes are in the table {table.GetName()}.")
+        self._context.log(f"The volumes are in the table {table.GetName()}.")
         return table
 
     def _table(self, segmentation: Any) -> Any:
@@ -134,121 +135,124 @@ class Output:
         table.SetNodeReferenceID(TABLE_OF, segmentation.GetID())
         return table
 
-    # -- files through the engine ------------------------------------------------------------------------------------
+    # -- files written by the engine ---------------------------------------------------------------------------------
 
     def export_dicom(self, path: str, *, allow_uncoded: bool = False) -> Steps:
-        """Steps to a DICOM SEG that refers to the series of the volume; a file that is there is replaced.
+        """Steps to a DICOM SEG that refers to the volume's series.
 
         Args:
-            path: The .dcm to write.
-            allow_uncoded: Whether structures without a code may go out as Tissue.
+            path: The .dcm file to write; an existing file is replaced.
+            allow_uncoded: Whether structures without a DICOM code are exported as Tissue.
 
         Raises:
-            InputError: All that is missing, at once; overlapping segments, which the engine finds, by themselves.
-            MaskSAMError: The engine cannot write it; says why, and where the result was kept if it was.
+            InputError: Everything that is missing, in one message; overlapping segments, found by the engine,
+                separately.
+            MaskSAMError: The engine cannot write it; the message names the place where the result was kept, if it was.
         """
-        volume, segmentation = self._need()
+        volume, segmentation = self._require_inputs()
         origin = self._source(volume)
         problems = [] if origin.kind == "dicom" else [_no_dicom(volume, origin)]
         problems += self._misplaced(volume, segmentation)
         labels = [bridge.segment_label(segmentation, each) for each in segment_ids(segmentation)]
-        bare = [label.name for label in labels if not has_codes(label) and lookup(label.name) is None]
-        if bare and not allow_uncoded:
-            problems.append(
-                f"no DICOM code says what {', '.join(bare)} is; set the terminology, or export it as Tissue"
-            )
+        uncoded = [label.name for label in labels if not has_codes(label) and lookup(label.name) is None]
+        if uncoded and not allow_uncoded:
+            problems.append(f"no DICOM code for {', '.join(uncoded)}; set the terminology, or export as Tissue")
         if problems:
-            raise InputError("this segmentation cannot go out as DICOM SEG", why="; ".join(problems))
+            raise InputError("this segmentation cannot be exported as DICOM SEG", why="; ".join(problems))
         geometry = bridge.geometry(volume)
-        parts = yield from self._parts(segmentation, geometry)
+        parts = yield from self._segment_masks(segmentation, geometry)
         model = self._context.model
-        exported: Exported = yield self._context.link.client.submit(
+        exported: Exported = yield self._context.engine_link.client.submit(
             "export_seg",
             files=list(origin.paths),
             path=str(Path(path).absolute()),
             shape=list(geometry.shape),
             affine=geometry.affine,
-            segments=[part.plain() for part in parts],
+            segments=[part.to_message() for part in parts],
             model=model.name if model is not None else "MaskSAM",
             allow_uncoded=allow_uncoded,
         )
-        self._context.say(f"Exported {', '.join(exported.structures)} to {exported.path}.")
+        self._context.log(f"Exported {', '.join(exported.structures)} to {exported.path}.")
         return exported
 
     def save_case(self, name: str = "") -> Steps:
-        """Steps to a training case in the training folder: the volume on its own grid, and all segments as labels.
+        """Steps to a training case: the volume on its own grid, segments as labels.
 
-        Where segments overlap, the voxels go to the one that comes later in the list, and that is said.
+        Where segments overlap, the voxels go to the later one in the list, with a message.
 
         Args:
-            name: Of the case; the volume's if empty.
+            name: Name of the case; the volume's if empty.
 
         Raises:
-            InputError: Something is missing, or the segments do not lie on the volume's voxels.
-            MaskSAMError: The engine cannot save it; says why, and where the result was kept if it was.
+            InputError: Something is missing, or the segments are not aligned with the volume's voxels.
+            MaskSAMError: The engine cannot save it; the message names the place where the result was kept, if it was.
         """
-        volume, segmentation = self._need()
+        volume, segmentation = self._require_inputs()
         problems = self._misplaced(volume, segmentation)
         if problems:
-            raise InputError("this is no training case", why="; ".join(problems), remedy="Choose the other volume.")
+            raise InputError(
+                "this cannot be saved as a training case",
+                why="; ".join(problems),
+                remedy="Choose the volume that was segmented.",
+            )
         geometry, folder, model = (
             bridge.geometry(volume),
             training_folder(self._context.parameters),
             self._context.model,
         )
-        parts = yield from self._parts(segmentation, geometry)
+        parts = yield from self._segment_masks(segmentation, geometry)
         found = modality(volume) or (model.card.modality if model is not None and model.card is not None else "")
-        saved: SavedCase = yield self._context.link.client.submit(
+        saved: SavedCase = yield self._context.engine_link.client.submit(
             "save_case",
             folder=str(folder.expanduser().absolute()),
             name=name or volume.GetName() or "case",
             volume=bridge.scalars(volume),
             affine=geometry.affine,
-            segments=[part.plain() for part in parts],
+            segments=[part.to_message() for part in parts],
             modality=found if found in ENGINE_MODALITIES else None,
         )
-        self._context.say(f"Saved as training case {saved.name}: {', '.join(saved.labels)}.")
-        for note in saved.notes:
-            self._context.say(note)
+        self._context.log(f"Saved as training case {saved.name}: {', '.join(saved.labels)}.")
+        for line in saved.notes:
+            self._context.log(line)
         self._context.changed()
         return saved
 
     # -- the command -------------------------------------------------------------------------------------------------
 
     def command_line(self, slice_node: Any = None) -> str:
-        """The command that segments the volume's file as Segment would segment the volume now, voxel for voxel.
+        """The command that segments the volume's file as Segment would, voxel for voxel.
 
         Args:
-            slice_node: The slice view that Region.VIEW means.
+            slice_node: The slice view used for Region.VIEW.
 
         Raises:
-            InputError: Volume, model, region or structures are missing; or no file holds the volume as it is.
+            InputError: Volume, model, region or structures are missing, or no file contains the volume as it is.
         """
-        order = Order.of(self._context, slice_node)
-        origin = self._source(order.volume)
+        request = SegmentRequest.of(self._context, slice_node)
+        origin = self._source(request.volume)
         if not origin.kind or (origin.kind == "file" and len(origin.paths) > 1):
             why = origin.problem or f"it was read from {len(origin.paths)} files"
-            raise InputError("no command gives this segmentation", where=order.name, why=why)
+            raise InputError("no command gives this segmentation", where=request.name, why=why)
         scan = [origin.paths[0]]
         if origin.kind == "dicom":
-            _check_slice(order.volume, origin.paths[len(origin.paths) // 2])
+            _check_slice(request.volume, origin.paths[len(origin.paths) // 2])
             first = Path(origin.paths[0])
             scan = [str(first.parent), "--series", f"./{first.name}"]
-        out = "".join("_" if mark in FORBIDDEN or mark < " " else mark for mark in order.name)
-        words = [self._python, "-m", "MaskSAMCore.segment", *scan, "-m", order.model, "-o", f"./{out}.seg.nrrd"]
-        words += ["--step", repr(order.step)]
-        for region in order.regions:
+        out = "".join("_" if mark in FORBIDDEN_IN_NAMES or mark < " " else mark for mark in request.name)
+        words = [self._python, "-m", "MaskSAMCore.segment", *scan, "-m", request.model, "-o", f"./{out}.seg.nrrd"]
+        words += ["--step", repr(request.step)]
+        for region in request.regions:
             words.append("--roi=" + ",".join(repr(float(mm)) for mm in (*region["center"], *region["size"])))
         if self._context.parameters.skippedStructures:
-            words += _structures([label.name for label in order.labels.values()])
+            words += _structures([label.name for label in request.labels.values()])
         if self._context.parameters.device != ANY_DEVICE:
             words += ["--device", self._context.parameters.device]
-        return command(words, {} if _installed() else {"PYTHONPATH": str(_package_home())})
+        return shell_command(words, {} if _installed() else {"PYTHONPATH": str(_package_home())})
 
-    # -- what all of them need ---------------------------------------------------------------------------------------
+    # -- shared ------------------------------------------------------------------------------------------------------
 
-    def _need(self) -> tuple[Any, Any]:
-        """Volume and segmentation."""
+    def _require_inputs(self) -> tuple[Any, Any]:
+        """The chosen volume and segmentation."""
         parameters = self._context.parameters
         volume, segmentation = parameters.inputVolume, parameters.segmentation
         if volume is None or volume.GetImageData() is None:
@@ -258,7 +262,7 @@ class Output:
         return volume, segmentation
 
     def _source(self, volume: Any) -> Source:
-        """As the bridge finds it; DICOM files count as such however they were loaded."""
+        """The volume's files; DICOM files count as DICOM however they were loaded."""
         found = bridge.source(volume, self._dicom_files)
         if found.kind == "file" and all(_is_dicom(path) for path in found.paths):
             return Source(kind="dicom", paths=found.paths)
@@ -266,28 +270,28 @@ class Output:
 
     @staticmethod
     def _misplaced(volume: Any, segmentation: Any) -> list[str]:
-        """Why the segments do not lie on the volume's voxels; nothing if they do."""
+        """Reasons why the segments are not aligned with the volume's voxels."""
         if not bridge.same_frame(volume, segmentation):
-            return [f"{segmentation.GetName()} and {volume.GetName()} lie under different transforms"]
-        geometry, strangers = bridge.geometry(volume), []
+            return [f"{segmentation.GetName()} and {volume.GetName()} have different parent transforms"]
+        geometry, off_grid = bridge.geometry(volume), []
         for segment_id in segment_ids(segmentation):
             segment = labelmaps.segment_of(segmentation, segment_id)
             image = segment.GetRepresentation(labelmaps.BINARY)
-            if not labelmaps.is_empty(image) and labelmaps.part(image, geometry) is None:
-                strangers.append(segment.GetName())
-        if not strangers:
+            if not labelmaps.is_empty(image) and labelmaps.aligned_voxels(image, geometry) is None:
+                off_grid.append(segment.GetName())
+        if not off_grid:
             return []
-        return [f"{', '.join(strangers)} lies on another grid than {volume.GetName()}"]
+        return [f"{', '.join(off_grid)} lies on another grid than {volume.GetName()}"]
 
-    def _parts(self, segmentation: Any, geometry: Geometry) -> Steps:
-        """The segments that have voxels; gives way to the GUI between them."""
+    def _segment_masks(self, segmentation: Any, geometry: Geometry) -> Steps:
+        """Steps to the segments that are not empty."""
         parts = []
         for number, segment_id in enumerate(segment_ids(segmentation), start=1):
             yield None
             label = bridge.segment_label(segmentation, segment_id, number)
             box = bridge.extent(segmentation, segment_id, geometry)
             if box is None:
-                self._context.say(f"{label.name} is empty and was left out.")
+                self._context.log(f"{label.name} is empty and was left out.")
             else:
                 mask: np.ndarray = np.empty(
                     [high - low for low, high in zip(box[::2], box[1::2], strict=True)], np.uint8
@@ -296,24 +300,24 @@ class Output:
                     yield None
                     here = slice(slab[0] - box[0], slab[1] - box[0])
                     mask[here] = bridge.read_segment(segmentation, segment_id, geometry, slab)
-                parts.append(Part(label=label, box=box, mask=mask))
+                parts.append(SegmentMask(label=label, box=box, mask=mask))
         if not parts:
             raise InputError("nothing is segmented", remedy="Segment or draw something first.")
         return parts
 
 
-def _slabs(box: Box | None) -> Iterator[Box]:
-    """A box in parts of whole slices that are read in a few milliseconds each; nothing for None."""
+def _slabs(box: VoxelBox | None) -> Iterator[VoxelBox]:
+    """A box as slabs that are read in a few milliseconds each; empty for None."""
     if box is None:
         return
     k0, k1, j0, j1, i0, i1 = box
-    slices = max(1, AT_ONCE // ((j1 - j0) * (i1 - i0)))
+    slices = max(1, VOXELS_PER_STEP // ((j1 - j0) * (i1 - i0)))
     for low in range(k0, k1, slices):
         yield low, min(low + slices, k1), j0, j1, i0, i1
 
 
-def _measured(mask: np.ndarray, box: Box) -> tuple[int, np.ndarray]:
-    """Voxels of a mask on a box, and the sum of their places (i, j, k)."""
+def _measured(mask: np.ndarray, box: VoxelBox) -> tuple[int, np.ndarray]:
+    """Number of voxels of a mask on a box, and the sum of their positions (i, j, k)."""
     planes = np.array([np.count_nonzero(plane) for plane in mask])
     seen = mask.sum(axis=0, dtype=np.int64)
     sums = (each @ np.arange(low, low + len(each)) for each, low in ((seen.sum(0), box[4]), (seen.sum(1), box[2])))
@@ -334,7 +338,9 @@ def _is_dicom(path: str) -> bool:
 
 
 def _check_slice(volume: Any, path: str) -> None:
-    """Compare a volume with one of its DICOM files, as Slicer keeps no record of their changes since reading.
+    """Compare a volume with one of its DICOM files.
+
+    Slicer does not record changes made after reading.
 
     Raises:
         InputError: They differ, or the file cannot be read.
@@ -342,7 +348,9 @@ def _check_slice(volume: Any, path: str) -> None:
     from MaskSAMCore.io.images import read_volume
 
     read = read_volume(path)
-    k, j, i = (np.arange(0, size, step) for size, step in zip(read.grid.shape, (1, EVERY, EVERY), strict=True))
+    k, j, i = (
+        np.arange(0, size, step) for size, step in zip(read.grid.shape, (1, COMPARED_STEP, COMPARED_STEP), strict=True)
+    )
     k = k[len(k) // 2 :][:1]
     wanted = read.array[np.ix_(k, j, i)].ravel()
     places = np.stack(np.meshgrid(k, j, i, indexing="ij"), axis=-1).reshape(-1, 3)[:, ::-1]
@@ -356,7 +364,7 @@ def _check_slice(volume: Any, path: str) -> None:
 
 
 def _structures(names: list[str]) -> list[str]:
-    """Options that name structures; one with a comma in its name needs an option of its own."""
+    """Options that name structures; a name with a comma needs an option of its own."""
     plain = [name for name in names if "," not in name]
     texts = [",".join(plain)] if plain else []
     return [f"--structures={text}" for text in (*texts, *(name for name in names if "," in name))]

@@ -1,7 +1,7 @@
-"""From the markups to the voxels: what was asked for is answered, one step after the other, until nothing is open.
+"""Answers prompts: keeps voxels of structures in agreement with their markups.
 
-Markups may change at any time, in the middle of an answer too. So nothing is queued: a structure is only noted as
-touched, and its markups are compared with what its voxels show.
+Markups may change at any time, even while the engine answers. So no prompt is queued: a structure is marked as changed,
+and its markups are compared with what its voxels show.
 """
 
 from __future__ import annotations
@@ -13,127 +13,126 @@ from MaskSAMCore.errors import MaskSAMError, PromptError
 from MaskSAMCore.labels import Label
 from MaskSAMCore.progress import Cancelled
 from SlicerMaskSAMLib.mrml import bridge
-from SlicerMaskSAMLib.mrml.prompt_values import Box as BoxPrompt
-from SlicerMaskSAMLib.mrml.prompt_values import Point, Snapshot
+from SlicerMaskSAMLib.mrml.prompt_values import BoxPrompt, PointPrompt, Snapshot
 from SlicerMaskSAMLib.mrml.prompts import Key, PromptList
-from SlicerMaskSAMLib.values.history import Change, Step
-from SlicerMaskSAMLib.values.sparse import Box, Sparse
-from SlicerMaskSAMLib.values.tasks import Steps
+from SlicerMaskSAMLib.values.history import SegmentChange, UndoStep
+from SlicerMaskSAMLib.values.sparse import SparseMask, VoxelBox
+from SlicerMaskSAMLib.values.tasks import Steps, Waitable
 from SlicerMaskSAMLib.work import segment_conflicts
 from SlicerMaskSAMLib.work.context import Context
-from SlicerMaskSAMLib.work.segment_conflicts import Answer
-from SlicerMaskSAMLib.work.structures import Moment, Structure, has_segment, start_of
+from SlicerMaskSAMLib.work.segment_conflicts import SegmentEdit
+from SlicerMaskSAMLib.work.structures import Structure, StructureState, has_segment, start_of
 
 
-class Answers:
-    """The structures that are refined, and those of them that wait for an answer."""
+class PromptAnswering:
+    """The structures that are refined, and the queue of those whose prompts changed."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self._structures: dict[Key, Structure] = {}
-        self._touched: dict[Key, Structure] = {}
-        self._redrawn: dict[str, tuple[Any, bridge.Geometry]] = {}
+        self._queue: dict[Key, Structure] = {}
+        self._outdated: dict[str, tuple[Any, bridge.Geometry]] = {}
 
     @property
-    def waiting(self) -> bool:
+    def has_work(self) -> bool:
         """Whether `steps` has anything to do."""
-        return bool(self._touched or self._redrawn)
+        return bool(self._queue or self._outdated)
 
-    def of(self, prompts: PromptList, applied: Snapshot | None = None) -> Structure:
+    def structure_of(self, prompts: PromptList, applied: Snapshot | None = None) -> Structure:
         """The structure of a list of prompts.
 
         Args:
             prompts: The list.
-            applied: What was answered of it, where the structure is not known yet; None for all that it holds.
+            applied: The prompts that its voxels show, for a structure that is not known yet; None for all of the list.
         """
         found = self._structures.get(prompts.key)
-        if found is not None and prompts.key not in self._touched and found.applied and not prompts.snapshot():
-            found = None  # its segment was removed, and its prompts with it
+        if found is not None and prompts.key not in self._queue and found.applied and not prompts.snapshot():
+            found = None  # the segment was removed together with its prompts
         if found is None:
             found = Structure(prompts, prompts.snapshot() if applied is None else applied)
             self._structures[prompts.key] = found
         return found
 
-    def touch(self, structure: Structure) -> None:
-        """Its prompts changed, or what is known of its answer is not about them any more."""
-        self._touched.pop(structure.prompts.key, None)
-        self._touched[structure.prompts.key] = structure
+    def enqueue(self, structure: Structure) -> None:
+        """Queue a structure whose prompts changed, or whose answer details are outdated."""
+        self._queue.pop(structure.prompts.key, None)
+        self._queue[structure.prompts.key] = structure
 
-    def redraw(self, segmentation: Any, geometry: bridge.Geometry) -> None:
-        """Voxels of it changed: its surfaces, if it has any, shall be made anew when nothing is to be answered."""
-        self._redrawn[segmentation.GetID()] = segmentation, geometry
+    def mark_surfaces(self, segmentation: Any, geometry: bridge.Geometry) -> None:
+        """Mark surfaces as outdated; they are refreshed when the queue is empty."""
+        self._outdated[segmentation.GetID()] = segmentation, geometry
 
     def clear(self) -> None:
-        """Forget all structures; the scene is another one."""
+        """Forget all structures, because the scene was replaced."""
         self._structures.clear()
-        self._touched.clear()
-        self._redrawn.clear()
+        self._queue.clear()
+        self._outdated.clear()
 
-    def take_back(self) -> bool:
-        """Take back the newest prompts that were not answered yet; whether there were any."""
-        for structure in (*reversed(self._touched.values()), *reversed(self._structures.values())):
-            if self._there(structure) and structure.pending:
+    def discard_pending(self) -> bool:
+        """Remove the newest unanswered prompts; returns whether there were any."""
+        for structure in (*reversed(self._queue.values()), *reversed(self._structures.values())):
+            if self._exists(structure) and structure.pending:
                 structure.prompts.restore(structure.without_last())
                 structure.withdraw()
                 return True
         return False
 
     def steps(self) -> Steps:
-        """Answer until nothing waits, and bring the surfaces up to date.
+        """Answer prompts until the queue is empty, then refresh the surfaces.
 
         Raises:
-            Cancelled: Somebody ended it, or other prompts took the place of those that were asked about; what waits
-                is to be answered by new steps.
-            MaskSAMError: A prompt cannot be answered, and was taken back; or the engine failed, and the prompts wait
-                until they are touched again.
+            Cancelled: The user cancelled, or the prompts changed while they were answered; call `steps` again for the
+                rest.
+            MaskSAMError: A prompt cannot be answered and was removed; or the engine failed, and the prompts stay
+                unanswered until they are changed again.
         """
-        while self._touched:
-            structure = next(iter(self._touched.values()))
-            yield from self._look_at(structure)
+        while self._queue:
+            structure = next(iter(self._queue.values()))
+            yield from self._process(structure)
             yield None
-        yield from self._redraw()
+        yield from self._refresh_surfaces()
 
-    def _redraw(self) -> Generator[None, None, None]:
-        """Make surfaces anew, one at a time, unless there are prompts to be answered first."""
-        while self._redrawn and not self._touched:
-            key, (segmentation, geometry) = next(iter(self._redrawn.items()))
+    def _refresh_surfaces(self) -> Generator[None, None, None]:
+        """Refresh outdated surfaces, one at a time, as long as no prompts wait."""
+        while self._outdated and not self._queue:
+            key, (segmentation, geometry) = next(iter(self._outdated.items()))
             outdated = bridge.outdated_surfaces(segmentation) if self._context.scene.IsNodePresent(segmentation) else []
             if outdated:
                 bridge.refresh_surface(segmentation, outdated[0], geometry)
             else:
-                self._redrawn.pop(key, None)
+                self._outdated.pop(key, None)
             yield None
 
-    def _look_at(self, structure: Structure) -> Generator[Any, Any, None]:
-        if not self._there(structure):
-            self._touched.pop(structure.prompts.key, None)
+    def _process(self, structure: Structure) -> Generator[Waitable | None, Any, None]:
+        if not self._exists(structure):
+            self._queue.pop(structure.prompts.key, None)
             self._structures.pop(structure.prompts.key, None)
         elif structure.pending:
             yield from self._answer(structure)
         else:
-            self._touched.pop(structure.prompts.key, None)
+            self._queue.pop(structure.prompts.key, None)
             if structure.accepted:
                 self.accept(structure)
             elif structure.stale:
-                yield from self._look_again(structure)
+                yield from self._refresh_details(structure)
 
     def accept(self, structure: Structure) -> None:
-        """Let go of the prompts, keep the voxels; later, where prompts wait to be answered."""
+        """Remove the prompts and keep the voxels, once all prompts are answered."""
         structure.accepted = structure.pending
         if structure.accepted:
-            self.touch(structure)
+            self.enqueue(structure)
         if structure.accepted or not structure.applied:
             return
-        before = self.moment(structure)
+        before = self.state_of(structure)
         structure.prompts.clear()
-        structure.begin_anew((), {})
-        self.note(structure, f"Accept {structure.name}", before)
+        structure.reset((), {})
+        self.push_step(structure, f"Accept {structure.name}", before)
 
     @staticmethod
-    def moment(structure: Structure, label: Label | None = None) -> Moment:
-        """How a structure is now, for the history."""
+    def state_of(structure: Structure, label: Label | None = None) -> StructureState:
+        """The present state of a structure, for the history."""
         prompts = structure.prompts
-        return Moment(
+        return StructureState(
             segment_id=prompts.segment_id,
             volume=prompts.volume.GetID(),
             prompts=structure.applied,
@@ -141,113 +140,121 @@ class Answers:
             label=label,
         )
 
-    def note(
+    def push_step(
         self,
         structure: Structure,
         text: str,
-        before: Moment,
-        changes: tuple[Change, ...] = (),
+        before: StructureState,
+        changes: tuple[SegmentChange, ...] = (),
         label: Label | None = None,
     ) -> None:
-        """Enter a step of this structure into the history; `label` is its new one, where the step changed it."""
+        """Add a step of this structure to the history.
+
+        Args:
+            structure: The structure, in its state after the step.
+            text: Name of the step.
+            before: Its state before the step.
+            changes: Voxel changes of all segments.
+            label: New label of the segment, if the step changed it.
+        """
         self._context.history.push(
-            Step(
+            UndoStep(
                 text=text,
                 changes=changes,
                 before=before,
-                after=self.moment(structure, label),
+                after=self.state_of(structure, label),
                 segmentation=structure.prompts.segmentation.GetID(),
                 geometry=bridge.geometry(structure.prompts.volume),
             )
         )
         self._context.changed()
 
-    # -- one answer --------------------------------------------------------------------------------------------------
+    # -- answering ---------------------------------------------------------------------------------------------------
 
-    def _answer(self, structure: Structure) -> Generator[Any, Any, None]:
-        prompts, wanted = structure.prompts, structure.wanted()
+    def _answer(self, structure: Structure) -> Generator[Waitable | None, Any, None]:
+        prompts, wanted = structure.prompts, structure.next_prompts()
         try:
             fingerprint = bridge.fingerprint(prompts.volume)
-            found = yield from self._ask(structure, wanted)
-            if not self._there(structure):
-                self._context.say("The segment was deleted before the answer came, which is dropped.")
-            elif bridge.fingerprint(prompts.volume) == fingerprint and structure.wants(wanted):
+            found = yield from self._request(structure, wanted)
+            if not self._exists(structure):
+                self._context.log("The segment was deleted before it was updated; the answer is discarded.")
+            elif bridge.fingerprint(prompts.volume) == fingerprint and structure.still_wanted(wanted):
                 self._apply(structure, wanted, *found)
         except MaskSAMError as error:
-            self._give_up(structure, wanted, error)
+            self._on_error(structure, wanted, error)
             raise
 
-    def _give_up(self, structure: Structure, wanted: Snapshot, error: MaskSAMError) -> None:
-        """There is no answer: prompts that cannot have one go; those that a failed engine did not answer stay."""
+    def _on_error(self, structure: Structure, wanted: Snapshot, error: MaskSAMError) -> None:
+        """Remove prompts that cannot be answered; keep those of a failed engine."""
         if isinstance(error, Cancelled) and structure.withdrawn:
             return
         structure.accepted = False
-        if isinstance(error, PromptError) and structure.wants(wanted):
+        if isinstance(error, PromptError) and structure.still_wanted(wanted):
             structure.prompts.restore(structure.without(wanted))
         if isinstance(error, PromptError):
             return
-        if isinstance(error, Cancelled) and self._there(structure):
+        if isinstance(error, Cancelled) and self._exists(structure):
             structure.prompts.restore(structure.applied)
-        self._touched.pop(structure.prompts.key, None)
+        self._queue.pop(structure.prompts.key, None)
 
-    def _ask(self, structure: Structure, wanted: Snapshot) -> Generator[Any, Any, tuple[Sparse, Sparse, Box | None]]:
-        """Steps to what the engine says of the prompts that were applied, of those that are wanted, and to the box
-        around the difference.
-        """
-        link, (_, model) = self._context.link, self._context.need()
+    def _request(
+        self, structure: Structure, wanted: Snapshot
+    ) -> Generator[Waitable | None, Any, tuple[SparseMask, SparseMask, VoxelBox | None]]:
+        """Steps to the masks of the applied and the wanted prompts, and the box in which they differ."""
+        link, (_, model) = self._context.engine_link, self._context.require_inputs()
         base = structure.applied or start_of(wanted)
         goal = start_of(base) if wanted == start_of(wanted) else wanted
         try:
-            before = yield from structure.effect(link, model.name, base)
-        except PromptError:  # what was answered once cannot be any more: the segment itself is the base
+            before = yield from structure.mask_for(link, model.name, base)
+        except PromptError:  # no longer answerable: start from the segment itself
             prompts = structure.prompts
-            before = segment_conflicts.present(
+            before = segment_conflicts.read_mask(
                 prompts.segmentation, prompts.segment_id, bridge.geometry(prompts.volume)
             )
             if goal == start_of(goal):
                 return before, before, None
-        after = yield from structure.effect(link, model.name, goal)
-        yield None  # large structures take some time
-        changed = before.differing(after)
+        after = yield from structure.mask_for(link, model.name, goal)
+        yield None  # this takes some time for large structures
+        changed = before.differing_box(after)
         yield None
         return before, after, changed
 
     def _apply(
-        self, structure: Structure, wanted: Snapshot, before: Sparse, after: Sparse, changed: Box | None
+        self, structure: Structure, wanted: Snapshot, before: SparseMask, after: SparseMask, changed: VoxelBox | None
     ) -> None:
-        prompts, facts, moment = structure.prompts, structure.facts, self.moment(structure)
+        prompts, details, state = structure.prompts, structure.details, self.state_of(structure)
         geometry = bridge.geometry(prompts.volume)
-        answer = Answer(
+        edit = SegmentEdit(
             segment_id=prompts.segment_id,
             before=before,
             after=after,
-            clicks=structure.news(wanted, facts.axis),
+            clicks=structure.new_clicks(wanted, details.axis),
             policy=self._context.parameters.neighbours,
             taken=structure.taken,
         )
-        found = segment_conflicts.outcome(prompts.segmentation, geometry, answer, changed)
+        found = segment_conflicts.resolve(prompts.segmentation, geometry, edit, changed)
         segment_conflicts.write(prompts.segmentation, geometry, found)
-        self.redraw(prompts.segmentation, geometry)
-        text = f"{_deed(structure.applied, wanted)} {structure.name}"
+        self.mark_surfaces(prompts.segmentation, geometry)
+        text = f"{_step_text(structure.applied, wanted)} {structure.name}"
         structure.applied, structure.taken, structure.stale = wanted, found.taken, False
         if wanted == start_of(wanted):
             prompts.clear()
-            structure.begin_anew((), {})
-        self.note(structure, text, moment, found.changes)
-        for line in facts.messages if wanted == structure.applied else ():
-            self._context.say(line)
+            structure.reset((), {})
+        self.push_step(structure, text, state, found.changes)
+        for line in details.messages if wanted == structure.applied else ():
+            self._context.log(line)
         for name in found.protected:
-            self._context.say(f"{name} is there, and other segments are protected; change that to take from it.")
+            self._context.log(f"The click is inside {name}, which is protected; change Overlap to take voxels from it.")
 
-    def _look_again(self, structure: Structure) -> Generator[Any, Any, None]:
-        """Bring what is known of the answer in line with the prompts, after undo or redo."""
+    def _refresh_details(self, structure: Structure) -> Generator[Waitable | None, Any, None]:
+        """Request the details of the shown answer again, after undo or redo."""
         structure.stale = False
-        _, model = self._context.need()
-        yield from structure.effect(self._context.link, model.name, structure.applied)
+        _, model = self._context.require_inputs()
+        yield from structure.mask_for(self._context.engine_link, model.name, structure.applied)
         self._context.changed()
 
-    def _there(self, structure: Structure) -> bool:
-        """Whether the segment and the volume still exist."""
+    def _exists(self, structure: Structure) -> bool:
+        """Whether segment and volume still exist."""
         prompts, scene = structure.prompts, self._context.scene
         return bool(
             scene.IsNodePresent(prompts.segmentation)
@@ -256,11 +263,11 @@ class Answers:
         )
 
 
-def _deed(before: Snapshot, after: Snapshot) -> str:
-    """What the user did, for the undo button."""
+def _step_text(before: Snapshot, after: Snapshot) -> str:
+    """Name of the user's action, for the undo button."""
     if len(after) < len(before):
         return "Delete prompts of" if after == start_of(after) else "Delete a prompt of"
     last = after[-1] if len(after) > len(before) else None
-    if isinstance(last, Point):
+    if isinstance(last, PointPrompt):
         return "Click in" if last.positive else "Exclude from"
     return "Box in" if isinstance(last, BoxPrompt) else "Change a prompt of"

@@ -1,7 +1,7 @@
-"""The named sample data: a head in which the bundled model finds a hippocampus. Slicer's scene.
+"""Sample data: a head MR in which the bundled model finds a hippocampus.
 
-It is the ICBM 152 T1 template, the scan of `make demo`. Slicer's Sample Data module downloads it from where it is
-published; the panel's own button takes it out of a package of the Python package index, without holding Slicer up.
+It is the ICBM 152 T1 template, the scan of `make demo`. Slicer's Sample Data module downloads it from its publisher;
+the panel's button takes it from a package of the Python package index, without blocking Slicer.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from MaskSAMCore.config.resources import resource
 from MaskSAMCore.demo import CENTRES, MODEL, SCAN, SIZE
 from MaskSAMCore.errors import InputError
 from SlicerMaskSAMLib.engine.commands import core_command
+from SlicerMaskSAMLib.mrml.parameters import MaskSAMParameterNode
 from SlicerMaskSAMLib.values.choices import Region
 from SlicerMaskSAMLib.values.tasks import Steps
 
@@ -26,7 +27,7 @@ SHA256 = "421a10e872fd6cadae7f61d358dffbcc1795a497d61ee76c5dda2503e1a1e9e6"
 
 
 def register() -> None:
-    """Put the scan on the page of Slicer's Sample Data module; to be called when Slicer has started."""
+    """Register the scan with Slicer's Sample Data module, after startup."""
     import SampleData
 
     SampleData.SampleDataLogic.registerCustomSampleDataSource(
@@ -40,11 +41,13 @@ def register() -> None:
     )
 
 
-def steps(scene: Any, parameters: Any) -> Steps:
-    """Bring the scan, load it, and choose a region and the model for it. Returns the volume, for the caller to choose.
+def steps(scene: Any, parameters: MaskSAMParameterNode) -> Steps:
+    """Download and load the scan, and choose a region and the model for it.
+
+    Returns the volume node.
 
     Raises:
-        MaskSAMError: The scan cannot be brought, or not be read.
+        MaskSAMError: The scan cannot be downloaded or read.
     """
     found = yield core_command("demo", "--scan-only")
     volume = load(Path(found.stdout.strip()))
@@ -55,7 +58,7 @@ def steps(scene: Any, parameters: Any) -> Steps:
 
 
 def load(path: Path) -> Any:
-    """Load the scan as Slicer would, and show it in the views. Returns the volume node.
+    """Load the scan as Slicer would, and show it; returns the volume node.
 
     Raises:
         InputError: It cannot be read.
@@ -64,7 +67,7 @@ def load(path: Path) -> Any:
 
     volume = slicer.modules.volumes.logic().AddArchetypeVolume(str(path), NAME, 0)
     if volume is None:
-        raise InputError("the sample scan cannot be read", where=path, remedy="Delete the file, and try again.")
+        raise InputError("the sample scan cannot be read", where=path, remedy="Delete the file and try again.")
     application = slicer.app.applicationLogic()
     application.GetSelectionNode().SetActiveVolumeID(volume.GetID())
     application.PropagateVolumeSelection()
@@ -72,7 +75,7 @@ def load(path: Path) -> Any:
 
 
 def add_region(scene: Any) -> Any:
-    """The region of interest around one hippocampus of the scan, mm RAS."""
+    """Add the region of interest around one hippocampus of the scan, mm RAS."""
     roi = scene.AddNewNodeByClass("vtkMRMLMarkupsROINode", f"{SIDE.capitalize()} hippocampus")
     roi.SetCenter(*CENTRES[SIDE])
     roi.SetSize(*SIZE)

@@ -1,7 +1,7 @@
-"""What an answer does to the voxels, of its own segment and of the segments around it.
+"""Writes an answer to its segment, and resolves conflicts with other segments.
 
-Only voxels about which the answer differs from the one before change, so that what was painted by hand stays; but for
-the piece that a new click lies in, about which the click decides.
+Only voxels in which the answer differs from the previous one change, so that manual edits are kept. The exception is
+the connected component of a new click, which the click decides about.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import vtk
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from SlicerMaskSAMLib.mrml import bridge
-from SlicerMaskSAMLib.values.choices import Neighbours
-from SlicerMaskSAMLib.values.history import Change
-from SlicerMaskSAMLib.values.sparse import Box, Sparse, around, common, place, size, voxel_box
+from SlicerMaskSAMLib.values.choices import OverlapPolicy
+from SlicerMaskSAMLib.values.history import SegmentChange
+from SlicerMaskSAMLib.values.sparse import SparseMask, VoxelBox, box_shape, intersection, slices_in, union, voxel_box
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Click:
     Attributes:
         voxel: (k, j, i).
         positive: Whether it includes.
-        axis: Of (K, J, I), the one across the slice that it is confined to; None where it reaches beyond its slice.
+        axis: Axis of (K, J, I) across the slice that the click is confined to; None if it reaches beyond its slice.
     """
 
     voxel: tuple[int, int, int]
@@ -36,113 +36,122 @@ class Click:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Answer:
-    """A structure's answer, and the one before.
+class SegmentEdit:
+    """A change of a segment from one mask of the model to the next.
 
     Attributes:
-        segment_id: Where it goes.
-        before, after: What the model said of the whole volume.
-        clicks: Points that the one before did not know.
+        segment_id: The segment.
+        before, after: The model's previous and new mask of the whole volume.
+        clicks: Points that the previous mask did not take into account.
         policy: What happens where other segments are.
-        taken: Voxels that the structure took from other segments, by their IDs; given back where it leaves them.
+        taken: Voxels taken from other segments, by segment ID; returned when the structure leaves them.
         sharing: Segments that it may overlap, whatever the policy.
     """
 
     segment_id: str
-    before: Sparse
-    after: Sparse
+    before: SparseMask
+    after: SparseMask
     clicks: tuple[Click, ...] = ()
-    policy: Neighbours = Neighbours.PROTECT
-    taken: Mapping[str, Sparse] = field(default_factory=dict)
+    policy: OverlapPolicy = OverlapPolicy.PROTECT
+    taken: Mapping[str, SparseMask] = field(default_factory=dict)
     sharing: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Outcome:
-    """What is to be written.
+    """What to write.
 
     Attributes:
-        box: Where.
-        masks: Per segment that changes its voxels in the box, bool (k, j, i).
-        changes: The same, for the history.
-        taken: As in the answer, brought up to date.
-        protected: Names of the segments in which a click that includes lies in vain.
+        box: Box in which voxels change.
+        masks: New voxels in the box of every segment that changes, bool (k, j, i).
+        changes: The same changes, for the history.
+        taken: `SegmentEdit.taken`, updated.
+        protected: Names of the protected segments in which an including click lies.
     """
 
-    box: Box | None = None
+    box: VoxelBox | None = None
     masks: Mapping[str, np.ndarray] = field(default_factory=dict)
-    changes: tuple[Change, ...] = ()
-    taken: Mapping[str, Sparse] = field(default_factory=dict)
+    changes: tuple[SegmentChange, ...] = ()
+    taken: Mapping[str, SparseMask] = field(default_factory=dict)
     protected: tuple[str, ...] = ()
 
 
-def present(segmentation: Any, segment_id: str, geometry: bridge.Geometry) -> Sparse:
-    """A segment as it is now, on the grid of a volume."""
+def read_mask(segmentation: Any, segment_id: str, geometry: bridge.Geometry) -> SparseMask:
+    """The mask of a segment on the grid of a volume."""
     box = bridge.extent(segmentation, segment_id, geometry)
-    return Sparse() if box is None else Sparse.of(box, bridge.read_segment(segmentation, segment_id, geometry, box))
+    if box is None:
+        return SparseMask()
+    return SparseMask.of(box, bridge.read_segment(segmentation, segment_id, geometry, box))
 
 
-def outcome(segmentation: Any, geometry: bridge.Geometry, answer: Answer, changed: Box | None) -> Outcome:
-    """Look what an answer does to a segmentation; nothing is written yet.
+def resolve(segmentation: Any, geometry: bridge.Geometry, edit: SegmentEdit, changed: VoxelBox | None) -> Outcome:
+    """Find out what an edit changes in a segmentation; nothing is written.
 
     Args:
-        segmentation: The node.
+        segmentation: Segmentation node.
         geometry: Grid of the volume.
-        answer: What is to be brought into it.
-        changed: Box around the voxels where the answer differs from the one before; None where it does not.
+        edit: The edit.
+        changed: Box in which the masks of the edit differ; None if they are equal.
     """
-    named = [click for click in answer.clicks if _in_vain(segmentation, geometry, answer, click)]
-    box = around(
-        answer.before.differing(answer.after), *(_reach(segmentation, geometry, answer, click) for click in named)
+    named = [click for click in edit.clicks if _edited_by_hand(segmentation, geometry, edit, click)]
+    box = union(
+        edit.before.differing_box(edit.after), *(_component_box(segmentation, geometry, edit, click) for click in named)
     )
     if box is None:
-        return Outcome(taken=answer.taken)
-    own = bridge.read_segment(segmentation, answer.segment_id, geometry, box) != 0
-    found = bridge.other_segments(segmentation, answer.segment_id, geometry, box)
-    others = {each: mask != 0 for each, mask in found.items() if each not in answer.sharing}
-    held: np.ndarray = np.zeros(size(box), bool)
+        return Outcome(taken=edit.taken)
+    own = bridge.read_segment(segmentation, edit.segment_id, geometry, box) != 0
+    found = bridge.other_segments(segmentation, edit.segment_id, geometry, box)
+    others = {each: mask != 0 for each, mask in found.items() if each not in edit.sharing}
+    held: np.ndarray = np.zeros(box_shape(box), bool)
     for mask in others.values():
         held |= mask
-    blocked = held & ~own if answer.policy is Neighbours.PROTECT else np.zeros_like(held)
-    new = _answered(answer, named, box, own, blocked)
-    masks, taken = _shared_out(segmentation, answer, box, own, new, others)
-    old = {**others, answer.segment_id: own}
-    changes = [Change.between(each, box, old.get(each, np.zeros_like(own)), mask) for each, mask in masks.items()]
+    blocked = held & ~own if edit.policy is OverlapPolicy.PROTECT else np.zeros_like(held)
+    new = _new_mask(edit, named, box, own, blocked)
+    masks, taken = _distribute(segmentation, edit, box, own, new, others)
+    old = {**others, edit.segment_id: own}
+    changes = [
+        SegmentChange.between(each, box, old.get(each, np.zeros_like(own)), mask) for each, mask in masks.items()
+    ]
     return Outcome(
         box=box,
         masks=masks,
         changes=tuple(change for change in changes if change is not None),
         taken=taken,
-        protected=_protectors(segmentation, answer.clicks, box, others, blocked),
+        protected=_protecting_segments(segmentation, edit.clicks, box, others, blocked),
     )
 
 
 def write(segmentation: Any, geometry: bridge.Geometry, found: Outcome) -> None:
-    """Bring an outcome into the segmentation."""
+    """Write an outcome to the segmentation."""
     if found.box is None:
         return
     for change in found.changes:
-        mask = found.masks[change.segment_id][place(change.box, found.box)]
+        mask = found.masks[change.segment_id][slices_in(change.box, found.box)]
         bridge.write_segment(segmentation, change.segment_id, geometry, change.box, mask.astype(np.uint8))
 
 
-def _in_vain(segmentation: Any, geometry: bridge.Geometry, answer: Answer, click: Click) -> bool:
-    """Whether a click is news to the segment, but not to the model: its voxel was changed by hand."""
+def _edited_by_hand(segmentation: Any, geometry: bridge.Geometry, edit: SegmentEdit, click: Click) -> bool:
+    """Whether the voxel of a click was edited by hand.
+
+    The click then differs from the segment, but not from the model's mask.
+    """
     box = voxel_box(click.voxel)
-    if answer.before.read(box).any() != answer.after.read(box).any():
+    if edit.before.read(box).any() != edit.after.read(box).any():
         return False
-    return bool(bridge.read_segment(segmentation, answer.segment_id, geometry, box).any()) != click.positive
+    return bool(bridge.read_segment(segmentation, edit.segment_id, geometry, box).any()) != click.positive
 
 
-def _reach(segmentation: Any, geometry: bridge.Geometry, answer: Answer, click: Click) -> Box | None:
-    """What holds the piece that a click decides about."""
-    own = bridge.extent(segmentation, answer.segment_id, geometry)
-    return around(answer.after.box if click.positive else own, voxel_box(click.voxel))
+def _component_box(segmentation: Any, geometry: bridge.Geometry, edit: SegmentEdit, click: Click) -> VoxelBox | None:
+    """A box that contains the connected component of a click."""
+    own = bridge.extent(segmentation, edit.segment_id, geometry)
+    return union(edit.after.box if click.positive else own, voxel_box(click.voxel))
 
 
-def _answered(answer: Answer, named: Sequence[Click], box: Box, own: np.ndarray, blocked: np.ndarray) -> np.ndarray:
+def _new_mask(
+    edit: SegmentEdit, named: Sequence[Click], box: VoxelBox, own: np.ndarray, blocked: np.ndarray
+) -> np.ndarray:
     """The structure's new voxels, bool (k, j, i)."""
-    before, after = answer.before.read(box), answer.after.read(box)
+    before, after = edit.before.read(box), edit.after.read(box)
     new = (own & ~(before ^ after)) | (after & ~before & ~blocked)
     for click in named:
         at = tuple(index - low for index, low in zip(click.voxel, box[::2], strict=True))
@@ -151,12 +160,15 @@ def _answered(answer: Answer, named: Sequence[Click], box: Box, own: np.ndarray,
             elsewhere = np.ones(free.shape[click.axis], bool)
             elsewhere[at[click.axis]] = False
             np.moveaxis(free, click.axis, 0)[elsewhere] = False
-        new ^= piece(free, at)
+        new ^= connected_component(free, at)
     return new
 
 
-def piece(mask: np.ndarray, at: tuple[int, ...]) -> np.ndarray:
-    """The part of a mask, bool (k, j, i), that hangs together by faces with the voxel `at`; empty if it is not set."""
+def connected_component(mask: np.ndarray, at: tuple[int, ...]) -> np.ndarray:
+    """The face-connected component of a mask, bool (k, j, i), at a voxel.
+
+    It is empty if the voxel is not set.
+    """
     if not mask[at]:
         return np.zeros_like(mask)
     image = vtk.vtkImageData()
@@ -176,15 +188,15 @@ def piece(mask: np.ndarray, at: tuple[int, ...]) -> np.ndarray:
     return vtk_to_numpy(flood.GetOutput().GetPointData().GetScalars()).reshape(mask.shape) != 0
 
 
-def _shared_out(
+def _distribute(
     segmentation: Any,
-    answer: Answer,
-    box: Box,
+    edit: SegmentEdit,
+    box: VoxelBox,
     own: np.ndarray,
     new: np.ndarray,
     others: Mapping[str, np.ndarray],
-) -> tuple[dict[str, np.ndarray], dict[str, Sparse]]:
-    """The masks of all segments concerned, in the order of writing, and what was taken from whom."""
+) -> tuple[dict[str, np.ndarray], dict[str, SparseMask]]:
+    """New masks of all segments in writing order, and voxels taken from each."""
     gained, lost = new & ~own, own & ~new
     free = lost.copy()
     for mask in others.values():
@@ -192,28 +204,28 @@ def _shared_out(
     nothing = np.zeros_like(own)
     first: dict[str, np.ndarray] = {}
     last: dict[str, np.ndarray] = {}
-    taken = dict(answer.taken)
-    replacing = answer.policy is Neighbours.REPLACE
+    taken = dict(edit.taken)
+    replacing = edit.policy is OverlapPolicy.REPLACE
     took = {each: mask & gained for each, mask in others.items() if replacing and (mask & gained).any()}
-    for each in {**took, **answer.taken}:
+    for each in {**took, **edit.taken}:
         if segmentation.GetSegmentation().GetSegment(each) is None:
             continue
-        was, less = taken.get(each, Sparse()), took.get(each, nothing)
+        was, less = taken.get(each, SparseMask()), took.get(each, nothing)
         back = was.read(box) & free
         taken[each] = was.put(box, (was.read(box) | less) & ~lost)
-        # who gives goes before the structure, who gets back after it, so that segments do not overlap on the way
+        # Segments that lose voxels are written before the structure, those that regain some after it: no overlap.
         (last if back.any() else first)[each] = (others.get(each, nothing) & ~less) | back
-    return {**first, answer.segment_id: new, **last}, taken
+    return {**first, edit.segment_id: new, **last}, taken
 
 
-def _protectors(
-    segmentation: Any, clicks: Sequence[Click], box: Box, others: Mapping[str, np.ndarray], blocked: np.ndarray
+def _protecting_segments(
+    segmentation: Any, clicks: Sequence[Click], box: VoxelBox, others: Mapping[str, np.ndarray], blocked: np.ndarray
 ) -> tuple[str, ...]:
-    """Names of the segments that hold the voxels of clicks that include."""
+    """Names of the segments that contain the voxels of including clicks."""
     names: dict[str, None] = {}
     for click in clicks:
         at = tuple(index - low for index, low in zip(click.voxel, box[::2], strict=True))
-        if click.positive and common(voxel_box(click.voxel), box) is not None and blocked[at]:
+        if click.positive and intersection(voxel_box(click.voxel), box) is not None and blocked[at]:
             for each, mask in others.items():
                 if mask[at]:
                     names[segmentation.GetSegmentation().GetSegment(each).GetName()] = None

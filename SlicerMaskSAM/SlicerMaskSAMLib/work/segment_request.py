@@ -1,4 +1,4 @@
-"""What is asked for when Segment is pressed."""
+"""Request for an automatic segmentation."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ from MaskSAMCore.errors import InputError
 from MaskSAMCore.labels import Label
 from MaskSAMCore.volume import Roi
 from SlicerMaskSAMLib.mrml import bridge
-from SlicerMaskSAMLib.mrml.bridge import Box, Geometry
+from SlicerMaskSAMLib.mrml.bridge import Geometry
 from SlicerMaskSAMLib.values.choices import Region, Speed
-from SlicerMaskSAMLib.values.sparse import around
+from SlicerMaskSAMLib.values.sparse import VoxelBox, union
 from SlicerMaskSAMLib.work.context import Context
 
 STEP = {Speed.FAST: 1.0, Speed.ACCURATE: 0.5}
-"""By how much of a window the next one is moved on."""
+"""Step of the sliding window, as a share of the window."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
-    """What was asked for, and how things stood then.
+class SegmentRequest:
+    """What is to be segmented, and the state of the scene when it was requested.
 
     Attributes:
-        volume: The node; `name`, `fingerprint` and `geometry` are its own at that time.
+        volume: Volume node; `name`, `fingerprint` and `geometry` are its own at the time of the request.
         transform: ID of its parent transform; "" for none.
-        labels: The wanted structures by their label.
-        regions: Boxes of the engine, mm in the volume's own RAS; empty for the whole volume.
-        reach: The voxels that the engine looks at; what lies beyond stays as it is.
-        segmentation: ID of the node that the structures go to; "" for a new one.
-        stamps: State of its segments by their ID.
+        labels: The wanted structures by label value.
+        regions: Regions of the engine, mm in the volume's own RAS; empty for the whole volume.
+        reach: Box of the voxels that the engine segments; voxels outside stay as they are.
+        step: Step of the sliding window, as a share of the window.
+        segmentation: ID of the node that receives the structures; "" for a new one.
+        stamps: Stamps of its segments by ID.
     """
 
     volume: Any
@@ -42,22 +43,22 @@ class Order:
     model: str
     labels: dict[int, Label]
     regions: tuple[bridge.Region, ...]
-    reach: Box
+    reach: VoxelBox
     step: float
     segmentation: str
-    stamps: dict[str, Any]
+    stamps: dict[str, int]
 
     @classmethod
-    def of(cls, context: Context, slice_node: Any = None) -> Order:
-        """As the parameters say.
+    def of(cls, context: Context, slice_node: Any = None) -> SegmentRequest:
+        """A request as the parameters specify it.
 
         Args:
-            slice_node: The slice view whose part of the volume is meant by Region.VIEW.
+            slice_node: The slice view used for Region.VIEW.
 
         Raises:
-            InputError: Volume, model, region or structures are missing, or the region misses the volume; says which.
+            InputError: Volume, model, region or structures are missing, or the region misses the volume.
         """
-        volume, model = context.need()
+        volume, model = context.require_inputs()
         parameters, target = context.parameters, context.parameters.segmentation
         skipped = set(parameters.skippedStructures)
         labels = {label.id: label for label in context.labels if label.name not in skipped}
@@ -82,7 +83,7 @@ class Order:
 
 
 def segment_ids(segmentation: Any) -> list[str]:
-    """IDs of all segments of a node, in its order; none for None."""
+    """IDs of all segments of a node, in its order; empty for None."""
     return list(segmentation.GetSegmentation().GetSegmentIDs()) if segmentation is not None else []
 
 
@@ -98,17 +99,20 @@ def _regions(volume: Any, region: Region, roi: Any, slice_node: Any) -> tuple[br
     return ()
 
 
-def _reach(regions: tuple[bridge.Region, ...], geometry: Geometry) -> Box:
-    """The voxels of the regions, as the engine counts them; all of them where there is no region."""
-    boxes: list[Box] = []
+def _reach(regions: tuple[bridge.Region, ...], geometry: Geometry) -> VoxelBox:
+    """Box of the voxels in the regions; the whole grid without regions."""
+    boxes: list[VoxelBox] = []
     for region in regions:
         k, j, i = Roi(center=region["center"], size=region["size"]).slices(geometry)
         boxes.append((k.start, k.stop, j.start, j.stop, i.start, i.stop))
-    return around(*boxes) or geometry.box
+    return union(*boxes) or geometry.box
 
 
 def segmentation_of(scene: Any, volume: Any, current: Any) -> Any:
-    """The segmentation for a volume: the current one unless it was made for another one, else the first that was."""
+    """The segmentation of a volume.
+
+    The current one unless it belongs to another volume, else the first that belongs to this one.
+    """
     role = slicer.vtkMRMLSegmentationNode.GetReferenceImageGeometryReferenceRole()
     if volume is None:
         return None
@@ -119,7 +123,10 @@ def segmentation_of(scene: Any, volume: Any, current: Any) -> Any:
 
 
 def adopt(segmentation: Any, volume: Any) -> None:
-    """Give an empty segmentation that belongs to no volume, as the node selector makes it, the volume's place."""
+    """Assign an empty segmentation without a volume to this volume.
+
+    The node selector creates such segmentations.
+    """
     role = slicer.vtkMRMLSegmentationNode.GetReferenceImageGeometryReferenceRole()
     if segmentation is not None and not segment_ids(segmentation) and segmentation.GetNodeReference(role) is None:
         segmentation.SetReferenceImageGeometryParameterFromVolumeNode(volume)

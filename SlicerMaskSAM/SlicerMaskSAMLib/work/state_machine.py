@@ -1,4 +1,7 @@
-"""The one state machine: what is going on, and who may start or end it. Nothing here waits."""
+"""State machine of the module: what is running, and who may start or end it.
+
+Nothing here blocks.
+"""
 
 from __future__ import annotations
 
@@ -10,26 +13,26 @@ from SlicerMaskSAMLib.values.status import Phase, Progress
 from SlicerMaskSAMLib.values.tasks import Steps, Task
 from SlicerMaskSAMLib.values.timeleft import TimeLeft
 
-PATIENCE_S = 15.0
-"""How long work may take to stop after Cancel: a few times what one window takes on a slow CPU."""
+CANCEL_TIMEOUT_S = 15.0
+"""Seconds that a task may take to stop after Cancel: several times what one window takes on a slow CPU."""
 
 
-class Machine:
-    """Drives at most one piece of work that the user waits for, and one in the background.
+class StateMachine:
+    """Runs at most one task that the user waits for, and one in the background.
 
-    Everything may be called at any time, from within a step of the work as well: Slicer handles events in the middle
-    of long calls, and with them the timer, a second press or the end of the scene.
+    All methods may be called at any time, even from within a step of a task: Slicer processes events during long calls,
+    and with them the timer, a second press or the end of the scene.
 
     Args:
-        say: Tells the user one line.
-        on_stuck: Called where the work did not stop after Cancel; ends what it waits for.
-        clock: Seconds that only grow.
+        log: Shows one line of text to the user.
+        on_stuck: Called when a task did not stop after Cancel; ends what it waits for.
+        clock: Monotonic clock in seconds.
     """
 
     def __init__(
-        self, *, say: Callable[[str], None], on_stuck: Callable[[], None], clock: Callable[[], float] = time.monotonic
+        self, *, log: Callable[[str], None], on_stuck: Callable[[], None], clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._say, self._on_stuck, self._clock = say, on_stuck, clock
+        self._log, self._on_stuck, self._clock = log, on_stuck, clock
         self._task: Task | None = None
         self._background: Task | None = None
         self._discarded: list[Task] = []
@@ -46,17 +49,17 @@ class Machine:
 
     @property
     def task(self) -> str:
-        """Name of the work; "" for none."""
+        """Name of the running task; "" for none."""
         return self._task.name if self._task is not None else ""
 
     @property
     def background(self) -> str:
-        """Name of the work in the background; "" for none."""
+        """Name of the background task; "" for none."""
         return self._background.name if self._background is not None else ""
 
     @property
     def progress(self) -> Progress | None:
-        """Of the work that the user waits for."""
+        """Progress of the running task."""
         told = self._task.progress if self._task is not None else None
         if told is None:
             return None
@@ -65,38 +68,38 @@ class Machine:
         return Progress(done=done, total=total, text=text, seconds_left=None if left is None else float(round(left)))
 
     def start(self, name: str, steps: Steps) -> bool:
-        """Begin work; whether it could begin, which it cannot while other work is going on."""
+        """Start a task; returns False while another one is running."""
         if self._task is not None:
             steps.close()
             return False
         self._time_left = TimeLeft(self._clock)
-        self._task = Task(name, steps, on_error=self._fail)
+        self._task = Task(name, steps, on_error=self._on_error)
         return True
 
     def start_background(self, name: str, steps: Steps) -> None:
-        """Begin work that nobody waits for, in place of the one before."""
+        """Start a background task; it replaces the previous one."""
         self._discard(self._background)
-        self._background = Task(name, steps, on_error=self._fail)
+        self._background = Task(name, steps, on_error=self._on_error)
 
     def cancel(self) -> None:
-        """Ask for the end of the work. A second time changes nothing."""
+        """Cancel the running task. Calling it again has no effect."""
         if self._task is not None and not self._task.cancelling:
             self._cancelled_at = self._clock()
             self._task.cancel()
 
-    def drop(self) -> None:
-        """End everything now; results that are on their way are dropped."""
+    def abandon_all(self) -> None:
+        """End all tasks now, without their results."""
         self._discard(self._task)
         self._discard(self._background)
         self._task = self._background = None
 
-    def drop_background(self) -> None:
-        """End the work in the background now."""
+    def abandon_background(self) -> None:
+        """End the background task now."""
         self._discard(self._background)
         self._background = None
 
     def tick(self) -> bool:
-        """Go on where that is possible without waiting; whether anything was done."""
+        """Continue without waiting; returns whether anything was done."""
         if self._ticking:
             return False
         self._ticking = True
@@ -110,16 +113,16 @@ class Machine:
 
     def _tick(self) -> bool:
         moved = [task.tick() for task in (self._task, self._background) if task is not None]
-        if self.phase is Phase.CANCELLING and self._clock() - self._cancelled_at > PATIENCE_S:
+        if self.phase is Phase.CANCELLING and self._clock() - self._cancelled_at > CANCEL_TIMEOUT_S:
             self._discard(self._task)
             self._task = None
             self._on_stuck()
-            self._say("The engine did not stop and was ended. It starts again when it is needed.")
+            self._log("The engine did not stop and was shut down. It is started again when needed.")
             return True
         return any(moved)
 
     def _discard(self, task: Task | None) -> None:
-        """End a task; one that is in the middle of a step ends after it."""
+        """End a task; if a step of it is running, after that step."""
         if task is not None:
             self._discarded.append(task)
         if not self._ticking:
@@ -127,8 +130,8 @@ class Machine:
             for each in discarded:
                 each.abandon()
 
-    def _fail(self, error: MaskSAMError) -> None:
-        self._say(str(error))
+    def _on_error(self, error: MaskSAMError) -> None:
+        self._log(str(error))
 
 
 def _unless_ended(task: Task | None) -> Task | None:

@@ -1,4 +1,4 @@
-"""Commands in the background: what they say arrives, and nobody waits for it."""
+"""Commands in the background: output, progress, errors and cancellation."""
 
 from __future__ import annotations
 
@@ -51,15 +51,17 @@ def test_progress_arrives_while_it_runs_and_its_output_when_it_has_ended(tmp_pat
     assert eventually(lambda: job.done() or job.progress)
     assert job.progress == (1, 9, "Slices")
     assert not job.done()
-    with pytest.raises(RuntimeError, match="not done"):
+    with pytest.raises(RuntimeError, match="still running"):
         job.result()
     (tmp_path / "go").touch()
     assert outcome(job) == CommandResult(stdout="übrig\nok", code=0)
     assert job.progress == (9, 9, "Größe")
 
 
-def test_a_command_that_narrates_is_heard_before_it_ends(tmp_path: Path):
-    job = python(WAITING.replace('told(1, "Slices")', 'print("Collecting torch")'), str(tmp_path / "go"), narrates=True)
+def test_stdout_is_progress_before_the_command_ends(tmp_path: Path):
+    job = python(
+        WAITING.replace('told(1, "Slices")', 'print("Collecting torch")'), str(tmp_path / "go"), stdout_is_progress=True
+    )
     assert eventually(lambda: job.done() or job.progress)
     assert job.progress == (0, 0, "Collecting torch")
     (tmp_path / "go").touch()
@@ -92,13 +94,13 @@ def test_a_command_of_the_engine_watches_whether_this_program_lives(monkeypatch:
     assert options == {"name": "models", "env": child.watched()}
 
 
-def test_a_failure_is_told_in_the_words_of_the_command(home: Path):
+def test_an_error_has_the_message_of_the_command(home: Path):
     job = core_command("models", "show", "no-such-model")
     with pytest.raises(InputError, match=r"^no-such-model: no such model\. Name a model folder"):
         outcome(job)
 
 
-def test_a_wrong_option_is_told_without_the_usage(home: Path):
+def test_a_wrong_option_is_reported_without_the_usage(home: Path):
     with pytest.raises(InputError, match=r"^unrecognized arguments: --nonsense$"):
         outcome(core_command("models", "presets", "--nonsense"))
 
@@ -106,21 +108,21 @@ def test_a_wrong_option_is_told_without_the_usage(home: Path):
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        ("raise ValueError('what no one foresaw')", "exit code 1; its last words: ValueError: what no one foresaw"),
+        ("raise ValueError('what no one foresaw')", "exit code 1; its last line: ValueError: what no one foresaw"),
         ("import sys; sys.exit(7)", "the command failed .it left with exit code 7"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "it was ended by SIGKILL"),
         ("import sys; sys.exit('ERROR: No matching distribution found for x')", "^No matching distribution found"),
     ],
 )
-def test_every_other_failure_says_how_it_ended(code: str, words: str):
+def test_every_other_error_says_how_the_command_ended(code: str, words: str):
     with pytest.raises(MaskSAMError, match=words):
         outcome(python(code))
 
 
-def test_words_about_progress_that_are_none_are_kept_for_the_message():
+def test_lines_that_only_look_like_progress_are_kept_for_the_message():
     code = """import sys; sys.stderr.write('{"event": "progress", "done": "x"}\\n[1]\\n{"a": 1}\\n'); sys.exit(1)"""
     job = python(code)
-    with pytest.raises(MaskSAMError, match=r'its last words: \{"a": 1\}'):
+    with pytest.raises(MaskSAMError, match=r'its last line: \{"a": 1\}'):
         outcome(job)
     assert job.progress is None
 

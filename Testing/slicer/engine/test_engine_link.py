@@ -13,7 +13,7 @@ import pytest
 from MaskSAMCore.errors import MaskSAMError
 from MaskSAMCore.worker.client import EngineClient
 from MaskSAMCore.worker.results import Case
-from SlicerMaskSAMLib.engine.engine_link import MOST_OPEN, EngineLink
+from SlicerMaskSAMLib.engine.engine_link import MAX_OPEN_SCANS, EngineLink
 from SlicerMaskSAMLib.values.tasks import Steps, Task
 from Testing.slicer import environment
 from Testing.workers import LONG_S, alive, eventually, fake, scan
@@ -82,12 +82,12 @@ def gone(link: EngineLink, case: Case) -> bool:
 def test_the_engine_starts_with_the_first_scan(link: EngineLink, engines: Engines) -> None:
     link.poll()
     assert not engines.started
-    assert link.drain() == []
+    assert link.take_events() == []
     assert link.device == ""
     opened = case(link, environment.add_volume(scan()))
     assert len(engines.started) == 1
     assert opened.shape == scan().shape
-    assert eventually(lambda: link.drain() or link.device)
+    assert eventually(lambda: link.take_events() or link.device)
     assert link.device == "none", "what the fake engine calls its device"
 
 
@@ -114,7 +114,8 @@ def test_two_who_need_the_same_scan_share_its_opening(link: EngineLink) -> None:
     first, second = link.case(volume, "plain"), link.case(volume, "plain")
     one, other = next(first), next(second)
     one.cancel()
-    assert one.done() and not other.done(), "whoever cancels leaves alone"
+    assert one.done()
+    assert not other.done(), "the other one still waits"
     assert eventually(other.done)
     assert other.result().shape == scan().shape
     first.close()
@@ -124,7 +125,7 @@ def test_a_scan_that_is_closed_is_not_opened_first(link: EngineLink) -> None:
     volume = environment.add_volume(scan())
     opening = next(link.case(volume, "plain"))
     assert not link.client.ready, "the engine is still starting"
-    link.forget(volume)
+    link.keep_scans(lambda node: node != volume.GetID())
     assert opening.done()
     with pytest.raises(MaskSAMError, match="cancelled"):
         opening.result()
@@ -143,9 +144,9 @@ def test_an_edited_volume_is_opened_anew_and_its_older_state_closed(link: Engine
     assert not gone(link, after)
 
 
-def test_doubts_about_a_scan_are_told_once(scene: Any, engines: Engines) -> None:
+def test_warnings_about_a_scan_are_logged_once(scene: Any, engines: Engines) -> None:
     said: list[str] = []
-    link = EngineLink(engines, say=said.append)
+    link = EngineLink(engines, log=said.append)
     volume = environment.add_volume(scan())
     for _ in range(2):
         case(link, volume, "doubts")
@@ -168,17 +169,17 @@ def test_scans_are_closed_with_their_volume_their_model_and_at_will(link: Engine
     first, second = (environment.add_volume(scan(), name=name) for name in ("first", "second"))
     kept, removed, other_model = case(link, first), case(link, second), case(link, first, "slow")
     scene.RemoveNode(second)
-    link.keep(lambda node: scene.GetNodeByID(node) is not None)
+    link.keep_scans(lambda node: scene.GetNodeByID(node) is not None)
     assert gone(link, removed)
     link.forget_model("slow")
     assert gone(link, other_model)
     assert case(link, first) is kept
-    link.forget(first)
+    link.keep_scans(lambda node: node != first.GetID())
     assert gone(link, kept)
 
 
 def test_the_scan_that_was_not_used_for_longest_is_closed(link: EngineLink) -> None:
-    volumes = [environment.add_volume(scan(seed=n), name=str(n)) for n in range(MOST_OPEN + 1)]
+    volumes = [environment.add_volume(scan(seed=n), name=str(n)) for n in range(MAX_OPEN_SCANS + 1)]
     oldest, *others = [case(link, volume) for volume in volumes[:-1]]
     assert case(link, volumes[0]) is oldest, "now it is the one used last"
     case(link, volumes[-1])
@@ -192,8 +193,8 @@ def test_a_worker_that_was_killed_comes_back_with_its_scans(link: EngineLink) ->
     before = case(link, volume)
     os.kill(link.client.hello["pid"], signal.SIGKILL)
     told: list[str] = []
-    assert eventually(lambda: told.extend(each["event"] for each in link.drain()) or "restarting" in told)
-    assert eventually(lambda: told.extend(each["event"] for each in link.drain()) or told[-1] == "ready")
+    assert eventually(lambda: told.extend(each["event"] for each in link.take_events()) or "restarting" in told)
+    assert eventually(lambda: told.extend(each["event"] for each in link.take_events()) or told[-1] == "ready")
     assert case(link, volume) is before
     assert link.client.submit("encode", case=before).result(LONG_S)
 
@@ -201,9 +202,9 @@ def test_a_worker_that_was_killed_comes_back_with_its_scans(link: EngineLink) ->
 def test_a_scan_that_cannot_be_opened_again_is_opened_anew(link: EngineLink) -> None:
     volume = environment.add_volume(scan())
     before = case(link, volume)
-    link.drain()
-    link._told.append({"event": "lost", "case": before.id, "why": "the model was removed"})
-    assert [each["event"] for each in link.drain()] == ["lost"]
+    link.take_events()
+    link._events.append({"event": "lost", "case": before.id, "why": "the model was removed"})
+    assert [each["event"] for each in link.take_events()] == ["lost"]
     assert case(link, volume).id != before.id
 
 

@@ -18,7 +18,7 @@ from MaskSAMCore.progress import Cancelled
 from MaskSAMCore.zoo import base_weights
 from SlicerMaskSAMLib.engine.commands import CommandJob, CommandResult
 from SlicerMaskSAMLib.engine.install import Setup
-from SlicerMaskSAMLib.engine.requirements import PACKAGES, canonical, installed_packages, will_do
+from SlicerMaskSAMLib.engine.requirements import PACKAGES, canonical, installed_packages, is_satisfied
 from SlicerMaskSAMLib.values.tasks import Steps, Task
 from Testing.workers import eventually
 
@@ -65,7 +65,7 @@ class Computer:
         self.run(f"torch {version}".strip())
         self.packages |= {"torch": version or "2.8.0+cu128", "torchvision": "0.23.0", "filelock": "3.0"}
 
-    def start(self, words: list[str], *, name: str, narrates: bool = False) -> Job:
+    def start(self, words: list[str], *, name: str, stdout_is_progress: bool = False) -> Job:
         if name == "pip install":
             self.constraints = Path(words[words.index("--constraint") + 1]).read_text()
             wanted = [re.match(r"[\w-]+", word)[0] for word in words[words.index("--constraint") + 2 :]]
@@ -144,10 +144,10 @@ def test_nothing_is_missing_where_everything_is(weights: Path):
 )
 def test_versions_are_compared_by_their_numbers(version: str, good: bool):
     torch = PACKAGES["torch"][0]
-    assert will_do(torch, {"torch": version}) is good
+    assert is_satisfied(torch, {"torch": version}) is good
 
 
-def test_base_weights_are_told_by_their_size_without_reading_them(weights: Path, fresh: Computer):
+def test_base_weights_are_recognised_by_size_without_reading_them(weights: Path, fresh: Computer):
     assert "mobile" not in names(fresh)
     with pytest.raises(ModelError):
         base_weights.find_base("mobile")  # which reads them
@@ -164,12 +164,12 @@ def test_packages_are_found_by_the_names_of_their_folders(tmp_path: Path):
     assert installed_packages()["pytest"] == pytest.__version__
 
 
-def test_the_text_says_what_comes_from_where_with_size_and_hash(fresh: Computer):
+def test_the_consent_names_source_size_and_hash(fresh: Computer):
     text, base = fresh.setup.text(), base_weights.BASES["mobile"]
-    assert "by the extension PyTorch: 0.2 GB for the CPU, up to 3 GB for a GPU" in text
+    assert "from the extension PyTorch: 0.2 GB for the CPU, up to 3 GB for a GPU" in text
     assert "about 45 MB: segment-anything, timm" in text
     assert "pydicom (in place of 2.4.4)" in text
-    assert "numpy and SimpleITK stay as they are" in text
+    assert "numpy and SimpleITK are not changed" in text
     assert f"40.7 MB, licence Apache-2.0, sha256 {base.sha256}, from {base.sources[0]}" in text
     assert "None of your data is sent anywhere." in text
 
@@ -177,12 +177,12 @@ def test_the_text_says_what_comes_from_where_with_size_and_hash(fresh: Computer)
 # -- how it comes ----------------------------------------------------------------------------------------------------
 
 
-def test_everything_comes_in_order_and_is_tried_out(fresh: Computer):
+def test_everything_is_installed_in_order_and_imported(fresh: Computer):
     advice, errors = fresh.settle(fresh.setup.steps())
-    assert fresh.done == ["torch", "pip install", "trying the packages", "models fetch mobile"]
+    assert fresh.done == ["torch", "pip install", "importing the packages", "models fetch mobile"]
     assert errors == []
     assert names(fresh) == ["mobile"]
-    assert advice == "Restart Slicer before you go on: pydicom came in another version."
+    assert advice == "Restart Slicer before you go on: the version of pydicom has changed."
 
 
 def test_what_slicer_and_torch_brought_is_held(fresh: Computer):
@@ -199,10 +199,10 @@ def test_a_torch_that_will_do_stays_when_only_torchvision_is_missing(weights: Pa
     assert computer.done[0] == "torch 2.5.1+cu121"
 
 
-def test_the_panel_is_told_before_slicer_stands_still(fresh: Computer):
+def test_the_panel_shows_a_notice_before_slicer_blocks(fresh: Computer):
     task = Task("setup", fresh.setup.steps(), on_error=lambda error: None)
     task.tick()
-    assert "Slicer stands still" in task.progress[2]
+    assert "Slicer does not respond" in task.progress[2]
     task.tick()
     assert fresh.done == []
     task.tick()
@@ -211,7 +211,7 @@ def test_the_panel_is_told_before_slicer_stands_still(fresh: Computer):
 
 def test_a_slicer_that_is_too_old_is_refused_before_anything_comes(fresh: Computer):
     fresh.packages["numpy"] = "1.24.4"
-    assert "Slicer 5.10 or newer: this one is too old for the engine in numpy (1.24.4)" in fresh.setup.text()
+    assert "Slicer 5.10 or newer: too old or missing in this one: numpy (1.24.4)" in fresh.setup.text()
     _, errors = fresh.settle(fresh.setup.steps())
     assert "too old" in errors[0]
     assert fresh.done == []
@@ -221,18 +221,18 @@ def test_a_slicer_that_is_too_old_is_refused_before_anything_comes(fresh: Comput
     ("step", "words"),
     [
         ("pip install", "timm.*the packages cannot be installed .no network.* HTTPS_PROXY"),
-        ("trying the packages", "installed, but cannot be used .no network.*Restart Slicer"),
+        ("importing the packages", "installed, but cannot be used .no network.*Restart Slicer"),
         ("models fetch mobile", "no network"),
     ],
 )
-def test_a_step_that_fails_ends_the_set_up_and_says_why(fresh: Computer, step: str, words: str):
+def test_a_step_that_fails_ends_the_setup_with_the_reason(fresh: Computer, step: str, words: str):
     fresh.fails[step] = MaskSAMError("no network")
     _, errors = fresh.settle(fresh.setup.steps())
     assert fresh.done[-1] == step
     assert re.search(words, errors[0])
 
 
-@pytest.mark.parametrize("step", ["pip install", "trying the packages", "models fetch mobile"])
+@pytest.mark.parametrize("step", ["pip install", "importing the packages", "models fetch mobile"])
 def test_a_cancelled_step_ends_the_set_up_in_silence(fresh: Computer, step: str):
     fresh.fails[step] = Cancelled()
     assert fresh.settle(fresh.setup.steps()) == (None, [])
@@ -243,7 +243,7 @@ def test_packages_that_went_elsewhere_are_noticed(fresh: Computer):
     fresh.fails["timm"] = Exception("never arrives")
     _, errors = fresh.settle(fresh.setup.steps())
     assert errors
-    assert errors[0].startswith("timm: what was installed is not there")
+    assert errors[0].startswith("timm: the installed packages cannot be found")
 
 
 def test_two_installations_at_a_time_are_refused(fresh: Computer, monkeypatch: pytest.MonkeyPatch):
@@ -286,8 +286,12 @@ def test_pip_brings_what_is_missing_and_leaves_numpy_as_it_is(
         monkeypatch.setenv(f"PIP_{name}", str(value))
     computer = Computer({**FRESH, "torch": "2.8.0", "torchvision": "0.23.0"})
 
-    def start(words: list[str], *, name: str, narrates: bool = False) -> CommandJob | Job:
-        return CommandJob(words, name=name, narrates=narrates) if "pip" in words else computer.run(name)
+    def start(words: list[str], *, name: str, stdout_is_progress: bool = False) -> CommandJob | Job:
+        return (
+            CommandJob(words, name=name, stdout_is_progress=stdout_is_progress)
+            if "pip" in words
+            else computer.run(name)
+        )
 
     setup = Setup(
         installed=lambda: {**computer.packages, **installed_packages([str(target)])},
@@ -299,7 +303,7 @@ def test_pip_brings_what_is_missing_and_leaves_numpy_as_it_is(
     assert found.pop("numpy") == "2.1.0"
     assert found == dict.fromkeys(found, "99.0")
     assert {"timm", "pydicom", "segment-anything"} <= found.keys()
-    assert computer.done == ["trying the packages", "models fetch mobile"]
+    assert computer.done == ["importing the packages", "models fetch mobile"]
 
 
 # -- by hand, and away -----------------------------------------------------------------------------------------------
@@ -314,7 +318,7 @@ def test_base_weights_come_as_a_file_and_go_again(fresh: Computer, mobile_sam: P
     assert "mobile" in names(fresh)
 
 
-def test_a_file_that_is_no_model_is_told(fresh: Computer, tmp_path: Path):
+def test_a_file_that_is_not_a_model_is_reported(fresh: Computer, tmp_path: Path):
     (tmp_path / "notes.txt").write_text("not a model")
     _, errors = fresh.settle(Setup().import_model(tmp_path / "notes.txt"))
     assert errors

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -42,10 +41,10 @@ class TorchUtils:
 
 
 @pytest.fixture
-def extension(monkeypatch: pytest.MonkeyPatch) -> Iterator[TorchUtils]:
+def extension(monkeypatch: pytest.MonkeyPatch) -> TorchUtils:
     utils = TorchUtils()
     monkeypatch.setitem(sys.modules, "PyTorchUtils", utils)
-    yield utils
+    return utils
 
 
 def test_torch_comes_by_its_extension_without_a_second_question(extension: TorchUtils):
@@ -69,14 +68,14 @@ def test_an_older_extension_is_not_asked_for_what_it_does_not_know(extension: To
     assert extension.asked == {"torch": ">=2.4"}
 
 
-def test_without_the_extension_the_user_is_told_where_it_is(monkeypatch: pytest.MonkeyPatch):
+def test_without_the_extension_the_message_says_where_to_get_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "PyTorchUtils", None)
     with pytest.raises(MaskSAMError, match="Install PyTorch in the Extensions Manager, restart Slicer"):
         torch_by_extension("")
 
 
 @pytest.mark.parametrize("error", [subprocess.CalledProcessError(1, "pip"), RuntimeError("PythonSlicer not found")])
-def test_an_installation_of_torch_that_fails_is_told(monkeypatch: pytest.MonkeyPatch, error: Exception):
+def test_a_failed_installation_of_torch_is_reported(monkeypatch: pytest.MonkeyPatch, error: Exception):
     monkeypatch.setitem(sys.modules, "PyTorchUtils", TorchUtils(error))
     with pytest.raises(MaskSAMError, match="PyTorch cannot be installed"):
         torch_by_extension("")

@@ -13,6 +13,7 @@ import vtk
 
 from MaskSAMCore.terminology import lookup
 from SlicerMaskSAMLib.mrml import bridge
+from SlicerMaskSAMLib.values.sparse import VoxelBox
 from Testing.slicer import environment
 
 SHAPE = (10, 24, 30)
@@ -20,7 +21,7 @@ AFFINE = environment.affine(spacing=(1, 1, 2), origin=(-20, -15, -10))
 LEFT, RIGHT = (2, 8, 4, 20, 2, 12), (2, 8, 4, 20, 15, 28)
 
 
-def ones(box: bridge.Box) -> np.ndarray:
+def ones(box: VoxelBox) -> np.ndarray:
     return np.ones((box[1] - box[0], box[3] - box[2], box[5] - box[4]), np.uint8)
 
 
@@ -138,7 +139,7 @@ def test_a_slice_view_shows_every_write(pair: Any, grid: Any, volume: Any, views
     assert second[place].max() == 0
 
 
-def test_observers_are_told_which_segment_changed(pair: Any, grid: Any) -> None:
+def test_observers_are_notified_which_segment_changed(pair: Any, grid: Any) -> None:
     segmentation, a, _ = pair
     told: list[str] = []
 
@@ -158,7 +159,7 @@ def surface(segmentation: Any, segment_id: str) -> Any:
     return segmentation.GetSegmentation().GetSegment(segment_id).GetRepresentation("Closed surface")
 
 
-def test_a_write_leaves_the_surfaces_and_says_which_is_old(pair: Any, grid: Any) -> None:
+def test_a_write_keeps_the_surfaces_and_lists_the_outdated_one(pair: Any, grid: Any) -> None:
     segmentation, a, b = pair
     assert bridge.outdated_surfaces(segmentation) == []
     segmentation.CreateClosedSurfaceRepresentation()

@@ -70,7 +70,7 @@ def test_no_sequence_of_writes_touches_another_voxel(segmentation: Any, grid: An
         assert bridge.extent(segmentation, ids[name], grid) == tuple(np.stack([low, high], axis=1).ravel())
 
 
-def test_neighbours_share_a_labelmap_until_they_overlap(segmentation: Any, grid: Any) -> None:
+def test_segments_share_a_labelmap_until_they_overlap(segmentation: Any, grid: Any) -> None:
     first, second = block(2, 8, 2, 10, 2, 10), block(2, 8, 2, 10, 10, 20)
     a, b = add(segmentation, "A", first), add(segmentation, "B", second)
     assert layers(segmentation) == 1
@@ -149,7 +149,7 @@ def test_names_are_made_unique_and_ids_kept(segmentation: Any) -> None:
     bridge.remove_segment(segmentation, second)
     assert bridge.add_segment(segmentation, label("Kidney"), segment_id=second) == second
     assert bridge.segment_label(segmentation, second).name == "Kidney (2)"
-    with pytest.raises(InputError, match="id is there already"):
+    with pytest.raises(InputError, match="with this ID already exists"):
         bridge.add_segment(segmentation, label("Kidney"), segment_id=second)
 
 
@@ -180,17 +180,17 @@ def test_a_scene_keeps_segments_and_takes_more(segmentation: Any, grid: Any, tmp
         assert np.array_equal(bridge.read_segment(again, each, grid), mask)
 
 
-def test_what_is_missing_or_wrong_is_told(segmentation: Any, grid: Any) -> None:
+def test_what_is_missing_or_wrong_is_reported(segmentation: Any, grid: Any) -> None:
     kidney = add(segmentation, "A", block(2, 8, 2, 10, 2, 10))
     for ask in (bridge.stamp, bridge.remove_segment, bridge.segment_label):
-        with pytest.raises(InputError, match=r"Segmentation: the segment is not there any more.*nothing"):
+        with pytest.raises(InputError, match=r"Segmentation: the segment no longer exists.*nothing"):
             ask(segmentation, "nothing")
     with pytest.raises(InputError, match="no segmentation"):
         bridge.read_segment(None, kidney, grid)
     for box in ((0, 11, 0, 24, 0, 30), (0, 0, 0, 24, 0, 30), (-1, 5, 0, 24, 0, 30)):
-        with pytest.raises(GeometryError, match="does not lie in the volume"):
+        with pytest.raises(GeometryError, match="is not inside the volume"):
             bridge.read_segment(segmentation, kidney, grid, box)
-        with pytest.raises(GeometryError, match="does not lie in the volume"):
+        with pytest.raises(GeometryError, match="is not inside the volume"):
             bridge.other_segments(segmentation, kidney, grid, box)
     with pytest.raises(GeometryError, match="differ in size"):
         bridge.write_segment(segmentation, kidney, grid, (0, 2, 0, 2, 0, 2), np.ones((2, 2, 3), np.uint8))

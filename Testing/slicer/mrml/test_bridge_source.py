@@ -76,7 +76,7 @@ def test_a_series_has_its_files_in_the_order_of_its_slices(scene: Any, tmp_path:
     assert len(found.paths) == 4
 
 
-def test_a_series_without_its_database_is_told(scene: Any, tmp_path: Path) -> None:
+def test_a_series_without_its_database_is_reported(scene: Any, tmp_path: Path) -> None:
     volume, files = environment.load_dicom(series(tmp_path))
     Path(files.popitem()[1]).unlink()
     Path(next(iter(files.values()))).unlink()

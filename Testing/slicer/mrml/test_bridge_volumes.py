@@ -245,7 +245,7 @@ def test_the_engine_finds_the_voxels_of_the_region(scene: Any, volume: Any) -> N
     assert i.start <= 10 < i.stop
 
 
-def test_a_roi_that_is_not_drawn_is_told(scene: Any, volume: Any) -> None:
+def test_a_roi_that_is_not_drawn_is_reported(scene: Any, volume: Any) -> None:
     with pytest.raises(InputError, match="no region of interest"):
         bridge.roi_region(volume, None)
     with pytest.raises(InputError, match=r"Region.*empty"):
@@ -335,7 +335,7 @@ def test_a_straight_view_of_a_straight_volume_is_exact(scene: Any, view: Any) ->
     assert np.allclose(high, (39.5, 16, 23))
 
 
-def test_a_view_that_shows_something_else_is_told(view: Any, volume: Any) -> None:
+def test_a_view_that_shows_something_else_is_reported(view: Any, volume: Any) -> None:
     for place in [(20, 15, 40), (400, 15, 6)]:
         view.JumpSliceByCentering(*bridge.ijk_to_world(volume, [place])[0])
         along(view, volume, 0)

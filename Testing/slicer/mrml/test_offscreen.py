@@ -72,7 +72,7 @@ def test_views_leave_nothing_behind(scene: Any, views: Any) -> None:
     assert slicer.app.applicationLogic().GetSliceLogics().GetNumberOfItems() == 0
 
 
-def test_a_machine_that_cannot_draw_is_found_out_without_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_computer_that_cannot_render_is_detected_without_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VTK_DEFAULT_OPENGL_WINDOW", "vtkXOpenGLRenderWindow")
     monkeypatch.setenv("DISPLAY", ":nowhere")
     assert "libegl1" in offscreen.missing.__wrapped__()

@@ -11,21 +11,21 @@ import slicer.util
 from MaskSAMCore.errors import PromptError
 from MaskSAMCore.worker.jobs import checked_fields
 from SlicerMaskSAMLib.mrml import markups
+from SlicerMaskSAMLib.mrml.auto_prompts import AutomaticPromptNodes
 from SlicerMaskSAMLib.mrml.bridge import ijk_to_world
 from SlicerMaskSAMLib.values.choices import Scope
-from SlicerMaskSAMLib.work.auto_prompt_nodes import AutomaticPrompts
 from Testing.slicer import environment
-from Testing.slicer.heart import FIRST, SECOND, SHAPE, THIRD, Heart
+from Testing.slicer.heart import FIRST, SECOND, SHAPE, THIRD, Heart, messages, prompt_lists
 
 MOVED = environment.affine(angles=(5, 40, -10), origin=(10, -20, 30))
 
 
-# -- what the engine is told -----------------------------------------------------------------------------------------
+# -- messages to the engine --------------------------------------------------------------------------------------------
 
 
 def test_prompts_reach_the_engine_in_voxels_and_in_the_order_given(heart: Heart) -> None:
     heart.some_of_each()
-    start, first, second, box, third = heart.prompts.plain()
+    start, first, second, box, third = messages(heart.prompts)
     assert start["kind"] == "mask"
     assert start["mask_box"] == (2, 4, 6)
     assert np.array_equal(start["mask"], np.eye(3, 5, dtype=np.uint8)[None])
@@ -34,7 +34,7 @@ def test_prompts_reach_the_engine_in_voxels_and_in_the_order_given(heart: Heart)
     assert [each["scope"] for each in (first, second, box, third)] == ["slab", "slice", "slab", "volume"]
     for point, ijk in ((first, FIRST), (second, SECOND), (third, THIRD)):
         assert point["position"] == pytest.approx(ijk)
-    checked_fields("prompt", {"case": 0, "structure": 1, "prompts": heart.prompts.plain()})
+    checked_fields("prompt", {"case": 0, "structure": 1, "prompts": messages(heart.prompts)})
 
 
 def test_a_box_ends_in_the_voxels_that_its_edges_enclose(heart: Heart) -> None:
@@ -64,19 +64,19 @@ def test_boxes_are_right_in_a_volume_whose_axes_are_left_handed(heart: Heart) ->
     prompts = heart.nodes.of(heart.segmentation, "heart", volume)
     ends = ijk_to_world(volume, [(1.5, 2.5, 4.5), (5.5, 8.5, 7.5)])
     prompts.add_box(*ends, scope=Scope.SLAB)
-    assert np.allclose(prompts.plain()[0]["corners"], ((2, 3, 5), (5, 8, 7)))
+    assert np.allclose(messages(prompts)[0]["corners"], ((2, 3, 5), (5, 8, 7)))
     turned = slicer.util.arrayFromVTKMatrix(heart.node("box").GetObjectToNodeMatrix())
     assert np.linalg.det(turned[:3, :3]) == pytest.approx(1), "dragging it would turn it over"
 
 
-def test_only_the_first_click_that_includes_says_which_meaning_is_meant(heart: Heart) -> None:
+def test_only_the_first_including_click_has_a_candidate(heart: Heart) -> None:
     heart.click(FIRST)
     heart.prompts.set_last(candidate=2)
     heart.prompts.set_last(scope=Scope.VOLUME)
-    (point,) = heart.prompts.plain()
+    (point,) = messages(heart.prompts)
     assert (point["candidate"], point["scope"]) == (2, "volume")
     heart.prompts.set_start(np.ones((1, 1, 1)), (0, 1, 0, 1, 0, 1))
-    assert "candidate" not in heart.prompts.plain()[1]
+    assert "candidate" not in messages(heart.prompts)[1]
 
 
 def test_set_last_changes_the_last_prompt_alone_and_nothing_where_there_is_none(heart: Heart) -> None:
@@ -84,7 +84,7 @@ def test_set_last_changes_the_last_prompt_alone_and_nothing_where_there_is_none(
     heart.click(FIRST)
     heart.box((2, 3, 5), (9, 11, 5))
     heart.prompts.set_last(scope=Scope.SLICE, candidate=1)
-    assert [each["scope"] for each in heart.prompts.plain()] == ["slab", "slice"]
+    assert [each["scope"] for each in messages(heart.prompts)] == ["slab", "slice"]
     heart.prompts.clear()
     heart.prompts.set_start(np.ones((1, 1, 1)), (0, 1, 0, 1, 0, 1))
     before = heart.prompts.snapshot()
@@ -103,7 +103,7 @@ def test_a_damaged_start_is_named(heart: Heart) -> None:
     node = heart.node("start")
     node.SetParameter("mask", node.GetParameter("mask")[:-4])
     with pytest.raises(PromptError, match="damaged"):
-        heart.prompts.plain()
+        messages(heart.prompts)
 
 
 # -- the list --------------------------------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ def test_rows_tell_each_prompt_and_their_keys_remove_it(heart: Heart) -> None:
     heart.some_of_each()
     rows = heart.prompts.rows()
     assert [row.text for row in rows] == [
-        "The segment as it was",
+        "Segment at the start",
         "Include (4, 8, 3), slab",
         "Exclude (10, 13, 6), slice",
         "Box of 7 × 8 × 1 voxels around (6, 7, 5), slab",
@@ -150,7 +150,7 @@ def test_segments_and_volumes_have_lists_of_their_own(heart: Heart) -> None:
     elsewhere = heart.nodes.of(heart.segmentation, "heart", other_scan)
     assert lung.snapshot() == elsewhere.snapshot() == ()
     lung.add_point(heart.world(SECOND), positive=True, scope=Scope.SLAB)
-    assert [each.key for each in heart.nodes.lists()] == [heart.prompts.key, lung.key]
+    assert [each.key for each in prompt_lists(heart.nodes)] == [heart.prompts.key, lung.key]
     assert len(heart.prompts.snapshot()) == 1
 
 
@@ -194,12 +194,9 @@ def test_one_list_is_shown_and_the_others_hidden(heart: Heart) -> None:
         for node in heart.nodes.all():
             if node.IsA("vtkMRMLMarkupsNode"):
                 assert bool(node.GetDisplayVisibility()) == (node.GetAttribute("MaskSAM.segment") == segment_id)
-    lung.show(True)
-    visible = [node for node in heart.nodes.all() if node.IsA("vtkMRMLMarkupsNode") and node.GetDisplayVisibility()]
-    assert [node.GetAttribute("MaskSAM.segment") for node in visible] == ["lung"]
 
 
-# -- the model's own prompts -----------------------------------------------------------------------------------------
+# -- automatic prompts -------------------------------------------------------------------------------------------------
 
 FOUND = {
     "Heart": [
@@ -210,24 +207,24 @@ FOUND = {
 }
 
 
-def test_the_models_own_prompts_are_shown_dragged_and_handed_over(heart: Heart) -> None:
+def test_automatic_prompts_are_shown_dragged_and_passed_on(heart: Heart) -> None:
     environment.add_transform(MOVED, heart.volume)
-    automatic = AutomaticPrompts(heart.scene)
+    automatic = AutomaticPromptNodes(heart.scene)
     automatic.show(heart.volume, FOUND)
     (point,) = (node for node in automatic.nodes() if node.GetName() == "Heart automatic" and node.IsA(markups.POINTS))
     point.SetNthControlPointPositionWorld(0, heart.world((6, 8, 5)))
     given = automatic.prompts(scope=Scope.SLICE)
     assert list(given) == ["Heart", "Lung"]
     heart.prompts.add(given["Heart"])
-    box, moved = heart.prompts.plain()
+    box, moved = messages(heart.prompts)
     assert np.allclose(box["corners"], FOUND["Heart"][1]["corners"])
     assert np.allclose(moved["position"], (6, 8, 5))
     assert [box["scope"], moved["scope"]] == ["slice", "slice"]
     assert heart.news == []
 
 
-def test_the_models_own_prompts_are_replaced_hidden_and_not_saved(heart: Heart, tmp_path: Path) -> None:
-    automatic = AutomaticPrompts(heart.scene)
+def test_automatic_prompts_are_replaced_hidden_and_not_saved(heart: Heart, tmp_path: Path) -> None:
+    automatic = AutomaticPromptNodes(heart.scene)
     automatic.show(heart.volume, FOUND)
     automatic.show(heart.volume, {"Lung": FOUND["Lung"]})
     assert list(automatic.prompts(scope=Scope.SLAB)) == ["Lung"]
@@ -238,8 +235,8 @@ def test_the_models_own_prompts_are_replaced_hidden_and_not_saved(heart: Heart, 
     assert scene.GetNumberOfNodesByClass("vtkMRMLMarkupsNode") == 0
 
 
-def test_without_their_volume_the_models_own_prompts_say_nothing(heart: Heart) -> None:
-    automatic = AutomaticPrompts(heart.scene)
+def test_automatic_prompts_without_their_volume_are_ignored(heart: Heart) -> None:
+    automatic = AutomaticPromptNodes(heart.scene)
     automatic.show(heart.volume, FOUND)
     heart.scene.RemoveNode(heart.volume)
     assert automatic.prompts(scope=Scope.SLAB) == {}

@@ -18,7 +18,7 @@ from SlicerMaskSAMLib.mrml.prompts import PromptList
 from SlicerMaskSAMLib.mrml.volumes import vtk_matrix
 from SlicerMaskSAMLib.values.choices import Scope
 from Testing.slicer import environment
-from Testing.slicer.heart import FIRST, OBLIQUE, SECOND, SHAPE, THIRD, Heart
+from Testing.slicer.heart import FIRST, OBLIQUE, SECOND, SHAPE, THIRD, Heart, messages, prompt_lists
 
 MOVED = environment.affine(angles=(5, 40, -10), origin=(10, -20, 30))
 STRETCHED = np.diag([1.2, 0.8, 1.5, 1.0]) @ MOVED
@@ -70,7 +70,7 @@ def test_clicks_under_a_warping_transform_are_in_the_voxel_that_was_clicked(hear
 # -- the user --------------------------------------------------------------------------------------------------------
 
 
-def test_a_point_that_is_dragged_is_told_once_when_it_is_let_go(heart: Heart) -> None:
+def test_a_dragged_point_is_reported_once_at_the_end(heart: Heart) -> None:
     heart.some_of_each()
     before, node = heart.prompts.snapshot(), heart.node("include")
     node.InvokeEvent(node.PointStartInteractionEvent)
@@ -79,7 +79,7 @@ def test_a_point_that_is_dragged_is_told_once_when_it_is_let_go(heart: Heart) ->
         assert heart.prompts.snapshot() == before
     assert heart.news == []
     node.InvokeEvent(node.PointEndInteractionEvent)
-    heart.told(before, heart.prompts.snapshot())
+    heart.assert_notified(before, heart.prompts.snapshot())
     assert np.allclose(heart.places()[3], (18.5, 3, 8))
 
 
@@ -96,15 +96,15 @@ def test_a_box_can_be_dragged_and_made_to_span_slices(heart: Heart) -> None:
     before, node = heart.prompts.snapshot(), heart.node("box")
     width, height, depth = node.GetSize()
     node.SetSize(width, height, 3 * depth)
-    heart.told(before, heart.prompts.snapshot())
+    heart.assert_notified(before, heart.prompts.snapshot())
     assert np.allclose(heart.places()[0], ((2.5, 3.5, 4), (8.5, 10.5, 6)))
 
 
-def test_a_point_set_in_a_table_is_told_at_once(heart: Heart) -> None:
+def test_a_point_set_in_a_table_is_reported_at_once(heart: Heart) -> None:
     heart.click(FIRST)
     before = heart.prompts.snapshot()
     heart.node("include").SetNthControlPointPositionWorld(0, heart.world(SECOND))
-    heart.told(before, heart.prompts.snapshot())
+    heart.assert_notified(before, heart.prompts.snapshot())
     assert np.allclose(heart.places()[0], SECOND)
 
 
@@ -113,7 +113,7 @@ def test_a_point_that_the_user_placed_with_slicers_own_tools_is_the_last_prompt(
     heart.click(SECOND, positive=False)
     before = heart.prompts.snapshot()
     heart.node("include").AddControlPointWorld(heart.world(THIRD))
-    heart.told(before, heart.prompts.snapshot())
+    heart.assert_notified(before, heart.prompts.snapshot())
     heart.click((1, 2, 3), positive=False)
     assert np.allclose(np.vstack(heart.places()), [FIRST, SECOND, THIRD, (1, 2, 3)])
 
@@ -126,17 +126,17 @@ def test_a_point_that_still_hangs_on_the_mouse_is_no_prompt(heart: Heart) -> Non
     assert np.allclose(np.vstack(heart.places()), [FIRST])
 
 
-def test_what_the_user_deletes_is_gone_and_told(heart: Heart) -> None:
+def test_a_deleted_prompt_is_gone_and_reported(heart: Heart) -> None:
     heart.some_of_each()
     before = heart.prompts.snapshot()
     heart.node("include").RemoveNthControlPoint(0)
-    heart.told(before, before[:1] + before[2:])
+    heart.assert_notified(before, before[:1] + before[2:])
     heart.news.clear()
     heart.scene.RemoveNode(heart.node("box"))
-    heart.told(before[:1] + before[2:], (before[0], before[2], before[4]))
+    heart.assert_notified(before[:1] + before[2:], (before[0], before[2], before[4]))
     heart.news.clear()
     heart.scene.RemoveNode(heart.node("exclude"))
-    heart.told((before[0], before[2], before[4]), (before[0], before[4]))
+    heart.assert_notified((before[0], before[2], before[4]), (before[0], before[4]))
     heart.prompts.restore(before)
     assert heart.prompts.snapshot() == before
 
@@ -188,7 +188,7 @@ def test_closing_the_scene_tells_nothing_and_leaves_nothing(heart: Heart) -> Non
     heart.some_of_each()
     heart.scene.Clear(False)
     assert heart.nodes.all() == []
-    assert heart.nodes.lists() == ()
+    assert prompt_lists(heart.nodes) == ()
     assert heart.news == []
 
 
@@ -197,7 +197,7 @@ def test_another_scene_with_the_same_ids_has_its_own_past(heart: Heart, tmp_path
     path, before = environment.save_scene(tmp_path / "scene.mrb"), heart.prompts.snapshot()
     heart.prompts.clear()
     environment.open_scene(path)
-    (prompts,) = heart.nodes.lists()
+    (prompts,) = prompt_lists(heart.nodes)
     assert prompts.key == heart.prompts.key
     heart.node("include").RemoveNthControlPoint(0)
     ((told, now),) = heart.news
@@ -220,8 +220,9 @@ import json, sys
 from Testing.slicer import environment
 environment.start()
 import slicer
-from SlicerMaskSAMLib.choices import Scope
-from SlicerMaskSAMLib.prompts import PromptNodes
+from SlicerMaskSAMLib.values.choices import Scope
+from SlicerMaskSAMLib.mrml.prompts import PromptNodes
+from Testing.slicer.heart import messages, prompt_lists
 
 scene = slicer.mrmlScene
 if sys.argv[2] == "taken":
@@ -229,16 +230,16 @@ if sys.argv[2] == "taken":
         scene.AddNewNodeByClass(f"vtkMRML{name}Node")
 assert scene.ReadFromMRB(sys.argv[1], False)
 nodes = PromptNodes(scene)
-(prompts,) = nodes.lists()
+(prompts,) = prompt_lists(nodes)
 told = []
-nodes.on_moved = lambda moved, before: told.append(len(before))
-plain = [{key: getattr(value, "tolist", lambda: value)() for key, value in each.items()} for each in prompts.plain()]
+nodes.on_user_change = lambda moved, before: told.append(len(before))
+plain = [{key: getattr(value, "tolist", lambda: value)() for key, value in each.items()} for each in messages(prompts)]
 rows = [row.text for row in prompts.rows()]
 (include,) = (node for node in nodes.all() if node.GetAttribute("MaskSAM.kind") == "include")
 include.RemoveNthControlPoint(0)
 prompts.add_point((0, 0, 0), positive=True, scope=Scope.SLAB)
 print(json.dumps({"plain": plain, "rows": rows, "told": told, "segment": prompts.segment_id, "kinds": [
-    each["kind"] for each in prompts.plain()], "color": include.GetDisplayNode().GetSelectedColor(),
+    each["kind"] for each in messages(prompts)], "color": include.GetDisplayNode().GetSelectedColor(),
     "transform": include.GetParentTransformNode().GetName()}))
 """
 
@@ -255,7 +256,7 @@ def test_prompts_go_on_in_another_process_that_reads_the_scene(
     done = subprocess.run(words, cwd=repo, env={**os.environ, **paths}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    expected = heart.prompts.plain()
+    expected = messages(heart.prompts)
     assert found["rows"] == [row.text for row in heart.prompts.rows()]
     assert found["plain"][0]["mask"] == expected[0]["mask"].tolist()
     for mine, theirs in zip(expected[1:], found["plain"][1:], strict=True):
@@ -278,7 +279,7 @@ def test_a_start_stays_on_the_anatomy_where_the_file_stores_the_slices_in_revers
     prompts.add_point(ijk_to_world(volume, [(8, 6, 4)])[0], positive=True, scope=Scope.SLAB)
     before = values(prompts)
     environment.open_scene(environment.save_scene(tmp_path / "scene.mrb"))
-    (read,) = heart.nodes.lists()
+    (read,) = prompt_lists(heart.nodes)
     assert values(read) == before
     kept = json.loads(heart.node("start").GetParameter("affine"))
     assert np.allclose(kept, geometry(read.volume).affine), "it would be turned over again and again"
@@ -286,7 +287,7 @@ def test_a_start_stays_on_the_anatomy_where_the_file_stores_the_slices_in_revers
 
 def values(prompts: PromptList) -> tuple[list[int], int]:
     """The scan's values in the start, and under the first click."""
-    start, point = prompts.plain()
+    start, point = messages(prompts)
     voxels = slicer.util.arrayFromVolume(prompts.volume)
     inside = tuple(np.argwhere(start["mask"]).T + np.reshape(start["mask_box"], (3, 1)))
     return sorted(voxels[inside].tolist()), int(voxels[tuple(np.rint(point["position"]).astype(int)[::-1])])

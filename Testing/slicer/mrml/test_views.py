@@ -11,9 +11,10 @@ import slicer
 
 from SlicerMaskSAMLib.mrml.bridge import ijk_to_world, world_to_ijk
 from SlicerMaskSAMLib.mrml.prompts import PromptNodes
-from SlicerMaskSAMLib.mrml.views import ClickCatcher, MissCatcher, Views
+from SlicerMaskSAMLib.mrml.views import SliceClickObserver, ThreeDClickObserver, Views
 from SlicerMaskSAMLib.values.choices import Scope, Tool
 from Testing.slicer import environment
+from Testing.slicer.heart import messages, prompt_lists
 
 SHAPE = (20, 40, 50)
 OBLIQUE = environment.affine(spacing=(0.8, 1.1, 2.5), angles=(15, -25, 30), origin=(5, -40, 60))
@@ -35,7 +36,9 @@ class Desk:
     boxes: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.catcher = ClickCatcher(self.view.interactor, self.view.node, self._point, self._box, lambda: self.tool)
+        self.catcher = SliceClickObserver(
+            self.view.interactor, self.view.node, self._point, self._box, lambda: self.tool
+        )
 
     def _point(self, world: np.ndarray, positive: bool, slice_node: Any) -> None:
         assert slice_node is self.view.node
@@ -45,8 +48,8 @@ class Desk:
         assert slice_node is self.view.node
         self.boxes.append((first, second))
 
-    def told(self) -> tuple[int, int]:
-        """How many points and boxes were told."""
+    def counts(self) -> tuple[int, int]:
+        """Number of reported points and boxes."""
         return len(self.points), len(self.boxes)
 
     def world(self, ijk: tuple[float, ...]) -> np.ndarray:
@@ -110,9 +113,7 @@ def mouse_mode(scene: Any, mode: int) -> Any:
 
 @pytest.mark.parametrize("orientation", ["Axial", "Sagittal", "Coronal"])
 @pytest.mark.parametrize("transformed", [False, True], ids=["plain", "transformed"])
-def test_a_click_is_told_where_it_is_to_a_part_of_a_pixel(
-    scene: Any, views: Any, orientation: str, transformed: bool
-) -> None:
+def test_a_click_is_located_to_a_part_of_a_pixel(scene: Any, views: Any, orientation: str, transformed: bool) -> None:
     volume = scan()
     if transformed:
         environment.add_transform(MOVED, volume)
@@ -153,7 +154,7 @@ def test_ctrl_excludes(desk: Desk) -> None:
 def test_a_hand_that_trembles_still_clicks_where_it_pressed(desk: Desk) -> None:
     desk.hold((200, 150), (203, 148))
     desk.view.event("LeftButtonReleaseEvent", (204, 147))
-    assert desk.told() == (1, 0)
+    assert desk.counts() == (1, 0)
     assert np.allclose(desk.points[0][0], desk.view.world((200, 150)))
 
 
@@ -162,20 +163,20 @@ def test_a_drag_is_a_box_between_press_and_release(desk: Desk, tool: Tool) -> No
     desk.tool = tool
     desk.hold((150, 100), (180, 130), (260, 170))
     desk.view.event("LeftButtonReleaseEvent", (262, 171))
-    assert desk.told() == (0, 1)
+    assert desk.counts() == (0, 1)
     assert np.allclose(desk.boxes[0], [desk.view.world((150, 100)), desk.view.world((262, 171))])
 
 
-def test_a_drag_of_which_no_move_was_heard_is_a_box_as_well(desk: Desk) -> None:
+def test_a_drag_without_move_events_is_a_box_too(desk: Desk) -> None:
     desk.hold((150, 100))
     desk.view.event("LeftButtonReleaseEvent", (262, 171))
-    assert desk.told() == (0, 1)
+    assert desk.counts() == (0, 1)
 
 
 def test_the_box_tool_takes_a_mere_click_for_nothing(desk: Desk) -> None:
     desk.tool = Tool.BOX
     desk.press((200, 150))
-    assert desk.told() == (0, 0)
+    assert desk.counts() == (0, 0)
 
 
 def test_two_clicks_in_a_hurry_are_two_clicks_and_no_double_click(desk: Desk) -> None:
@@ -183,7 +184,7 @@ def test_two_clicks_in_a_hurry_are_two_clicks_and_no_double_click(desk: Desk) ->
     desk.press((200, 150))
     desk.view.event("LeftButtonDoubleClickEvent", (200, 150))
     desk.view.event("LeftButtonReleaseEvent", (200, 150))
-    assert desk.told() == (2, 0)
+    assert desk.counts() == (2, 0)
     assert heard == []
     desk.tool = Tool.NONE
     desk.view.event("LeftButtonDoubleClickEvent", (200, 150))
@@ -217,7 +218,7 @@ def test_a_box_that_is_given_up_leaves_nothing(desk: Desk, end: str) -> None:
     else:
         desk.tool = Tool.NONE
     desk.view.event("LeftButtonReleaseEvent", (220, 200))
-    assert desk.told() == (0, 0)
+    assert desk.counts() == (0, 0)
     assert np.array_equal(desk.view.picture(), before)
 
 
@@ -227,11 +228,11 @@ def test_a_box_that_is_given_up_leaves_nothing(desk: Desk, end: str) -> None:
 def test_window_and_level_stay_while_a_tool_is_on_and_change_when_it_is_off(desk: Desk, adjusting: Any) -> None:
     before = desk.window_level()
     desk.view.drag(desk.world((20, 15, 9)), desk.world((30, 25, 9)))
-    assert desk.told() == (0, 1)
+    assert desk.counts() == (0, 1)
     assert desk.window_level() == before
     desk.tool = Tool.NONE
     desk.view.drag(desk.world((20, 15, 9)), desk.world((30, 25, 9)))
-    assert desk.told() == (0, 1)
+    assert desk.counts() == (0, 1)
     assert desk.window_level() != before
 
 
@@ -246,16 +247,18 @@ def test_a_catcher_that_is_removed_leaves_the_view_as_it_was(scene: Any, views: 
     assert [view.interactor.HasObserver(event) for event in events] == watched
     before = desk.window_level()
     view.drag(desk.world((20, 15, 9)), desk.world((30, 25, 9)))
-    assert desk.told() == (0, 0)
+    assert desk.counts() == (0, 0)
     assert desk.window_level() != before
 
 
 def test_catchers_come_and_go_while_slicer_runs(desk: Desk) -> None:
     for _ in range(3):
         desk.catcher.remove()
-        desk.catcher = ClickCatcher(desk.view.interactor, desk.view.node, desk._point, desk._box, lambda: desk.tool)
+        desk.catcher = SliceClickObserver(
+            desk.view.interactor, desk.view.node, desk._point, desk._box, lambda: desk.tool
+        )
     desk.press((200, 150))
-    assert desk.told() == (1, 0)
+    assert desk.counts() == (1, 0)
 
 
 def test_the_wheel_and_the_other_buttons_are_slicers(desk: Desk) -> None:
@@ -267,14 +270,14 @@ def test_the_wheel_and_the_other_buttons_are_slicers(desk: Desk) -> None:
     for event, xy in (("Press", (200, 150)), ("", (200, 190)), ("Release", (200, 190))):
         desk.view.event(f"RightButton{event}Event" if event else "MouseMoveEvent", xy)
     assert node.GetFieldOfView()[0] != width
-    assert desk.told() == (0, 0)
+    assert desk.counts() == (0, 0)
 
 
 def test_shift_is_slicers(desk: Desk) -> None:
     origin = desk.view.node.GetXYZOrigin()
     for event, xy in (("LeftButtonPress", (200, 150)), ("MouseMove", (240, 150)), ("LeftButtonRelease", (240, 150))):
         desk.view.event(f"{event}Event", xy, shift=True)
-    assert desk.told() == (0, 0)
+    assert desk.counts() == (0, 0)
     assert desk.view.node.GetXYZOrigin() != origin
 
 
@@ -288,9 +291,9 @@ def test_slicers_own_place_mode_places_its_own_points(scene: Any, desk: Desk) ->
     desk.press((200, 150))
     mouse_mode(scene, slicer.vtkMRMLInteractionNode.ViewTransform)
     assert points.GetNumberOfDefinedControlPoints() == 1
-    assert desk.told() == (0, 0)
+    assert desk.counts() == (0, 0)
     desk.press((200, 180))
-    assert desk.told() == (1, 0)
+    assert desk.counts() == (1, 0)
 
 
 def test_other_views_are_not_ours(desk: Desk, views: Any) -> None:
@@ -300,13 +303,13 @@ def test_other_views_are_not_ours(desk: Desk, views: Any) -> None:
     three_d = views.three_d()
     three_d.fit()
     three_d.click((200, 150))
-    assert desk.told() == (0, 0)
+    assert desk.counts() == (0, 0)
 
 
 def test_a_click_in_a_3d_view_is_noticed_and_stays_slicers(views: Any) -> None:
     view, tools, missed = views.three_d(), [Tool.NONE], []
     seen = overhear(view)
-    catcher = MissCatcher(view.interactor, lambda: missed.append("missed"), lambda: tools[0])
+    catcher = ThreeDClickObserver(view.interactor, lambda: missed.append("missed"), lambda: tools[0])
     view.click((200, 150))
     assert (len(missed), len(seen)) == (0, 2)
     tools[0] = Tool.BOX
@@ -325,7 +328,7 @@ def test_a_click_in_a_3d_view_is_noticed_and_stays_slicers(views: Any) -> None:
 
 @pytest.fixture
 def prompted(scene: Any, desk: Desk) -> Any:
-    """The desk's view with a click and a box in it; `news` is what `on_moved` was told."""
+    """The desk's view with a click and a box in it; `news` holds the calls of `on_user_change`."""
     desk.view.node.RotateToVolumePlane(desk.volume)
     desk.view.jump(desk.world(CENTRE))
     segmentation = scene.AddNewNodeByClass("vtkMRMLSegmentationNode")
@@ -335,16 +338,16 @@ def prompted(scene: Any, desk: Desk) -> Any:
     prompts.add_point(desk.world(CENTRE), positive=True, scope=Scope.SLAB)
     prompts.add_box(desk.world((15, 10, 9)), desk.world((40, 32, 9)), scope=Scope.SLAB, axis=0)
     nodes.news = []
-    nodes.on_moved = lambda moved, before: nodes.news.append((before, moved.plain()))
+    nodes.on_user_change = lambda moved, before: nodes.news.append((before, messages(moved)))
     desk.view.render()
     yield nodes
     nodes.close()
 
 
 def test_a_prompt_under_the_mouse_is_dragged_though_a_tool_is_on(desk: Desk, prompted: Any) -> None:
-    (before,) = {each.key: each.snapshot() for each in prompted.lists()}.values()
+    (before,) = {each.key: each.snapshot() for each in prompt_lists(prompted)}.values()
     desk.view.drag(desk.world(CENTRE), desk.world((30, 22, 9)))
-    assert desk.told() == (0, 0)
+    assert desk.counts() == (0, 0)
     ((told, (point, _)),) = prompted.news
     assert told == before
     assert np.allclose(point["position"], (30, 22, 9), atol=0.3)
@@ -352,7 +355,7 @@ def test_a_prompt_under_the_mouse_is_dragged_though_a_tool_is_on(desk: Desk, pro
 
 def test_the_side_of_a_box_is_dragged_though_a_tool_is_on(desk: Desk, prompted: Any) -> None:
     desk.view.drag(desk.world((40, 21, 9)), desk.world((45, 21, 9)))
-    assert desk.told() == (0, 0)
+    assert desk.counts() == (0, 0)
     ((_, (_, box)),) = prompted.news
     assert np.allclose(box["corners"], ((15.5, 10.5, 9), (44.5, 31.5, 9)), atol=0.4)
 
@@ -363,7 +366,7 @@ def test_markups_of_others_do_not_stand_in_the_way(scene: Any, desk: Desk) -> No
     points.AddControlPointWorld(desk.world(CENTRE))
     desk.view.render()
     desk.view.click(desk.world(CENTRE))
-    assert desk.told() == (1, 0)
+    assert desk.counts() == (1, 0)
 
 
 # -- the views -------------------------------------------------------------------------------------------------------

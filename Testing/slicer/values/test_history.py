@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from SlicerMaskSAMLib.values.history import Change, History, Step
+from SlicerMaskSAMLib.values.history import History, SegmentChange, UndoStep
 
 RNG = np.random.default_rng(4)
 BOX = (10, 18, 20, 29, 30, 41)
@@ -17,25 +17,25 @@ def noise(share: float = 0.5) -> np.ndarray:
     return (RNG.random((8, 9, 11)) < share).astype(np.uint8)
 
 
-def change(before: np.ndarray, after: np.ndarray) -> Change:
-    found = Change.between("Segment_1", BOX, before, after)
+def change(before: np.ndarray, after: np.ndarray) -> SegmentChange:
+    found = SegmentChange.between("Segment_1", BOX, before, after)
     assert found is not None
     return found
 
 
-def part(change: Change, array: np.ndarray) -> np.ndarray:
+def part(change: SegmentChange, array: np.ndarray) -> np.ndarray:
     """The change's own box out of an array that fills BOX."""
     k0, k1, j0, j1, i0, i1 = change.box
     return array[k0 - BOX[0] : k1 - BOX[0], j0 - BOX[2] : j1 - BOX[2], i0 - BOX[4] : i1 - BOX[4]]
 
 
-def steps(*texts: str, size: int = 0) -> list[Step]:
+def steps(*texts: str, size: int = 0) -> list[UndoStep]:
     """Steps whose voxels take `size` bytes each."""
-    weight = Change(segment_id="", box=(0, 1, 0, 1, 0, 1), flipped=bytes(size), before=b"")
-    return [Step(text=text, changes=(weight,)) for text in texts]
+    weight = SegmentChange(segment_id="", box=(0, 1, 0, 1, 0, 1), flipped=bytes(size), before=b"")
+    return [UndoStep(text=text, changes=(weight,), geometry=None) for text in texts]
 
 
-def filled(history: History, *all_steps: Step) -> History:
+def filled(history: History, *all_steps: UndoStep) -> History:
     for step in all_steps:
         history.push(step)
     return history
@@ -58,19 +58,21 @@ def test_undo_and_redo_give_the_voxels_back_exactly(share: float) -> None:
     assert step.undone(part(step, after)).dtype == np.uint8
 
 
-def test_a_change_keeps_the_smallest_box_and_says_what_it_weighs() -> None:
+def test_a_change_keeps_the_smallest_box_and_knows_its_size() -> None:
     before = np.zeros((8, 9, 11), np.uint8)
     after = before.copy()
     after[2:5, 4, 6:8] = 1
     step = change(before, after)
     assert step.box == (12, 15, 24, 25, 36, 38)
     assert step.shape == (3, 1, 2)
-    assert step.nbytes == len(step.flipped) + len(step.before) == Step(text="", changes=(step,)).nbytes
+    assert (
+        step.nbytes == len(step.flipped) + len(step.before) == UndoStep(text="", changes=(step,), geometry=None).nbytes
+    )
 
 
 def test_nothing_changed_is_no_change() -> None:
     mask = noise()
-    assert Change.between("Segment_1", BOX, mask, 255 * mask) is None
+    assert SegmentChange.between("Segment_1", BOX, mask, 255 * mask) is None
 
 
 def test_what_was_edited_elsewhere_in_the_meantime_stays() -> None:
@@ -99,7 +101,7 @@ def test_the_given_arrays_are_left_alone() -> None:
 def test_a_large_step_is_kept_in_a_fiftieth_of_its_memory() -> None:
     k, j, i = np.ogrid[:200, :200, :200]
     after = ((k - 100) ** 2 + (j - 100) ** 2 + (i - 100) ** 2 < 90**2).astype(np.uint8)
-    step = Change.between("Segment_1", (0, 200, 0, 200, 0, 200), np.zeros_like(after), after)
+    step = SegmentChange.between("Segment_1", (0, 200, 0, 200, 0, 200), np.zeros_like(after), after)
     assert step is not None
     assert step.nbytes * 50 < after.nbytes
 

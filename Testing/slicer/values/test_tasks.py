@@ -90,7 +90,7 @@ def test_none_gives_way_once(desk: Desk) -> None:
     assert desk.record == [0, 1]
 
 
-def test_an_error_is_thrown_into_the_steps_and_told_where_it_leaves_them(desk: Desk) -> None:
+def test_an_error_is_thrown_into_the_steps_and_reported_if_it_leaves_them(desk: Desk) -> None:
     letter = Letter()
     task = desk.task(desk.read(letter))
     task.tick()

@@ -27,7 +27,7 @@ def left(clock: Clock) -> TimeLeft:
     return TimeLeft(clock)
 
 
-def test_nothing_is_said_before_enough_was_seen(left: TimeLeft, clock: Clock) -> None:
+def test_there_is_no_estimate_before_enough_progress(left: TimeLeft, clock: Clock) -> None:
     assert left.seconds((0, 100, "segmenting")) is None
     clock.now += 10
     assert left.seconds((1, 100, "segmenting")) is None, "one of a hundred says little"
@@ -43,7 +43,7 @@ def test_the_rest_takes_as_long_as_the_first_part_did(left: TimeLeft, clock: Clo
     assert left.seconds((4, 10, "segmenting")) == pytest.approx(12)
 
 
-def test_it_counts_down_between_two_words_of_the_engine(left: TimeLeft, clock: Clock) -> None:
+def test_it_counts_down_between_two_reports(left: TimeLeft, clock: Clock) -> None:
     left.seconds((0, 10, "segmenting"))
     clock.now += 8
     left.seconds((4, 10, "segmenting"))
@@ -53,7 +53,7 @@ def test_it_counts_down_between_two_words_of_the_engine(left: TimeLeft, clock: C
     assert left.seconds((4, 10, "segmenting")) is None, "it should have ended long ago"
 
 
-def test_what_was_done_before_the_first_word_says_nothing(left: TimeLeft, clock: Clock) -> None:
+def test_progress_before_the_first_report_does_not_count(left: TimeLeft, clock: Clock) -> None:
     left.seconds((6, 10, "segmenting"))
     clock.now += 2
     assert left.seconds((8, 10, "segmenting")) == pytest.approx(2)

@@ -16,10 +16,10 @@ from SlicerMaskSAMLib.values.choices import Region, Speed
 from SlicerMaskSAMLib.values.history import History
 from SlicerMaskSAMLib.values.tasks import Steps, Task
 from SlicerMaskSAMLib.work import automatic
-from SlicerMaskSAMLib.work.automatic import AutomaticRun, InSlices
+from SlicerMaskSAMLib.work.automatic import AutomaticRun, SliceProgress
 from SlicerMaskSAMLib.work.catalogue import Catalogue
 from SlicerMaskSAMLib.work.context import Context
-from SlicerMaskSAMLib.work.segment_request import Order
+from SlicerMaskSAMLib.work.segment_request import SegmentRequest
 from Testing.slicer import environment, rig
 from Testing.slicer.rig import BRIGHT, CORNER, voxels
 from Testing.workers import SHAPE
@@ -94,7 +94,7 @@ class Desk:
     """Volume, model, parameters and a made-up engine."""
 
     def __init__(self, scene: Any) -> None:
-        self.scene, self.engine, self.said = scene, Engine(), []
+        self.scene, self.engine, self.messages = scene, Engine(), []
         self.parameters, self.history = rig.parameters(), History()
         self.volume = rig.volume()
         self.parameters.inputVolume, self.parameters.model = self.volume, "plain"
@@ -103,16 +103,16 @@ class Desk:
             parameters=self.parameters,
             history=self.history,
             prompts=SimpleNamespace(),
-            link=self.engine,
+            engine_link=self.engine,
             models=Catalogue(rig.Library()).models,
-            say=self.said.append,
+            log=self.messages.append,
             changed=lambda: None,
         )
         self.engine.will_find(FIRST, SECOND)
 
     def press(self, slice_node: Any = None) -> Task:
-        """Give the order."""
-        run = AutomaticRun(self.context, Order.of(self.context, slice_node))
+        """Request the segmentation."""
+        run = AutomaticRun(self.context, SegmentRequest.of(self.context, slice_node))
         return Task("segment", run.steps(), on_error=self._fail)
 
     def segment(self) -> Any:
@@ -153,7 +153,7 @@ def desk(scene: Any) -> Desk:
 # -- the order -------------------------------------------------------------------------------------------------------
 
 
-def test_the_engine_is_asked_for_what_the_panel_says(desk: Desk) -> None:
+def test_the_request_is_what_the_panel_shows(desk: Desk) -> None:
     desk.segment()
     assert (desk.engine.asked["roi"], desk.engine.asked["step"]) == ([], 0.5)
     desk.parameters.speed = Speed.FAST
@@ -186,7 +186,7 @@ def test_the_part_that_a_view_shows_is_a_region(desk: Desk, views: Any) -> None:
         ({"region": Region.VIEW}, "no slice view"),
     ],
 )
-def test_an_order_that_lacks_something_is_refused(desk: Desk, change: dict[str, Any], message: str) -> None:
+def test_an_incomplete_request_is_refused(desk: Desk, change: dict[str, Any], message: str) -> None:
     for name, value in change.items():
         setattr(desk.parameters, name, value)
     with pytest.raises(InputError, match=message):
@@ -205,7 +205,7 @@ def test_structures_arrive_named_coded_coloured_and_in_place(desk: Desk) -> None
         there = bridge.segment_label(found, rig.segments(found)[label.name], label.id)
         assert (there.type, there.category, there.color) == (label.type, label.category, label.color)
     assert found.GetName() == "Scan segmentation"
-    assert desk.said == ["a doubt"]
+    assert desk.messages == ["a doubt"]
 
 
 def test_they_lie_in_the_transform_of_the_volume(desk: Desk) -> None:
@@ -220,11 +220,11 @@ def test_only_wanted_structures_arrive(desk: Desk) -> None:
     assert list(rig.segments(desk.segment())) == [CORNER]
 
 
-def test_one_that_was_not_found_is_told_and_not_made(desk: Desk) -> None:
+def test_a_structure_that_was_not_found_is_reported_and_not_created(desk: Desk) -> None:
     desk.engine.will_find(FIRST, None)
     found = desk.segment()
     assert list(rig.segments(found)) == [BRIGHT]
-    assert f"{CORNER} was not found." in desk.said
+    assert f"{CORNER} was not found." in desk.messages
 
 
 def test_structures_arrive_one_by_one(desk: Desk) -> None:
@@ -237,7 +237,7 @@ def test_structures_arrive_one_by_one(desk: Desk) -> None:
 
 
 def test_a_large_structure_is_written_in_parts(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(automatic, "AT_ONCE", 100)
+    monkeypatch.setattr(automatic, "VOXELS_PER_STEP", 100)
     written: list[int] = []
     write = bridge.write_segment
     monkeypatch.setattr(bridge, "write_segment", lambda *args: written.append(args[-1].size) or write(*args))
@@ -269,7 +269,7 @@ def test_untouched_segments_of_the_same_name_are_replaced(desk: Desk) -> None:
     assert desk.segment() is before
     assert rig.segments(before) == ids
     np.testing.assert_array_equal(voxels(before, BRIGHT, desk.volume), OTHER)
-    assert not voxels(before, CORNER, desk.volume).any(), "it is not there any more, says the model"
+    assert not voxels(before, CORNER, desk.volume).any(), "the model no longer finds it"
 
 
 def test_the_whole_import_is_one_step_back(desk: Desk) -> None:
@@ -327,7 +327,7 @@ def test_a_segmentation_under_another_transform_is_left_alone(desk: Desk) -> Non
     np.testing.assert_array_equal(
         bridge.read_segment(first, rig.segments(first)[BRIGHT], bridge.geometry(desk.volume)), FIRST
     )
-    assert any("another transform" in line for line in desk.said)
+    assert any("another parent transform" in line for line in desk.messages)
 
 
 # -- in the middle ---------------------------------------------------------------------------------------------------
@@ -402,8 +402,8 @@ def test_another_volume_that_was_chosen_meanwhile_keeps_its_segmentation(desk: D
 # -- progress --------------------------------------------------------------------------------------------------------
 
 
-def test_progress_is_told_in_slices() -> None:
-    told = InSlices(job := Answer("voxels"), 30)
+def test_progress_is_counted_in_slices() -> None:
+    told = SliceProgress(job := Answer("voxels"), 30)
     assert told.progress == (7, 30, "Slices")
     job.progress = None
     assert told.progress is None

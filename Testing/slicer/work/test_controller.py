@@ -1,4 +1,4 @@
-"""What the buttons do, without Qt: a real worker process whose engine answers by rule, on Slicer's own scene."""
+"""The controller without Qt: a real worker process with the fake engine, on Slicer's own scene."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_segment_puts_the_structures_into_the_scene(rig: Rig, scan: Any) -> None
     assert rig.status.can_export
 
 
-def test_the_state_is_told_all_the_way(rig: Rig, scan: Any) -> None:
+def test_the_status_follows_the_run(rig: Rig, scan: Any) -> None:
     rig.controller.choose_model("slow")
     assert (rig.status.phase, rig.status.can_segment, rig.status.can_export) == (Phase.IDLE, True, False)
     assert rig.working()
@@ -72,11 +72,11 @@ def test_the_timer_never_waits(rig: Rig, scan: Any, monkeypatch: pytest.MonkeyPa
     assert rig.segment()
 
 
-def test_the_panel_is_told_when_there_is_something_new_and_else_left_alone(rig: Rig, scan: Any) -> None:
+def test_the_panel_is_notified_of_changes_only(rig: Rig, scan: Any) -> None:
     before = rig.changes
     assert rig.segment()
     assert rig.changes > before
-    assert rig.until(lambda: not rig.controller._work._machine.background)
+    assert rig.until(lambda: not rig.controller._scheduler._state_machine.background)
     rig.until(lambda: not rig.engines[0]._jobs)
     for _ in range(3):
         rig.controller.tick()
@@ -98,11 +98,11 @@ def test_undo_and_redo_of_a_segmentation_are_exact(rig: Rig, scan: Any) -> None:
     np.testing.assert_array_equal(voxels(found, BRIGHT, scan), bright(scan))
 
 
-def test_an_order_that_lacks_something_is_told(rig: Rig) -> None:
+def test_an_incomplete_request_is_reported(rig: Rig) -> None:
     assert not rig.status.can_segment
     assert rig.status.headline == "Choose a volume first."
     rig.controller.segment()
-    assert rig.said("no volume is chosen")
+    assert rig.has_message("no volume is chosen")
     assert rig.status.phase is Phase.IDLE
     assert not rig.engines
     rig.controller.choose_volume(rigs.volume())
@@ -110,18 +110,18 @@ def test_an_order_that_lacks_something_is_told(rig: Rig) -> None:
 
 
 def test_only_wanted_structures_are_listed_so_and_segmented(rig: Rig, scan: Any) -> None:
-    rig.controller.want([BRIGHT], False)
+    rig.controller.set_wanted([BRIGHT], False)
     assert [(row.name, row.wanted) for row in rig.status.structures] == [(BRIGHT, False), (CORNER, True)]
     assert list(rigs.segments(rig.segment())) == [CORNER]
-    rig.controller.want([BRIGHT], True)
+    rig.controller.set_wanted([BRIGHT], True)
     assert all(row.wanted for row in rig.status.structures)
 
 
-def test_an_error_of_the_engine_is_told(scene: Any) -> None:
+def test_an_error_of_the_engine_is_reported(scene: Any) -> None:
     with Rig(scene, library=Library(fake_model("nonsense"))) as rig:
         rig.choose(rigs.volume(), "nonsense")
         rig.segment()
-        assert rig.said("no such model")
+        assert rig.has_message("no such model")
         assert rig.status.phase is Phase.IDLE
 
 
@@ -190,7 +190,7 @@ def test_other_work_has_to_wait(rig: Rig, scan: Any) -> None:
     rig.controller.choose_model("slow")
     assert rig.working()
     rig.controller.volumes_table()
-    assert rig.said("Segmenting: wait for the end, or cancel.")
+    assert rig.has_message("Segmenting: wait until it is done, or cancel it.")
     assert rig.idle()
     assert environment.nodes("vtkMRMLTableNode") == []
     rig.controller.volumes_table()
@@ -203,7 +203,7 @@ def test_clicks_are_not_lost_while_something_else_goes_on(rig: Rig, scan: Any, v
     view = views.slice("Red", "Axial")
     view.show(scan)
     rig.controller.choose_model("slow")
-    rig.controller.want([BRIGHT], False)
+    rig.controller.set_wanted([BRIGHT], False)
     assert rig.working()
     rig.controller.new_structure("Kidney")
     rig.controller.click(MIDDLE, True, view.node)
@@ -212,7 +212,8 @@ def test_clicks_are_not_lost_while_something_else_goes_on(rig: Rig, scan: Any, v
     assert rig.until(lambda: "prompt" in rig.asked)
     assert rig.idle()
     kidney = voxels(rig.parameters.segmentation, "Kidney", scan)
-    assert kidney[3, 10, 12] and kidney.sum() == 125, "what the fake engine answers"
+    assert kidney[3, 10, 12]
+    assert kidney.sum() == 125, "the cube of the fake engine"
 
 
 def test_segment_begins_after_the_answer_that_is_on_its_way(rig: Rig, scan: Any, views: Any) -> None:
@@ -238,10 +239,10 @@ def test_pressed_twice_before_it_begins_it_does_not_begin(rig: Rig, scan: Any, v
     assert "segment" not in rig.asked
 
 
-# -- what is told ----------------------------------------------------------------------------------------------------
+# -- messages ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_device_is_told_once_the_engine_stands(rig: Rig, scan: Any) -> None:
+def test_the_device_is_shown_once_the_engine_runs(rig: Rig, scan: Any) -> None:
     assert rig.status.device == ""
     assert rig.until(lambda: rig.status.device == "none"), "what the fake engine calls its device"
 
@@ -252,9 +253,9 @@ def test_only_the_last_messages_are_kept(rig: Rig) -> None:
     assert len(rig.status.messages) == MESSAGES
 
 
-def test_what_cannot_be_done_by_a_command_is_told(rig: Rig, scan: Any) -> None:
+def test_what_no_command_can_do_is_reported(rig: Rig, scan: Any) -> None:
     assert rig.controller.command_line() == ""
-    assert rig.said("no command gives this segmentation")
+    assert rig.has_message("no command gives this segmentation")
 
 
 # -- the end ---------------------------------------------------------------------------------------------------------
@@ -268,7 +269,7 @@ def test_another_scene_brings_another_parameter_node(rig: Rig, scan: Any) -> Non
     assert rig.status.headline == "Choose a volume first."
     assert rig.status.undo == ""
     assert rig.segment() is None
-    assert rig.said("no volume")
+    assert rig.has_message("no volume")
     rig.choose(rigs.volume())
     assert rig.segment()
 

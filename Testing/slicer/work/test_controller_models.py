@@ -11,7 +11,7 @@ import pytest
 from MaskSAMCore.errors import InputError, MaskSAMError
 from MaskSAMCore.progress import Cancelled
 from SlicerMaskSAMLib.mrml import bridge
-from SlicerMaskSAMLib.values.status import CaseRow, Lesson, Phase
+from SlicerMaskSAMLib.values.status import CaseRow, Phase, TrainingResult
 from SlicerMaskSAMLib.values.tasks import Steps
 from SlicerMaskSAMLib.work import controller, prefetch
 from Testing.slicer import environment
@@ -153,7 +153,7 @@ def test_models_for_another_modality_are_grey_and_the_unknown_greys_none(
 
 
 def test_a_model_that_does_not_suit_segments_nothing(scene: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prefetch, "LOOK_S", 0)
+    monkeypatch.setattr(prefetch, "INTERVAL_S", 0)
     with Rig(scene, library=Library(*MODELS)) as rig:
         rig.choose(tagged(rigs.volume(), "CT"), "for-mr")
         assert not rig.status.can_segment
@@ -161,7 +161,7 @@ def test_a_model_that_does_not_suit_segments_nothing(scene: Any, monkeypatch: py
         assert rig.status.headline == "It was made for MR; this volume is CT."
         rig.controller.segment()
         rig.controller.click(MIDDLE, True, None)
-        assert rig.said("does not suit")
+        assert rig.has_message("cannot be used on this volume")
         assert rig.idle()
         for _ in range(5):
             rig.controller.tick()
@@ -245,8 +245,8 @@ def bare(scene: Any, setup: Setup) -> Iterator[Rig]:
 
 
 def test_nothing_begins_before_it_is_set_up(bare: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prefetch, "LOOK_S", 0)
-    assert (bare.status.phase, bare.status.headline) == (Phase.NEEDS_SETUP, "Set-up is needed")
+    monkeypatch.setattr(prefetch, "INTERVAL_S", 0)
+    assert (bare.status.phase, bare.status.headline) == (Phase.NEEDS_SETUP, "Setup is needed")
     assert not bare.status.can_segment
     assert not bare.status.can_refine
     bare.controller.segment()
@@ -265,14 +265,14 @@ def test_once_it_is_set_up_it_is_used(bare: Rig, setup: Setup) -> None:
     setup.fails = True
     bare.controller.set_up()
     assert bare.idle()
-    assert bare.said("no network")
+    assert bare.has_message("no network")
     assert bare.status.phase is Phase.NEEDS_SETUP
     setup.fails = False
     bare.controller.set_up()
     assert bare.status.task == "setup"
     assert bare.idle()
     assert bare.status.phase is Phase.IDLE
-    assert bare.said("Restart Slicer.")
+    assert bare.has_message("Restart Slicer.")
     assert bare.segment()
 
 
@@ -304,13 +304,13 @@ def test_models_come_and_go(bare: Rig, setup: Setup) -> None:
 # -- teach -----------------------------------------------------------------------------------------------------------
 
 
-class Lessons:
-    """Lessons that take as long as the test wants; the model that is taught is called `taught`."""
+class Teaching:
+    """Training that takes as long as the test wants; the model is called `taught`."""
 
     def __init__(self, library: Library) -> None:
         self.library = library
         self.over = self.withdrawn = self.enough = False
-        self.lesson: Lesson | None = None
+        self.last_result: TrainingResult | None = None
         self.progress: tuple[int, int, str] | None = (1, 9, "training")
 
     def cases(self) -> tuple[CaseRow, ...]:
@@ -322,8 +322,8 @@ class Lessons:
     def teach(self, name: str) -> Steps:
         yield self
         self.library.models.append(fake_model(name))
-        self.lesson = Lesson(model=name, dice={}, left_out=(), worst_case="", overlay="", seconds=1.0)
-        return self.lesson
+        self.last_result = TrainingResult(model=name, dice={}, left_out=(), worst_case="", overlay="", seconds=1.0)
+        return self.last_result
 
     def done(self) -> bool:
         return self.over or self.withdrawn
@@ -337,45 +337,45 @@ class Lessons:
 
 
 @pytest.fixture
-def lessons(monkeypatch: pytest.MonkeyPatch) -> Lessons:
-    made = Lessons(Library())
-    monkeypatch.setattr(controller, "Lessons", lambda context: made)
+def teaching(monkeypatch: pytest.MonkeyPatch) -> Teaching:
+    made = Teaching(Library())
+    monkeypatch.setattr(controller, "Teaching", lambda context: made)
     return made
 
 
 @pytest.fixture
-def school(scene: Any, lessons: Lessons) -> Iterator[Rig]:
+def school(scene: Any, teaching: Teaching) -> Iterator[Rig]:
     """A controller that can teach."""
-    with Rig(scene, library=lessons.library) as made:
+    with Rig(scene, library=teaching.library) as made:
         made.choose(rigs.volume())
         yield made
 
 
-def test_a_taught_model_is_listed_and_chosen(school: Rig, lessons: Lessons) -> None:
+def test_a_taught_model_is_listed_and_chosen(school: Rig, teaching: Teaching) -> None:
     assert not school.status.can_teach
-    lessons.enough = True
+    teaching.enough = True
     assert school.status.can_teach
-    assert school.status.cases == lessons.cases()
-    assert school.status.lesson is None
+    assert school.status.cases == teaching.cases()
+    assert school.status.training_result is None
     school.controller.teach("taught")
     assert (school.status.task, school.status.headline, school.status.can_teach) == ("teach", "Teaching", False)
     assert school.until(lambda: school.status.progress is not None)
-    lessons.over = True
+    teaching.over = True
     assert school.idle()
     assert school.parameters.model == "taught"
-    assert school.status.lesson is lessons.lesson
+    assert school.status.training_result is teaching.last_result
     assert "taught" in [row.name for row in school.status.models]
 
 
-def test_a_second_press_cancels_the_lesson(school: Rig, lessons: Lessons) -> None:
+def test_a_second_press_cancels_teaching(school: Rig, teaching: Teaching) -> None:
     school.controller.teach("taught")
     school.controller.tick()
     school.controller.teach("taught")
     assert school.idle()
-    assert lessons.withdrawn
+    assert teaching.withdrawn
     assert school.parameters.model == "plain"
 
 
-def test_a_case_that_cannot_be_removed_is_told(school: Rig) -> None:
+def test_a_case_that_cannot_be_removed_is_reported(school: Rig) -> None:
     school.controller.remove_case("second")
-    assert school.said("second: no such case")
+    assert school.has_message("second: no such case")

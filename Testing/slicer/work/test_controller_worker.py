@@ -71,7 +71,7 @@ def test_a_real_scan_is_segmented(real: Rig, scan: Any, truth: np.ndarray) -> No
         assert there.category.meaning == "Anatomical Structure"
 
 
-def test_the_device_is_told_honestly(real: Rig, scan: Any) -> None:
+def test_the_device_is_the_one_in_use(real: Rig, scan: Any) -> None:
     assert real.until(lambda: real.status.device)
     assert real.status.device.startswith("CPU, 2 thread(s)")
     assert "GiB of memory free" in real.status.device
@@ -140,7 +140,7 @@ import sys
 sys.path.insert(0, "SlicerMaskSAM")
 from Testing.slicer import environment
 scene = environment.start()
-from SlicerMaskSAMLib.controller import Controller
+from SlicerMaskSAMLib.work.controller import Controller
 from Testing.slicer import rig
 controller = Controller(scene, rig.parameters(), start_engine=None)
 controller.enter()

@@ -1,4 +1,4 @@
-"""What leaves the module, from Slicer's own scene through a real worker process to files that others read."""
+"""Output of the module, from Slicer's own scene through a real worker process to files that others read."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ class Desk:
     """Volume, segmentation, parameters, and a worker that writes without segmenting anything itself."""
 
     def __init__(self, scene: Any) -> None:
-        self.said: list[str] = []
+        self.messages: list[str] = []
         self.changes = 0
-        self.parameters, self.link = rig.parameters(), EngineLink(lambda on_event: fake(on_event=on_event))
+        self.parameters, self.engine_link = rig.parameters(), EngineLink(lambda on_event: fake(on_event=on_event))
         self.context = Context(
             scene=scene,
             parameters=self.parameters,
             history=History(),
             prompts=SimpleNamespace(),
-            link=self.link,
+            engine_link=self.engine_link,
             models=Catalogue(rig.Library(rig.fake_model("plain", modality="MR"))).models,
-            say=self.said.append,
+            log=self.messages.append,
             changed=self._change,
         )
         self.parameters.model = "plain"
@@ -87,7 +87,7 @@ def desk(scene: Any, tmp_path: Path) -> Iterator[Desk]:
     desk = Desk(scene)
     desk.parameters.trainingFolder = str(tmp_path / "set")
     yield desk
-    desk.link.close()
+    desk.engine_link.close()
 
 
 @pytest.fixture
@@ -159,7 +159,7 @@ def test_segments_that_are_read_in_several_parts_are_whole(
 ) -> None:
     desk.show(rig.volume(affine=OBLIQUE), a=(LIVER, LOW), b=(BLOB, HIGH))
     before = rows(done(desk.output.volumes_table()))
-    monkeypatch.setattr("SlicerMaskSAMLib.work.output.AT_ONCE", 1)
+    monkeypatch.setattr("SlicerMaskSAMLib.work.output.VOXELS_PER_STEP", 1)
     assert rows(done(desk.output.volumes_table())) == before
     done(desk.output.save_case())
     dataset = read_dataset(tmp_path / "set")
@@ -185,7 +185,7 @@ def test_a_segmentation_goes_out_as_dicom_seg(desk: Desk, series: Any, tmp_path:
     bridge.add_segment(segmentation, lookup("kidney").label(4))
     exported = done(desk.output.export_dicom(str(tmp_path / "s.dcm")))
     assert exported.structures == ("Liver", "Spleen")
-    assert desk.said == ["Kidney is empty and was left out.", f"Exported Liver, Spleen to {tmp_path / 's.dcm'}."]
+    assert desk.messages == ["Kidney is empty and was left out.", f"Exported Liver, Spleen to {tmp_path / 's.dcm'}."]
     made = pydicom.dcmread(tmp_path / "s.dcm")
     kinds = [each.SegmentedPropertyTypeCodeSequence[0].CodeMeaning for each in made.SegmentSequence]
     assert kinds == ["Liver", "Spleen"]
@@ -220,7 +220,7 @@ def test_files_that_were_dragged_into_the_window_are_dicom_too(desk: Desk, tmp_p
     assert (tmp_path / "s.dcm").is_file()
 
 
-def test_all_that_is_missing_for_dicom_is_said_at_once(desk: Desk, tmp_path: Path) -> None:
+def test_everything_missing_for_dicom_is_in_one_message(desk: Desk, tmp_path: Path) -> None:
     volume = rig.volume()
     segmentation = desk.show(volume, a=(BLOB, LOW), b=(LIVER, HIGH))
     environment.add_transform(np.eye(4), segmentation)
@@ -228,8 +228,8 @@ def test_all_that_is_missing_for_dicom_is_said_at_once(desk: Desk, tmp_path: Pat
         done(desk.output.export_dicom(str(tmp_path / "s.dcm")))
     said = str(caught.value)
     assert "Scan does not come from DICOM: it was never saved to a file" in said
-    assert "lie under different transforms" in said
-    assert "no DICOM code says what Blob is" in said
+    assert "have different parent transforms" in said
+    assert "no DICOM code for Blob" in said
     assert "Liver" not in said
     assert not list(tmp_path.glob("*.dcm"))
 
@@ -238,7 +238,7 @@ def test_structures_without_a_code_go_out_as_tissue_where_that_is_allowed(
     desk: Desk, series: Any, tmp_path: Path
 ) -> None:
     desk.show(series, a=(BLOB, LOW))
-    with pytest.raises(InputError, match="no DICOM code says what Blob is"):
+    with pytest.raises(InputError, match="no DICOM code for Blob"):
         done(desk.output.export_dicom(str(tmp_path / "s.dcm")))
     done(desk.output.export_dicom(str(tmp_path / "s.dcm"), allow_uncoded=True))
     kind = pydicom.dcmread(tmp_path / "s.dcm").SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0]
@@ -312,7 +312,7 @@ def test_volumes_become_training_cases(desk: Desk, tmp_path: Path) -> None:
         saved = done(desk.output.save_case())
     assert isinstance(saved, SavedCase)
     assert saved.labels == {"Liver": 1, "Blob": 2}
-    assert desk.said[-1] == "Saved as training case Third: Liver, Blob."
+    assert desk.messages[-1] == "Saved as training case Third: Liver, Blob."
     assert desk.changes == 3
     dataset = verify_dataset(tmp_path / "set")
     assert [case.id for case in dataset.cases] == ["Brain_T1", "Brain_T1-2", "Third"]
@@ -336,12 +336,12 @@ def test_a_case_is_saved_on_the_volumes_own_grid_whatever_lies_above_it(desk: De
     assert scan.grid.same_as(bridge.geometry(volume))
 
 
-def test_overlaps_and_empty_segments_of_a_case_are_said(desk: Desk) -> None:
+def test_overlaps_and_empty_segments_of_a_case_are_reported(desk: Desk) -> None:
     segmentation = desk.show(rig.volume(), a=(LIVER, LOW), b=(BLOB, (1, 3, 3, 8, 4, 9)))
     bridge.add_segment(segmentation, SPLEEN)
     done(desk.output.save_case())
-    assert "Spleen is empty and was left out." in desk.said
-    assert desk.said[-1] == "Liver and Blob share 25 voxels, saved as Blob"
+    assert "Spleen is empty and was left out." in desk.messages
+    assert desk.messages[-1] == "Liver and Blob share 25 voxels, saved as Blob"
 
 
 def test_saving_again_replaces_the_case(desk: Desk) -> None:
@@ -362,7 +362,7 @@ def test_segments_of_another_volume_make_no_case(desk: Desk, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("press", ["volumes_table", "save_case", "export_dicom"])
-def test_nothing_to_write_is_said(desk: Desk, press: str) -> None:
+def test_nothing_to_write_is_reported(desk: Desk, press: str) -> None:
     words = ["s.dcm"] if press == "export_dicom" else []
     with pytest.raises(InputError, match="no volume"):
         done(getattr(desk.output, press)(*words))
@@ -382,16 +382,16 @@ def test_without_a_chosen_folder_cases_lie_with_the_users_own_data(
 # -- row 60 ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_place_of_a_result_that_had_to_be_kept_is_told(
+def test_the_place_of_a_kept_result_is_reported(
     desk: Desk, series: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "s.dcm").write_bytes(b"old")
     monkeypatch.setenv("HELD", str(tmp_path / "s.dcm"))
     command = [sys.executable, "-c", HOLD]
-    desk.context.link = EngineLink(lambda on_event: EngineClient(command=command, on_event=on_event))
+    desk.context.engine_link = EngineLink(lambda on_event: EngineClient(command=command, on_event=on_event))
     desk.show(series, a=(LIVER, LOW))
     with pytest.raises(ResourceError, match=r"kept as .*s-new\.dcm"):
         done(desk.output.export_dicom(str(tmp_path / "s.dcm")))
-    desk.context.link.close()
+    desk.context.engine_link.close()
     assert pydicom.dcmread(tmp_path / "s-new.dcm").Modality == "SEG"
-    assert not desk.said
+    assert not desk.messages

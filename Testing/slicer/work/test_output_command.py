@@ -28,7 +28,7 @@ from SlicerMaskSAMLib.work.automatic import AutomaticRun
 from SlicerMaskSAMLib.work.catalogue import Catalogue
 from SlicerMaskSAMLib.work.context import Context
 from SlicerMaskSAMLib.work.output import Output
-from SlicerMaskSAMLib.work.segment_request import Order
+from SlicerMaskSAMLib.work.segment_request import SegmentRequest
 from Testing.dicom_phantom import dicom_series
 from Testing.slicer import environment, rig
 from Testing.slicer.work.test_output import done
@@ -48,9 +48,9 @@ class Desk:
             parameters=self.parameters,
             history=History(),
             prompts=SimpleNamespace(),
-            link=EngineLink(start),
+            engine_link=EngineLink(start),
             models=Catalogue(installed).models,
-            say=lambda line: None,
+            log=lambda line: None,
             changed=lambda: None,
         )
         self.output = Output(self.context, dicom_files=lambda uid: self.files.get(uid, ""))
@@ -65,7 +65,7 @@ class Desk:
 
     def segment(self) -> dict[str, np.ndarray]:
         """Press Segment; the structures, bool (K, J, I) on the volume's grid."""
-        done(AutomaticRun(self.context, Order.of(self.context)).steps())
+        done(AutomaticRun(self.context, SegmentRequest.of(self.context)).steps())
         found, volume = self.parameters.segmentation, self.parameters.inputVolume
         return {name: rig.voxels(found, name, volume) for name in rig.segments(found)}
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from SlicerMaskSAMLib.values.choices import Neighbours, Scope
+from SlicerMaskSAMLib.values.choices import OverlapPolicy, Scope
 from Testing.slicer import environment
 from Testing.slicer.desk import BLOCK, SHAPE, Desk, block, cube, point
 from Testing.slicer.toy_engine import answer
@@ -34,7 +34,7 @@ def test_clicks_add_up_and_exclude(desk: Desk) -> None:
     assert np.array_equal(desk.voxels(), answer(SHAPE, prompts))
 
 
-def test_the_engine_is_always_told_the_full_list(desk: Desk) -> None:
+def test_the_engine_always_gets_the_full_list(desk: Desk) -> None:
     desk.click(20, 15, 10)
     desk.click(26, 15, 10, positive=False)
     first, second = desk.engine.prompted()
@@ -46,7 +46,7 @@ def test_a_first_click_that_excludes_is_not_taken(desk: Desk) -> None:
     desk.click(20, 15, 10, positive=False)
     assert desk.segmentation is None
     assert not desk.engine.asked
-    assert "Nothing is known of the structure yet" in desk.said[0]
+    assert "The structure is empty" in desk.messages[0]
 
 
 def test_a_box_fills_itself(desk: Desk) -> None:
@@ -77,7 +77,7 @@ def test_a_change_of_the_scope_answers_the_last_click_anew(desk: Desk) -> None:
     assert desk.rows == ["Include (20, 15, 10), slab"]
 
 
-def test_another_meaning_of_a_single_click_is_shown_in_turn(desk: Desk) -> None:
+def test_the_candidates_of_a_single_click_are_shown_in_turn(desk: Desk) -> None:
     desk.click(20, 15, 10)
     assert (desk.shown.candidates, desk.shown.candidate) == (3, 0)
     for candidate, half in ((1, 2), (2, 1), (0, 3)):
@@ -87,14 +87,14 @@ def test_another_meaning_of_a_single_click_is_shown_in_turn(desk: Desk) -> None:
         assert np.array_equal(desk.voxels(), cube(20, 15, 10, half))
 
 
-def test_the_chosen_meaning_lasts(desk: Desk) -> None:
+def test_the_chosen_candidate_is_kept(desk: Desk) -> None:
     desk.click(20, 15, 10)
     desk.refinement.next_candidate()
     desk.click(30, 15, 10)
     assert np.array_equal(desk.voxels(), answer(SHAPE, [point(20, 15, 10, candidate=1), point(30, 15, 10)]))
     assert desk.shown.candidates == 0
     desk.refinement.next_candidate()
-    assert desk.said == ["Only a first click that stands alone has other meanings."]
+    assert desk.messages == ["Only a single click that includes has other candidates."]
 
 
 def test_a_dragged_prompt_is_answered_anew(desk: Desk) -> None:
@@ -146,7 +146,7 @@ def test_without_prompts_a_segment_is_what_it_was_before_the_first_one(
 
 
 def test_clearing_gives_back_what_was_taken_from_other_segments(liver: Desk) -> None:
-    liver.parameters.neighbours = Neighbours.REPLACE
+    liver.parameters.neighbours = OverlapPolicy.REPLACE
     liver.refinement.new_structure("Spleen")
     liver.click(10, 8, 6)
     liver.click(15, 8, 6)
@@ -158,7 +158,7 @@ def test_clearing_gives_back_what_was_taken_from_other_segments(liver: Desk) -> 
 
 
 def test_after_undo_and_redo_it_is_still_known_what_was_taken(liver: Desk) -> None:
-    liver.parameters.neighbours = Neighbours.REPLACE
+    liver.parameters.neighbours = OverlapPolicy.REPLACE
     liver.refinement.new_structure("Spleen")
     liver.click(14, 8, 6)
     liver.refinement.undo()
@@ -169,7 +169,7 @@ def test_after_undo_and_redo_it_is_still_known_what_was_taken(liver: Desk) -> No
 
 
 def test_after_undo_nothing_counts_as_taken(liver: Desk) -> None:
-    liver.parameters.neighbours = Neighbours.REPLACE
+    liver.parameters.neighbours = OverlapPolicy.REPLACE
     liver.refinement.new_structure("Spleen")
     liver.click(14, 8, 6)
     liver.refinement.undo()
@@ -250,7 +250,7 @@ def test_a_structure_starts_from_itself(desk: Desk) -> None:
     desk.click(20, 15, 10)
     desk.paint(desk.name, FAR)
     desk.refinement.start_from(desk.parameters.segmentID)
-    assert desk.rows == ["The segment as it was"]
+    assert desk.rows == ["Segment at the start"]
     assert desk.shown.quality == {}
     assert np.array_equal(desk.voxels(), cube(20, 15, 10) | block(FAR))
     desk.click(30, 15, 10)
@@ -279,25 +279,25 @@ def test_a_structure_starts_from_a_copy_of_another(liver: Desk) -> None:
 def test_nothing_starts_from_an_empty_segment(desk: Desk) -> None:
     desk.refinement.new_structure("Liver")
     desk.refinement.start_from(desk.parameters.segmentID)
-    assert desk.said == ["Liver is empty; there is nothing to start from."]
+    assert desk.messages == ["Liver is empty; there is nothing to start from."]
 
 
-@pytest.mark.parametrize("policy", Neighbours)
-def test_a_click_follows_the_policy_and_is_undone_as_one_step(liver: Desk, policy: Neighbours) -> None:
+@pytest.mark.parametrize("policy", OverlapPolicy)
+def test_a_click_follows_the_policy_and_is_undone_as_one_step(liver: Desk, policy: OverlapPolicy) -> None:
     liver.parameters.neighbours = policy
     liver.refinement.new_structure("Spleen")
     liver.click(14, 8, 6)
     spleen, old = cube(14, 8, 6), block(BLOCK)
-    assert np.array_equal(liver.voxels("Spleen"), spleen & ~old if policy is Neighbours.PROTECT else spleen)
-    assert np.array_equal(liver.voxels("Liver"), old & ~spleen if policy is Neighbours.REPLACE else old)
+    assert np.array_equal(liver.voxels("Spleen"), spleen & ~old if policy is OverlapPolicy.PROTECT else spleen)
+    assert np.array_equal(liver.voxels("Liver"), old & ~spleen if policy is OverlapPolicy.REPLACE else old)
     liver.refinement.undo()
     assert np.array_equal(liver.voxels("Liver"), old)
     assert not liver.voxels("Spleen").any()
     liver.refinement.redo()
-    assert np.array_equal(liver.voxels("Liver"), old & ~spleen if policy is Neighbours.REPLACE else old)
+    assert np.array_equal(liver.voxels("Liver"), old & ~spleen if policy is OverlapPolicy.REPLACE else old)
 
 
-def test_a_click_into_a_protected_segment_says_so(liver: Desk) -> None:
+def test_a_click_into_a_protected_segment_is_reported(liver: Desk) -> None:
     liver.refinement.new_structure("Spleen")
     liver.click(13, 8, 6)
-    assert liver.said == ["Liver is there, and other segments are protected; change that to take from it."]
+    assert liver.messages == ["The click is inside Liver, which is protected; change Overlap to take voxels from it."]

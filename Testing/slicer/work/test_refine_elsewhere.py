@@ -16,7 +16,7 @@ TWO = answer(SHAPE, [point(20, 15, 10, candidate=0), point(26, 15, 10)])
 # -- the engine, the model and the scene are others --------------------------------------------------------------------
 
 
-def test_another_engine_is_told_all_prompts(desk: Desk) -> None:
+def test_another_engine_gets_all_prompts(desk: Desk) -> None:
     desk.click(20, 15, 10)
     desk.click(26, 15, 10)
     desk.sit_down()
@@ -27,7 +27,7 @@ def test_another_engine_is_told_all_prompts(desk: Desk) -> None:
     assert np.array_equal(desk.voxels(), TWO)
 
 
-def test_another_model_is_told_all_prompts(desk: Desk) -> None:
+def test_another_model_gets_all_prompts(desk: Desk) -> None:
     desk.click(20, 15, 10)
     desk.click(26, 15, 10)
     desk.parameters.model = "slow"
@@ -112,7 +112,7 @@ def test_what_was_done_before_a_transform_was_hardened_is_not_undone_elsewhere(d
     desk.segmentation.HardenTransform()
     desk.volume.HardenTransform()
     desk.refinement.undo()
-    assert desk.said == ["Click in Structure 1: the volume lies elsewhere now, so nothing changes."]
+    assert desk.messages == ["Click in Structure 1: the volume was moved; nothing was changed."]
     assert np.array_equal(desk.voxels(), cube(20, 15, 10))
 
 
@@ -120,9 +120,9 @@ def test_a_segmentation_under_another_transform_is_refused(desk: Desk) -> None:
     desk.click(20, 15, 10)
     environment.add_transform(environment.affine(origin=(5, 0, 0)), desk.volume)
     desk.click(26, 15, 10)
-    assert desk.said == [
-        "Scan segmentation: lies under another transform than the volume. "
-        "Put both under the same one (module Transforms)."
+    assert desk.messages == [
+        "Scan segmentation: has another parent transform than the volume. "
+        "Put both under the same transform (module Transforms)."
     ]
 
 

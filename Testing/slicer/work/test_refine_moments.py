@@ -163,7 +163,7 @@ def test_a_first_click_on_a_segment_that_is_deleted_before_it_is_answered(desk: 
 def test_the_answer_for_a_segment_that_was_deleted_is_dropped(asked: Desk) -> None:
     bridge.remove_segment(asked.segmentation, asked.parameters.segmentID)
     go_on(asked)
-    assert asked.said == ["The segment was deleted before the answer came, which is dropped."]
+    assert asked.messages == ["The segment was deleted before it was updated; the answer is discarded."]
     assert rig.segments(asked.segmentation) == {}
     asked.click(8, 15, 10)
     assert np.array_equal(asked.voxels(), cube(8, 15, 10))
@@ -176,7 +176,7 @@ def test_a_segment_that_is_deleted_after_its_first_answer(desk: Desk) -> None:
     desk.tick(5)
     bridge.remove_segment(desk.segmentation, desk.parameters.segmentID)
     go_on(desk)
-    assert desk.said == ["The segment was deleted before the answer came, which is dropped."]
+    assert desk.messages == ["The segment was deleted before it was updated; the answer is discarded."]
 
 
 def test_the_answer_for_a_segmentation_that_was_deleted_is_dropped(asked: Desk) -> None:
@@ -210,7 +210,7 @@ def test_the_scene_is_closed(asked: Desk) -> None:
     task.abandon()
     asked.refinement.reset()
     asked.engine.go_on()
-    assert not asked.refinement.waiting
+    assert not asked.refinement.has_work
     assert rig.segmentations() == []
 
 
@@ -234,7 +234,7 @@ def test_a_prompt_that_cannot_be_answered_is_taken_back_alone(desk: Desk) -> Non
     desk.press(26, 15, 10)
     desk.press(32, 15, 10)
     desk.settle()
-    assert desk.said == ["prompt 2 of 2: there is no image"]
+    assert desk.messages == ["prompt 2 of 2: there is no image"]
     assert desk.rows == ["Include (20, 15, 10), slab", "Include (32, 15, 10), slab"]
     assert np.array_equal(desk.voxels(), answer(SHAPE, [point(20, 15, 10, candidate=0), point(32, 15, 10)]))
 
@@ -253,7 +253,7 @@ def test_prompts_that_a_failed_engine_did_not_answer_wait_for_the_next(desk: Des
     desk.click(20, 15, 10)
     desk.engine.failing = ResourceError("the engine stopped, again and again")
     desk.click(26, 15, 10)
-    assert desk.said == ["the engine stopped, again and again"]
+    assert desk.messages == ["the engine stopped, again and again"]
     assert np.array_equal(desk.voxels(), cube(20, 15, 10))
     assert len(desk.rows) == 2
     assert desk.shown.quality == {k: pytest.approx(0.9 - 0.01 * k) for k in range(7, 14)}
@@ -294,7 +294,7 @@ def test_a_start_that_was_damaged_in_the_scene_can_be_deleted(desk: Desk) -> Non
     start.SetParameter("mask", "!")
     desk.refinement.reset()
     desk.click(32, 15, 10)
-    assert "is damaged" in desk.said[0]
+    assert "is damaged" in desk.messages[0]
     assert len(desk.rows) == 2
     desk.refinement.delete_prompt(desk.shown.prompts[0].key)
     desk.settle()
@@ -317,8 +317,8 @@ def test_without_any_click_a_damaged_start_leaves_the_segment_as_it_is(desk: Des
 def test_a_volume_that_lost_its_image_ends_the_answer(asked: Desk) -> None:
     asked.volume.SetAndObserveImageData(None)
     go_on(asked)
-    assert asked.said == ["Scan: the volume holds no image. Load it again"]
-    assert not asked.refinement.waiting
+    assert asked.messages == ["Scan: the volume holds no image. Load it again."]
+    assert not asked.refinement.has_work
 
 
 def test_cancel_takes_back_what_was_not_answered(asked: Desk) -> None:
@@ -378,5 +378,5 @@ def test_what_was_to_be_accepted_is_not_when_it_was_not_answered(desk: Desk) -> 
 def test_without_a_model_nothing_is_prompted(desk: Desk) -> None:
     desk.parameters.model = ""
     desk.click(20, 15, 10)
-    assert desk.said == ["no model is chosen. Choose a model first."]
+    assert desk.messages == ["no model is chosen. Choose a model first."]
     assert desk.segmentation is None

@@ -1,4 +1,4 @@
-"""From one structure to the next: names, accepting, suggestions, the model's own prompts, and where to look."""
+"""From one structure to the next: names, accepting, suggestions, automatic prompts, and views."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from SlicerMaskSAMLib.mrml import bridge
-from SlicerMaskSAMLib.work.auto_prompt_nodes import AutomaticPrompts
+from SlicerMaskSAMLib.mrml.auto_prompts import AutomaticPromptNodes
 from Testing.slicer import environment, rig
 from Testing.slicer.desk import SHAPE, Desk, cube
 from Testing.slicer.rig import BRIGHT, CORNER
@@ -125,7 +125,7 @@ def test_nothing_to_accept(desk: Desk) -> None:
     assert desk.context.history.undo_text == "New structure Spleen"
 
 
-# -- what the model says -----------------------------------------------------------------------------------------------
+# -- suggestions and messages ------------------------------------------------------------------------------------------
 
 
 def test_a_suggestion_is_taken_over_and_taken_back(desk: Desk) -> None:
@@ -142,21 +142,21 @@ def test_a_suggestion_is_taken_over_and_taken_back(desk: Desk) -> None:
     assert bridge.segment_label(desk.segmentation, desk.parameters.segmentID).type == label.type
 
 
-def test_what_the_engine_has_to_say_is_told(desk: Desk) -> None:
+def test_messages_of_the_engine_are_logged(desk: Desk) -> None:
     desk.engine.messages = ("the image is constant; the result is empty",)
     desk.click(20, 15, 10)
-    assert desk.said == ["the image is constant; the result is empty"]
+    assert desk.messages == ["the image is constant; the result is empty"]
 
 
 def test_no_suggestion(desk: Desk) -> None:
     desk.click(20, 15, 10)
     desk.refinement.take_suggestion()
-    assert desk.said == ["The model suggests nothing for this structure."]
+    assert desk.messages == ["The model has no suggestion for this structure."]
 
 
 def test_the_worst_slice_is_jumped_to(desk: Desk) -> None:
     desk.refinement.jump_to_worst()
-    assert desk.said == ["There is no answer yet whose slices could be compared."]
+    assert desk.messages == ["There is no answer yet; click on the structure first."]
     desk.click(20, 15, 10)
     assert desk.shown.worst == 13
     assert set(desk.shown.quality) == set(range(7, 14))
@@ -173,13 +173,13 @@ def test_the_quality_is_counted_along_the_model_s_slices(desk: Desk) -> None:
     assert (desk.shown.quality_axis, desk.shown.slices) == (0, SHAPE[0])
 
 
-# -- its own prompts ---------------------------------------------------------------------------------------------------
+# -- automatic prompts -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def automatic(desk: Desk) -> AutomaticPrompts:
+def automatic(desk: Desk) -> AutomaticPromptNodes:
     """Those that are shown."""
-    return AutomaticPrompts(desk.scene)
+    return AutomaticPromptNodes(desk.scene)
 
 
 def look_at(desk: Desk, k: int) -> None:
@@ -188,7 +188,7 @@ def look_at(desk: Desk, k: int) -> None:
     desk.view.JumpSliceByCentering(*desk.world(20, 15, k))
 
 
-def test_the_model_s_own_prompts_are_shown_for_the_slice(desk: Desk, automatic: AutomaticPrompts) -> None:
+def test_automatic_prompts_are_shown_for_the_slice(desk: Desk, automatic: AutomaticPromptNodes) -> None:
     look_at(desk, 7)
     desk.refinement.show_automatic(True)
     desk.settle()
@@ -199,14 +199,16 @@ def test_the_model_s_own_prompts_are_shown_for_the_slice(desk: Desk, automatic: 
     assert not desk.parameters.showAutomatic
 
 
-def test_structures_that_are_not_wanted_are_not_asked_for(desk: Desk, automatic: AutomaticPrompts) -> None:
+def test_structures_that_are_not_wanted_are_not_asked_for(desk: Desk, automatic: AutomaticPromptNodes) -> None:
     desk.parameters.skippedStructures = [CORNER]
     desk.refinement.show_automatic(True)
     desk.settle()
     assert [fields["label"] for op, fields in desk.engine.asked if op == "automatic"] == [1]
 
 
-def test_they_are_given_to_their_structures_where_they_were_dragged_to(desk: Desk, automatic: AutomaticPrompts) -> None:
+def test_they_are_given_to_their_structures_where_they_were_dragged_to(
+    desk: Desk, automatic: AutomaticPromptNodes
+) -> None:
     look_at(desk, 10)
     desk.refinement.show_automatic(True)
     desk.settle()
@@ -239,10 +241,10 @@ def test_each_structure_is_one_step(desk: Desk) -> None:
 
 def test_what_is_not_shown_cannot_be_run(desk: Desk) -> None:
     desk.refinement.run_automatic()
-    assert desk.said == ["The model's own prompts are not shown; show them first."]
+    assert desk.messages == ["The automatic prompts are not shown; show them first."]
 
 
-def test_what_is_not_wanted_any_more_when_it_comes_is_not_shown(desk: Desk, automatic: AutomaticPrompts) -> None:
+def test_what_is_not_wanted_any_more_when_it_comes_is_not_shown(desk: Desk, automatic: AutomaticPromptNodes) -> None:
     desk.refinement.show_automatic(True)
     desk.tick(2)
     desk.refinement.show_automatic(False)

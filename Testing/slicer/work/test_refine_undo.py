@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from SlicerMaskSAMLib.mrml import bridge
-from SlicerMaskSAMLib.values.choices import Neighbours, Scope
+from SlicerMaskSAMLib.values.choices import OverlapPolicy, Scope
 from Testing.slicer import rig
 from Testing.slicer.desk import SHAPE, Desk, block, cube, point
 from Testing.slicer.toy_engine import answer
@@ -19,7 +19,7 @@ FAR = np.s_[17:19, 25:28, 35:38]
 
 
 def test_five_and_twenty_steps_are_undone_and_redone_exactly(liver: Desk) -> None:
-    liver.parameters.neighbours = Neighbours.REPLACE
+    liver.parameters.neighbours = OverlapPolicy.REPLACE
     liver.refinement.new_structure("Spleen")
     states = []
     for number in range(25):
@@ -101,20 +101,20 @@ def test_redo_goes_on_to_the_structure_that_it_brings_back(desk: Desk) -> None:
     assert desk.name == "Spleen"
 
 
-def test_undo_says_what_it_cannot_bring_back(desk: Desk) -> None:
+def test_undo_reports_what_it_cannot_restore(desk: Desk) -> None:
     desk.click(20, 15, 10)
     bridge.remove_segment(desk.segmentation, desk.parameters.segmentID)
     desk.refinement.undo()
-    assert desk.said == ["Click in Structure 1: a segment of it is gone; the others changed."]
+    assert desk.messages == ["Click in Structure 1: a segment no longer exists; the others were changed."]
     desk.scene.RemoveNode(desk.segmentation)
     desk.refinement.undo()
-    assert desk.said[1:] == ["New structure Structure 1: its segmentation is gone, so nothing changes."]
+    assert desk.messages[1:] == ["New structure Structure 1: the segmentation no longer exists; nothing was changed."]
 
 
 def test_nothing_to_undo_or_redo(desk: Desk) -> None:
     desk.refinement.undo()
     desk.refinement.redo()
-    assert desk.said == []
+    assert desk.messages == []
 
 
 # -- surfaces ----------------------------------------------------------------------------------------------------------

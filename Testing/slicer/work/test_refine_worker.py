@@ -22,7 +22,7 @@ from MaskSAMCore.worker.results import Case
 from MaskSAMCore.zoo.installed import find_model, installed_models
 from MaskSAMCore.zoo.model_folder import load_card
 from SlicerMaskSAMLib.mrml import bridge
-from SlicerMaskSAMLib.values.choices import Neighbours, Scope
+from SlicerMaskSAMLib.values.choices import OverlapPolicy, Scope
 from Testing.slicer import environment
 from Testing.slicer.desk import Desk
 
@@ -44,7 +44,7 @@ with engine_of_its_own() as engine:
     rows = desk.rows
     desk.click(*json.loads(sys.argv[2]), positive=False)
     np.save(sys.argv[3], desk.voxels())
-    print(json.dumps({"rows": rows, "said": desk.said}))
+    print(json.dumps({"rows": rows, "said": desk.messages}))
 environment.stop()
 """
 
@@ -78,7 +78,7 @@ def scan(shared: Path) -> tuple[Path, np.ndarray]:
 def desk(scene: Any, engine: EngineClient, scan: tuple[Path, np.ndarray]) -> Iterator[Desk]:
     desk = Desk(scene, volume=environment.load_volume(scan[0], "scan"), **real_desk(engine))
     yield desk
-    desk.context.link.keep(lambda node: False)  # the engine is everybody's
+    desk.context.engine_link.keep(lambda node: False)  # the engine is everybody's
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def correct(desk: Desk, wanted: np.ndarray, clicks: int) -> list[dict[str, Any]]
     return prompts
 
 
-def test_what_is_shown_is_what_the_engine_says(desk: Desk, posterior: np.ndarray, reference: Reference) -> None:
+def test_the_voxels_are_the_engines_answer(desk: Desk, posterior: np.ndarray, reference: Reference) -> None:
     prompts = correct(desk, posterior, 6)
     assert np.array_equal(desk.voxels(), reference(prompts))
     assert dice(desk.voxels(), posterior) > 0.75
@@ -163,7 +163,7 @@ def test_undo_and_redo_go_through_all_answers_exactly(desk: Desk, posterior: np.
         assert np.array_equal(desk.voxels(), states[number])
         assert desk.rows == rows[:number]
     desk.settle()
-    assert desk.said == []
+    assert desk.messages == []
 
 
 def test_the_last_click_s_scope_grows_from_slice_to_slab_to_volume(desk: Desk, posterior: np.ndarray) -> None:
@@ -182,10 +182,10 @@ def test_the_last_click_s_scope_grows_from_slice_to_slab_to_volume(desk: Desk, p
     assert desk.shown.worst in reached[2]
 
 
-def test_a_first_click_has_three_meanings(desk: Desk, posterior: np.ndarray, reference: Reference) -> None:
+def test_a_first_click_has_three_candidates(desk: Desk, posterior: np.ndarray, reference: Reference) -> None:
     place = inside(posterior)
     desk.click(*place)
-    assert desk.shown.candidates == 3, desk.said
+    assert desk.shown.candidates == 3, desk.messages
     for candidate in (1, 2, 0):
         desk.refinement.next_candidate()
         desk.settle()
@@ -216,7 +216,7 @@ def test_a_box_in_one_slice(desk: Desk, posterior: np.ndarray, reference: Refere
     assert dice(shown[k], posterior[k]) > 0.7
 
 
-def test_neighbours_made_by_clicks_do_not_overlap(desk: Desk, scan: tuple[Path, np.ndarray]) -> None:
+def test_segments_made_by_clicks_do_not_overlap(desk: Desk, scan: tuple[Path, np.ndarray]) -> None:
     anterior, posterior = scan[1] == 1, scan[1] == 2
     desk.parameters.scope = Scope.VOLUME
     desk.refinement.new_structure(ANTERIOR)
@@ -227,7 +227,7 @@ def test_neighbours_made_by_clicks_do_not_overlap(desk: Desk, scan: tuple[Path, 
     assert np.array_equal(desk.voxels(ANTERIOR), first)
     assert desk.voxels(POSTERIOR).any()
     assert not (first & desk.voxels(POSTERIOR)).any()
-    desk.parameters.neighbours = Neighbours.REPLACE
+    desk.parameters.neighbours = OverlapPolicy.REPLACE
     missing = inside(first & posterior)
     desk.click(*missing)
     assert desk.voxels(POSTERIOR)[missing[::-1]]
@@ -236,13 +236,13 @@ def test_neighbours_made_by_clicks_do_not_overlap(desk: Desk, scan: tuple[Path, 
     assert np.array_equal(desk.voxels(ANTERIOR), first)
 
 
-def test_the_model_s_own_prompts_find_the_structures_of_a_slice(desk: Desk, scan: tuple[Path, np.ndarray]) -> None:
+def test_automatic_prompts_find_the_structures_of_a_slice(desk: Desk, scan: tuple[Path, np.ndarray]) -> None:
     both = (scan[1] == 1).sum(axis=(1, 2)) * (scan[1] == 2).sum(axis=(1, 2))
     k = int(both.argmax())
     desk.view.SetDimensions(200, 200, 1)
     desk.view.SetFieldOfView(200, 200, 1)
     desk.view.JumpSliceByCentering(*desk.world(15, 20, k))
-    desk.parameters.scope, desk.parameters.neighbours = Scope.SLICE, Neighbours.OVERLAP
+    desk.parameters.scope, desk.parameters.neighbours = Scope.SLICE, OverlapPolicy.OVERLAP
     desk.refinement.show_automatic(True)
     desk.settle()
     desk.refinement.run_automatic()
@@ -250,7 +250,7 @@ def test_the_model_s_own_prompts_find_the_structures_of_a_slice(desk: Desk, scan
     for label, name in enumerate((ANTERIOR, POSTERIOR), start=1):
         found = desk.voxels(name)
         assert np.flatnonzero(found.any(axis=(1, 2))).tolist() == [k]
-        assert dice(found[k], scan[1][k] == label) > 0.7, (name, desk.said)
+        assert dice(found[k], scan[1][k] == label) > 0.7, (name, desk.messages)
 
 
 def test_a_worker_that_dies_between_and_during_answers_changes_nothing(
@@ -264,7 +264,7 @@ def test_a_worker_that_dies_between_and_during_answers_changes_nothing(
     os.kill(engine.hello["pid"], getattr(signal, "SIGKILL", signal.SIGTERM))
     desk.settle()
     prompts.append({"kind": "point", "position": place, "positive": positive, "scope": "slice"})
-    assert desk.said == []
+    assert desk.messages == []
     assert np.array_equal(desk.voxels(), reference(prompts))
 
 

@@ -10,7 +10,7 @@ from MaskSAMCore.errors import InputError
 from MaskSAMCore.progress import Cancelled
 from SlicerMaskSAMLib.values.status import Phase
 from SlicerMaskSAMLib.values.tasks import Steps
-from SlicerMaskSAMLib.work.state_machine import PATIENCE_S, Machine
+from SlicerMaskSAMLib.work.state_machine import CANCEL_TIMEOUT_S, StateMachine
 
 
 class Letter:
@@ -37,10 +37,10 @@ class Desk:
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.said: list[str] = []
+        self.messages: list[str] = []
         self.stuck = 0
         self.done: list[str] = []
-        self.machine = Machine(say=self.said.append, on_stuck=self.lose_patience, clock=lambda: self.now)
+        self.machine = StateMachine(log=self.messages.append, on_stuck=self.lose_patience, clock=lambda: self.now)
 
     def lose_patience(self) -> None:
         self.stuck += 1
@@ -104,25 +104,25 @@ def test_work_that_does_not_stop_is_given_up(desk: Desk) -> None:
     desk.machine.start("segment", desk.reading(Letter(deaf=True)))
     desk.turn()
     desk.machine.cancel()
-    desk.now = PATIENCE_S / 2
+    desk.now = CANCEL_TIMEOUT_S / 2
     desk.machine.cancel()
     desk.turn()
     assert not desk.stuck
-    desk.now = PATIENCE_S + 1
+    desk.now = CANCEL_TIMEOUT_S + 1
     desk.turn()
     assert desk.stuck == 1
     assert desk.machine.phase is Phase.IDLE
     assert desk.done == ["left"]
 
 
-def test_an_error_is_told_and_ends_the_work(desk: Desk) -> None:
+def test_an_error_is_logged_and_ends_the_task(desk: Desk) -> None:
     def failing() -> Steps:
         yield None
         raise InputError("no volume is chosen")
 
     desk.machine.start("segment", failing())
     desk.turn()
-    assert desk.said == ["no volume is chosen"]
+    assert desk.messages == ["no volume is chosen"]
     assert desk.machine.phase is Phase.IDLE
 
 
@@ -174,7 +174,7 @@ def test_everything_is_dropped_from_within_a_step(desk: Desk) -> None:
 
     def handling_events() -> Steps:
         yield None
-        desk.machine.drop()
+        desk.machine.abandon_all()
         assert desk.machine.phase is Phase.IDLE
         reached.append("the end of the step")
         yield None
@@ -190,7 +190,7 @@ def test_drop_closes_the_work_and_asks_for_the_end_of_what_it_waits_for(desk: De
     desk.machine.start("segment", desk.reading(front))
     desk.machine.start_background("encode", desk.reading(back))
     desk.turn()
-    desk.machine.drop()
+    desk.machine.abandon_all()
     assert front.withdrawn
     assert back.withdrawn
     assert desk.done == ["left", "left"]
@@ -209,7 +209,7 @@ def test_the_background_keeps_nobody_from_working_and_the_newest_wins(desk: Desk
     assert desk.machine.phase is Phase.IDLE
     assert desk.machine.background == "encode"
     assert desk.machine.start("segment", desk.reading(Letter()))
-    desk.machine.drop_background()
+    desk.machine.abandon_background()
     desk.turn()
     assert second.withdrawn
     assert desk.machine.phase is Phase.WORKING

@@ -1,6 +1,6 @@
-"""The prompts that the model gives itself, a box and a point for each structure in a slice, as markups to drag.
+"""Automatic prompts in the scene: a box and a point for each structure in a slice.
 
-They are not saved with the scene: the model gives them again at any time.
+They are markups to drag. They are not saved with the scene, since the model can produce them again at any time.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from SlicerMaskSAMLib.mrml import markups
-from SlicerMaskSAMLib.mrml.prompt_values import Box, Point
+from SlicerMaskSAMLib.mrml.prompt_values import BoxPrompt, PointPrompt
 from SlicerMaskSAMLib.mrml.volumes import geometry
 from SlicerMaskSAMLib.values.choices import Scope
 
@@ -20,17 +20,18 @@ STRUCTURE = "MaskSAM.structure"
 """Attribute: the structure's name."""
 
 
-class AutomaticPrompts:
-    """Shows them, and says where the user has put them."""
+class AutomaticPromptNodes:
+    """The markups of the automatic prompts."""
 
     def __init__(self, scene: Any) -> None:
         self._scene = scene
 
     def show(self, volume: Any, found: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-        """Show these in place of what was shown.
+        """Show these prompts instead of those shown before.
 
         Args:
-            found: Per name of a structure its points and boxes, in voxels (i, j, k), as the engine answers them.
+            volume: The volume node that they belong to.
+            found: Points and boxes of each structure, by its name, in voxels (i, j, k), as the engine returns them.
         """
         self.hide()
         for name, prompts in found.items():
@@ -43,25 +44,25 @@ class AutomaticPrompts:
                     node.AddControlPoint(markups.triple(geometry(volume).to_ras(prompt["position"])), name)
 
     def hide(self) -> None:
-        """Remove them from the views."""
+        """Remove the markups."""
         for node in self.nodes():
             self._scene.RemoveNode(node)
 
-    def prompts(self, *, scope: Scope) -> dict[str, list[Point | Box]]:
-        """Per name of a structure what is shown of it, where it is now, for `PromptList.add`: first its boxes."""
-        found: dict[str, list[Point | Box]] = {}
+    def prompts(self, *, scope: Scope) -> dict[str, list[PointPrompt | BoxPrompt]]:
+        """The prompts at their present position, by structure name, boxes first."""
+        found: dict[str, list[PointPrompt | BoxPrompt]] = {}
         for node in self.nodes():
             volume = node.GetNodeReference(markups.VOLUME)
             if volume is None:
                 continue
-            markups.follow(node, volume)
+            markups.follow_transform(node, volume)
             mine = found.setdefault(node.GetAttribute(STRUCTURE), [])
             if node.IsA(markups.BOX):
                 matrix, size = markups.get_box(node)
-                mine.insert(0, Box(order=0, matrix=matrix, size=size, scope=scope))
+                mine.insert(0, BoxPrompt(order=0, matrix=matrix, size=size, scope=scope))
             for index in markups.defined_points(node) if node.IsA(markups.POINTS) else ():
                 position = markups.triple(node.GetNthControlPointPosition(index))
-                mine.append(Point(order=0, position=position, positive=True, scope=scope))
+                mine.append(PointPrompt(order=0, position=position, positive=True, scope=scope))
         return found
 
     def _new(self, kind: str, name: str, volume: Any) -> Any:
@@ -69,8 +70,8 @@ class AutomaticPrompts:
         node = markups.add(
             self._scene, kind, name=f"{name} automatic", volume=volume, attributes=attributes, references={}
         )
-        markups.draw(node, markups.AUTOMATIC, labels=True)
-        markups.follow(node, volume)
+        markups.apply_style(node, markups.AUTOMATIC, labels=True)
+        markups.follow_transform(node, volume)
         node.SetSaveWithScene(False)
         node.GetDisplayNode().SetSaveWithScene(False)
         return node
