@@ -96,8 +96,8 @@ def plan_exam(
         chosen: list[str] = []
         spent = 0.0
         for case in cases:
-            shape = prepared.case(case).label.shape
-            seconds = window_s * (window_count(shape, config.model.patch, step=step) + users)  # type: ignore[arg-type]
+            depth, height, width = prepared.case(case).label.shape
+            seconds = window_s * (window_count((depth, height, width), config.model.patch, step=step) + users)
             if chosen and spent + seconds > most_s:
                 break
             chosen, spent = [*chosen, case], spent + seconds
@@ -150,7 +150,7 @@ def judge(
         if config.train.mode != "auto":
             ready = prepared.case(case)
             image, classes = (pad_to(array, config.model.patch)[0] for array in _arrays(ready.image, ready.label))
-            result.users[case] = click_dice(predictor.network, image, classes, config.model.patch)  # type: ignore[arg-type]
+            result.users[case] = click_dice(predictor.network, image, classes, config.model.patch)
         progress(number + 1, len(exam.cases), "judging")
     return result
 

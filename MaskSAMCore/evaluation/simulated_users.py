@@ -19,7 +19,7 @@ import math
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -188,9 +188,16 @@ class ModelAnswers:
         """See `Method`."""
         from MaskSAMCore.inference.session import Prompt
 
-        scope: Any = "volume" if self.plane is None else "slice"
         return self._answer(
-            [Prompt(kind="point", position=self._ijk(c.position), positive=c.positive, scope=scope) for c in clicks]
+            [
+                Prompt(
+                    kind="point",
+                    position=self._ijk(click.position),
+                    positive=click.positive,
+                    scope="volume" if self.plane is None else "slice",
+                )
+                for click in clicks
+            ]
         )
 
     def box(self, box: Box) -> np.ndarray:

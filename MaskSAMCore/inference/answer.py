@@ -203,7 +203,7 @@ def _window(
             masks_known=torch.from_numpy(known)[None, None].to(device) if known.any() and not known.all() else None,
             device=device,
         )
-        found = network.prompted(slab.to(device), batch, multimask=multimask)  # type: ignore[operator]
+        found = network.prompted(slab.to(device), batch, multimask=multimask)
         cls = None if found.cls is None else found.cls[0, 0].float().softmax(-1).cpu()
         return found.masks[0, 0].float().cpu(), found.quality[0, 0].float().cpu(), cls
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from MaskSAMCore.errors import PromptError
 from MaskSAMCore.inference.frame import Frame
-from MaskSAMCore.inference.prompts import Prompt
+from MaskSAMCore.inference.prompts import Prompt, triple
 from MaskSAMCore.inference.slabs import Slabs
 from MaskSAMCore.labels import LabelTable
 from MaskSAMCore.preprocessing.masks import interior_point, tight_box
@@ -67,7 +68,7 @@ def _look(slabs: Slabs, window: Shape, label: int) -> dict[int, _Found]:
 
     def work(device: torch.device) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         found = network(torch.from_numpy(slabs.window(window))[None].to(device))
-        labels = network.scores(found)[0].argmax(0) == label  # type: ignore[operator]
+        labels = network.scores(found)[0].argmax(0) == label
         boxes = None if found.fused_boxes is None else found.fused_boxes[0].float().cpu()
         cls = None if found.cls is None else found.cls[0].float().softmax(-1)[..., label].cpu()
         return labels.cpu(), (found.masks[0] > 0).cpu(), cls, boxes
@@ -110,11 +111,10 @@ def _prompts(found: _Found, d: int, frame: Frame) -> tuple[Prompt, Prompt]:
         middle = (low + high) / 2
         ends.append((min(max(min(low, middle), 0), size - 1), min(max(max(high, middle), 0), size - 1)))
     first, last = (frame.unturn((d, *(end[side] for end in ends))) for side in (0, 1))
-    lower = tuple(min(a, b) for a, b in zip(first, last, strict=True))
-    upper = tuple(max(a, b) for a, b in zip(first, last, strict=True))
+    corners = np.sort([first, last], axis=0)
     _, h, w = frame.unedges((0, found.point[0] + 0.5, found.point[1] + 0.5))
     inner = (min(max(h - 0.5, 0), frame.size[1] - 1), min(max(w - 0.5, 0), frame.size[2] - 1))
     return (
-        Prompt(kind="box", corners=(lower, upper), scope="slice"),  # type: ignore[arg-type]
+        Prompt(kind="box", corners=(triple(corners[0]), triple(corners[1])), scope="slice"),
         Prompt(kind="point", position=frame.unturn((d, *inner)), scope="slice"),
     )

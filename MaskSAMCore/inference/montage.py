@@ -171,7 +171,8 @@ def _short(name: str, most: int = 30) -> str:
 
 
 def _rgb(label: Label) -> tuple[float, float, float]:
-    return tuple(c / 255 for c in label.color)  # type: ignore[return-value]
+    red, green, blue = label.color
+    return red / 255, green / 255, blue / 255
 
 
 class _View:

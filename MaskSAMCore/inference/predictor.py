@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from MaskSAMCore import device as devices
 from MaskSAMCore.config.serialize import from_dict
 from MaskSAMCore.errors import InputError, PromptError
 from MaskSAMCore.inference.cache import SlabCache, keeper, model_key
 from MaskSAMCore.inference.checks import doubts
-from MaskSAMCore.inference.sliding_window import Memory, Network, patch_network, slide, window_count
+from MaskSAMCore.inference.sliding_window import Memory, Network, keeping_network, patch_network, slide, window_count
+from MaskSAMCore.network.segmenter import Segmenter
 from MaskSAMCore.preprocessing.plan import Plan, Shape, mirror_rule
 from MaskSAMCore.preprocessing.postprocess import keep_largest
 from MaskSAMCore.preprocessing.preprocess import (
@@ -80,7 +81,7 @@ class Predictor:
 
     @classmethod
     def of(
-        cls, network: nn.Module, card: ModelCard, device: torch.device | str = "cpu", *, cache: SlabCache | None = None
+        cls, network: Segmenter, card: ModelCard, device: torch.device | str = "cpu", *, cache: SlabCache | None = None
     ) -> Predictor:
         """A predictor of a network that is in memory already; `network.segment_patch` is what is called.
 
@@ -95,7 +96,7 @@ class Predictor:
         self._start(network, card, torch.device(device), cache)
         return self
 
-    def _start(self, network: nn.Module, card: ModelCard, device: torch.device, cache: SlabCache | None = None) -> None:
+    def _start(self, network: Segmenter, card: ModelCard, device: torch.device, cache: SlabCache | None = None) -> None:
         self.card, self.device, self.cache = card, device, cache
         self.network = network.to(device).eval()
         self.plan: Plan = card.plan if isinstance(card.plan, Plan) else from_dict(Plan, card.plan, where="model.plan")
@@ -161,10 +162,11 @@ class Predictor:
         return 1 if self.device.type == "cpu" else GPU_BATCH
 
     def _runner(self, device: torch.device) -> Network:
-        keep = None
-        if self.cache is not None and self.card.config.model.takes_prompts:
-            keep = keeper(self.cache, model_key(self.network, self.card))
-        return patch_network(self.network, device, self.card.config.train.precision, keep=keep)
+        precision = self.card.config.train.precision
+        if self.cache is None or not self.card.config.model.takes_prompts:
+            return patch_network(self.network, device, precision)
+        keep = keeper(self.cache, model_key(self.network, self.card))
+        return keeping_network(self.network, device, precision, keep)
 
     def _to_cpu(self) -> Network:
         self.device = torch.device("cpu")
@@ -181,8 +183,11 @@ def _targets(boxes: Sequence[Roi], grid: Grid) -> list[Slices]:
         except InputError as error:
             where = f"region {index + 1} of {len(boxes)}: {error.where}"
             raise PromptError(error.what, where=where, why=error.why, remedy=error.remedy) from error
-    depth, height, width = grid.shape
-    return targets or [(slice(0, depth), slice(0, height), slice(0, width))]
+    return targets or [_whole(grid.shape)]
+
+
+def _whole(shape: Shape) -> Slices:
+    return slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2])
 
 
 class _Case:
@@ -201,7 +206,8 @@ class _Case:
         around = context(target, volume.grid, plan)
         crop = volume.crop(around)
         check_memory(crop.grid, plan, card.labels.classes, crop.channels, volume.source)
-        inner = tuple(slice(t.start - a.start, t.stop - a.start) for t, a in zip(target, around, strict=True))
+        k, j, i = (slice(t.start - a.start, t.stop - a.start) for t, a in zip(target, around, strict=True))
+        inner = (k, j, i)
         if constant(crop):
             text = f"{volume.source or 'the scan'}: the image is constant; the result is empty"
             LOG.warning(text)
@@ -210,7 +216,7 @@ class _Case:
         prepared = preprocess(crop, plan)
         if prepared.record.nonfinite:
             self.notes.append(f"{volume.source or 'the scan'}: {prepared.record.nonfinite} voxels were NaN or Inf")
-        focus = _focus(inner, crop.grid, prepared, plan)  # type: ignore[arg-type]
+        focus = _focus(inner, crop.grid, prepared, plan)
         image = np.ascontiguousarray(prepared.image[(slice(None), *focus)])
         rule = mirror_rule(plan, card.labels, card.config.data) if tta else None
         self.windows += window_count(image.shape[1:], plan.patch, step=step) * (2 ** len(rule.axes) if rule else 1)
@@ -237,7 +243,7 @@ def context(target: Slices, grid: Grid, plan: Plan) -> Slices:
     and deviation must be taken over as much tissue.
     """
     if plan.longest:  # a part of a picture would be enlarged like the whole
-        return tuple(slice(0, n) for n in grid.shape)  # type: ignore[return-value]
+        return _whole(grid.shape)
     by_scan = any(kind == "zscore" for kind in plan.normalisation)
     out = list(target)
     planned = plan.spacing_for(plan.own_spacing(grid))
@@ -249,7 +255,7 @@ def context(target: Slices, grid: Grid, plan: Plan) -> Slices:
         length = min(max(have.stop - have.start, wanted), size)
         start = min(max((have.start + have.stop - length) // 2, 0), size - length)
         out[2 - ijk] = slice(start, start + length)
-    return tuple(out)  # type: ignore[return-value]
+    return out[0], out[1], out[2]
 
 
 def constant(volume: Volume) -> bool:
@@ -283,7 +289,7 @@ def _focus(inner: Slices, grid: Grid, prepared: Prepared, plan: Plan) -> Slices:
     """
     shape: Shape = prepared.record.shape
     if all(s.start == 0 and s.stop == n for s, n in zip(inner, grid.shape, strict=True)):
-        return tuple(slice(0, n) for n in shape)  # type: ignore[return-value]
+        return _whole(shape)
     box: np.ndarray = np.zeros(grid.shape, np.uint8)
     box[inner] = 1
     asked = preprocess_labels(LabelMap(array=box, grid=grid), prepared.record, plan) > 0
@@ -295,7 +301,7 @@ def _focus(inner: Slices, grid: Grid, prepared: Prepared, plan: Plan) -> Slices:
         wide = min(max(high - low, length), size)
         low = min(max((low + high - wide) // 2, 0), size - wide)
         out.append(slice(low, low + wide))
-    return tuple(out)  # type: ignore[return-value]
+    return out[0], out[1], out[2]
 
 
 def _spread(scores: Tensor, focus: Slices, record: Record) -> Tensor:

@@ -12,11 +12,10 @@ import numpy as np
 from MaskSAMCore.errors import PromptError
 from MaskSAMCore.inference.frame import Frame
 from MaskSAMCore.inference.tiles import Clip
-from MaskSAMCore.volume import Grid
+from MaskSAMCore.volume import Grid, Triple
 
 Kind = Literal["point", "box", "mask"]
 Scope = Literal["slice", "slab", "volume"]
-Triple = tuple[float, float, float]
 
 FLAT = 0.5
 """A box less than this many voxels deep was drawn in a plane."""
@@ -56,13 +55,13 @@ class Prompt:
         cls, position: Sequence[float], grid: Grid, *, positive: bool = True, scope: Scope = "slab"
     ) -> Prompt:
         """A point at a place in RAS mm."""
-        return cls(kind="point", position=_triple(grid.to_ijk(position)), positive=positive, scope=scope)
+        return cls(kind="point", position=triple(grid.to_ijk(position)), positive=positive, scope=scope)
 
     @classmethod
     def box_ras(cls, first: Sequence[float], second: Sequence[float], grid: Grid, *, scope: Scope = "slab") -> Prompt:
         """The smallest box along the scan's axes that holds both points, in RAS mm, in any order."""
         ends = grid.to_ijk(np.array([first, second], dtype=np.float64))
-        return cls(kind="box", corners=(_triple(ends.min(axis=0)), _triple(ends.max(axis=0))), scope=scope)
+        return cls(kind="box", corners=(triple(ends.min(axis=0)), triple(ends.max(axis=0))), scope=scope)
 
     def key(self) -> Hashable:
         """Equal for prompts that say the same."""
@@ -243,6 +242,7 @@ def _box(prompt: Prompt, frame: Frame) -> Placed | None:
     )
 
 
-def _triple(values: np.ndarray) -> Triple:
+def triple(values: np.ndarray) -> Triple:
+    """An array of three numbers as a tuple."""
     i, j, k = (float(v) for v in values)
     return i, j, k

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import nn
 
 from MaskSAMCore import device as devices
 from MaskSAMCore.config.serialize import from_dict
@@ -19,15 +18,16 @@ from MaskSAMCore.inference.automatic import automatic_prompts
 from MaskSAMCore.inference.cache import SlabCache
 from MaskSAMCore.inference.checks import doubts, require_prompts
 from MaskSAMCore.inference.frame import Box, Frame
-from MaskSAMCore.inference.prompts import Placed, Prompt, Triple, check, place
+from MaskSAMCore.inference.prompts import Placed, Prompt, check, place
 from MaskSAMCore.inference.propagate import propagate
 from MaskSAMCore.inference.slabs import Retreat, Slabs
 from MaskSAMCore.inference.tiles import State, of_mask
 from MaskSAMCore.inference.updates import Candidate, Suggestion, Update, candidate, update
+from MaskSAMCore.network.segmenter import Segmenter
 from MaskSAMCore.preprocessing.plan import Plan
 from MaskSAMCore.preprocessing.preprocess import preprocess
 from MaskSAMCore.progress import CancelToken, Progress, no_progress
-from MaskSAMCore.volume import Grid, Volume
+from MaskSAMCore.volume import Grid, Triple, Volume
 
 __all__ = ["Box", "Candidate", "Prompt", "Session", "SlabCache", "Suggestion", "Update"]
 
@@ -76,7 +76,7 @@ class Session:
     @classmethod
     def open(
         cls,
-        network: nn.Module,
+        network: Segmenter,
         card: ModelCard,
         volume: Volume,
         *,
@@ -87,7 +87,7 @@ class Session:
         """Preprocess a scan; nothing is encoded yet.
 
         Args:
-            network: A `MaskSAM`; it is moved to `device`.
+            network: Of the model; it is moved to `device`.
             card: Of the model.
             volume: With as many channels as the model takes.
             device: Where the network runs.
@@ -294,9 +294,8 @@ class Session:
         before, room = own.encodes, own.cache.capacity
         if self._constant or not self.card.config.model.takes_prompts:
             return 0
-        if position is None:
-            position = tuple((n - 1) / 2 for n in self.grid.shape[::-1])  # type: ignore[assignment]
-        place = self.frame.prepared(self.frame.turn(position))  # type: ignore[arg-type]
+        middle = [(n - 1) / 2 for n in self.grid.shape[::-1]]
+        place = self.frame.prepared(self.frame.turn(middle if position is None else position))
         inside = [min(max(v, 0.0), n - 1.0) for v, n in zip(place, own.size, strict=True)]
         windows = own.around(inside)[:slabs]
         for index, start in enumerate(windows):

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from itertools import product
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
 
-from MaskSAMCore.device import autocast_dtype
 from MaskSAMCore.errors import ResourceError
 from MaskSAMCore.inference.cache import SlabCache, halved, model_key, slab_key
+from MaskSAMCore.inference.sliding_window import autocast
+from MaskSAMCore.network.segmenter import Segmenter
 from MaskSAMCore.network.types import Slab
 from MaskSAMCore.preprocessing.plan import Plan, Shape
 from MaskSAMCore.preprocessing.resample import pad_to
@@ -41,7 +41,7 @@ class Retreat:
         said: What was given up so far, in words.
     """
 
-    def __init__(self, network: nn.Module, device: torch.device, cache: SlabCache, precision: str) -> None:
+    def __init__(self, network: Segmenter, device: torch.device, cache: SlabCache, precision: str) -> None:
         self.network, self.cache, self.precision = network.to(device).eval(), cache, precision
         self._device = device
         self.said: list[str] = []
@@ -78,9 +78,7 @@ class Retreat:
                 torch.cuda.empty_cache()
 
     def _autocast(self) -> AbstractContextManager:
-        device = self.device
-        dtype = autocast_dtype(device, self.precision) if device.type == "cuda" else None
-        return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+        return autocast(self.device, self.precision)
 
     def _steps(self) -> list[Callable[[], None]]:
         if self.device.type == "cpu":
@@ -121,7 +119,8 @@ class Slabs:
     def __init__(self, image: np.ndarray, plan: Plan, card: ModelCard, retreat: Retreat) -> None:
         self.plan, self.retreat, self.cache = plan, retreat, retreat.cache
         self.patch: Shape = plan.patch
-        self.size: Shape = image.shape[1:]  # type: ignore[assignment]
+        depth, height, width = image.shape[1:]
+        self.size: Shape = (depth, height, width)
         self.image = image
         self.padded, crop = pad_to(image, plan.patch)
         self.image.flags.writeable = self.padded.flags.writeable = False
@@ -225,7 +224,7 @@ class Slabs:
             slab = self.cache.get(key, device)
             if slab is None:
                 image = torch.from_numpy(self.window(start))[None].to(device)
-                slab = halved(self.retreat.network.slab(image))  # type: ignore[operator]
+                slab = halved(self.retreat.network.slab(image))
                 self.encodes += 1
                 self.cache.put(key, slab)
             return slab

@@ -5,26 +5,32 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from MaskSAMCore.config.schema import ModelConfig
 from MaskSAMCore.device import autocast_dtype
 from MaskSAMCore.errors import InputError
+from MaskSAMCore.network.segmenter import Segmenter
 from MaskSAMCore.network.types import Slab
 from MaskSAMCore.preprocessing.plan import MirrorRule, Shape
 from MaskSAMCore.preprocessing.resample import pad_to
 from MaskSAMCore.preprocessing.windows import starts
 from MaskSAMCore.progress import CancelToken, Progress, no_progress
+from MaskSAMCore.volume import Slices
 
 __all__ = [
     "Memory",
     "Network",
-    "Window",
+    "PatchSegmenter",
+    "autocast",
     "gaussian",
+    "keeping_network",
     "mirrorings",
     "patch_network",
     "slide",
@@ -36,7 +42,6 @@ __all__ = [
 
 Network = Callable[[Tensor], Tensor]
 """Patches (B, M, D, H, W) to class scores (B, K, D, H, W), on the device of its input."""
-Window = tuple[slice, slice, slice]
 
 LOG = logging.getLogger(__name__)
 CPU = torch.device("cpu")
@@ -53,7 +58,7 @@ def gaussian(patch: Shape) -> Tensor:
     return weight.clamp_(min=float(weight[weight > 0].min()))
 
 
-def windows(shape: Shape, patch: Shape, *, step: float = 0.5) -> Iterator[Window]:
+def windows(shape: Shape, patch: Shape, *, step: float = 0.5) -> Iterator[Slices]:
     """The windows of a volume of at least one patch, depth slowest.
 
     Raises:
@@ -61,15 +66,15 @@ def windows(shape: Shape, patch: Shape, *, step: float = 0.5) -> Iterator[Window
     """
     if not 0 < step <= 1:
         raise InputError("the step of the windows must be above 0 and at most 1", why=f"found {step}")
-    axes = [starts(size, length, step=step) for size, length in zip(shape, patch, strict=True)]
-    for corner in itertools.product(*axes):
-        yield tuple(slice(a, a + length) for a, length in zip(corner, patch, strict=True))  # type: ignore[misc]
+    depth, height, width = (starts(size, length, step=step) for size, length in zip(shape, patch, strict=True))
+    for z, y, x in itertools.product(depth, height, width):
+        yield slice(z, z + patch[0]), slice(y, y + patch[1]), slice(x, x + patch[2])
 
 
 def window_count(shape: Shape, patch: Shape, *, step: float = 0.5) -> int:
     """How many windows `slide` runs per mirroring; the volume may be smaller than a patch."""
-    padded = tuple(max(n, p) for n, p in zip(shape, patch, strict=True))
-    return len(list(windows(padded, patch, step=step)))  # type: ignore[arg-type]
+    depth, height, width = (max(n, p) for n, p in zip(shape, patch, strict=True))
+    return sum(1 for _ in windows((depth, height, width), patch, step=step))
 
 
 def mirrorings(rule: MirrorRule | None) -> list[tuple[int, ...]]:
@@ -155,7 +160,8 @@ def slide(
     """
     padded, crop = pad_to(image, patch)
     run = _Run(network, padded, patch, classes, memory or Memory())
-    jobs = list(itertools.product(windows(padded.shape[1:], patch, step=step), mirrorings(mirror)))  # type: ignore[arg-type]
+    depth, height, width = padded.shape[1:]
+    jobs = list(itertools.product(windows((depth, height, width), patch, step=step), mirrorings(mirror)))
     swap = None if mirror is None or mirror.left_right < 0 else (mirror.left_right, list(mirror.swap))
     done = 0
     with torch.inference_mode():
@@ -175,36 +181,56 @@ def slide(
         return run.result()[(slice(None), *crop)]
 
 
-def patch_network(
-    model: nn.Module,
-    device: torch.device,
-    precision: str = "auto",
-    *,
-    keep: Callable[[Tensor, Slab], None] | None = None,
-) -> Network:
+class PatchSegmenter(Protocol):
+    """What automatic segmentation needs of a network: `Segmenter`, or a wrapper of one."""
+
+    cfg: ModelConfig
+
+    def segment_patch(self, patches: Tensor, /) -> Tensor:
+        """Patches (B, M, D, H, W) to class scores (B, K, D, H, W)."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """As of `torch.nn.Module`."""
+
+
+def patch_network(model: PatchSegmenter, device: torch.device, precision: str = "auto") -> Network:
     """`model.segment_patch` under autocast; plain float32 on the CPU, whatever `precision` says.
 
     Args:
-        model: A `MaskSAM`, on `device`.
+        model: On `device`.
         device: Where it computes.
         precision: Of autocast on a GPU.
-        keep: Gets the patches and what prompts read of them, if that is wanted for later.
     """
-    dtype = autocast_dtype(device, precision) if device.type == "cuda" else None
 
     def network(patches: Tensor) -> Tensor:
-        with nullcontext() if dtype is None else torch.autocast(device.type, dtype):
-            if keep is None:
-                return model.segment_patch(patches)  # type: ignore[operator]
-            scores, slab = model.segment_slab(patches)  # type: ignore[operator]
+        with autocast(device, precision):
+            return model.segment_patch(patches)
+
+    return network
+
+
+def keeping_network(
+    model: Segmenter, device: torch.device, precision: str, keep: Callable[[Tensor, Slab], None]
+) -> Network:
+    """As `patch_network`; `keep` gets every batch of patches and what prompts read of them."""
+
+    def network(patches: Tensor) -> Tensor:
+        with autocast(device, precision):
+            scores, slab = model.segment_slab(patches)
         keep(patches, slab)
         return scores
 
     return network
 
 
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """`torch.autocast` in that precision on a GPU; on the CPU nothing, which computes in float32."""
+    dtype = autocast_dtype(device, precision) if device.type == "cuda" else None
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
 def slide_model(
-    model: nn.Module,
+    model: PatchSegmenter,
     image: np.ndarray | Tensor,
     *,
     step: float = 0.5,
@@ -215,7 +241,7 @@ def slide_model(
     """Scores (K, D, H, W) of a prepared image (M, D, H, W), where the model is and without a retreat from there.
 
     Args:
-        model: A `MaskSAM`, in evaluation mode.
+        model: In evaluation mode.
         image: As `preprocess` gives it.
         step, mirror, cancel: As for `slide`.
         batch: Windows of one forward pass.
@@ -225,8 +251,8 @@ def slide_model(
     return slide(
         patch_network(model, device),
         np.ascontiguousarray(array, np.float32),
-        model.cfg.patch,  # type: ignore[union-attr]
-        model.cfg.classes,  # type: ignore[union-attr]
+        model.cfg.patch,
+        model.cfg.classes,
         step=step,
         mirror=mirror,
         memory=Memory(device=device, batch=batch),
@@ -243,7 +269,7 @@ class _Run:
         self.total: Tensor | None = None
         self.norm: Tensor | None = None
 
-    def step(self, jobs: list[tuple[Window, tuple[int, ...]]], swap: tuple[int, list[int]] | None) -> Iterator[None]:
+    def step(self, jobs: list[tuple[Slices, tuple[int, ...]]], swap: tuple[int, list[int]] | None) -> Iterator[None]:
         """Run one batch; yields after each window that is in the sums, so that none is ever added twice."""
         total, norm = self._sums()
         patches = [

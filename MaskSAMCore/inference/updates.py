@@ -146,10 +146,9 @@ def _changed(old: State, new: State) -> Box | None:
         a, b = old.slices.get(d), new.slices.get(d)
         if a is b:
             continue
-        rect = a.rect if b is None else b.rect if a is None else union(a.rect, b.rect)  # type: ignore[union-attr]
-        first = np.zeros((rect[1] - rect[0], rect[3] - rect[2]), bool) if a is None else a.cut(rect)
-        second = np.zeros_like(first) if b is None else b.cut(rect)
-        differs = trimmed(rect[0], rect[2], first != second)
+        rect = functools.reduce(union, (tile.rect for tile in (a, b) if tile is not None))
+        nothing = Tile(rect[0], rect[2], np.zeros((0, 0), bool))
+        differs = trimmed(rect[0], rect[2], (a or nothing).cut(rect) != (b or nothing).cut(rect))
         if differs is not None:
             places.append(d)
             rects.append(differs.rect)

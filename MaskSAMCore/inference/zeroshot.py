@@ -27,15 +27,16 @@ from MaskSAMCore.config.schema import (
     StemConfig,
     TokenAdapterConfig,
 )
-from MaskSAMCore.errors import InputError, PromptError
+from MaskSAMCore.config.serialize import from_dict
+from MaskSAMCore.errors import InputError, ModelError, PromptError
 from MaskSAMCore.network.build import build_model
+from MaskSAMCore.network.encoder import AdaptedEncoder
+from MaskSAMCore.network.masksam import MaskSAM
 from MaskSAMCore.network.prompts import CANVAS_PIXELS
 from MaskSAMCore.zoo.base_weights import load_base
 
 if TYPE_CHECKING:
     from segment_anything import SamPredictor
-
-    from MaskSAMCore.network.encoder import AdaptedEncoder
 
 PERCENTILES = (0.5, 99.5)
 """Of the whole scan; what lies between them becomes the 256 grey values of the picture."""
@@ -61,12 +62,16 @@ class Answer:
         return int(self.quality.argmax())
 
 
-def bare_config(arch: str, *, kernel: str = "fast") -> ModelConfig:
-    """SAM of that architecture without anything of ours, one slice of 1024 x 1024 pixels at a time."""
+def bare_config(arch: str) -> ModelConfig:
+    """SAM of that architecture without anything of ours, one slice of 1024 x 1024 pixels at a time.
+
+    Raises:
+        InputError: There is no such architecture.
+    """
     return ModelConfig(
         classes=2,
         patch=(1, CANVAS_PIXELS, CANVAS_PIXELS),
-        backbone=BackboneConfig(arch=arch, attention_kernel=kernel),  # type: ignore[arg-type]
+        backbone=from_dict(BackboneConfig, {"arch": arch}, where="model.backbone"),
         stem=StemConfig(kind="repeat", upsample=1),
         depth=DepthConfig(pe_encoder=False, pe_decoder="none"),
         enc_adapter=EncoderAdapterConfig(kind="none"),
@@ -92,24 +97,23 @@ class _Encoder(nn.Module):
         return self.encoder.frozen_features(x[:, :, None]).embed[:, :, 0]
 
 
-def sam_predictor(
-    arch: str, weights: Path | None, device: torch.device | str = "cpu", *, kernel: str = "fast"
-) -> SamPredictor:
+def sam_predictor(arch: str, weights: Path | None, device: torch.device | str = "cpu") -> SamPredictor:
     """Segment-anything's predictor around an unchanged SAM.
 
     Args:
         arch: As in `model.backbone.arch`.
         weights: The checkpoint; None leaves random weights, for tests.
         device: Where it runs.
-        kernel: Of the encoder, as in `model.backbone.attention_kernel`; the same numbers to rounding.
 
     Raises:
-        ModelError: The checkpoint cannot be read or belongs to another architecture.
+        ModelError: The checkpoint cannot be read or belongs to another architecture, or `arch` is none of SAM's.
     """
     from segment_anything import SamPredictor
     from segment_anything.modeling import Sam
 
-    network = build_model(bare_config(arch, kernel=kernel))
+    network = build_model(bare_config(arch))
+    if not isinstance(network, MaskSAM) or not isinstance(network.encoder, AdaptedEncoder):
+        raise ModelError("is not an architecture of SAM", where=arch)
     if weights is not None:
         load_base(network, weights)
     sam = Sam(_Encoder(network.encoder), network.prompts.sam, network.decoder.sam)

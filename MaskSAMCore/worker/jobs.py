@@ -30,9 +30,9 @@ class Job:
     """
 
     def __init__(
-        self, id: int, op: str, fields: dict[str, Any], cancel: Callable[[Job], None], *, own: bool = False
+        self, number: int, op: str, fields: dict[str, Any], cancel: Callable[[Job], None], *, own: bool = False
     ) -> None:
-        self.id, self.op, self.fields, self.own = id, op, fields, own
+        self.id, self.op, self.fields, self.own = number, op, fields, own
         self.progress: tuple[int, int, str] | None = None
         self.cancel_asked = False
         self.sent_to: object = None

@@ -69,11 +69,11 @@ class Request:
 
 
 class Refused(Exception):
-    """A line that is no request: `error` says why, `id` is its number where that could be read."""
+    """A line that is not a request: `error` says why, `id` is its number where that could be read."""
 
-    def __init__(self, id: int | None, error: MaskSAMError) -> None:
-        super().__init__(id, error)
-        self.id, self.error = id, error
+    def __init__(self, number: int | None, error: MaskSAMError) -> None:
+        super().__init__(number, error)
+        self.id, self.error = number, error
 
 
 class Readable(Protocol):
@@ -133,14 +133,14 @@ def parse_request(line: bytes) -> Request:
     Raises:
         Refused: Anything is wrong with it.
     """
-    id = None
+    number = None
     try:
         message = from_line(line)
         op = message.pop("op", None)
-        id = _id(message.pop("id", None))
-        return Request(id=id, op=str(op), fields=check_request(op, message))
+        number = _id(message.pop("id", None))
+        return Request(id=number, op=str(op), fields=check_request(op, message))
     except InputError as error:
-        raise Refused(id, error) from error
+        raise Refused(number, error) from error
 
 
 def check_request(op: object, fields: Mapping[str, Any]) -> dict[str, Any]:

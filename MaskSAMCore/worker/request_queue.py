@@ -91,10 +91,10 @@ class Waiting:
                 self._running.token.cancel()
             return out
 
-    def cancel_running(self, id: int) -> bool:
+    def cancel_running(self, number: int) -> bool:
         """Whether the request is being worked on; it is told to stop."""
         with self._changed:
-            if self._running is None or self._running.request.id != id:
+            if self._running is None or self._running.request.id != number:
                 return False
             self._running.interrupted = False
             self._running.token.cancel()

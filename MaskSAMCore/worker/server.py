@@ -179,15 +179,15 @@ class Server:
             self.end(EXIT_FAILED)  # a library called sys.exit(), or a bug: without this thread there is no worker
 
     def _do(self, task: Task) -> None:
-        id = task.request.id
+        number = task.request.id
         try:
             line = self._answer(task)
         except Cancelled as error:
             if not self._waiting.again(task):
-                self._fail(id, error)
+                self._fail(number, error)
         except MaskSAMError as error:
             self._waiting.done(task)
-            self._fail(id, error)
+            self._fail(number, error)
         except Exception as error:
             if _lost(error):  # for good, as far as this process goes; the client redoes its work in another one
                 LOG.error("the GPU was lost: %s", error)
@@ -199,7 +199,7 @@ class Server:
                 why = f"{type(error).__name__}: {error}"[:500]
                 known = MaskSAMError("the engine failed", where=task.request.op, why=why, remedy="Please report this.")
             self._waiting.done(task)
-            self._fail(id, known)
+            self._fail(number, known)
         else:
             self._waiting.done(task)
             self._write(line)
@@ -258,22 +258,22 @@ class Server:
 
     # -- replies, from either thread ---------------------------------------------------------------------------------
 
-    def _progress(self, id: int) -> Progress:
+    def _progress(self, number: int) -> Progress:
         last = [float("-inf")]
 
         def report(done: int, total: int, text: str) -> None:
             now = time.monotonic()
             if done >= total or now - last[0] >= PROGRESS_S:
                 last[0] = now
-                self._send({"event": "progress", "id": id, "done": int(done), "total": int(total), "text": text})
+                self._send({"event": "progress", "id": number, "done": int(done), "total": int(total), "text": text})
 
         return report
 
-    def _reply(self, id: int, result: dict[str, Any]) -> None:
-        self._send({"id": id, "result": result})
+    def _reply(self, number: int, result: dict[str, Any]) -> None:
+        self._send({"id": number, "result": result})
 
-    def _fail(self, id: int | None, error: MaskSAMError) -> None:
-        self._send({"id": id, "error": protocol.error_fields(error)})
+    def _fail(self, number: int | None, error: MaskSAMError) -> None:
+        self._send({"id": number, "error": protocol.error_fields(error)})
 
     def _send(self, message: dict[str, Any]) -> None:
         self._write(protocol.to_line(message))

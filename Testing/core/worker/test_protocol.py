@@ -143,11 +143,11 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("line", "id", "text"), BAD)
-def test_garbage_is_refused_with_its_reason(line: bytes, id: int | None, text: str) -> None:
+@pytest.mark.parametrize(("line", "number", "text"), BAD)
+def test_garbage_is_refused_with_its_reason(line: bytes, number: int | None, text: str) -> None:
     with pytest.raises(Refused) as refused:
         parse_request(line)
-    assert refused.value.id == id
+    assert refused.value.id == number
     assert text in str(refused.value.error)
     to_line(protocol.error_fields(refused.value.error))
 
@@ -260,8 +260,8 @@ def test_a_number_that_json_does_not_know_is_not_sent() -> None:
 # -- the queue -------------------------------------------------------------------------------------------------------
 
 
-def request(id: int, op: str) -> protocol.Request:
-    return protocol.Request(id=id, op=op, fields={})
+def request(number: int, op: str) -> protocol.Request:
+    return protocol.Request(id=number, op=op, fields={})
 
 
 def test_work_in_the_background_waits_and_is_taken_up_again() -> None:
@@ -299,9 +299,10 @@ def test_interrupted_work_that_is_cancelled_as_well_is_not_taken_up() -> None:
 
 def test_the_queue_has_an_end() -> None:
     waiting = Waiting()
+    for number in range(MOST + 1):
+        waiting.put(request(number, "prompt"))
     with pytest.raises(InputError, match="too many"):
-        for id in range(MOST + 2):
-            waiting.put(request(id, "prompt"))
+        waiting.put(request(MOST + 1, "prompt"))
     with pytest.raises(InputError, match="in use"):
         waiting.put(request(3, "prompt"))
 
@@ -400,7 +401,7 @@ def test_a_file_system_that_lets_everybody_in_is_not_used(temporary: Path, monke
 def test_nothing_is_written_after_the_end(temporary: Path) -> None:
     made = PrivateFolder.make()
     made.remove()
-    with pytest.raises(OSError):
+    with pytest.raises(FileNotFoundError, match="closed"):
         made.write(np.zeros(3, np.uint8))
     assert left(temporary) == []
 
