@@ -193,7 +193,7 @@ def _window(
     multimask: bool,
 ) -> _Part:
     slab = slabs.ready(window)
-    network = slabs.retreat.network
+    network = slabs.runner.network
 
     def work(device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
         batch = spread(
@@ -207,7 +207,7 @@ def _window(
         cls = None if found.cls is None else found.cls[0, 0].float().softmax(-1).cpu()
         return found.masks[0, 0].float().cpu(), found.quality[0, 0].float().cpu(), cls
 
-    logits, quality, classes = slabs.retreat.run(work)
+    logits, quality, classes = slabs.runner.run(work)
     depth, height, width = slabs.patch
     start, y, x = window
     inner = [

@@ -64,7 +64,7 @@ def automatic_prompts(
 
 def _look(slabs: Slabs, window: Shape, label: int) -> dict[int, _Found]:
     """What automatic mode finds of a class in one window, by prepared slice, and the box that prompted it."""
-    network = slabs.retreat.network
+    network = slabs.runner.network
 
     def work(device: torch.device) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         found = network(torch.from_numpy(slabs.window(window))[None].to(device))
@@ -73,7 +73,7 @@ def _look(slabs: Slabs, window: Shape, label: int) -> dict[int, _Found]:
         cls = None if found.cls is None else found.cls[0].float().softmax(-1)[..., label].cpu()
         return labels.cpu(), (found.masks[0] > 0).cpu(), cls, boxes
 
-    labels, masks, probability, boxes = slabs.retreat.run(work)
+    labels, masks, probability, boxes = slabs.runner.run(work)
     slabs.encodes += 1
     depth, height, width = slabs.patch
     out = {}

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from MaskSAMCore.config.serialize import from_dict
 from MaskSAMCore.errors import InputError, PromptError
 from MaskSAMCore.inference.cache import SlabCache, keeper, model_key
 from MaskSAMCore.inference.checks import doubts
-from MaskSAMCore.inference.sliding_window import Memory, Network, keeping_network, patch_network, slide, window_count
+from MaskSAMCore.inference.sliding_window import Network, Placement, keeping_network, patch_network, slide, window_count
 from MaskSAMCore.network.segmenter import Segmenter
 from MaskSAMCore.preprocessing.plan import Plan, Shape, mirror_rule
 from MaskSAMCore.preprocessing.postprocess import keep_largest
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 GPU_BATCH = 4
-"""Windows of one forward pass on a GPU; the ladder of `Memory` goes down from here."""
+"""Windows of one forward pass on a GPU, as long as its memory has room for them."""
 
 
 @dataclass(kw_only=True)
@@ -89,8 +90,8 @@ class Predictor:
             network: As `zoo.load_model` gives it.
             card: Of the model.
             device: Where it computes.
-            cache: Is left the encoded windows. A session whose windows hold the same numbers, as those of a scan that
-                was segmented whole and is no larger than in training, needs no encoder for them.
+            cache: Keeps the encoded windows, without mirroring. A session whose windows hold the same numbers, as
+                those of a scan that was segmented whole and is no larger than in training, need not encode them again.
         """
         self = cls.__new__(cls)
         self._start(network, card, torch.device(device), cache)
@@ -138,7 +139,13 @@ class Predictor:
         notes = [f"{volume.source or 'the scan'}: {text}" for text in doubts(volume, self.card, self.plan, bool(boxes))]
         for note in notes:
             LOG.warning(note)
-        run = _Case(self, Memory(device=self.device, batch=batch or self._batch(), on_cpu=self._to_cpu))
+        placement = Placement(
+            device=self.device,
+            batch=batch or self._batch(),
+            on_cpu=partial(self._to_cpu, keep=not tta),
+            cache=self.cache,
+        )
+        run = _Case(self, placement)
         classes: np.ndarray = np.zeros(volume.grid.shape, np.uint8 if self.card.labels.classes <= 256 else np.uint16)
         for index, target in enumerate(targets):
             part = f"region {index + 1} of {len(targets)}: segmenting" if len(targets) > 1 else "segmenting"
@@ -152,8 +159,8 @@ class Predictor:
                 labels=self.card.labels,
                 source=volume.source,
             ),
-            warnings=tuple(dict.fromkeys((*volume.warnings, *notes, *run.notes, *run.memory.announced))),
-            device=str(run.memory.device),
+            warnings=tuple(dict.fromkeys((*volume.warnings, *notes, *run.notes, *placement.messages))),
+            device=str(placement.device),
             windows=run.windows,
             seconds=time.monotonic() - begin,
         )
@@ -161,17 +168,16 @@ class Predictor:
     def _batch(self) -> int:
         return 1 if self.device.type == "cpu" else GPU_BATCH
 
-    def _runner(self, device: torch.device) -> Network:
+    def _network(self, device: torch.device, *, keep: bool) -> Network:
         precision = self.card.config.train.precision
-        if self.cache is None or not self.card.config.model.takes_prompts:
+        if not keep or self.cache is None or not self.card.config.model.takes_prompts:
             return patch_network(self.network, device, precision)
-        keep = keeper(self.cache, model_key(self.network, self.card))
-        return keeping_network(self.network, device, precision, keep)
+        return keeping_network(self.network, device, precision, keeper(self.cache, model_key(self.network, self.card)))
 
-    def _to_cpu(self) -> Network:
+    def _to_cpu(self, *, keep: bool) -> Network:
         self.device = torch.device("cpu")
         self.network.to(self.device)
-        return self._runner(self.device)
+        return self._network(self.device, keep=keep)
 
 
 def _targets(boxes: Sequence[Roi], grid: Grid) -> list[Slices]:
@@ -191,10 +197,10 @@ def _whole(shape: Shape) -> Slices:
 
 
 class _Case:
-    """What the regions of one scan share: the memory ladder and the things to say."""
+    """What the regions of one scan share: where the network runs, and the warnings."""
 
-    def __init__(self, predictor: Predictor, memory: Memory) -> None:
-        self.predictor, self.memory = predictor, memory
+    def __init__(self, predictor: Predictor, placement: Placement) -> None:
+        self.predictor, self.placement = predictor, placement
         self.notes: list[str] = []
         self.windows = 0
 
@@ -221,13 +227,13 @@ class _Case:
         rule = mirror_rule(plan, card.labels, card.config.data) if tta else None
         self.windows += window_count(image.shape[1:], plan.patch, step=step) * (2 ** len(rule.axes) if rule else 1)
         scores = slide(
-            self.predictor._runner(self.memory.device),
+            self.predictor._network(self.placement.device, keep=not tta),
             image,
             plan.patch,
             card.labels.classes,
             step=step,
             mirror=rule,
-            memory=self.memory,
+            placement=self.placement,
             progress=progress,
             cancel=cancel,
         )

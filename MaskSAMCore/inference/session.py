@@ -20,7 +20,7 @@ from MaskSAMCore.inference.checks import doubts, require_prompts
 from MaskSAMCore.inference.frame import Box, Frame
 from MaskSAMCore.inference.prompts import Placed, Prompt, check, place
 from MaskSAMCore.inference.propagate import propagate
-from MaskSAMCore.inference.slabs import Retreat, Slabs
+from MaskSAMCore.inference.slabs import NetworkRunner, Slabs
 from MaskSAMCore.inference.tiles import State, of_mask
 from MaskSAMCore.inference.updates import Candidate, Suggestion, Update, candidate, update
 from MaskSAMCore.network.segmenter import Segmenter
@@ -109,10 +109,10 @@ class Session:
             notes.append(f"{name}: {record.nonfinite} voxels were NaN or Inf")
         if record.constant:
             notes.append(f"{name}: {CONSTANT}")
-        retreat = Retreat(
+        runner = NetworkRunner(
             network, torch.device(device), SlabCache() if cache is None else cache, card.config.train.precision
         )
-        slabs = Slabs(prepared.image, plan, card, retreat)
+        slabs = Slabs(prepared.image, plan, card, runner)
         progress(1, 1, "opening")
         unique = tuple(dict.fromkeys(notes))
         return cls(slabs, Frame(record), card, volume.grid, warnings=unique, constant=record.constant)
@@ -125,7 +125,7 @@ class Session:
     @property
     def device(self) -> torch.device:
         """Where the network runs now."""
-        return self._open.retreat.device
+        return self._open.runner.device
 
     @property
     def encodes(self) -> int:
@@ -167,11 +167,11 @@ class Session:
             PromptError: Naming the prompt by number and position; the structure stays as it was.
             ModelError: The model takes no prompts.
             Cancelled: `cancel` was set; the structure stays as it was.
-            ResourceError: The memory is full and no retreat is left; the structure stays as it was.
+            ResourceError: The memory is full and no fallback is left; the structure stays as it was.
         """
         require_prompts(self.card)
         begin, slabs = time.monotonic(), self._open
-        before, said = slabs.encodes, len(slabs.retreat.said)
+        before, said = slabs.encodes, len(slabs.runner.messages)
         check(prompts, self.grid)
         placed = place(prompts, self.frame)
         single = multimask and len(prompts) == 1 and prompts[0].kind == "point" and prompts[0].positive
@@ -191,7 +191,7 @@ class Session:
             else (),
             encoded=slabs.encodes - before,
             seconds=time.monotonic() - begin,
-            messages=(*chosen.notes, *slabs.retreat.said[said:]),
+            messages=(*chosen.notes, *slabs.runner.messages[said:]),
         )
 
     def _replay(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from itertools import product
@@ -11,8 +10,8 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import torch
 
-from MaskSAMCore.errors import ResourceError
 from MaskSAMCore.inference.cache import SlabCache, halved, model_key, slab_key
+from MaskSAMCore.inference.memory import CPU, MemoryLadder, clear, spill, to_cpu
 from MaskSAMCore.inference.sliding_window import autocast
 from MaskSAMCore.network.segmenter import Segmenter
 from MaskSAMCore.network.types import Slab
@@ -27,80 +26,59 @@ T = TypeVar("T")
 Extent = tuple[float, float]
 """Lowest and highest position along one axis."""
 
-LOG = logging.getLogger(__name__)
-CPU = torch.device("cpu")
 MARGIN = 0.125
 """A window stays in use as long as the prompts keep this share of it from its border."""
 _SMALLEST_STD = 1e-6
 
 
-class Retreat:
-    """Where the network runs, and what is given up when memory is full (faults.md row 47).
+class NetworkRunner:
+    """A network on its device, which moves to the CPU when the GPU's memory stays full (faults.md row 47).
 
-    Attributes:
-        said: What was given up so far, in words.
+    Args:
+        network: Is moved to `device`.
+        device: Where it runs first.
+        cache: Of encoded slabs, which are given up first.
+        precision: Of autocast on a GPU.
     """
 
     def __init__(self, network: Segmenter, device: torch.device, cache: SlabCache, precision: str) -> None:
         self.network, self.cache, self.precision = network.to(device).eval(), cache, precision
         self._device = device
-        self.said: list[str] = []
+        self._ladder = MemoryLadder([spill(cache, self._on_gpu), to_cpu(self._to_cpu, self._on_gpu), clear(cache)])
 
     @property
     def device(self) -> torch.device:
-        """Of the network now; another session may have taken it to the CPU."""
+        """Where the network is now; another session may have moved it to the CPU."""
         first = next(self.network.parameters(), None)
         return self._device if first is None else first.device
 
+    @property
+    def messages(self) -> list[str]:
+        """What was given up so far because memory was full, one line each."""
+        return self._ladder.messages
+
     def run(self, work: Callable[[torch.device], T]) -> T:
-        """`work(device)` under autocast, again after every step back.
+        """`work(device)` under autocast and without gradients.
 
         Raises:
-            ResourceError: Memory is full and there is no step left.
+            ResourceError: The memory is full, and no fallback is left.
         """
-        steps = self._steps()
-        while True:
-            try:
-                with torch.inference_mode(), self._autocast():
-                    return work(self.device)
-            except torch.OutOfMemoryError as error:
-                full = str(error)
-            # outside of the handler, whose traceback keeps the failed pass's tensors alive
-            if not steps:
-                raise ResourceError(
-                    "the memory is full",
-                    where=str(self.device),
-                    why=full,
-                    remedy="Close other programs, or open a smaller part of the scan.",
-                )
-            steps.pop(0)()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+
+        def attempt() -> T:
+            with torch.inference_mode(), self._autocast():
+                return work(self.device)
+
+        return self._ladder.run(attempt)
 
     def _autocast(self) -> AbstractContextManager:
         return autocast(self.device, self.precision)
 
-    def _steps(self) -> list[Callable[[], None]]:
-        if self.device.type == "cpu":
-            return [self._clear]
-        return [self._spill, self._to_cpu, self._clear]
-
-    def _spill(self) -> None:
-        self.cache.spill()
-        self._say("the GPU's memory is full: encoded slabs moved to the computer's memory")
+    def _on_gpu(self) -> bool:
+        return self.device.type != "cpu"
 
     def _to_cpu(self) -> None:
         self.network.to(CPU)
         self._device = CPU
-        self._say("the GPU's memory is full: the work goes on, slower, on the CPU")
-
-    def _clear(self) -> None:
-        self.cache.clear()
-        self._say("the computer's memory is full: encoded slabs were given up")
-
-    def _say(self, text: str) -> None:
-        LOG.warning(text)
-        self.said.append(text)
 
 
 class Slabs:
@@ -116,8 +94,8 @@ class Slabs:
         encodes: Runs of the encoder so far.
     """
 
-    def __init__(self, image: np.ndarray, plan: Plan, card: ModelCard, retreat: Retreat) -> None:
-        self.plan, self.retreat, self.cache = plan, retreat, retreat.cache
+    def __init__(self, image: np.ndarray, plan: Plan, card: ModelCard, runner: NetworkRunner) -> None:
+        self.plan, self.runner, self.cache = plan, runner, runner.cache
         self.patch: Shape = plan.patch
         depth, height, width = image.shape[1:]
         self.size: Shape = (depth, height, width)
@@ -131,7 +109,7 @@ class Slabs:
         )
         self.mask_size = card.config.model.mask_size
         self.encodes = 0
-        self._model = model_key(retreat.network, card)
+        self._model = model_key(runner.network, card)
         self._keys: dict[Shape, bytes] = {}
         self._last: tuple[Shape, Slab] | None = None
 
@@ -216,7 +194,7 @@ class Slabs:
         """The window's encoding, in half precision on the network's device.
 
         Raises:
-            ResourceError: Memory is full and no retreat is left.
+            ResourceError: Memory is full and no fallback is left.
         """
         key = self._key(start)
 
@@ -224,23 +202,23 @@ class Slabs:
             slab = self.cache.get(key, device)
             if slab is None:
                 image = torch.from_numpy(self.window(start))[None].to(device)
-                slab = halved(self.retreat.network.slab(image))
+                slab = halved(self.runner.network.slab(image))
                 self.encodes += 1
                 self.cache.put(key, slab)
             return slab
 
-        return self.retreat.run(work)
+        return self.runner.run(work)
 
     def ready(self, start: Shape) -> Slab:
         """The window's encoding in single precision; the last one stays so, as the next click is mostly into the same.
 
         Raises:
-            ResourceError: Memory is full and no retreat is left.
+            ResourceError: Memory is full and no fallback is left.
         """
         last = self._last
-        if last is None or last[0] != start or last[1].embed.device != self.retreat.device:
+        if last is None or last[0] != start or last[1].embed.device != self.runner.device:
             half = self.encoded(start)
-            self._last = last = (start, self.retreat.run(lambda device: half.to(device, torch.float32)))
+            self._last = last = (start, self.runner.run(lambda device: half.to(device, torch.float32)))
         return last[1]
 
     def _key(self, start: Shape) -> bytes:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from MaskSAMCore.config.schema import ModelConfig
 from MaskSAMCore.device import autocast_dtype
 from MaskSAMCore.errors import InputError
+from MaskSAMCore.inference.memory import CPU, GPU_FULL, Fallback, MemoryLadder, clear, spill, to_cpu
 from MaskSAMCore.network.segmenter import Segmenter
 from MaskSAMCore.network.types import Slab
 from MaskSAMCore.preprocessing.plan import MirrorRule, Shape
@@ -24,27 +24,11 @@ from MaskSAMCore.preprocessing.windows import starts
 from MaskSAMCore.progress import CancelToken, Progress, no_progress
 from MaskSAMCore.volume import Slices
 
-__all__ = [
-    "Memory",
-    "Network",
-    "PatchSegmenter",
-    "autocast",
-    "gaussian",
-    "keeping_network",
-    "mirrorings",
-    "patch_network",
-    "slide",
-    "slide_model",
-    "starts",
-    "window_count",
-    "windows",
-]
+if TYPE_CHECKING:
+    from MaskSAMCore.inference.cache import SlabCache
 
 Network = Callable[[Tensor], Tensor]
 """Patches (B, M, D, H, W) to class scores (B, K, D, H, W), on the device of its input."""
-
-LOG = logging.getLogger(__name__)
-CPU = torch.device("cpu")
 
 
 def gaussian(patch: Shape) -> Tensor:
@@ -84,46 +68,29 @@ def mirrorings(rule: MirrorRule | None) -> list[tuple[int, ...]]:
 
 
 @dataclass
-class Memory:
-    """Where the work happens, and how it retreats when the GPU's memory is full (faults.md row 47).
+class Placement:
+    """Where windows are computed and how many at once; less of a GPU after each fallback (faults.md row 47).
 
     Attributes:
         device: Of the network.
-        batch: Patches of one forward pass.
+        batch: Windows of one forward pass.
         sums: Device of the summed scores; None for `device`.
-        on_cpu: Gives the network on the CPU; None where there is no such retreat.
-        announced: What was given up so far, in words.
+        on_cpu: Moves the network to the CPU and returns it; None where it has to stay.
+        cache: Encoded slabs that share the memory with the windows, and are given up for them.
+        messages: What was given up so far, one line each.
     """
 
     device: torch.device = CPU
     batch: int = 1
     sums: torch.device | None = None
     on_cpu: Callable[[], Network] | None = None
-    announced: list[str] = field(default_factory=list)
+    cache: SlabCache | None = None
+    messages: list[str] = field(default_factory=list)
 
-    def retreat(self, network: Network) -> Network | None:
-        """One step down: single windows, sums on the CPU, all on the CPU. None at the end of the ladder."""
-        if self.device.type == "cpu":
-            return None
-        if self.batch > 1:
-            self.batch = 1
-            self._say("one window at a time now")
-        elif (self.sums or self.device).type != "cpu":
-            self.sums = CPU
-            self._say("the scores are summed in the computer's memory now")
-        elif self.on_cpu is not None:
-            self.device, network = CPU, self.on_cpu()
-            self._say("the work goes on, slower, on the CPU")
-        else:
-            return None
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return network
-
-    def _say(self, text: str) -> None:
-        message = f"the GPU's memory is full: {text}"
-        LOG.warning(message)
-        self.announced.append(message)
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the network runs on a GPU."""
+        return self.device.type != "cpu"
 
 
 def slide(
@@ -134,7 +101,7 @@ def slide(
     *,
     step: float = 0.5,
     mirror: MirrorRule | None = None,
-    memory: Memory | None = None,
+    placement: Placement | None = None,
     progress: Progress = no_progress,
     cancel: CancelToken | None = None,
 ) -> Tensor:
@@ -147,7 +114,8 @@ def slide(
         classes: K.
         step: Distance of two windows as a share of the patch.
         mirror: Axes of test-time mirroring; None runs every window once.
-        memory: Device, batch and the retreat; by default the CPU, one window at a time.
+        placement: Device, batch and fallbacks; by default the CPU, one window at a time. What was given up stays given
+            up for the next volume.
         progress: Told after every window and mirroring.
         cancel: Asked before every forward pass.
 
@@ -156,28 +124,19 @@ def slide(
 
     Raises:
         Cancelled: `cancel` was set.
-        torch.OutOfMemoryError: The ladder of `memory` is at its end.
+        ResourceError: The memory is full, and no fallback is left.
     """
     padded, crop = pad_to(image, patch)
-    run = _Run(network, padded, patch, classes, memory or Memory())
+    run = _Run(network, padded, patch, classes, placement or Placement())
     depth, height, width = padded.shape[1:]
     jobs = list(itertools.product(windows((depth, height, width), patch, step=step), mirrorings(mirror)))
     swap = None if mirror is None or mirror.left_right < 0 else (mirror.left_right, list(mirror.swap))
-    done = 0
     with torch.inference_mode():
-        while done < len(jobs):
+        while run.done < len(jobs):
             if cancel is not None:
                 cancel.check()
-            full = None
-            try:
-                for _ in run.step(jobs[done : done + run.memory.batch], swap):
-                    done += 1
-            except torch.OutOfMemoryError as error:
-                full = str(error)
-            # outside of the handler, whose traceback keeps the failed pass's tensors alive
-            if full is not None:
-                run.retreat(full)
-            progress(done, len(jobs), "segmenting")
+            run.ladder.run(lambda: run.step(jobs, swap))
+            progress(run.done, len(jobs), "segmenting")
         return run.result()[(slice(None), *crop)]
 
 
@@ -238,7 +197,7 @@ def slide_model(
     batch: int = 1,
     cancel: CancelToken | None = None,
 ) -> Tensor:
-    """Scores (K, D, H, W) of a prepared image (M, D, H, W), where the model is and without a retreat from there.
+    """Scores (K, D, H, W) of a prepared image (M, D, H, W), on the model's device and nowhere else.
 
     Args:
         model: In evaluation mode.
@@ -255,7 +214,7 @@ def slide_model(
         model.cfg.classes,
         step=step,
         mirror=mirror,
-        memory=Memory(device=device, batch=batch),
+        placement=Placement(device=device, batch=batch),
         cancel=cancel,
     )
 
@@ -263,45 +222,74 @@ def slide_model(
 class _Run:
     """The sums of one volume; `step` adds windows to them."""
 
-    def __init__(self, network: Network, image: np.ndarray, patch: Shape, classes: int, memory: Memory) -> None:
-        self.network, self.image, self.classes, self.memory = network, image, classes, memory
+    def __init__(self, network: Network, image: np.ndarray, patch: Shape, classes: int, placement: Placement) -> None:
+        self.network, self.image, self.classes, self.placement = network, image, classes, placement
         self.weight = gaussian(patch)
         self.total: Tensor | None = None
         self.norm: Tensor | None = None
+        self.done = 0
+        self.ladder = MemoryLadder(self._fallbacks(), placement.messages)
 
-    def step(self, jobs: list[tuple[Slices, tuple[int, ...]]], swap: tuple[int, list[int]] | None) -> Iterator[None]:
-        """Run one batch; yields after each window that is in the sums, so that none is ever added twice."""
+    def step(self, jobs: list[tuple[Slices, tuple[int, ...]]], swap: tuple[int, list[int]] | None) -> None:
+        """Run the next batch; counts each window in `done` as soon as it is summed, so that none is summed twice."""
         total, norm = self._sums()
+        batch = jobs[self.done : self.done + self.placement.batch]
         patches = [
-            torch.from_numpy(self.image[(slice(None), *window)]).to(self.memory.device).flip([a + 1 for a in flip])
-            for window, flip in jobs
+            torch.from_numpy(self.image[(slice(None), *window)]).to(self.placement.device).flip([a + 1 for a in flip])
+            for window, flip in batch
         ]
         scores = self.network(torch.stack(patches))
-        for score, (window, flip) in zip(scores, jobs, strict=True):
+        for score, (window, flip) in zip(scores, batch, strict=True):
             score = score.flip([a + 1 for a in flip])
             if swap is not None and swap[0] in flip:
                 score = score[swap[1]]
             total[(slice(None), *window)].addcmul_(score.to(total.device, torch.float32), self.weight)
             norm[window] += self.weight
-            yield
+            self.done += 1
+
+    def _fallbacks(self) -> list[Fallback]:
+        placement = self.placement
+
+        def on_gpu() -> bool:
+            return placement.on_gpu
+
+        cache = placement.cache
+        return [
+            *([] if cache is None else [spill(cache, on_gpu)]),
+            Fallback(
+                message=f"{GPU_FULL}one window at a time now",
+                possible=lambda: placement.on_gpu and placement.batch > 1,
+                apply=self._single_windows,
+            ),
+            Fallback(
+                message=f"{GPU_FULL}the scores are summed in the computer's memory now",
+                possible=lambda: placement.on_gpu and placement.sums is None,
+                apply=self._sum_on_cpu,
+            ),
+            to_cpu(self._to_cpu, lambda: placement.on_gpu and placement.on_cpu is not None),
+            *([] if cache is None else [clear(cache)]),
+        ]
+
+    def _single_windows(self) -> None:
+        self.placement.batch = 1
+
+    def _sum_on_cpu(self) -> None:
+        self.placement.sums = CPU
+        if self.total is not None and self.norm is not None:
+            self.total, self.norm, self.weight = self.total.to(CPU), self.norm.to(CPU), self.weight.to(CPU)
+
+    def _to_cpu(self) -> None:
+        if self.placement.on_cpu is not None:
+            self.placement.device, self.network = CPU, self.placement.on_cpu()
 
     def _sums(self) -> tuple[Tensor, Tensor]:
-        device = self.memory.sums or self.memory.device
+        device = self.placement.sums or self.placement.device
         if self.total is None or self.norm is None:
             shape = self.image.shape[1:]
             total = torch.zeros((self.classes, *shape), device=device)
             self.norm, self.total = torch.zeros(shape, device=device), total
             self.weight = self.weight.to(device)
         return self.total, self.norm
-
-    def retreat(self, why: str) -> None:
-        network = self.memory.retreat(self.network)
-        if network is None:
-            raise torch.OutOfMemoryError(why)
-        self.network = network
-        if self.total is not None and self.norm is not None and self.memory.sums is not None:
-            self.total, self.norm = self.total.to(self.memory.sums), self.norm.to(self.memory.sums)
-            self.weight = self.weight.to(self.memory.sums)
 
     def result(self) -> Tensor:
         total, norm = self._sums()

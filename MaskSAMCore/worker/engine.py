@@ -108,26 +108,19 @@ class Engine:
         return {"device": describe(self._device), "torch": torch.__version__, "models": models}
 
     def handle(self, op: str, fields: dict[str, Any], *, progress: Progress, cancel: CancelToken) -> dict[str, Any]:
-        """Do one request; see `protocol.REQUESTS`. Full memory is met by giving up what is encoded, and that is said.
+        """Do one request; see `protocol.REQUESTS`.
 
         Raises:
-            torch.OutOfMemoryError: That did not help.
+            MaskSAMError: It cannot be done; nothing is changed.
         """
         if op in exports.OPERATIONS:
             return exports.export(op, fields, progress=progress, cancel=cancel)
-        import torch
+        from MaskSAMCore.inference.memory import MemoryLadder, clear
 
-        try:
-            return self._do(op, fields, progress, cancel)
-        except torch.OutOfMemoryError as error:
-            LOG.warning("%s: %s", op, error)
-        # outside of the handler, whose traceback keeps the failed work's tensors alive
-        self._cache.clear()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        result = self._do(op, fields, progress, cancel)
-        for told in {"messages", "warnings"} & result.keys():
-            result[told] = [*result[told], "the memory is full: encoded slabs were given up"]
+        ladder = MemoryLadder([clear(self._cache)])
+        result = ladder.run(lambda: self._do(op, fields, progress, cancel))
+        for name in {"messages", "warnings"} & result.keys():
+            result[name] = [*result[name], *ladder.messages]
         return result
 
     def _do(self, op: str, fields: dict[str, Any], progress: Progress, cancel: CancelToken) -> dict[str, Any]:
@@ -188,8 +181,7 @@ class Engine:
 
     def _load(self, name: str) -> Model:
         """The model called so; loaded once, as long as its folder does not change."""
-        import torch
-
+        from MaskSAMCore.inference.memory import CPU, MemoryLadder, clear, spill, to_cpu
         from MaskSAMCore.zoo.installed import find_model, load_model
         from MaskSAMCore.zoo.model_folder import load_card
 
@@ -200,13 +192,18 @@ class Engine:
                 self._model = known
                 return known
         self._model = None
-        try:
-            network, card = load_model(path, self._device)
-            notes: tuple[str, ...] = ()
-        except torch.OutOfMemoryError:
-            network, card = load_model(path, "cpu")
-            notes = ("the GPU's memory is full: the model runs, slower, on the CPU",)
-        self._model = Model(key=key, network=network.eval(), card=card, notes=notes)
+        device = self._device
+
+        def on_gpu() -> bool:
+            return device.type != "cpu"
+
+        def on_cpu() -> None:
+            nonlocal device
+            device = CPU
+
+        ladder = MemoryLadder([spill(self._cache, on_gpu), to_cpu(on_cpu, on_gpu), clear(self._cache)])
+        network, card = ladder.run(lambda: load_model(path, device))
+        self._model = Model(key=key, network=network.eval(), card=card, notes=tuple(ladder.messages))
         return self._model
 
     @staticmethod
@@ -268,8 +265,7 @@ class Engine:
         from MaskSAMCore.inference.predictor import Predictor
         from MaskSAMCore.volume import Roi
 
-        cache = None if fields["tta"] else self._cache
-        predictor = Predictor.of(case.model.network, case.model.card, self._place(case.model), cache=cache)
+        predictor = Predictor.of(case.model.network, case.model.card, self._place(case.model), cache=self._cache)
         found = predictor.segment(
             case.volume,
             roi=[Roi(center=each["center"], size=each["size"]) for each in fields["roi"]],
