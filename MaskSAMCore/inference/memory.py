@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from MaskSAMCore.errors import ResourceError
+from MaskSAMCore.errors import gpu_memory_full
 
 if TYPE_CHECKING:
     from MaskSAMCore.inference.cache import SlabCache
@@ -58,12 +58,11 @@ class MemoryLadder:
             try:
                 return work()
             except torch.OutOfMemoryError as error:
-                why = str(error)
+                full = gpu_memory_full(error)
             # outside of the handler, whose traceback keeps the failed pass's tensors alive
             fallback = next((each for each in left if each.possible()), None)
             if fallback is None:
-                remedy = "Close other programs, or use a smaller part of the scan, or the CPU."
-                raise ResourceError("the memory is full", why=why, remedy=remedy)
+                raise full
             left.remove(fallback)
             fallback.apply()
             if torch.cuda.is_available():

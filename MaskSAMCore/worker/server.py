@@ -8,7 +8,6 @@ signal, or the death of the client; it deletes the private folder and leaves, wh
 from __future__ import annotations
 
 import contextlib
-import errno
 import faulthandler
 import io
 import logging
@@ -25,8 +24,8 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 
 from MaskSAMCore import __version__
-from MaskSAMCore.commandline import EXIT_DEVICE_LOST, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED
-from MaskSAMCore.errors import InputError, MaskSAMError, ResourceError
+from MaskSAMCore.commandline import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED
+from MaskSAMCore.errors import DeviceLostError, InputError, MaskSAMError, ResourceError, translated
 from MaskSAMCore.progress import Cancelled, CancelToken, Progress
 from MaskSAMCore.worker import protocol
 from MaskSAMCore.worker.folder import PrivateFolder
@@ -189,11 +188,11 @@ class Server:
             self._waiting.done(task)
             self._fail(number, error)
         except Exception as error:
-            if _lost(error):  # for good, as far as this process goes; the client redoes its work in another one
-                LOG.error("the GPU was lost: %s", error)
-                self.end(EXIT_DEVICE_LOST)
+            known = translated(error, where=self._folder.path)
+            if isinstance(known, DeviceLostError):  # the client does the work again in a new process
+                LOG.error("%s", known)
+                self.end(known.exit_code)
                 return
-            known = self._named(error)
             if known is None:
                 LOG.exception("the engine failed in %s", task.request.op)
                 why = f"{type(error).__name__}: {error}"[:500]
@@ -241,21 +240,6 @@ class Server:
             return {key: self._arrays_out(each, written) for key, each in value.items()}
         return [self._arrays_out(each, written) for each in value] if isinstance(value, (list, tuple)) else value
 
-    def _named(self, error: Exception) -> MaskSAMError | None:
-        """What the machine did, as a named error; None for a bug."""
-        torch = sys.modules.get("torch")
-        if torch is not None and isinstance(error, torch.OutOfMemoryError):
-            remedy = "Release other scans, or choose the CPU."
-            return ResourceError("the memory is full", why=str(error).split(". ")[0], remedy=remedy)
-        if isinstance(error, MemoryError):
-            return ResourceError("the computer's memory is full", why=str(error), remedy="Close other programs.")
-        if isinstance(error, OSError):
-            full = error.errno in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
-            what = "not enough space on the disk" if full else "the system refused"
-            remedy = "Free some space and try again." if full else ""
-            return ResourceError(what, where=self._folder.path, why=error.strerror or str(error), remedy=remedy)
-        return None
-
     # -- replies, from either thread ---------------------------------------------------------------------------------
 
     def _progress(self, number: int) -> Progress:
@@ -286,11 +270,6 @@ class Server:
                     rest = rest[self._outlet.write(rest) or 0 :]
         except OSError:
             self.end(0)  # nobody listens any more
-
-
-def _lost(error: Exception) -> bool:
-    kind = getattr(sys.modules.get("torch"), "AcceleratorError", None)
-    return kind is not None and isinstance(error, kind)
 
 
 def _obsolete(task: Task, request: Request) -> bool:

@@ -90,7 +90,7 @@ def fail(error: BaseException):
         (ResourceError("full"), 1, "full"),
         (Cancelled(exit_code=143), 143, "cancelled"),
         (KeyboardInterrupt(), 130, "interrupted"),
-        (OSError(errno.ENOSPC, "No space left on device", "/x/y"), 1, "/x/y: the disk is full"),
+        (OSError(errno.ENOSPC, "No space left on device", "/x/y"), 1, "/x/y: not enough space on the disk"),
         (PermissionError(errno.EACCES, "Permission denied", "/x/y"), 2, "/x/y: cannot be used (Permission denied)"),
         (MemoryError("1 TiB"), 1, "memory is full (1 TiB)"),
     ],
