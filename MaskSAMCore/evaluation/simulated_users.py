@@ -27,7 +27,8 @@ from MaskSAMCore.progress import CancelToken
 
 if TYPE_CHECKING:
     from MaskSAMCore.data.simulate import Click
-    from MaskSAMCore.inference.session import Prompt, Session
+    from MaskSAMCore.inference.prompts import Prompt
+    from MaskSAMCore.inference.session import Session
     from MaskSAMCore.inference.zeroshot import ZeroShot
     from MaskSAMCore.labels import Label, LabelTable
     from MaskSAMCore.preprocessing.masks import Box
@@ -186,7 +187,7 @@ class ModelAnswers:
 
     def clicks(self, clicks: Sequence[Click]) -> np.ndarray:
         """See `Method`."""
-        from MaskSAMCore.inference.session import Prompt
+        from MaskSAMCore.inference.prompts import Prompt
 
         return self._answer(
             [
@@ -202,7 +203,7 @@ class ModelAnswers:
 
     def box(self, box: Box) -> np.ndarray:
         """See `Method`; the corners of a session's box are centres of voxels."""
-        from MaskSAMCore.inference.session import Prompt
+        from MaskSAMCore.inference.prompts import Prompt
 
         x0, y0, x1, y1 = box
         corners = (self._ijk((y0, x0)), self._ijk((max(y1 - 1, y0), max(x1 - 1, x0))))

@@ -13,10 +13,9 @@ from functools import cached_property
 
 import numpy as np
 
+from MaskSAMCore.inference.results import Bounds
 from MaskSAMCore.preprocessing.preprocess import Record
 from MaskSAMCore.preprocessing.resample import SHRINK
-
-Box = tuple[int, int, int, int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -144,7 +143,7 @@ class Frame:
             d = Taps(index=centre[:, None], weight=np.ones((len(centre), 1), np.float32))
         return d, h, w
 
-    def block(self, box: Box) -> tuple[slice, slice, slice]:
+    def block(self, box: Bounds) -> tuple[slice, slice, slice]:
         """A turned box (d0, d1, h0, h1, w0, w1) as kji slices of the scan."""
         out = [slice(0, 0)] * 3
         for a, (low, high), n, f in zip(

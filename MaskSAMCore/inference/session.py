@@ -17,19 +17,18 @@ from MaskSAMCore.inference.answer import Draft, Own, limit, profile, seed, writa
 from MaskSAMCore.inference.automatic import automatic_prompts
 from MaskSAMCore.inference.cache import SlabCache
 from MaskSAMCore.inference.checks import doubts, require_prompts
-from MaskSAMCore.inference.frame import Box, Frame
+from MaskSAMCore.inference.frame import Frame
 from MaskSAMCore.inference.prompts import Placed, Prompt, check, place
 from MaskSAMCore.inference.propagate import propagate
+from MaskSAMCore.inference.results import Update
 from MaskSAMCore.inference.slabs import NetworkRunner, Slabs
 from MaskSAMCore.inference.tiles import State, of_mask
-from MaskSAMCore.inference.updates import Candidate, Suggestion, Update, candidate, update
+from MaskSAMCore.inference.updates import candidate, update
 from MaskSAMCore.network.segmenter import Segmenter
 from MaskSAMCore.preprocessing.plan import Plan
 from MaskSAMCore.preprocessing.preprocess import preprocess
 from MaskSAMCore.progress import CancelToken, Progress, no_progress
 from MaskSAMCore.volume import Grid, Triple, Volume
-
-__all__ = ["Box", "Candidate", "Prompt", "Session", "SlabCache", "Suggestion", "Update"]
 
 if TYPE_CHECKING:
     from MaskSAMCore.zoo.model_folder import ModelCard

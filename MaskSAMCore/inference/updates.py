@@ -1,77 +1,15 @@
-"""What a session tells its caller: the changed part of a structure, on the scan's own voxels."""
+"""From the states of a structure to what the caller is told: the changed part, on the scan's own voxels."""
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
 
 import numpy as np
 
-from MaskSAMCore.inference.frame import Box, Frame
+from MaskSAMCore.inference.frame import Frame
+from MaskSAMCore.inference.results import Bounds, Candidate, Suggestion, Update
 from MaskSAMCore.inference.tiles import State, Tile, trimmed, union
 from MaskSAMCore.labels import LabelTable
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Candidate:
-    """One of the three masks that a single click may mean.
-
-    Attributes:
-        box: Bounding box (k0, k1, j0, j1, i0, i1) of the mask, upper ones exclusive; None where it is empty.
-        mask: uint8 0/1 (k, j, i) inside the box.
-        quality: The model's estimate of its IoU in the slice of the click, 0 to 1.
-    """
-
-    box: Box | None
-    mask: np.ndarray
-    quality: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Suggestion:
-    """The label that the model takes the structure for; `label` is its id in the model's table."""
-
-    label: int
-    name: str
-    probability: float
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Update:
-    """What a call changed in one structure.
-
-    Attributes:
-        structure: Its number.
-        box: Bounding box (k0, k1, j0, j1, i0, i1), upper ones exclusive, of the voxels that differ from the
-            structure's last answer; None where none does.
-        mask: uint8 0/1 (k, j, i), the structure inside `box`; of shape (0, 0, 0) without one.
-        extent: Bounding box of the whole structure; None where it is empty.
-        voxels: Of the whole structure.
-        axis: Which axis of (K, J, I) the model's slices are counted along.
-        quality: The model's estimate of the IoU, 0 to 1, of every slice (index along `axis`) with the structure that
-            it has answered.
-        worst: The slice with the lowest estimate, if there is one.
-        candidates: With `multimask`, the three meanings of a single click, the best first; `mask` is the best one's.
-            The choice is made lasting with `Prompt.candidate`.
-        suggestion: The label that fits, None where the model has no opinion.
-        encoded: Runs of the encoder in this call.
-        seconds: Of this call.
-        messages: What the user should be told, one line each.
-    """
-
-    structure: int
-    box: Box | None
-    mask: np.ndarray
-    extent: Box | None = None
-    voxels: int = 0
-    axis: int = 0
-    quality: dict[int, float] = field(default_factory=dict)
-    worst: int | None = None
-    candidates: tuple[Candidate, ...] = ()
-    suggestion: Suggestion | None = None
-    encoded: int = 0
-    seconds: float = 0.0
-    messages: tuple[str, ...] = ()
 
 
 def candidate(frame: Frame, state: State, z: int) -> Candidate:
@@ -116,12 +54,12 @@ def _suggestion(labels: LabelTable, classes: tuple[float, ...]) -> Suggestion | 
     return Suggestion(label=label.id, name=label.name, probability=classes[best])
 
 
-def _box(frame: Frame, turned: Box) -> Box:
+def _box(frame: Frame, turned: Bounds) -> Bounds:
     k, j, i = frame.block(turned)
     return k.start, k.stop, j.start, j.stop, i.start, i.stop
 
 
-def _block(frame: Frame, state: State, box: Box | None) -> np.ndarray:
+def _block(frame: Frame, state: State, box: Bounds | None) -> np.ndarray:
     """uint8 (k, j, i) of a turned box."""
     if box is None:
         return np.zeros((0, 0, 0), np.uint8)
@@ -130,7 +68,7 @@ def _block(frame: Frame, state: State, box: Box | None) -> np.ndarray:
     return np.ascontiguousarray(frame.unturned(block), np.uint8)
 
 
-def _extent(state: State) -> Box | None:
+def _extent(state: State) -> Bounds | None:
     """Bounding box of a structure, turned."""
     if not state.slices:
         return None
@@ -138,7 +76,7 @@ def _extent(state: State) -> Box | None:
     return min(state.slices), max(state.slices) + 1, *rect
 
 
-def _changed(old: State, new: State) -> Box | None:
+def _changed(old: State, new: State) -> Bounds | None:
     """Bounding box, turned, of the voxels that differ."""
     places: list[int] = []
     rects = []

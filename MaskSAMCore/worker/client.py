@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 
 from MaskSAMCore.errors import MaskSAMError, ResourceError
+from MaskSAMCore.inference.results import Update
 from MaskSAMCore.progress import Cancelled
 from MaskSAMCore.worker import protocol
 from MaskSAMCore.worker.jobs import Job, checked_fields
 from MaskSAMCore.worker.process import WorkerGone, WorkerProcess
-from MaskSAMCore.worker.results import Case, Segmented, Update, typed
+from MaskSAMCore.worker.results import Case, Segmented, typed
 from MaskSAMCore.worker.session_log import Record
 
 LOG = logging.getLogger(__name__)

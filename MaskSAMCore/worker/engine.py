@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from MaskSAMCore.inference.cache import SlabCache
     from MaskSAMCore.inference.prompts import Prompt
+    from MaskSAMCore.inference.results import Update
     from MaskSAMCore.inference.session import Session
-    from MaskSAMCore.inference.updates import Update
     from MaskSAMCore.network.segmenter import Segmenter
     from MaskSAMCore.volume import Grid, LabelMap, Volume
     from MaskSAMCore.zoo.model_folder import ModelCard

@@ -13,7 +13,7 @@ import torch
 
 from MaskSAMCore import device as devices
 from MaskSAMCore.errors import ResourceError
-from MaskSAMCore.inference.session import SlabCache
+from MaskSAMCore.inference.cache import SlabCache
 from MaskSAMCore.inference.slabs import NetworkRunner
 from MaskSAMCore.network.types import PromptBatch, Prompted, Slab
 from Testing.toy_model import bright_scan
@@ -144,7 +144,8 @@ def test_a_scan_that_does_not_fit_is_refused_before_anything_is_made(monkeypatch
 LARGE = """
 import resource, sys
 import numpy as np, torch
-from MaskSAMCore.inference.session import Prompt, Session
+from MaskSAMCore.inference.prompts import Prompt
+from MaskSAMCore.inference.session import Session
 from MaskSAMCore.network.build import build_model
 from MaskSAMCore.volume import Grid, Volume
 from Testing.toy_model import make_card, make_plan

@@ -82,7 +82,7 @@ class Refinement:
             return {"segment_id": "", "can_refine": self._can_refine()}
         structure, now = self._answers.of(prompts), prompts.snapshot()
         facts = structure.facts
-        suggested = str(facts.suggestion["name"]) if facts.suggestion else ""
+        suggested = facts.suggestion.name if facts.suggestion else ""
         alone = single(now)
         return {
             "segment_id": prompts.segment_id,
@@ -241,7 +241,7 @@ class Refinement:
         prompts = self._selection.current()
         structure = self._answers.of(prompts) if prompts is not None else None
         suggestion = structure.facts.suggestion if structure is not None else None
-        label = self._context.label(int(suggestion["label"])) if suggestion else None
+        label = self._context.label(suggestion.label) if suggestion else None
         if prompts is None or structure is None or label is None:
             self._context.say("The model suggests nothing for this structure.")
             return

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from MaskSAMCore.errors import MaskSAMError
+from MaskSAMCore.inference.results import Suggestion, Update
 from MaskSAMCore.labels import Label
 from MaskSAMCore.progress import Cancelled
 from MaskSAMCore.worker.jobs import Job
-from MaskSAMCore.worker.results import Update
 from SlicerMaskSAMLib.engine.engine_link import EngineLink
 from SlicerMaskSAMLib.mrml import bridge, prompt_values
 from SlicerMaskSAMLib.mrml.prompt_values import Point, Snapshot, Start
@@ -31,7 +31,7 @@ NUMBERS = itertools.count(1)
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What the engine told with its last answer; see `worker.results.Update`.
+    """What the engine told with its last answer; see `inference.results.Update`.
 
     Attributes:
         candidates: How many meanings the click has.
@@ -41,7 +41,7 @@ class Facts:
     axis: int = 0
     worst: int | None = None
     candidates: int = 0
-    suggestion: Mapping[str, Any] | None = None
+    suggestion: Suggestion | None = None
     messages: tuple[str, ...] = ()
 
     @classmethod

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from MaskSAMCore.errors import InputError, PromptError
+from MaskSAMCore.inference.cache import SlabCache
 from MaskSAMCore.inference.prompts import Prompt
-from MaskSAMCore.inference.session import Session, SlabCache
+from MaskSAMCore.inference.session import Session
 from MaskSAMCore.progress import Cancelled, CancelToken
 from MaskSAMCore.volume import Volume
 from Testing.toy_model import bright_scan
