@@ -6,7 +6,7 @@ itself: what the user has corrected stays as it was left.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,62 +16,12 @@ from torch import Tensor
 from MaskSAMCore.inference.frame import Frame
 from MaskSAMCore.inference.prompts import CANDIDATES, Placed
 from MaskSAMCore.inference.slabs import Slabs
+from MaskSAMCore.inference.slice_prompts import by_slice, extent, in_window, is_positive
 from MaskSAMCore.inference.sliding_window import gaussian
 from MaskSAMCore.inference.tiles import LIMIT, Clip, Rect, State, Tile, inside, overlap, paint, union
 from MaskSAMCore.network.heads import resize_masks
 from MaskSAMCore.network.prompt_broadcast import SlicePrompts, nearest, spread
 from MaskSAMCore.preprocessing.masks import honour
-
-Edges = tuple[float, float, float, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Said:
-    """What was said in one prepared slice: clicks (x, y, label) and a box, in prepared edges."""
-
-    clicks: tuple[tuple[float, float, int], ...] = ()
-    box: Edges | None = None
-
-    @property
-    def positive(self) -> bool:
-        return self.box is not None or any(label for _, _, label in self.clicks)
-
-    @property
-    def extent(self) -> Edges:
-        """Bounding box (x0, y0, x1, y1)."""
-        spans = [(x, y, x, y) for x, y, _ in self.clicks] + ([] if self.box is None else [self.box])
-        x0, y0, x1, y1 = zip(*spans, strict=True)
-        return min(x0), min(y0), max(x1), max(y1)
-
-    def seen(self, y: int, x: int, height: int, width: int) -> SlicePrompts | None:
-        """The part inside of a window, in fractions of it; None if nothing is."""
-        clicks = [(cx - x, cy - y, n) for cx, cy, n in self.clicks if 0 <= cx - x <= width and 0 <= cy - y <= height]
-        box = None
-        if self.box is not None:
-            x0, x1 = (min(max(v - x, 0), width) for v in self.box[::2])
-            y0, y1 = (min(max(v - y, 0), height) for v in self.box[1::2])
-            box = (x0 / width, y0 / height, x1 / width, y1 / height) if x0 < x1 and y0 < y1 else None
-        if not clicks and box is None:
-            return None
-        return SlicePrompts(
-            points=tuple((cx / width, cy / height) for cx, cy, _ in clicks),
-            labels=tuple(n for _, _, n in clicks),
-            box=box,
-        )
-
-
-def gather(placed: Iterable[Placed]) -> dict[int, Said]:
-    """Prompts by prepared slice; clicks add up, of several boxes in a slice the last one counts."""
-    said: dict[int, Said] = {}
-    for each in placed:
-        if each.kind == "mask":
-            continue
-        old = said.get(each.z, Said())
-        clicks = old.clicks
-        if each.point is not None:
-            clicks = (*clicks, (each.point[1] + 0.5, each.point[0] + 0.5, int(each.positive)))
-        said[each.z] = Said(clicks=clicks, box=each.box or old.box)
-    return said
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -114,10 +64,10 @@ def decode(
     slabs: Slabs,
     start: int,
     windows: Sequence[tuple[int, int]],
-    said: Mapping[int, Said],
+    prompts: Mapping[int, SlicePrompts],
     planes: Mapping[int, Tile],
     *,
-    user: Mapping[int, Said] | None = None,
+    user: Mapping[int, SlicePrompts] | None = None,
     multimask: bool = False,
 ) -> Answer | None:
     """The network's masks of a slab; None where no window holds anything that could be the structure.
@@ -126,29 +76,30 @@ def decode(
         slabs: Of the scan.
         start: The slab's, along depth.
         windows: In-plane starts; several are fused with the Gaussian of automatic mode.
-        said: By prepared slice; those outside of the slab are not used.
+        prompts: By prepared slice; those outside of the slab are not used.
         planes: Logits known so far, by prepared slice.
-        user: What the user said, whose clicks are honoured to the voxel; None for all of `said`.
+        user: The user's own prompts, whose clicks are honoured to the voxel; None for all of `prompts`.
         multimask: Ask for three meanings of a single click.
     """
     depth, height, width = slabs.patch
     slices = range(max(start, 0), min(start + depth, slabs.size[0]))
-    here = {z: each for z, each in said.items() if z in slices}
+    here = {z: each for z, each in prompts.items() if z in slices}
     parts = []
     for y, x in windows:
-        seen = {z - start: part for z, each in here.items() if (part := each.seen(y, x, height, width))}
+        seen = {z - start: part for z, each in here.items() if (part := in_window(each, (y, x), (height, width)))}
         masks, known = _former(slabs, (start, y, x), planes)
-        positive = any(part.box is not None or 1 in part.labels for part in seen.values())
+        positive = any(is_positive(part) for part in seen.values())
         if positive or (seen and bool((masks > 0).any())):
             parts.append(_window(slabs, (start, y, x), seen, masks, known, multimask))
-    return None if not parts else _honoured(_fuse(slabs, start, slices, parts), said if user is None else user)
+    return None if not parts else _honoured(_fuse(slabs, start, slices, parts), prompts if user is None else user)
 
 
-def _honoured(answer: Answer, said: Mapping[int, Said]) -> Answer:
+def _honoured(answer: Answer, prompts: Mapping[int, SlicePrompts]) -> Answer:
     y, x = answer.rect[0] + 0.5, answer.rect[2] + 0.5
     logits = answer.logits
     for index, z in enumerate(answer.slices):
-        clicks = [(cy - y, cx - x, bool(label)) for cx, cy, label in said[z].clicks] if z in said else []
+        given = prompts.get(z, SlicePrompts())
+        clicks = [(cy - y, cx - x, bool(label)) for (cx, cy), label in zip(given.points, given.labels, strict=True)]
         for rank in range(len(logits) if clicks else 0):
             logits[rank, index] = honour(logits[rank, index], clicks).clip(-LIMIT, LIMIT)
     return answer
@@ -347,27 +298,28 @@ class Draft:
 
 def seed(
     slabs: Slabs, state: State, placed: Sequence[Placed], *, multimask: bool
-) -> tuple[list[Answer], dict[int, Said]]:
+) -> tuple[list[Answer], dict[int, SlicePrompts]]:
     """The answers to the newest prompt in its own slab, the best first; none if there is nothing to answer."""
-    said, z = gather(placed), placed[-1].z
+    prompts, z = by_slice(placed), placed[-1].z
     start = slabs.deep(z)
-    near = [each.extent for d, each in said.items() if start <= d < start + slabs.patch[0]]
+    near = [extent(each) for d, each in prompts.items() if start <= d < start + slabs.patch[0]]
     x0, y0, x1, y1 = (pick(values) for pick, values in zip((min, min, max, max), zip(*near, strict=True), strict=True))
     windows = slabs.planes(((y0, y1), (x0, x1)), state.windows.get(start))
-    answer = decode(slabs, start, windows, said, state.planes, multimask=multimask)
+    answer = decode(slabs, start, windows, prompts, state.planes, multimask=multimask)
     if answer is None:
-        return [], said
+        return [], prompts
     order = np.argsort(-answer.quality[:, z - answer.slices.start], kind="stable")[:CANDIDATES]
-    return [answer.choose(int(index)) for index in order], said
+    return [answer.choose(int(index)) for index in order], prompts
 
 
 def limit(clip: Clip | None, new: Placed) -> Clip | None:
     """What limits the answer to a new prompt: the latest box that spans slices, until a click outside of it."""
     if new.kind == "box":
         return new.clip
-    if clip is None or not new.positive or new.point is None:
+    if clip is None or not is_positive(new.prompts) or not new.prompts.points:
         return clip
-    place = (new.z, *(int(v + 0.5) for v in new.point))
+    [(x, y)] = new.prompts.points
+    place = (new.z, int(y), int(x))
     return clip if all(clip.allows(axis, index) for axis, index in enumerate(place)) else None
 
 

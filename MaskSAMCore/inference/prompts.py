@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from MaskSAMCore.errors import PromptError
 from MaskSAMCore.inference.frame import Frame
 from MaskSAMCore.inference.tiles import Clip
+from MaskSAMCore.network.prompt_broadcast import SlicePrompts
 from MaskSAMCore.volume import Grid, Triple
 
 Kind = Literal["point", "box", "mask"]
@@ -79,21 +80,19 @@ class Placed:
     """A prompt on the prepared grid.
 
     Attributes:
-        kind, positive, scope, candidate: As given; a box that spans slices is of scope "volume", held by `clip`.
+        kind, scope, candidate: As given; a box that spans slices is of scope "volume", limited by `clip`.
         z: Its slice, or the middle one.
-        point: (y, x), continuous, centres at integers; of a point, or the centre of a box drawn across the slices.
-        box: (x0, y0, x1, y1) edges in slice `z`.
+        prompts: One click (x, y) or one box (x0, y0, x1, y1) in edges of slice `z`. A box that was drawn across the
+            slices is a click in its centre. Empty for a mask.
         clip: What the answer must not leave.
-        mask: The prompt's own, of a mask.
+        mask: The prompt itself, if it is a mask.
     """
 
     kind: Kind
-    positive: bool
     scope: Scope
     candidate: int | None = None
     z: int = 0
-    point: tuple[float, float] | None = None
-    box: tuple[float, float, float, float] | None = None
+    prompts: SlicePrompts = field(default_factory=SlicePrompts)
     clip: Clip | None = None
     mask: Prompt | None = None
 
@@ -178,7 +177,7 @@ def place(prompts: Sequence[Prompt], frame: Frame) -> list[Placed | None]:
     placed: list[Placed | None] = []
     for index, prompt in enumerate(prompts):
         if prompt.kind == "mask":
-            placed.append(Placed(kind="mask", positive=True, scope=prompt.scope, mask=prompt))
+            placed.append(Placed(kind="mask", scope=prompt.scope, mask=prompt))
             continue
         found = _point(prompt, frame) if prompt.kind == "point" else _box(prompt, frame)
         if found is None and prompt.positive:
@@ -203,9 +202,8 @@ def _point(prompt: Prompt, frame: Frame) -> Placed | None:
     _, height, width = frame.record.shape
     if z is None or not (-0.5 <= y <= height - 0.5 and -0.5 <= x <= width - 0.5):
         return None
-    return Placed(
-        kind="point", positive=prompt.positive, scope=prompt.scope, candidate=prompt.candidate, z=z, point=(y, x)
-    )
+    click = SlicePrompts(points=((x + 0.5, y + 0.5),), labels=(int(prompt.positive),))
+    return Placed(kind="point", scope=prompt.scope, candidate=prompt.candidate, z=z, prompts=click)
 
 
 def _box(prompt: Prompt, frame: Frame) -> Placed | None:
@@ -223,21 +221,20 @@ def _box(prompt: Prompt, frame: Frame) -> Placed | None:
         return None
     inner = [(float(max(a, 0)), float(min(b, n))) for a, b, n in zip(low, high, frame.record.shape, strict=True)]
     (y0, y1), (x0, x1) = inner[1:]
-    box = (x0, y0, x1, y1)
+    drawn = SlicePrompts(box=(x0, y0, x1, y1))
     if flat[0]:
-        return Placed(kind="box", positive=True, scope=prompt.scope, z=z, box=box)
-    across = bool(flat[1] or flat[2])
+        return Placed(kind="box", scope=prompt.scope, z=z, prompts=drawn)
+    if flat[1] or flat[2]:
+        drawn = SlicePrompts(points=(((x0 + x1) / 2, (y0 + y1) / 2),), labels=(1,))
     limits = tuple(
         None if thin else (float(a - MARGIN * (b - a)), float(b + MARGIN * (b - a)))
         for a, b, thin in zip(low, high, flat, strict=True)
     )
     return Placed(
         kind="box",
-        positive=True,
         scope="slice" if prompt.scope == "slice" else "volume",
         z=z,
-        point=((y0 + y1 - 1) / 2, (x0 + x1 - 1) / 2) if across else None,
-        box=None if across else box,
+        prompts=drawn,
         clip=Clip(limits=limits),
     )
 

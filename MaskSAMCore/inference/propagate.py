@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
-from MaskSAMCore.inference.answer import Answer, Draft, Own, Said, decode, profile
+from MaskSAMCore.inference.answer import Answer, Draft, Own, decode, profile
 from MaskSAMCore.inference.slabs import Slabs
+from MaskSAMCore.inference.slice_prompts import joined
 from MaskSAMCore.inference.tiles import Tile
+from MaskSAMCore.network.prompt_broadcast import SlicePrompts
 from MaskSAMCore.preprocessing.masks import dilate_box, interior_point, tight_box
 
 SMALLEST = 0.01
@@ -20,7 +21,9 @@ DILATION = 0.05
 Step = Callable[[], None]
 
 
-def propagate(slabs: Slabs, draft: Draft, first: Answer, said: Mapping[int, Said], own: Own, step: Step) -> None:
+def propagate(
+    slabs: Slabs, draft: Draft, first: Answer, prompts: Mapping[int, SlicePrompts], own: Own, step: Step
+) -> None:
     """Continue a draft that holds the first slab's answer, upward and downward.
 
     Each slab is asked for the structure whose mask is known in the slices that it shares with the former one, by
@@ -30,22 +33,22 @@ def propagate(slabs: Slabs, draft: Draft, first: Answer, said: Mapping[int, Said
         slabs: Of the scan.
         draft: With the first slab's answer written; changed in place.
         first: That answer.
-        said: Prompts by prepared slice.
+        prompts: The user's, by prepared slice.
         own: What may be written.
         step: Called before every slab; may raise Cancelled.
     """
     area = draft.area(own.z) or max(draft.area(z) for z in first.slices)
     for direction in (1, -1):
-        _Walk(slabs, draft, said, own, direction, area).run(first, step)
+        _Walk(slabs, draft, prompts, own, direction, area).run(first, step)
 
 
 class _Walk:
     """One direction of it; `least` is the area below which the structure has ended."""
 
     def __init__(
-        self, slabs: Slabs, draft: Draft, said: Mapping[int, Said], own: Own, direction: int, area: int
+        self, slabs: Slabs, draft: Draft, prompts: Mapping[int, SlicePrompts], own: Own, direction: int, area: int
     ) -> None:
-        self.slabs, self.draft, self.said, self.own, self.direction = slabs, draft, said, own, direction
+        self.slabs, self.draft, self.prompts, self.own, self.direction = slabs, draft, prompts, own, direction
         self.least = max(SMALLEST * area, 1)
         self.weight = profile(slabs)
 
@@ -105,13 +108,14 @@ class _Walk:
         size = self.slabs.size[1:]
         moved = (box[0] + plane.x, box[1] + plane.y, box[2] + plane.x, box[3] + plane.y)
         x0, y0, x1, y1 = dilate_box(moved, DILATION, size)
-        click = (inner[1] + plane.x + 0.5, inner[0] + plane.y + 0.5, 1)
-        here = {z: each for z, each in self.said.items() if z in slices}
+        here = {z: each for z, each in self.prompts.items() if z in slices}
         place = min(max(edge, slices[0]), slices[-1])
-        own = here.get(place, Said())
-        here[place] = replace(own, clicks=(*own.clicks, click), box=own.box or (x0, y0, x1, y1))
+        own = here.get(place, SlicePrompts())
+        click = (inner[1] + plane.x + 0.5, inner[0] + plane.y + 0.5)
+        here[place] = joined(SlicePrompts(box=(x0, y0, x1, y1)), own)
+        here[place] = joined(here[place], SlicePrompts(points=(click,), labels=(1,)))
         windows = self.slabs.planes(((y0, y1), (x0, x1)))
-        return decode(self.slabs, start, windows, here, self._known(), user=self.said)
+        return decode(self.slabs, start, windows, here, self._known(), user=self.prompts)
 
     def _known(self) -> dict[int, Tile]:
         """What the next slab is told: not the answers that are about to be replaced."""

@@ -170,7 +170,7 @@ class Session:
         """
         require_prompts(self.card)
         begin, slabs = time.monotonic(), self._open
-        before, said = slabs.encodes, len(slabs.runner.messages)
+        encodes, messages = slabs.encodes, len(slabs.runner.messages)
         check(prompts, self.grid)
         placed = place(prompts, self.frame)
         single = multimask and len(prompts) == 1 and prompts[0].kind == "point" and prompts[0].positive
@@ -188,9 +188,9 @@ class Session:
             candidates=tuple(candidate(self.frame, state, placed[-1].z) for state in states)
             if single and placed[-1]
             else (),
-            encoded=slabs.encodes - before,
+            encoded=slabs.encodes - encodes,
             seconds=time.monotonic() - begin,
-            messages=(*chosen.notes, *slabs.runner.messages[said:]),
+            messages=(*chosen.notes, *slabs.runner.messages[messages:]),
         )
 
     def _replay(
@@ -226,7 +226,7 @@ class Session:
         masks = [index for index, each in enumerate(placed) if each is not None and each.kind == "mask"]
         since = [each for each in placed[masks[-1] if masks else 0 :] if each is not None]
         step()
-        answers, said = seed(slabs, state, since, multimask=several)
+        answers, by_slice = seed(slabs, state, since, multimask=several)
         if not answers:
             return [replace(state, notes=(NOTHING,))]
         own, clip, weight = Own.of(since), limit(state.clip, new), profile(slabs)
@@ -236,7 +236,7 @@ class Session:
             for z in writable(answer, own, new):
                 draft.write(z, answer, float(weight[z - answer.start]))
             if new.scope == "volume" and rank == (new.candidate or 0):
-                propagate(slabs, draft, answer, said, own, step)
+                propagate(slabs, draft, answer, by_slice, own, step)
             states.append(draft.finish(self.frame, answer, new.z))
         return states
 
