@@ -18,7 +18,7 @@ from MaskSAMCore.inference.automatic import automatic_prompts
 from MaskSAMCore.inference.cache import SlabCache
 from MaskSAMCore.inference.checks import doubts, require_prompts
 from MaskSAMCore.inference.frame import Frame
-from MaskSAMCore.inference.prompts import Placed, Prompt, check, place
+from MaskSAMCore.inference.prompts import Placed, Prompt, Scope, check, place
 from MaskSAMCore.inference.propagate import propagate
 from MaskSAMCore.inference.results import Update
 from MaskSAMCore.inference.slabs import NetworkRunner, Slabs
@@ -44,8 +44,9 @@ NOTHING = "nothing is known of the structure yet: give a positive click, a box o
 
 @dataclass(kw_only=True)
 class _Structure:
-    """What was shown last, and former states by the keys of the prompts that led to them."""
+    """The prompts and the state of the last answer, and former states by the keys of the prompts that led to them."""
 
+    prompts: tuple[Prompt, ...] = ()
     shown: State = field(default_factory=State)
     snapshots: dict[tuple[Hashable, ...], State] = field(default_factory=dict)
 
@@ -71,6 +72,7 @@ class Session:
         self._slabs: Slabs | None = slabs
         self._constant = constant
         self._structures: dict[int, _Structure] = {}
+        self._former: dict[int, _Structure | None] = {}
 
     @classmethod
     def open(
@@ -182,7 +184,8 @@ class Session:
         steps.finish()
         chosen = states[(last.candidate or 0) if len(states) > 1 else 0]
         kept = {**{k: v for k, v in held.snapshots.items() if k not in new}, **new, keys: chosen}
-        self._structures[structure] = _Structure(shown=chosen, snapshots=_latest(kept))
+        answered = _Structure(prompts=tuple(prompts), shown=chosen, snapshots=_latest(kept))
+        self._former[structure], self._structures[structure] = self._structures.get(structure), answered
         return replace(
             update(self.frame, self.card.labels, structure, held.shown, chosen),
             candidates=tuple(candidate(self.frame, state, placed[-1].z) for state in states)
@@ -251,6 +254,34 @@ class Session:
         slices, planes = of_mask(self.frame.turned(block), (corner[0], corner[1], corner[2]), self.frame)
         return State(planes=planes, given=frozenset(planes), slices=slices)
 
+    def propagate(
+        self,
+        structure: int,
+        scope: Scope = "volume",
+        *,
+        cancel: CancelToken | None = None,
+        progress: Progress = no_progress,
+    ) -> Update:
+        """Answer a structure's last list of prompts again, the last prompt with this scope.
+
+        Raises:
+            InputError: The structure has no prompts.
+            MaskSAMError: As `prompt`.
+        """
+        held = self._structures.get(structure)
+        if held is None:
+            raise InputError("nothing to propagate", where=f"structure {structure}", remedy="Prompt it first.")
+        *before, last = held.prompts
+        return self.prompt(structure, (*before, replace(last, scope=scope)), cancel=cancel, progress=progress)
+
+    def take_back(self, structure: int) -> None:
+        """Undo the last `prompt`, `propagate` or `drop` of a structure, whose answer did not reach the user."""
+        if structure in self._former:
+            former = self._former.pop(structure)
+            self._structures.pop(structure, None)
+            if former is not None:
+                self._structures[structure] = former
+
     def mask(self, structure: int) -> np.ndarray:
         """uint8 0/1 (K, J, I) on the whole scan; zeros for a structure without an answer."""
         held = self._structures.get(structure)
@@ -263,13 +294,15 @@ class Session:
 
     def drop(self, structure: int) -> Update:
         """Forget a structure; the update clears what it held. What has none is answered with an empty update."""
-        held = self._structures.pop(structure, _Structure())
-        return update(self.frame, self.card.labels, structure, held.shown, State())
+        self._former[structure] = held = self._structures.pop(structure, None)
+        shown = State() if held is None else held.shown
+        return update(self.frame, self.card.labels, structure, shown, State())
 
     def release(self) -> None:
         """Forget the scan and all structures; encoded slabs that other sessions may use stay in the cache."""
         self._slabs = None
         self._structures.clear()
+        self._former.clear()
 
     def encode(
         self,

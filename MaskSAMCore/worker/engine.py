@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,22 +40,13 @@ class Model:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class OpenCase:
-    """A scan that is open.
-
-    Attributes:
-        answered: Per structure the prompts of the last answer that reached the client.
-        before: Per structure those of the answer before it, as long as the last one may not have reached it.
-        stale: Structures whose last answer did not reach the client.
-    """
+    """A scan that is open with a model."""
 
     session: Session
     volume: Volume
     model: Model
-    answered: dict[int, tuple[Prompt, ...]] = field(default_factory=dict)
-    before: dict[int, tuple[Prompt, ...]] = field(default_factory=dict)
-    stale: set[int] = field(default_factory=set)
 
 
 class Engine:
@@ -143,14 +134,10 @@ class Engine:
         return {}
 
     def undelivered(self, op: str, fields: dict[str, Any]) -> None:
-        """The client did not get this answer: the structure counts as it was before, and is brought back when used."""
-        case, structure = self._cases.get(fields.get("case", -1)), fields.get("structure")
-        if case is not None and structure is not None and op in ("prompt", "propagate", "drop"):
-            case.stale.add(structure)
-            if structure in case.before:
-                case.answered[structure] = case.before[structure]
-            else:
-                case.answered.pop(structure, None)
+        """Take back an answer that did not reach the client, so that the next changed box fits what the client has."""
+        case = self._cases.get(fields.get("case", -1))
+        if case is not None and op in ("prompt", "propagate", "drop"):
+            case.session.take_back(fields["structure"])
 
     # -- scans -------------------------------------------------------------------------------------------------------
 
@@ -218,46 +205,15 @@ class Engine:
 
     # -- structures --------------------------------------------------------------------------------------------------
 
-    def _answer(
-        self, case: OpenCase, op: str, fields: dict[str, Any], progress: Progress, cancel: CancelToken
-    ) -> Update:
-        structure = fields["structure"]
-        self._bring_back(case, structure, cancel)
-        known = case.answered.get(structure)
-        prompts = None if op == "drop" else self._prompts(op, fields, known, case.volume.grid)
-        case.stale.add(structure)  # until there is an answer
-        if prompts is None:
-            update = case.session.drop(structure)
-        else:
-            multimask = bool(fields.get("multimask"))
-            update = case.session.prompt(structure, prompts, multimask=multimask, cancel=cancel, progress=progress)
-        case.stale.discard(structure)
-        for kept, value in ((case.before, known), (case.answered, prompts)):
-            if value is None:
-                kept.pop(structure, None)
-            else:
-                kept[structure] = value
-        return update
-
     @staticmethod
-    def _bring_back(case: OpenCase, structure: int, cancel: CancelToken) -> None:
-        """Undo an answer that the client never saw, so that the next changed box is one against what it has."""
-        if structure in case.stale:
-            if structure in case.answered:
-                case.session.prompt(structure, case.answered[structure], cancel=cancel)
-            else:
-                case.session.drop(structure)
-            case.stale.discard(structure)
-
-    @staticmethod
-    def _prompts(op: str, fields: dict[str, Any], known: tuple[Prompt, ...] | None, grid: Grid) -> tuple[Prompt, ...]:
-        if op == "prompt":
-            return tuple(_prompt(each, grid) for each in fields["prompts"])
-        if not known:
-            raise InputError(
-                "nothing to propagate", where=f"structure {fields['structure']}", remedy="Prompt it first."
-            )
-        return (*known[:-1], replace(known[-1], scope=fields["scope"]))
+    def _answer(case: OpenCase, op: str, fields: dict[str, Any], progress: Progress, cancel: CancelToken) -> Update:
+        session, structure = case.session, fields["structure"]
+        if op == "drop":
+            return session.drop(structure)
+        if op == "propagate":
+            return session.propagate(structure, fields["scope"], cancel=cancel, progress=progress)
+        prompts = [_prompt(each, case.volume.grid) for each in fields["prompts"]]
+        return session.prompt(structure, prompts, multimask=fields["multimask"], cancel=cancel, progress=progress)
 
     def _segment(
         self, case: OpenCase, fields: dict[str, Any], progress: Progress, cancel: CancelToken
