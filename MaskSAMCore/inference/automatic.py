@@ -1,4 +1,4 @@
-"""The prompts that a model makes for itself, as boxes and points that a user can edit (model.md §6.1-6.3)."""
+"""Automatic prompts: the boxes and points of the model for a label, for the user to edit (model.md §6.1-6.3)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ from MaskSAMCore.progress import CancelToken, Progress
 
 @dataclass(frozen=True, kw_only=True)
 class _Found:
-    """A label in one prepared slice: its pixels, prepared edges (x0, y0, x1, y1), and a point (y, x)."""
+    """A label in one prepared slice.
+
+    Attributes:
+        area: Number of its pixels.
+        box: (x0, y0, x1, y1) in prepared edges.
+        point: Innermost pixel (y, x).
+    """
 
     area: int
     box: tuple[float, float, float, float]
@@ -55,7 +61,7 @@ def automatic_prompts(
         if cancel is not None:
             cancel.check()
         for z, found in _look(slabs, window, classes.index(label) + 1).items():
-            # a window that cuts the structure off shows less of it
+            # of several windows, the one that holds most of the structure
             if slabs.deep(z) == window[0] and (z not in best or found.area > best[z].area):
                 best[z] = found
         progress(index + 1, len(windows), "looking for prompts")
@@ -63,7 +69,7 @@ def automatic_prompts(
 
 
 def _look(slabs: Slabs, window: Shape, label: int) -> dict[int, _Found]:
-    """What automatic mode finds of a class in one window, by prepared slice, and the box that prompted it."""
+    """Segment one window and find a class in it, by prepared slice; the box is the generator's where it has one."""
     network = slabs.runner.network
 
     def work(device: torch.device) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
@@ -86,11 +92,11 @@ def _look(slabs: Slabs, window: Shape, label: int) -> dict[int, _Found]:
         if boxes is not None:
             query = label
             if probability is not None:
-                # of the queries, the one that says the most of what was found
+                # the query with the largest share in the class's mask
                 both = (masks[:, index] & mask).sum((1, 2)) / (masks[:, index].sum((1, 2)) + mask.sum())
                 query = int((both * probability[:, index]).argmax())
             made = boxes[query, index]
-            # a class that only the decoder found was prompted with a box of zeros
+            # the generator's box is empty where only the decoder found the class
             if (made[2:] > made[:2]).all():
                 box = [float(e) * n for e, n in zip(made, (width, height, width, height), strict=True)]
         out[z] = _Found(
@@ -102,7 +108,7 @@ def _look(slabs: Slabs, window: Shape, label: int) -> dict[int, _Found]:
 
 
 def _prompts(found: _Found, d: int, frame: Frame) -> tuple[Prompt, Prompt]:
-    """As prompts of the scan's slice `d`, turned."""
+    """Box and point as prompts in the turned slice `d` of the scan."""
     x0, y0, x1, y1 = found.box
     _, h0, w0 = frame.unedges((0, y0, x0))
     _, h1, w1 = frame.unedges((0, y1, x1))

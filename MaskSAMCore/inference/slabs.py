@@ -1,4 +1,4 @@
-"""The windows of an opened scan: which one answers a prompt, its intensities, and its encoding (model.md §13.3)."""
+"""The windows of an opened scan: choice of the window for a prompt, and its encoding (model.md §13.3)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Extent = tuple[float, float]
 """Lowest and highest position along one axis."""
 
 MARGIN = 0.125
-"""A window stays in use as long as the prompts keep this share of it from its border."""
+"""A window stays in use as long as all prompts are this share of its side away from its border."""
 _SMALLEST_STD = 1e-6
 
 
@@ -82,14 +82,14 @@ class NetworkRunner:
 
 
 class Slabs:
-    """The prepared image in windows on the grid of automatic mode; starts are indices of the prepared image.
+    """The prepared image, cut into the windows of automatic mode.
 
-    Where the image is smaller than a patch, its one window starts before it, and the border is repeated.
+    Where the image is smaller than a patch, its one window starts before the image, whose border is repeated.
 
     Attributes:
         patch: (D, H, W) of a window.
         size: (D, H, W) of the prepared image.
-        starts: Per axis, ascending.
+        starts: Per axis, first prepared indices of the windows, ascending.
         mask_size: (height, width) of mask prompts.
         encodes: Runs of the encoder so far.
     """
@@ -114,19 +114,19 @@ class Slabs:
         self._last: tuple[Shape, Slab] | None = None
 
     def deep(self, z: int) -> int:
-        """Start along depth of the slab whose centre is nearest to prepared slice `z`; of two, the lower."""
+        """Start along depth of the slab whose centre is nearest to prepared slice `z`; the lower of two."""
         half = (self.patch[0] - 1) / 2
         return min(self.starts[0], key=lambda start: abs(start + half - z))
 
     def planes(self, extents: Sequence[Extent], former: tuple[int, int] | None = None) -> list[tuple[int, int]]:
-        """In-plane starts (y, x) of the windows that must be looked at for something of that extent.
+        """Starts (y, x) of the windows to run for prompts of that extent.
 
         Args:
-            extents: Of rows and of columns, prepared edges.
-            former: The window used before, which is kept where it still holds everything with some margin.
+            extents: Of the rows and of the columns, prepared edges.
+            former: The window that was used before; it is kept if it still holds everything with a margin.
 
         Returns:
-            The one that holds it with the largest margin, or all that it touches.
+            The window that holds the prompts with the largest margin, or all windows that they touch.
         """
         axes = [
             self._along(axis, extent, None if former is None else former[axis - 1])
@@ -138,7 +138,7 @@ class Slabs:
         length, size = self.patch[axis], self.size[axis]
 
         def margin(start: int) -> float:
-            # the scan's own border is no loss
+            # nothing is missing beyond the border of the scan
             low = np.inf if start <= 0 else extent[0] - start
             high = np.inf if start + length >= size else start + length - extent[1]
             return min(low, high)
@@ -151,7 +151,7 @@ class Slabs:
         return [s for s in self.starts[axis] if s < extent[1] and s + length > extent[0]] or [best]
 
     def window(self, start: Shape) -> np.ndarray:
-        """(M, D, H, W) float32 as the encoder gets it; a copy."""
+        """A copy of a window, (M, D, H, W) float32, with the intensities that the encoder expects."""
         part = tuple(slice(s + b, s + b + p) for s, b, p in zip(start, self.before, self.patch, strict=True))
         out = np.array(self.padded[(slice(None), *part)])
         around = self._context(start)
@@ -163,9 +163,9 @@ class Slabs:
         return out
 
     def _context(self, start: Shape) -> tuple[slice, slice, slice] | None:
-        """As much of the scan around a window as a training scan had; None where that is all of it.
+        """The part of the scan around a window that is as large as a training scan; None if that is all of the scan.
 
-        Intensities are standardised by the scan, so a larger field of view than in training would shift them.
+        Intensities are standardised by the scan; a larger field of view than in training would shift them.
         """
         out = []
         for s, patch, median, size in zip(start, self.patch, self.plan.median_shape, self.size, strict=True):
@@ -176,7 +176,7 @@ class Slabs:
         return None if whole else (out[0], out[1], out[2])
 
     def around(self, place: Sequence[float]) -> list[Shape]:
-        """All windows, the one whose centre is nearest to a prepared position (d, h, w) first."""
+        """Starts of all windows, ordered by the distance of their centres from a prepared position (d, h, w)."""
         d, h, w = place
 
         def distance(start: Shape) -> float:
@@ -210,7 +210,7 @@ class Slabs:
         return self.runner.run(work)
 
     def ready(self, start: Shape) -> Slab:
-        """The window's encoding in single precision; the last one stays so, as the next click is mostly into the same.
+        """The window's encoding in single precision. The last one is kept, as the next click is mostly in it.
 
         Raises:
             ResourceError: Memory is full and no fallback is left.
@@ -228,6 +228,6 @@ class Slabs:
 
 
 def moments(values: np.ndarray) -> tuple[float, float]:
-    """Mean and deviation (D, H, W), summed in double precision slice by slice, so that no second volume is made."""
+    """Mean and deviation of a volume (D, H, W), in double precision slice by slice, to save memory."""
     mean = float(np.mean([part.mean(dtype=np.float64) for part in values]))
     return mean, float(np.sqrt(np.mean([np.mean((part.astype(np.float64) - mean) ** 2) for part in values])))

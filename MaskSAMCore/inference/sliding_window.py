@@ -1,4 +1,4 @@
-"""A volume in overlapping windows: run the network on each, fuse the scores (model.md §13.1)."""
+"""Sliding window: run the network on overlapping windows of a volume and fuse the scores (model.md §13.1)."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from MaskSAMCore.inference.cache import SlabCache
 
 Network = Callable[[Tensor], Tensor]
-"""Patches (B, M, D, H, W) to class scores (B, K, D, H, W), on the device of its input."""
+"""A function of patches (B, M, D, H, W) to class scores (B, K, D, H, W), on the device of its input."""
 
 
 def gaussian(patch: Shape) -> Tensor:
-    """Weight of a window's voxels (D, H, W), float32: sigma P/8 per axis, maximum 1, nowhere 0."""
+    """Gaussian weights (D, H, W) of a window, float32: sigma P/8 per axis, maximum 1, nowhere 0."""
     weight = torch.ones(1, 1, 1)
     for axis, size in enumerate(patch):
         offset = (torch.arange(size, dtype=torch.float64) - (size - 1) / 2) / (size / 8)
@@ -43,7 +43,7 @@ def gaussian(patch: Shape) -> Tensor:
 
 
 def windows(shape: Shape, patch: Shape, *, step: float = 0.5) -> Iterator[Slices]:
-    """The windows of a volume of at least one patch, depth slowest.
+    """The windows of a volume (D, H, W) that is at least one patch large; the depth index varies slowest.
 
     Raises:
         InputError: `step` is not above 0 and at most 1.
@@ -56,13 +56,13 @@ def windows(shape: Shape, patch: Shape, *, step: float = 0.5) -> Iterator[Slices
 
 
 def window_count(shape: Shape, patch: Shape, *, step: float = 0.5) -> int:
-    """How many windows `slide` runs per mirroring; the volume may be smaller than a patch."""
+    """Number of windows that `slide` runs for each mirroring; the volume may be smaller than a patch."""
     depth, height, width = (max(n, p) for n, p in zip(shape, patch, strict=True))
     return sum(1 for _ in windows((depth, height, width), patch, step=step))
 
 
 def mirrorings(rule: MirrorRule | None) -> list[tuple[int, ...]]:
-    """Every combination of the axes (0, 1, 2 for D, H, W) that may be mirrored, the identity first."""
+    """All combinations of the axes (0, 1, 2 for D, H, W) that may be mirrored, the empty one first."""
     axes = () if rule is None else rule.axes
     return [flip for count in range(len(axes) + 1) for flip in itertools.combinations(axes, count)]
 
@@ -105,7 +105,7 @@ def slide(
     progress: Progress = no_progress,
     cancel: CancelToken | None = None,
 ) -> Tensor:
-    """Scores of a whole volume.
+    """Class scores of a whole volume.
 
     Args:
         network: See `Network`.
@@ -113,11 +113,11 @@ def slide(
         patch: (D, H, W) of a window.
         classes: K.
         step: Distance of two windows as a share of the patch.
-        mirror: Axes of test-time mirroring; None runs every window once.
+        mirror: Axes of test-time mirroring; None to run every window once.
         placement: Device, batch and fallbacks; by default the CPU, one window at a time. What was given up stays given
             up for the next volume.
-        progress: Told after every window and mirroring.
-        cancel: Asked before every forward pass.
+        progress: Called after every forward pass.
+        cancel: Checked before every forward pass.
 
     Returns:
         (K, D, H, W) float32 on the device of the sums.
@@ -197,11 +197,11 @@ def slide_model(
     batch: int = 1,
     cancel: CancelToken | None = None,
 ) -> Tensor:
-    """Scores (K, D, H, W) of a prepared image (M, D, H, W), on the model's device and nowhere else.
+    """Class scores (K, D, H, W) of a prepared image (M, D, H, W), on the model's device alone.
 
     Args:
         model: In evaluation mode.
-        image: As `preprocess` gives it.
+        image: As `preprocess` returns it.
         step, mirror, cancel: As for `slide`.
         batch: Windows of one forward pass.
     """

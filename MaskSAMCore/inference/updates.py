@@ -1,4 +1,4 @@
-"""From the states of a structure to what the caller is told: the changed part, on the scan's own voxels."""
+"""Changes between two states of a structure, as blocks of the scan's own voxels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from MaskSAMCore.labels import LabelTable
 
 
 def candidate(frame: Frame, state: State, z: int) -> Candidate:
-    """A state as a candidate of a click in prepared slice `z`."""
+    """The candidate that a state is, of a click in prepared slice `z`."""
     box = _extent(state)
     return Candidate(
         box=None if box is None else _box(frame, box),
@@ -23,7 +23,7 @@ def candidate(frame: Frame, state: State, z: int) -> Candidate:
 
 
 def update(frame: Frame, labels: LabelTable, structure: int, old: State, new: State) -> Update:
-    """The way from what was shown to what is to be shown."""
+    """The change from the state `old`, which the caller has, to the state `new`."""
     box, extent = _changed(old, new), _extent(new)
     quality = _quality(frame, new)
     return Update(
@@ -40,7 +40,7 @@ def update(frame: Frame, labels: LabelTable, structure: int, old: State, new: St
 
 
 def _quality(frame: Frame, state: State) -> dict[int, float]:
-    """By index along `axis`, of slices that hold some of the structure."""
+    """Estimated IoU of the slices that hold some of the structure, by index along `axis` of the scan."""
     near, size, flip = frame.nearest[0], frame.size[0], frame.record.flips[0]
     found = {size - 1 - d if flip else d: state.quality.get(int(near[d])) for d in sorted(state.slices)}
     return {k: round(float(value), 4) for k, value in sorted(found.items()) if value is not None}
@@ -60,7 +60,7 @@ def _box(frame: Frame, turned: Bounds) -> Bounds:
 
 
 def _block(frame: Frame, state: State, box: Bounds | None) -> np.ndarray:
-    """uint8 (k, j, i) of a turned box."""
+    """The mask as uint8 (k, j, i), inside a turned box."""
     if box is None:
         return np.zeros((0, 0, 0), np.uint8)
     nothing = Tile(box[2], box[4], np.zeros((0, 0), bool))
@@ -69,7 +69,7 @@ def _block(frame: Frame, state: State, box: Bounds | None) -> np.ndarray:
 
 
 def _extent(state: State) -> Bounds | None:
-    """Bounding box of a structure, turned."""
+    """Turned bounding box of a structure; None if it is empty."""
     if not state.slices:
         return None
     rect = functools.reduce(union, (tile.rect for tile in state.slices.values()))
@@ -77,7 +77,7 @@ def _extent(state: State) -> Bounds | None:
 
 
 def _changed(old: State, new: State) -> Bounds | None:
-    """Bounding box, turned, of the voxels that differ."""
+    """Turned bounding box of the voxels that differ; None if none do."""
     places: list[int] = []
     rects = []
     for d in sorted({*old.slices, *new.slices}):

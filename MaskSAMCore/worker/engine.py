@@ -32,12 +32,12 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class Model:
-    """A loaded model; `key` tells whether its folder still holds the same, `notes` what to say about its loading."""
+    """A loaded model; `key` tells whether its folder still holds the same, `warnings` belong to its loading."""
 
     key: tuple[str, str]
     network: Segmenter
     card: ModelCard
-    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +163,7 @@ class Engine:
             "shape": grid.shape,
             "axis": session.axis,
             "labels": labels,
-            "warnings": list(dict.fromkeys((*model.notes, *session.warnings))),
+            "warnings": list(dict.fromkeys((*model.warnings, *session.warnings))),
         }
 
     def _load(self, name: str) -> Model:
@@ -190,7 +190,7 @@ class Engine:
 
         ladder = MemoryLadder([spill(self._cache, on_gpu), to_cpu(on_cpu, on_gpu), clear(self._cache)])
         network, card = ladder.run(lambda: load_model(path, device))
-        self._model = Model(key=key, network=network.eval(), card=card, notes=tuple(ladder.messages))
+        self._model = Model(key=key, network=network.eval(), card=card, warnings=tuple(ladder.messages))
         return self._model
 
     @staticmethod

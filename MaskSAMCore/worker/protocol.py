@@ -152,7 +152,7 @@ def check_request(op: object, fields: Mapping[str, Any]) -> dict[str, Any]:
     """
     if not isinstance(op, str) or op not in REQUESTS:
         raise InputError("unknown operation", where=_short(op), remedy=f"There are {', '.join(REQUESTS)}.")
-    return _record(REQUESTS[op], fields, op)
+    return _checked(REQUESTS[op], fields, op)
 
 
 def error_fields(error: MaskSAMError) -> dict[str, str]:
@@ -196,7 +196,7 @@ def _wrong(where: str, needed: str, value: object) -> InputError:
     return InputError(f"must be {needed}", where=where, why=f"found {_short(value)}")
 
 
-def _record(known: Mapping[str, Field], given: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _checked(known: Mapping[str, Field], given: Mapping[str, Any], where: str) -> dict[str, Any]:
     unknown = sorted(set(given) - set(known))
     if unknown:
         raise InputError("unknown field", where=f"{where}.{unknown[0][:80]}", remedy=f"There are {', '.join(known)}.")
@@ -286,7 +286,7 @@ def _array(*kinds: str, axes: tuple[int, ...]) -> Check:
     def check(value: Any, where: str) -> ArrayRef:
         if not isinstance(value, dict):
             raise _wrong(where, "an array: file, dtype and shape", value)
-        ref = ArrayRef(**_record(fields, value, where))
+        ref = ArrayRef(**_checked(fields, value, where))
         if not all(1 <= size <= MAX_AXIS for size in ref.shape):
             raise _wrong(f"{where}.shape", f"of 1 to {MAX_AXIS} voxels along each axis", list(ref.shape))
         return ref
@@ -302,7 +302,7 @@ def _of(fields: Mapping[str, Field]) -> Check:
     def check(value: Any, where: str) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise _wrong(where, "an object", value)
-        return _record(fields, value, where)
+        return _checked(fields, value, where)
 
     return check
 
@@ -324,7 +324,7 @@ def _prompt(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise _wrong(where, "an object", value)
     kind = _one_of(*_PROMPTS)(value.get("kind"), f"{where}.kind")
-    return _record(_PROMPTS[kind], value, where)
+    return _checked(_PROMPTS[kind], value, where)
 
 
 def _prompts(value: Any, where: str) -> tuple[dict[str, Any], ...]:

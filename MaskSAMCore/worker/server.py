@@ -30,7 +30,7 @@ from MaskSAMCore.progress import Cancelled, CancelToken, Progress
 from MaskSAMCore.worker import protocol
 from MaskSAMCore.worker.folder import PrivateFolder
 from MaskSAMCore.worker.protocol import ArrayRef, Refused, Request, TooLong
-from MaskSAMCore.worker.request_queue import Task, Waiting
+from MaskSAMCore.worker.request_queue import RequestQueue, Task
 
 WATCH_S = 0.25
 """How often the main thread looks whether the client lives; it has two seconds to notice."""
@@ -86,7 +86,7 @@ class Server:
         self._make, self._folder, self._inlet, self._outlet = engine, folder, inlet, outlet
         self._engine: Engine | None = None
         self._greeted = False
-        self._waiting = Waiting()
+        self._queue = RequestQueue()
         self._sending = threading.Lock()
         self._over = threading.Event()
         self._code = 0
@@ -153,17 +153,17 @@ class Server:
 
     def _accept(self, request: Request) -> None:
         try:
-            self._waiting.put(request)
+            self._queue.put(request)
         except MaskSAMError as error:
             raise Refused(request.id, error) from error
         if request.op in ("release", "drop"):
-            for task in self._waiting.withdraw(lambda task: _obsolete(task, request)):
+            for task in self._queue.withdraw(lambda task: _obsolete(task, request)):
                 self._fail(task.request.id, Cancelled())
 
     def _cancel(self, request: Request) -> None:
         target = request.fields["target"]
-        withdrawn = self._waiting.withdraw(lambda task: task.request.id == target)
-        found = bool(withdrawn) or self._waiting.cancel_running(target)
+        withdrawn = self._queue.withdraw(lambda task: task.request.id == target)
+        found = bool(withdrawn) or self._queue.cancel_running(target)
         for task in withdrawn:
             self._fail(task.request.id, Cancelled())
         self._reply(request.id, {"found": found})
@@ -173,7 +173,7 @@ class Server:
     def _work(self) -> None:
         try:
             while True:
-                self._do(self._waiting.take())
+                self._do(self._queue.take())
         finally:
             self.end(EXIT_FAILED)  # a library called sys.exit(), or a bug: without this thread there is no worker
 
@@ -182,10 +182,10 @@ class Server:
         try:
             line = self._answer(task)
         except Cancelled as error:
-            if not self._waiting.again(task):
+            if not self._queue.again(task):
                 self._fail(number, error)
         except MaskSAMError as error:
-            self._waiting.done(task)
+            self._queue.done(task)
             self._fail(number, error)
         except Exception as error:
             known = translated(error, where=self._folder.path)
@@ -197,10 +197,10 @@ class Server:
                 LOG.exception("the engine failed in %s", task.request.op)
                 why = f"{type(error).__name__}: {error}"[:500]
                 known = MaskSAMError("the engine failed", where=task.request.op, why=why, remedy="Please report this.")
-            self._waiting.done(task)
+            self._queue.done(task)
             self._fail(number, known)
         else:
-            self._waiting.done(task)
+            self._queue.done(task)
             self._write(line)
 
     def _answer(self, task: Task) -> bytes:

@@ -24,7 +24,7 @@ from MaskSAMCore.worker import folder as folders
 from MaskSAMCore.worker import protocol
 from MaskSAMCore.worker.folder import PREFIX, PrivateFolder, sweep
 from MaskSAMCore.worker.protocol import ArrayRef, Refused, TooLong, lines, parse_request, to_line
-from MaskSAMCore.worker.request_queue import MOST, Waiting
+from MaskSAMCore.worker.request_queue import MAX_WAITING, RequestQueue
 from Testing.workers import REPO, eventually, left, place
 
 VOLUME = {"file": "0" * 32 + ".raw", "dtype": "float32", "shape": [2, 3, 4]}
@@ -265,46 +265,46 @@ def request(number: int, op: str) -> protocol.Request:
 
 
 def test_work_in_the_background_waits_and_is_taken_up_again() -> None:
-    waiting = Waiting()
-    waiting.put(request(1, "encode"))
-    waiting.put(request(2, "prompt"))
-    first = waiting.take()
-    waiting.done(first)
+    queue = RequestQueue()
+    queue.put(request(1, "encode"))
+    queue.put(request(2, "prompt"))
+    first = queue.take()
+    queue.done(first)
     assert first.request.id == 2
     assert not first.interrupted
-    behind = waiting.take()
-    waiting.put(request(3, "encode"))
+    behind = queue.take()
+    queue.put(request(3, "encode"))
     assert not behind.token.cancelled
-    waiting.put(request(4, "prompt"))
+    queue.put(request(4, "prompt"))
     assert behind.token.cancelled
-    assert waiting.again(behind)
+    assert queue.again(behind)
     order = []
     for _ in range(3):
-        task = waiting.take()
+        task = queue.take()
         assert not task.token.cancelled
         order.append(task.request.id)
-        waiting.done(task)
+        queue.done(task)
     assert order == [4, 1, 3]
 
 
 def test_interrupted_work_that_is_cancelled_as_well_is_not_taken_up() -> None:
-    waiting = Waiting()
-    waiting.put(request(1, "encode"))
-    task = waiting.take()
-    waiting.put(request(2, "prompt"))
-    assert waiting.cancel_running(1)
-    assert not waiting.again(task)
-    assert waiting.take().request.id == 2
+    queue = RequestQueue()
+    queue.put(request(1, "encode"))
+    task = queue.take()
+    queue.put(request(2, "prompt"))
+    assert queue.cancel_running(1)
+    assert not queue.again(task)
+    assert queue.take().request.id == 2
 
 
 def test_the_queue_has_an_end() -> None:
-    waiting = Waiting()
-    for number in range(MOST + 1):
-        waiting.put(request(number, "prompt"))
+    queue = RequestQueue()
+    for number in range(MAX_WAITING + 1):
+        queue.put(request(number, "prompt"))
     with pytest.raises(InputError, match="too many"):
-        waiting.put(request(MOST + 1, "prompt"))
+        queue.put(request(MAX_WAITING + 1, "prompt"))
     with pytest.raises(InputError, match="in use"):
-        waiting.put(request(3, "prompt"))
+        queue.put(request(3, "prompt"))
 
 
 # -- the folder ------------------------------------------------------------------------------------------------------
