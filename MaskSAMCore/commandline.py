@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import os
 import signal
 import sys
@@ -22,12 +21,12 @@ from contextvars import ContextVar
 from typing import Any, NoReturn
 
 from MaskSAMCore import __version__
-from MaskSAMCore.errors import InputError, MaskSAMError, ResourceError
+from MaskSAMCore.errors import DeviceLostError, MaskSAMError, translated
 from MaskSAMCore.progress import CancelToken
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
-EXIT_DEVICE_LOST = 3
+EXIT_DEVICE_LOST = DeviceLostError.exit_code
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 DEVICES = "auto, cpu, cuda or cuda:N"
@@ -93,7 +92,7 @@ def run(work: Callable[[], int | None]) -> int:
     except MaskSAMError as error:
         return _say(str(error), error.exit_code)
     except (OSError, MemoryError, RuntimeError) as error:
-        known = _translate(error)
+        known = translated(error)
         if known is None:
             raise
         return _say(str(known), known.exit_code)
@@ -154,34 +153,6 @@ def _await_parent() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(PATIENCE_S)
     os._exit(EXIT_TERMINATED)
-
-
-def _translate(error: BaseException) -> MaskSAMError | None:
-    """A failure of the machine as a named error; None for a bug."""
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(error, torch.OutOfMemoryError):
-        return ResourceError(
-            "the GPU's memory is full",
-            why=str(error).split(". ")[0],
-            remedy="Use a smaller batch or patch, or the CPU.",
-        )
-    lost = getattr(torch, "AcceleratorError", None)
-    if lost is not None and isinstance(error, lost):
-        known = ResourceError(
-            "the GPU was lost", why=str(error).splitlines()[0], remedy="Check the driver, then run again with --resume."
-        )
-        known.exit_code = EXIT_DEVICE_LOST
-        return known
-    if isinstance(error, MemoryError):
-        return ResourceError("the computer's memory is full", why=str(error), remedy="Close other programs.")
-    if isinstance(error, OSError):
-        where, why = error.filename or "", error.strerror or str(error)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return ResourceError("the disk is full", where=where, why=why, remedy="Free some space and run again.")
-        if isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)):
-            return InputError("cannot be used", where=where, why=why)
-        return ResourceError("the system refused", where=where, why=why)
-    return None
 
 
 def _say(message: str, code: int) -> int:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
+import sys
 from collections.abc import Iterable, Iterator
+
+NO_SPACE = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
+"""Numbers of the errors of a full disk, a file that is too large, and a used up quota."""
 
 
 class MaskSAMError(Exception):
@@ -93,3 +98,42 @@ def optional_package(extra: str, *, what: str) -> Iterator[None]:
     except ImportError as error:
         remedy = f'Run `pip install "masksam[{extra}]"`, or `pip install ".[{extra}]"` in a checkout.'
         raise PackageError(f"{what} needs a package that is not installed", why=str(error), remedy=remedy) from error
+
+
+class DeviceLostError(ResourceError):
+    """The GPU failed; this process cannot use it any more."""
+
+    exit_code = 3
+
+
+def gpu_memory_full(error: BaseException) -> ResourceError:
+    """The error for a `torch.OutOfMemoryError`, with the sizes that it names."""
+    why = ". ".join(str(error).split(". ")[:3])
+    remedy = "Close other programs and scans, use a smaller batch, patch or region, or the CPU."
+    return ResourceError("the GPU's memory is full", why=why, remedy=remedy)
+
+
+def translated(error: BaseException, *, where: object = "") -> MaskSAMError | None:
+    """A failure of the computer as an error with a remedy; None for any other, which is a bug.
+
+    Args:
+        error: Of PyTorch, numpy or the operating system.
+        where: The file or folder concerned, for errors that name none.
+    """
+    torch = sys.modules.get("torch")  # not imported here: what was not imported cannot have failed
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return gpu_memory_full(error)
+    if isinstance(error, getattr(torch, "AcceleratorError", ())):
+        remedy = "Check the driver, then start again; a training goes on with --resume."
+        return DeviceLostError("the GPU was lost", why=str(error).splitlines()[0], remedy=remedy)
+    if isinstance(error, MemoryError):
+        return ResourceError("the computer's memory is full", why=str(error), remedy="Close other programs.")
+    if isinstance(error, OSError):
+        where, why = error.filename or where, error.strerror or str(error)
+        if error.errno in NO_SPACE:
+            remedy = "Free some space and try again."
+            return ResourceError("not enough space on the disk", where=where, why=why, remedy=remedy)
+        if isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)):
+            return InputError("cannot be used", where=where, why=why)
+        return ResourceError("the operating system refused", where=where, why=why)
+    return None

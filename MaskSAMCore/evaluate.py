@@ -115,7 +115,7 @@ def _evaluate(options: argparse.Namespace, command: str) -> int:
         write_text(options.output, text, overwrite=options.overwrite)
         print(f"wrote {options.output}")
     if options.record:
-        print(f"wrote {record(options.model, kept, command)}")
+        print(f"wrote {record_metrics(options.model, kept, command)}")
     return 0
 
 
@@ -151,7 +151,7 @@ def _interactive(options: argparse.Namespace) -> tuple[list[str], str, dict]:
                 cases,
                 device=options.device,
                 slices=SLICES if options.slices is None else options.slices,
-                say=partial(print, flush=True),
+                log=partial(print, flush=True),
                 progress=progress,
                 cancel=cancel,
             )
@@ -169,7 +169,7 @@ def figures(rows: list[Row]) -> dict[str, dict[str, float]]:
     return kept
 
 
-def record(model: str, kept: dict, command: str) -> Path:
+def record_metrics(model: str, kept: dict, command: str) -> Path:
     """Write figures into a model's card and README, under the command that measured them."""
     from dataclasses import replace
 

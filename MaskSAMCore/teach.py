@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from MaskSAMCore.data.dataset import PreparedDataset
     from MaskSAMCore.data.raw import RawDataset
     from MaskSAMCore.data.splits import Split
-    from MaskSAMCore.evaluation.hold_out import Judgement
+    from MaskSAMCore.evaluation.hold_out import HoldOutResult
     from MaskSAMCore.progress import CancelToken, Progress
     from MaskSAMCore.training.quick_training import Clock, Lesson, Rules
 
@@ -158,13 +158,13 @@ class Teacher:
             lesson.choose_precision()
             lesson.encode()
             window_s = lesson.seconds_per_window()
-            exam = hold_out.plan_exam(
+            exam = hold_out.plan_hold_out(
                 prepared, config, split.val, window_s=window_s, most_s=EXAM_SHARE * self.clock.seconds
             )
             lesson.learn(reserve=SLACK * exam.seconds + ENDING_S)
             self.progress(0, 0, "judging")
             model = self._save(folder / name, lesson, prepared, config, split, base)
-            verdict = hold_out.judge(
+            verdict = hold_out.evaluate_hold_out(
                 Predictor(model, device=self.options.device),
                 raw,
                 prepared,
@@ -301,7 +301,7 @@ class Teacher:
             tensors = trained_tensors(lesson.model, base=bool(base["name"]))
             return model_folder.save_model(folder, card, tensors, model_readme(card))
 
-    def _record(self, model: Path, verdict: Judgement) -> None:
+    def _record(self, model: Path, verdict: HoldOutResult) -> None:
         """Write what was measured into the card."""
         from MaskSAMCore.training.card import model_readme
         from MaskSAMCore.zoo import model_folder
@@ -315,11 +315,11 @@ class Teacher:
         if verdict.users:
             how = f"{command}, simulated users in one patch around each structure of the same cases, Dice"
             metrics[how] = {"mean": verdict.prompts()}
-        limits = f"{not_yet(verdict.poor())} {card.limits}".strip()
+        limits = f"{not_yet(verdict.poor_structures())} {card.limits}".strip()
         card = replace(card, metrics=metrics, limits=limits)
         model_folder.save_card(model, card, model_readme(card))
 
-    def _draw(self, prepared: PreparedDataset, verdict: Judgement) -> None:
+    def _draw(self, prepared: PreparedDataset, verdict: HoldOutResult) -> None:
         """The worst of the left-out cases beside its reference, as the network sees them."""
         if self.options.picture is None or verdict.found is None:
             return
@@ -343,14 +343,14 @@ class Teacher:
                 shutil.copyfile(model / name, partial / name)
         return self.options.output
 
-    def _result(self, name: str, target: Path, lesson: Lesson, verdict: Judgement) -> dict[str, Any]:
+    def _result(self, name: str, target: Path, lesson: Lesson, verdict: HoldOutResult) -> dict[str, Any]:
         """What the command prints, as plain JSON values."""
         drawn = self.options.picture is not None and verdict.found is not None
         return {
             "model": name,
             "folder": str(target),
             "dice": {structure: row["dice"] for structure, row in verdict.structures().items()},
-            "poor": verdict.poor(),
+            "poor": verdict.poor_structures(),
             "prompts": verdict.prompts(),
             "left_out": list(verdict.dice),
             "worst_case": verdict.worst,
@@ -418,7 +418,7 @@ def told(result: dict[str, Any]) -> list[str]:
 
 def not_yet(names: Sequence[str]) -> str:
     """A warning that names the structures a model is of no use for; "" where there is none."""
-    return NOT_YET.format(names=", ".join(names), poor=hold_out.POOR) if names else ""
+    return NOT_YET.format(names=", ".join(names), poor=hold_out.POOR_DICE) if names else ""
 
 
 def note(text: str) -> None:

@@ -9,7 +9,8 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
-from MaskSAMCore.inference.session import Prompt, Session
+from MaskSAMCore.inference.prompts import Prompt
+from MaskSAMCore.inference.session import Session
 from MaskSAMCore.network.types import PromptBatch, Prompted, QueryOutputs, Slab
 from MaskSAMCore.volume import Volume
 from Testing.toy_model import make_card, make_plan

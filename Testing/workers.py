@@ -100,8 +100,8 @@ class Raw:
         assert line, f"the worker ended with {self.process.wait()}"
         return json.loads(line)
 
-    def ask(self, op: str, id: int = 1, **fields: Any) -> dict[str, Any]:
-        self.write(json.dumps({"id": id, "op": op, **fields}).encode() + b"\n")
+    def ask(self, op: str, number: int = 1, **fields: Any) -> dict[str, Any]:
+        self.write(json.dumps({"id": number, "op": op, **fields}).encode() + b"\n")
         return self.read()
 
 

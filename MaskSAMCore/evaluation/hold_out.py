@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 STEPS = (0.5, 1.0)
 """Distances of two windows, as shares of a patch, that cases are segmented with: as `segment` does, or coarsely."""
-POOR = 0.5
+POOR_DICE = 0.5
 """Dice below which a structure is not found well enough to be of use."""
 USER_WINDOWS = 3
 """What the simulated user of one structure costs, in windows."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exam:
+class HoldOutPlan:
     """What will be judged, and how.
 
     Attributes:
@@ -42,7 +42,7 @@ class Exam:
 
 
 @dataclass(kw_only=True)
-class Judgement:
+class HoldOutResult:
     """What the cases say about a model.
 
     Attributes:
@@ -67,18 +67,18 @@ class Judgement:
             for name, values in _columns(self.dice.values()).items()
         }
 
-    def poor(self) -> list[str]:
+    def poor_structures(self) -> list[str]:
         """Structures that the model is of no use for yet."""
-        return [name for name, row in self.structures().items() if row["dice"] < POOR]
+        return [name for name, row in self.structures().items() if row["dice"] < POOR_DICE]
 
     def prompts(self) -> dict[str, float]:
         """Mean Dice of the simulated users."""
         return {name: round(sum(v) / len(v), 4) for name, v in _columns(self.users.values()).items()}
 
 
-def plan_exam(
+def plan_hold_out(
     prepared: PreparedDataset, config: Config, cases: Sequence[str], *, window_s: float, most_s: float
-) -> Exam:
+) -> HoldOutPlan:
     """As many of the cases as fit into `most_s` seconds, at least one, with overlapping windows where that fits.
 
     Args:
@@ -86,45 +86,45 @@ def plan_exam(
         config: Of the model.
         cases: In the order of preference.
         window_s: Seconds of one window.
-        most_s: Seconds that the exam should not exceed.
+        most_s: Seconds that the plan should not exceed.
     """
     from MaskSAMCore.inference.sliding_window import window_count
 
     users = 0 if config.train.mode == "auto" else USER_WINDOWS * (config.model.classes - 1)
-    exam = Exam(cases=(), step=STEPS[0], seconds=0.0)
+    plan = HoldOutPlan(cases=(), step=STEPS[0], seconds=0.0)
     for step in STEPS:
         chosen: list[str] = []
         spent = 0.0
         for case in cases:
-            shape = prepared.case(case).label.shape
-            seconds = window_s * (window_count(shape, config.model.patch, step=step) + users)  # type: ignore[arg-type]
+            depth, height, width = prepared.case(case).label.shape
+            seconds = window_s * (window_count((depth, height, width), config.model.patch, step=step) + users)
             if chosen and spent + seconds > most_s:
                 break
             chosen, spent = [*chosen, case], spent + seconds
-        exam = Exam(cases=tuple(chosen), step=step, seconds=spent)
+        plan = HoldOutPlan(cases=tuple(chosen), step=step, seconds=spent)
         if len(chosen) == len(cases) and spent <= most_s:
             break
-    return exam
+    return plan
 
 
-def judge(
+def evaluate_hold_out(
     predictor: Predictor,
     raw: RawDataset,
     prepared: PreparedDataset,
-    exam: Exam,
+    plan: HoldOutPlan,
     *,
     enough: Callable[[], bool],
     progress: Progress,
     cancel: CancelToken,
-) -> Judgement:
-    """Segment the cases of an exam, and let simulated users click into them.
+) -> HoldOutResult:
+    """Segment the cases of an plan, and let simulated users click into them.
 
     Args:
         predictor: Of the model.
         raw: The cases as they were saved.
         prepared: The same, as the network sees them.
-        exam: What to judge.
-        enough: Asked after every case; True ends the exam with those that were judged.
+        plan: What to judge.
+        enough: Asked after every case; True ends the plan with those that were judged.
         progress: Told after every case.
         cancel: Asked before every window.
     """
@@ -133,14 +133,14 @@ def judge(
     from MaskSAMCore.preprocessing.resample import pad_to
     from MaskSAMCore.training.prompted import click_dice
 
-    result = Judgement(step=exam.step)
+    result = HoldOutResult(step=plan.step)
     known = {case.id: case for case in raw.cases}
     lowest = math.inf
-    for number, case in enumerate(exam.cases):
+    for number, case in enumerate(plan.cases):
         if number and enough():
             break
         volume, reference = read_case(raw, known[case])
-        found = predictor.segment(volume, step=exam.step, cancel=cancel).labels
+        found = predictor.segment(volume, step=plan.step, cancel=cancel).labels
         scores = {label.name: dice(found.array == label.id, reference.array == label.id) for label in raw.labels.labels}
         result.dice[case] = {name: value for name, value in scores.items() if not math.isnan(value)}
         mean = _mean(result.dice[case].values())
@@ -150,8 +150,8 @@ def judge(
         if config.train.mode != "auto":
             ready = prepared.case(case)
             image, classes = (pad_to(array, config.model.patch)[0] for array in _arrays(ready.image, ready.label))
-            result.users[case] = click_dice(predictor.network, image, classes, config.model.patch)  # type: ignore[arg-type]
-        progress(number + 1, len(exam.cases), "judging")
+            result.users[case] = click_dice(predictor.network, image, classes, config.model.patch)
+        progress(number + 1, len(plan.cases), "judging")
     return result
 
 

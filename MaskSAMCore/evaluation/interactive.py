@@ -16,7 +16,7 @@ from MaskSAMCore.evaluation.simulated_users import (
     CLICKS,
     COLUMNS,
     GOALS,
-    MOST,
+    MAX_CLICKS,
     OVERLAPS,
     POINTS,
     SLICES,
@@ -40,7 +40,7 @@ def trials(
     *,
     device: str = "auto",
     slices: int = 3,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     progress: Progress = no_progress,
     cancel: CancelToken | None = None,
 ) -> Iterator[Trial]:
@@ -52,7 +52,7 @@ def trials(
         cases: Chooses them, once the model's card is known.
         device: "auto", "cpu", "cuda" or "cuda:N".
         slices: See `Study`.
-        say: Told what runs where.
+        log: Gets a line on the model and one on the device.
         progress: Told after every case.
         cancel: Asked before every answer of the model.
 
@@ -77,13 +77,13 @@ def trials(
         arch = card.config.model.backbone.arch
         title = f"zero-shot {BASE_NAMES.get(card.base.name, card.base.name)}"
         study = replace(study, sam=ZeroShot(arch, path, place), sam_name=title)
-    say(f"Model:  {card.name}, {len(chosen)} case(s) of {dataset.name}, beside {study.sam_name or 'nothing'}")
-    say(f"Device: {devices.describe(place)}")
+    log(f"Model:  {card.name}, {len(chosen)} case(s) of {dataset.name}, beside {study.sam_name or 'nothing'}")
+    log(f"Device: {devices.describe(place)}")
     for number, case in enumerate(chosen):
         progress(number, len(chosen), "simulating users")
         volume, reference = read_case(dataset, case)
         session = Session.open(network, card, volume, device=place, cache=SlabCache())
-        yield from study.judge(case.id, volume, reference, session, cancel)
+        yield from study.trials(case.id, volume, reference, session, cancel)
     progress(len(chosen), len(chosen), "simulating users")
 
 
@@ -163,7 +163,7 @@ def report(found: Sequence[Trial]) -> list[str]:
     goals = [f"NoC@{goal:.2f}" for goal in GOALS]
     for protocol in dict.fromkeys(row.protocol for row in rows):
         some = [row for row in rows if row.protocol == protocol]
-        lines += [f"{protocol}: mean Dice, clicks needed (NoC) and how often {MOST} were enough"]
+        lines += [f"{protocol}: mean Dice, clicks needed (NoC) and how often {MAX_CLICKS} were enough"]
         head = " ".join(f"{text:>8}" for text in heads) + " " + " ".join(f"{text:>15}" for text in goals)
         lines += [f"{'structure':{wide}}  {'method':{method}} {head}  targets cases"]
         for row in some:

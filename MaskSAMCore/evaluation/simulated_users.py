@@ -19,7 +19,7 @@ import math
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -27,7 +27,8 @@ from MaskSAMCore.progress import CancelToken
 
 if TYPE_CHECKING:
     from MaskSAMCore.data.simulate import Click
-    from MaskSAMCore.inference.session import Prompt, Session
+    from MaskSAMCore.inference.prompts import Prompt
+    from MaskSAMCore.inference.session import Session
     from MaskSAMCore.inference.zeroshot import ZeroShot
     from MaskSAMCore.labels import Label, LabelTable
     from MaskSAMCore.preprocessing.masks import Box
@@ -37,7 +38,7 @@ CLICKS = (1, 3, 5)
 POINTS = (1, 3)
 OVERLAPS = (0.5, 0.75)
 GOALS = (0.85, 0.90)
-MOST = 20
+MAX_CLICKS = 20
 SEED = 0
 STRUCTURE = 1
 SLICES, VOLUMES = "single slices", "whole volumes"
@@ -82,7 +83,7 @@ class Trial:
         found |= {f"box_{round(100 * t)}": value for t, value in zip(OVERLAPS, boxes, strict=True)}
         for goal in GOALS:
             needed = next((n for n, value in enumerate(self.clicks, start=1) if value >= goal), None)
-            found[f"noc_{round(100 * goal)}"] = MOST if needed is None else needed
+            found[f"noc_{round(100 * goal)}"] = MAX_CLICKS if needed is None else needed
             found[f"reached_{round(100 * goal)}"] = float(needed is not None)
         return found
 
@@ -92,7 +93,7 @@ class Method(Protocol):
 
     name: str
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Another structure, or the same from its beginning, comes next."""
         ...
 
@@ -108,8 +109,8 @@ class Method(Protocol):
 def click_through(target: np.ndarray, method: Method, spacing: Sequence[float]) -> tuple[float, ...]:
     """Dice after every click of a user who corrects the largest error.
 
-    The user stops after `MOST` clicks, when no error is left, or when all of `CLICKS` were made and all of `GOALS`
-    reached.
+    The user stops after `MAX_CLICKS` clicks, when no error is left, or when all of `CLICKS` were made and all of
+    `GOALS` are reached.
 
     Args:
         target: The structure, bool, two or three axes; not empty.
@@ -118,11 +119,11 @@ def click_through(target: np.ndarray, method: Method, spacing: Sequence[float]) 
     """
     from MaskSAMCore.data.simulate import error_click
 
-    method.forget()
+    method.reset()
     found: list[float] = []
     clicks: list[Click] = []
     click = error_click(np.zeros_like(target), target, spacing=spacing)
-    while click is not None and len(clicks) < MOST:
+    while click is not None and len(clicks) < MAX_CLICKS:
         clicks.append(click)
         predicted = method.clicks(clicks)
         found.append(_dice(predicted, target))
@@ -132,7 +133,7 @@ def click_through(target: np.ndarray, method: Method, spacing: Sequence[float]) 
     return tuple(found)
 
 
-def spread(places: Sequence[int] | np.ndarray, count: int) -> list[int]:
+def evenly_spaced(places: Sequence[int] | np.ndarray, count: int) -> list[int]:
     """`count` of the places at even distances; all of them if 0 or if there are no more."""
     if not 0 < count < len(places):
         return [int(p) for p in places]
@@ -162,7 +163,7 @@ def drawn_points(target: np.ndarray, seed: Sequence[int]) -> list[Click]:
     return [Click(position=(int(y), int(x)), positive=True) for y, x in places]
 
 
-class ModelAnswers:
+class ModelMethod:
     """Our model's answers, through the session that a radiologist would use.
 
     Args:
@@ -179,23 +180,30 @@ class ModelAnswers:
         self.name, self.session, self.grid, self.plane, self.cancel = name, session, grid, plane, cancel
         self.found: np.ndarray = np.zeros(grid.shape, bool)
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """See `Method`."""
         self.session.drop(STRUCTURE)
         self.found[...] = False
 
     def clicks(self, clicks: Sequence[Click]) -> np.ndarray:
         """See `Method`."""
-        from MaskSAMCore.inference.session import Prompt
+        from MaskSAMCore.inference.prompts import Prompt
 
-        scope: Any = "volume" if self.plane is None else "slice"
         return self._answer(
-            [Prompt(kind="point", position=self._ijk(c.position), positive=c.positive, scope=scope) for c in clicks]
+            [
+                Prompt(
+                    kind="point",
+                    position=self._ijk(click.position),
+                    positive=click.positive,
+                    scope="volume" if self.plane is None else "slice",
+                )
+                for click in clicks
+            ]
         )
 
     def box(self, box: Box) -> np.ndarray:
         """See `Method`; the corners of a session's box are centres of voxels."""
-        from MaskSAMCore.inference.session import Prompt
+        from MaskSAMCore.inference.prompts import Prompt
 
         x0, y0, x1, y1 = box
         corners = (self._ijk((y0, x0)), self._ijk((max(y1 - 1, y0), max(x1 - 1, x0))))
@@ -216,7 +224,7 @@ class ModelAnswers:
         return i, j, k
 
 
-class SamAnswers:
+class SamMethod:
     """An unchanged SAM's answers on the slice that it was shown; its last logits go with every further click.
 
     It gives its one mask from the first click on: on medical slices that was seen to be better than the best of its
@@ -227,7 +235,7 @@ class SamAnswers:
         self.name, self.sam = name, sam
         self.low_res: np.ndarray | None = None
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """See `Method`."""
         self.low_res = None
 
@@ -262,7 +270,7 @@ class Study:
     slices: int = 3
     colour: bool = False
 
-    def judge(
+    def trials(
         self, case: str, volume: Volume, reference: LabelMap, session: Session, cancel: CancelToken | None = None
     ) -> Iterator[Trial]:
         """All trials of one case.
@@ -279,9 +287,9 @@ class Study:
         if volume.grid.shape[session.axis] == 1:
             return  # a picture's one slice is all of it
         for label, mask in targets.items():
-            whole = ModelAnswers(self.name, session, volume.grid, None, cancel)
+            whole = ModelMethod(self.name, session, volume.grid, None, cancel)
             clicks = click_through(mask, whole, volume.grid.spacing[::-1])
-            whole.forget()
+            whole.reset()
             yield Trial(protocol=VOLUMES, case=case, label=label.id, name=label.name, method=self.name, clicks=clicks)
 
     def _slices(
@@ -297,28 +305,28 @@ class Study:
         axis = session.axis
         others = tuple(a for a in range(3) if a != axis)
         spacing = [volume.grid.spacing[::-1][a] for a in others]
-        chosen = {n: spread(np.flatnonzero(mask.any(axis=others)), self.slices) for n, mask in targets.items()}
+        chosen = {n: evenly_spaced(np.flatnonzero(mask.any(axis=others)), self.slices) for n, mask in targets.items()}
         channel = volume.as_channels()[0]
         window = grey_values(channel)
         for index in sorted({i for some in chosen.values() for i in some}):
-            methods: list[Method] = [ModelAnswers(self.name, session, volume.grid, (axis, index), cancel)]
+            methods: list[Method] = [ModelMethod(self.name, session, volume.grid, (axis, index), cancel)]
             if self.sam is not None:
                 seen = volume.as_channels().take(index, axis=axis + 1) if self.colour else None
                 self.sam.set_image(picture(channel.take(index, axis=axis), *window) if seen is None else colours(seen))
-                methods.append(SamAnswers(self.sam_name, self.sam))
+                methods.append(SamMethod(self.sam_name, self.sam))
             for label, method in itertools.product((n for n, some in chosen.items() if index in some), methods):
                 target: np.ndarray = targets[label].take(index, axis=axis)
                 clicks = click_through(target, method, spacing)
                 seed = (SEED, zlib.crc32(case.encode()), label.id, index)
                 drawn, points, boxes = drawn_points(target, seed), [], []
                 for count in POINTS:
-                    method.forget()
+                    method.reset()
                     points.append(_dice(method.clicks(drawn[:count]), target))
-                method.forget()
+                method.reset()
                 for overlap in OVERLAPS:
                     box = drawn_box(target, overlap, seed)
                     boxes.append(_dice(method.box(box), target))
-                method.forget()
+                method.reset()
                 yield Trial(
                     protocol=SLICES,
                     case=case,

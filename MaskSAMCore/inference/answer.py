@@ -1,12 +1,12 @@
-"""One slab's answer to the prompts that lie in it, and where it is written (model.md §13.3).
+"""The network's answer to the prompts of one slab, and which slices it may change (model.md §13.3).
 
-A prompt writes the slices that are nearer to its own than to any other's, and never a slice that was prompted
-itself: what the user has corrected stays as it was left.
+A prompt changes the slices that are nearer to its own slice than to those of other prompts. A slice that was prompted
+itself is never changed by a prompt elsewhere, so that the user's corrections stay.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,76 +16,26 @@ from torch import Tensor
 from MaskSAMCore.inference.frame import Frame
 from MaskSAMCore.inference.prompts import CANDIDATES, Placed
 from MaskSAMCore.inference.slabs import Slabs
+from MaskSAMCore.inference.slice_prompts import by_slice, extent, in_window, is_positive
 from MaskSAMCore.inference.sliding_window import gaussian
-from MaskSAMCore.inference.tiles import LIMIT, Clip, Rect, State, Tile, inside, overlap, paint, union
+from MaskSAMCore.inference.tiles import LOGIT_LIMIT, Clip, Rect, State, Tile, inside, overlap, paint, union
 from MaskSAMCore.network.heads import resize_masks
 from MaskSAMCore.network.prompt_broadcast import SlicePrompts, nearest, spread
 from MaskSAMCore.preprocessing.masks import honour
 
-Edges = tuple[float, float, float, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Said:
-    """What was said in one prepared slice: clicks (x, y, label) and a box, in prepared edges."""
-
-    clicks: tuple[tuple[float, float, int], ...] = ()
-    box: Edges | None = None
-
-    @property
-    def positive(self) -> bool:
-        return self.box is not None or any(label for _, _, label in self.clicks)
-
-    @property
-    def extent(self) -> Edges:
-        """Bounding box (x0, y0, x1, y1)."""
-        spans = [(x, y, x, y) for x, y, _ in self.clicks] + ([] if self.box is None else [self.box])
-        x0, y0, x1, y1 = zip(*spans, strict=True)
-        return min(x0), min(y0), max(x1), max(y1)
-
-    def seen(self, y: int, x: int, height: int, width: int) -> SlicePrompts | None:
-        """The part inside of a window, in fractions of it; None if nothing is."""
-        clicks = [(cx - x, cy - y, n) for cx, cy, n in self.clicks if 0 <= cx - x <= width and 0 <= cy - y <= height]
-        box = None
-        if self.box is not None:
-            x0, x1 = (min(max(v - x, 0), width) for v in self.box[::2])
-            y0, y1 = (min(max(v - y, 0), height) for v in self.box[1::2])
-            box = (x0 / width, y0 / height, x1 / width, y1 / height) if x0 < x1 and y0 < y1 else None
-        if not clicks and box is None:
-            return None
-        return SlicePrompts(
-            points=tuple((cx / width, cy / height) for cx, cy, _ in clicks),
-            labels=tuple(n for _, _, n in clicks),
-            box=box,
-        )
-
-
-def gather(placed: Iterable[Placed]) -> dict[int, Said]:
-    """Prompts by prepared slice; clicks add up, of several boxes in a slice the last one counts."""
-    said: dict[int, Said] = {}
-    for each in placed:
-        if each.kind == "mask":
-            continue
-        old = said.get(each.z, Said())
-        clicks = old.clicks
-        if each.point is not None:
-            clicks = (*clicks, (each.point[1] + 0.5, each.point[0] + 0.5, int(each.positive)))
-        said[each.z] = Said(clicks=clicks, box=each.box or old.box)
-    return said
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Answer:
-    """What the network says of one slab.
+    """Masks of the prompts in one slab; m masks, or candidates, for each of D' slices.
 
     Attributes:
-        start: The slab's start along depth; may lie before the scan.
-        windows: In-plane starts that were looked at.
-        slices: Prepared slices that it holds.
-        rect: Their part that was answered.
-        logits: (m, D', h, w) float32 within `LIMIT`.
-        quality: (m, D'), 0 to 1.
-        classes: (D', K + 1) probabilities, or None.
+        start: First index of the slab along depth; may lie before the scan.
+        windows: Starts (y, x) of the windows that were run.
+        slices: Prepared slices of the scan in the slab.
+        rect: Part of these slices that the windows cover.
+        logits: (m, D', h, w) float32, from -`LOGIT_LIMIT` to `LOGIT_LIMIT`; above 0 is the mask.
+        quality: (m, D') estimated IoU, 0 to 1.
+        classes: (D', K + 1) class probabilities, the last for "no object"; None without class head.
     """
 
     start: int
@@ -97,16 +47,16 @@ class Answer:
     classes: np.ndarray | None
 
     def choose(self, index: int) -> Answer:
-        """One of the m alone."""
+        """The answer with the mask `index` alone, so that m is 1."""
         return replace(self, logits=self.logits[index : index + 1], quality=self.quality[index : index + 1])
 
     def tile(self, z: int, clip: Clip | None) -> Tile:
-        """Slice `z` of the first of the m, float16; -LIMIT where the clip forbids."""
+        """Slice `z` of the first mask as float16 logits, -LOGIT_LIMIT outside of the clip."""
         logits: np.ndarray = self.logits[0, z - self.slices.start].astype(np.float16)
         if clip is not None:
             rows = clip.allows(1, np.arange(self.rect[0], self.rect[1]))[:, None]
             columns = clip.allows(2, np.arange(self.rect[2], self.rect[3]))
-            logits[~(rows & columns & clip.allows(0, z))] = -LIMIT
+            logits[~(rows & columns & clip.allows(0, z))] = -LOGIT_LIMIT
         return Tile(self.rect[0], self.rect[2], logits)
 
 
@@ -114,49 +64,53 @@ def decode(
     slabs: Slabs,
     start: int,
     windows: Sequence[tuple[int, int]],
-    said: Mapping[int, Said],
+    prompts: Mapping[int, SlicePrompts],
     planes: Mapping[int, Tile],
     *,
-    user: Mapping[int, Said] | None = None,
+    user: Mapping[int, SlicePrompts] | None = None,
     multimask: bool = False,
 ) -> Answer | None:
-    """The network's masks of a slab; None where no window holds anything that could be the structure.
+    """Run the network on the windows of a slab; None where no window holds a positive prompt or a known mask.
 
     Args:
-        slabs: Of the scan.
-        start: The slab's, along depth.
-        windows: In-plane starts; several are fused with the Gaussian of automatic mode.
-        said: By prepared slice; those outside of the slab are not used.
-        planes: Logits known so far, by prepared slice.
-        user: What the user said, whose clicks are honoured to the voxel; None for all of `said`.
-        multimask: Ask for three meanings of a single click.
+        slabs: Windows of the scan.
+        start: First index of the slab along depth.
+        windows: Starts (y, x); several are fused with the Gaussian weights of automatic mode.
+        prompts: By prepared slice; those outside of the slab are ignored.
+        planes: Logits known so far, by prepared slice: the mask prompt.
+        user: The user's own prompts, whose clicked voxels get the clicked label; None for all of `prompts`.
+        multimask: Return three candidates of a single click.
+
+    Raises:
+        ResourceError: The memory is full, and no fallback is left.
     """
     depth, height, width = slabs.patch
     slices = range(max(start, 0), min(start + depth, slabs.size[0]))
-    here = {z: each for z, each in said.items() if z in slices}
+    here = {z: each for z, each in prompts.items() if z in slices}
     parts = []
     for y, x in windows:
-        seen = {z - start: part for z, each in here.items() if (part := each.seen(y, x, height, width))}
-        masks, known = _former(slabs, (start, y, x), planes)
-        positive = any(part.box is not None or 1 in part.labels for part in seen.values())
+        seen = {z - start: part for z, each in here.items() if (part := in_window(each, (y, x), (height, width)))}
+        masks, known = _known_masks(slabs, (start, y, x), planes)
+        positive = any(is_positive(part) for part in seen.values())
         if positive or (seen and bool((masks > 0).any())):
             parts.append(_window(slabs, (start, y, x), seen, masks, known, multimask))
-    return None if not parts else _honoured(_fuse(slabs, start, slices, parts), said if user is None else user)
+    return None if not parts else _honoured(_fuse(slabs, start, slices, parts), prompts if user is None else user)
 
 
-def _honoured(answer: Answer, said: Mapping[int, Said]) -> Answer:
+def _honoured(answer: Answer, prompts: Mapping[int, SlicePrompts]) -> Answer:
     y, x = answer.rect[0] + 0.5, answer.rect[2] + 0.5
     logits = answer.logits
     for index, z in enumerate(answer.slices):
-        clicks = [(cy - y, cx - x, bool(label)) for cx, cy, label in said[z].clicks] if z in said else []
+        given = prompts.get(z, SlicePrompts())
+        clicks = [(cy - y, cx - x, bool(label)) for (cx, cy), label in zip(given.points, given.labels, strict=True)]
         for rank in range(len(logits) if clicks else 0):
-            logits[rank, index] = honour(logits[rank, index], clicks).clip(-LIMIT, LIMIT)
+            logits[rank, index] = honour(logits[rank, index], clicks).clip(-LOGIT_LIMIT, LOGIT_LIMIT)
     return answer
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Part:
-    """The answer of one window: rect, logits (m, D', h, w), quality (m, D'), class probabilities (D', K + 1)."""
+    """The answer of one window; arrays as in `Answer`."""
 
     window: tuple[int, int]
     rect: Rect
@@ -165,8 +119,13 @@ class _Part:
     classes: np.ndarray | None
 
 
-def _former(slabs: Slabs, window: tuple[int, int, int], planes: Mapping[int, Tile]) -> tuple[np.ndarray, np.ndarray]:
-    """Logits (D, H, W) float32 known in a window, and in which slices (D,); beyond the scan its border is repeated."""
+def _known_masks(
+    slabs: Slabs, window: tuple[int, int, int], planes: Mapping[int, Tile]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Known logits (D, H, W) float32 in a window, and the slices (D,) bool that have some.
+
+    Outside of the scan its border is repeated.
+    """
     depth, height, width = slabs.patch
     start, y, x = window
     whole = (y, y + height, x, x + width)
@@ -179,7 +138,7 @@ def _former(slabs: Slabs, window: tuple[int, int, int], planes: Mapping[int, Til
     for index in range(depth):
         plane = planes.get(min(max(start + index, 0), slabs.size[0] - 1))
         if plane is not None and overlap(plane.rect, scan) is not None:
-            out[index] = np.pad(plane.cut(scan, -LIMIT), frame, mode="edge")
+            out[index] = np.pad(plane.cut(scan, -LOGIT_LIMIT), frame, mode="edge")
             known[index] = True
     return out, known
 
@@ -193,7 +152,7 @@ def _window(
     multimask: bool,
 ) -> _Part:
     slab = slabs.ready(window)
-    network = slabs.retreat.network
+    network = slabs.runner.network
 
     def work(device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
         batch = spread(
@@ -203,18 +162,18 @@ def _window(
             masks_known=torch.from_numpy(known)[None, None].to(device) if known.any() and not known.all() else None,
             device=device,
         )
-        found = network.prompted(slab.to(device), batch, multimask=multimask)  # type: ignore[operator]
+        found = network.prompted(slab.to(device), batch, multimask=multimask)
         cls = None if found.cls is None else found.cls[0, 0].float().softmax(-1).cpu()
         return found.masks[0, 0].float().cpu(), found.quality[0, 0].float().cpu(), cls
 
-    logits, quality, classes = slabs.retreat.run(work)
+    logits, quality, classes = slabs.runner.run(work)
     depth, height, width = slabs.patch
     start, y, x = window
     inner = [
         slice(max(-s, 0), min(n - s, p))
         for s, n, p in zip((start, y, x), slabs.size, (depth, height, width), strict=True)
     ]
-    picked = logits.movedim(1, 0)[:, inner[0], inner[1], inner[2]].clamp(-LIMIT, LIMIT)
+    picked = logits.movedim(1, 0)[:, inner[0], inner[1], inner[2]].clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
     return _Part(
         window=(y, x),
         rect=(y + inner[1].start, y + inner[1].stop, x + inner[2].start, x + inner[2].stop),
@@ -225,12 +184,12 @@ def _window(
 
 
 def _mask_prompt(masks: np.ndarray, size: tuple[int, int], device: torch.device) -> Tensor:
-    """(D, H, W) as the network takes it, (1, 1, D, h, w)."""
+    """Logits (D, H, W) as the mask prompt (1, 1, D, h, w) of the network."""
     return resize_masks(torch.from_numpy(masks).to(device)[None, None], size)
 
 
 def _fuse(slabs: Slabs, start: int, slices: range, parts: Sequence[_Part]) -> Answer:
-    """Several windows of one slab as one answer; quality and classes are those of the window with most of the mask."""
+    """Fuse the windows of a slab; quality and classes come from the window with the largest part of the mask."""
     first = parts[0]
     rect, logits, quality, classes = first.rect, first.logits, first.quality, first.classes
     if len(parts) > 1:
@@ -244,7 +203,7 @@ def _fuse(slabs: Slabs, start: int, slices: range, parts: Sequence[_Part]) -> An
             own = inside(part.rect, (part.window[0], 0, part.window[1], 0))
             total[(slice(None), slice(None), *place)] += part.logits * weight[own]
             norm[place] += weight[own]
-        logits = np.where(norm > 0, total / np.maximum(norm, 1e-12), -LIMIT).astype(np.float32)
+        logits = np.where(norm > 0, total / np.maximum(norm, 1e-12), -LOGIT_LIMIT).astype(np.float32)
         area = np.stack([(part.logits > 0).sum(axis=(2, 3)) for part in parts])
         best = area.argmax(axis=0)
         quality = np.take_along_axis(np.stack([part.quality for part in parts]), best[None], axis=0)[0]
@@ -263,16 +222,22 @@ def _fuse(slabs: Slabs, start: int, slices: range, parts: Sequence[_Part]) -> An
 
 
 @dataclass(frozen=True, kw_only=True)
-class Own:
-    """Which prepared slices the newest prompt, in slice `z`, may write."""
+class WritableSlices:
+    """The prepared slices that the newest prompt may change.
+
+    Attributes:
+        z: The slice of that prompt.
+        direct: Slices with prompts of their own.
+        spreading: Slices of the prompts whose scope is more than their slice, and `z`; ascending.
+    """
 
     z: int
     direct: frozenset[int]
     spreading: tuple[int, ...]
 
     @classmethod
-    def of(cls, placed: Sequence[Placed]) -> Own:
-        """For the last of these prompts."""
+    def of(cls, placed: Sequence[Placed]) -> WritableSlices:
+        """Those of the last of these prompts."""
         real = [each for each in placed if each.kind != "mask"]
         z = real[-1].z
         spreading = {each.z for each in real if each.scope != "slice"} | {z}
@@ -283,7 +248,12 @@ class Own:
 
 
 class Draft:
-    """A state that is being changed."""
+    """A copy of a structure's state that is being changed; the original stays as it is.
+
+    Args:
+        state: The state before.
+        clip: Limits of the new answer.
+    """
 
     def __init__(self, state: State, clip: Clip | None) -> None:
         self.state, self.clip = state, clip
@@ -293,7 +263,7 @@ class Draft:
         self.weights: dict[int, float] = {}
 
     def write(self, z: int, answer: Answer, weight: float) -> None:
-        """Slice `z` of an answer; averaged by weight with what this draft wrote there before."""
+        """Set slice `z` to that of an answer, or to the weighted mean with earlier answers in this draft."""
         tile, quality = answer.tile(z, self.clip), float(answer.quality[0, z - answer.slices.start])
         old = self.planes.get(z)
         before = self.weights.get(z, 0.0)
@@ -311,25 +281,31 @@ class Draft:
         self.weights[z] = before + weight
 
     def empty(self, z: int, rect: Rect) -> None:
-        """Nothing of the structure in slice `z`, neither in that part nor where something was known."""
+        """Clear slice `z`, in `rect` and wherever it had logits."""
         old = self.planes.get(z)
         whole = rect if old is None else union(rect, old.rect)
-        tile = Tile(whole[0], whole[2], np.full((whole[1] - whole[0], whole[3] - whole[2]), -LIMIT, np.float16))
+        tile = Tile(whole[0], whole[2], np.full((whole[1] - whole[0], whole[3] - whole[2]), -LOGIT_LIMIT, np.float16))
         self._set(z, tile, None)
         self.quality.pop(z, None)
 
     def _set(self, z: int, tile: Tile, old: Tile | None) -> None:
         self.touched[z] = tile.rect if z not in self.touched else union(self.touched[z], tile.rect)
-        self.planes[z] = tile if old is None else old.put(tile, -LIMIT)
+        self.planes[z] = tile if old is None else old.put(tile, -LOGIT_LIMIT)
         self.given.discard(z)
 
     def area(self, z: int) -> int:
-        """Prepared pixels of the structure in slice `z`."""
+        """Number of prepared pixels of the structure in slice `z`."""
         plane = self.planes.get(z)
         return 0 if plane is None else int((plane.array > 0).sum())
 
     def finish(self, frame: Frame, answer: Answer, z: int) -> State:
-        """The new state; only what was written is painted onto the scan."""
+        """The new state; only the changed part is resampled to the scan.
+
+        Args:
+            frame: Between the scan and the prepared grid.
+            answer: Of the slab of the new prompt.
+            z: Slice of the new prompt, which gives the class probabilities.
+        """
         windows = dict(self.state.windows)
         if len(answer.windows) == 1:
             windows[answer.start] = answer.windows[0]
@@ -345,37 +321,48 @@ class Draft:
         )
 
 
-def seed(
+def answer_slab(
     slabs: Slabs, state: State, placed: Sequence[Placed], *, multimask: bool
-) -> tuple[list[Answer], dict[int, Said]]:
-    """The answers to the newest prompt in its own slab, the best first; none if there is nothing to answer."""
-    said, z = gather(placed), placed[-1].z
+) -> tuple[list[Answer], dict[int, SlicePrompts]]:
+    """Answer the newest prompt in its own slab.
+
+    Args:
+        slabs: Windows of the scan.
+        state: Of the structure before the prompt.
+        placed: All prompts that count, the newest last.
+        multimask: Return three candidates, the best first.
+
+    Returns:
+        The candidates, or one answer, or none where nothing is known of the structure; and all prompts by slice.
+    """
+    prompts, z = by_slice(placed), placed[-1].z
     start = slabs.deep(z)
-    near = [each.extent for d, each in said.items() if start <= d < start + slabs.patch[0]]
+    near = [extent(each) for d, each in prompts.items() if start <= d < start + slabs.patch[0]]
     x0, y0, x1, y1 = (pick(values) for pick, values in zip((min, min, max, max), zip(*near, strict=True), strict=True))
     windows = slabs.planes(((y0, y1), (x0, x1)), state.windows.get(start))
-    answer = decode(slabs, start, windows, said, state.planes, multimask=multimask)
+    answer = decode(slabs, start, windows, prompts, state.planes, multimask=multimask)
     if answer is None:
-        return [], said
+        return [], prompts
     order = np.argsort(-answer.quality[:, z - answer.slices.start], kind="stable")[:CANDIDATES]
-    return [answer.choose(int(index)) for index in order], said
+    return [answer.choose(int(index)) for index in order], prompts
 
 
 def limit(clip: Clip | None, new: Placed) -> Clip | None:
-    """What limits the answer to a new prompt: the latest box that spans slices, until a click outside of it."""
+    """The limits of the answer to a new prompt: the last box that spans slices, until a click outside of it."""
     if new.kind == "box":
         return new.clip
-    if clip is None or not new.positive or new.point is None:
+    if clip is None or not is_positive(new.prompts) or not new.prompts.points:
         return clip
-    place = (new.z, *(int(v + 0.5) for v in new.point))
+    [(x, y)] = new.prompts.points
+    place = (new.z, int(y), int(x))
     return clip if all(clip.allows(axis, index) for axis, index in enumerate(place)) else None
 
 
 def profile(slabs: Slabs) -> np.ndarray:
-    """Weight of the slices of a slab, by which overlapping slabs are fused: (D,)."""
+    """Gaussian weights (D,) of the slices of a slab, for the mean of overlapping slabs."""
     return gaussian((slabs.patch[0], 1, 1))[:, 0, 0].numpy()
 
 
-def writable(answer: Answer, own: Own, new: Placed) -> Collection[int]:
-    """Slices of the first slab that are written."""
+def slices_to_write(answer: Answer, own: WritableSlices, new: Placed) -> Collection[int]:
+    """Slices of the prompt's own slab that it changes."""
     return [new.z] if new.scope == "slice" else [z for z in answer.slices if z in own]

@@ -1,16 +1,17 @@
-"""The prompts that a model makes for itself, as boxes and points that a user can edit (model.md §6.1-6.3)."""
+"""Automatic prompts: the boxes and points of the model for a label, for the user to edit (model.md §6.1-6.3)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from MaskSAMCore.errors import PromptError
 from MaskSAMCore.inference.frame import Frame
-from MaskSAMCore.inference.prompts import Prompt
+from MaskSAMCore.inference.prompts import Prompt, triple
 from MaskSAMCore.inference.slabs import Slabs
 from MaskSAMCore.labels import LabelTable
 from MaskSAMCore.preprocessing.masks import interior_point, tight_box
@@ -20,7 +21,13 @@ from MaskSAMCore.progress import CancelToken, Progress
 
 @dataclass(frozen=True, kw_only=True)
 class _Found:
-    """A label in one prepared slice: its pixels, prepared edges (x0, y0, x1, y1), and a point (y, x)."""
+    """A label in one prepared slice.
+
+    Attributes:
+        area: Number of its pixels.
+        box: (x0, y0, x1, y1) in prepared edges.
+        point: Innermost pixel (y, x).
+    """
 
     area: int
     box: tuple[float, float, float, float]
@@ -54,7 +61,7 @@ def automatic_prompts(
         if cancel is not None:
             cancel.check()
         for z, found in _look(slabs, window, classes.index(label) + 1).items():
-            # a window that cuts the structure off shows less of it
+            # of several windows, the one that holds most of the structure
             if slabs.deep(z) == window[0] and (z not in best or found.area > best[z].area):
                 best[z] = found
         progress(index + 1, len(windows), "looking for prompts")
@@ -62,17 +69,17 @@ def automatic_prompts(
 
 
 def _look(slabs: Slabs, window: Shape, label: int) -> dict[int, _Found]:
-    """What automatic mode finds of a class in one window, by prepared slice, and the box that prompted it."""
-    network = slabs.retreat.network
+    """Segment one window and find a class in it, by prepared slice; the box is the generator's where it has one."""
+    network = slabs.runner.network
 
     def work(device: torch.device) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         found = network(torch.from_numpy(slabs.window(window))[None].to(device))
-        labels = network.scores(found)[0].argmax(0) == label  # type: ignore[operator]
+        labels = network.scores(found)[0].argmax(0) == label
         boxes = None if found.fused_boxes is None else found.fused_boxes[0].float().cpu()
         cls = None if found.cls is None else found.cls[0].float().softmax(-1)[..., label].cpu()
         return labels.cpu(), (found.masks[0] > 0).cpu(), cls, boxes
 
-    labels, masks, probability, boxes = slabs.retreat.run(work)
+    labels, masks, probability, boxes = slabs.runner.run(work)
     slabs.encodes += 1
     depth, height, width = slabs.patch
     out = {}
@@ -85,11 +92,11 @@ def _look(slabs: Slabs, window: Shape, label: int) -> dict[int, _Found]:
         if boxes is not None:
             query = label
             if probability is not None:
-                # of the queries, the one that says the most of what was found
+                # the query with the largest share in the class's mask
                 both = (masks[:, index] & mask).sum((1, 2)) / (masks[:, index].sum((1, 2)) + mask.sum())
                 query = int((both * probability[:, index]).argmax())
             made = boxes[query, index]
-            # a class that only the decoder found was prompted with a box of zeros
+            # the generator's box is empty where only the decoder found the class
             if (made[2:] > made[:2]).all():
                 box = [float(e) * n for e, n in zip(made, (width, height, width, height), strict=True)]
         out[z] = _Found(
@@ -101,7 +108,7 @@ def _look(slabs: Slabs, window: Shape, label: int) -> dict[int, _Found]:
 
 
 def _prompts(found: _Found, d: int, frame: Frame) -> tuple[Prompt, Prompt]:
-    """As prompts of the scan's slice `d`, turned."""
+    """Box and point as prompts in the turned slice `d` of the scan."""
     x0, y0, x1, y1 = found.box
     _, h0, w0 = frame.unedges((0, y0, x0))
     _, h1, w1 = frame.unedges((0, y1, x1))
@@ -110,11 +117,10 @@ def _prompts(found: _Found, d: int, frame: Frame) -> tuple[Prompt, Prompt]:
         middle = (low + high) / 2
         ends.append((min(max(min(low, middle), 0), size - 1), min(max(max(high, middle), 0), size - 1)))
     first, last = (frame.unturn((d, *(end[side] for end in ends))) for side in (0, 1))
-    lower = tuple(min(a, b) for a, b in zip(first, last, strict=True))
-    upper = tuple(max(a, b) for a, b in zip(first, last, strict=True))
+    corners = np.sort([first, last], axis=0)
     _, h, w = frame.unedges((0, found.point[0] + 0.5, found.point[1] + 0.5))
     inner = (min(max(h - 0.5, 0), frame.size[1] - 1), min(max(w - 0.5, 0), frame.size[2] - 1))
     return (
-        Prompt(kind="box", corners=(lower, upper), scope="slice"),  # type: ignore[arg-type]
+        Prompt(kind="box", corners=(triple(corners[0]), triple(corners[1])), scope="slice"),
         Prompt(kind="point", position=frame.unturn((d, *inner)), scope="slice"),
     )

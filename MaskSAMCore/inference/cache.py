@@ -1,7 +1,7 @@
-"""Encoded slabs that are kept: on the device first, then in the computer's memory, then not (model.md §13.3).
+"""Cache of encoded slabs: on the device, then in the computer's memory, then dropped (model.md §13.3).
 
-The key is made of what the encoder reads: the window's numbers and the weights. A slab of another scan, place or
-model has another key, so a stale one cannot be used (faults.md row 32).
+The key is a hash of what the encoder reads: the intensities of the window, and the weights. A slab of another scan,
+place or model has another key, so that a stale one cannot be used (faults.md row 32).
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ CPU = torch.device("cpu")
 
 
 def model_key(network: nn.Module, card: ModelCard) -> bytes:
-    """What identifies the encoder: the weights' hashes and the configuration.
+    """Hash of an encoder: its configuration and the hashes of its weights.
 
-    A network that was not loaded from a model's folder, so that no hash vouches for it, is read itself.
+    The weights themselves are hashed where the card names no hash of them.
     """
     digest = hashlib.blake2b(digest_size=16)
     digest.update(json.dumps(to_dict(card.config.model), sort_keys=True).encode())
@@ -46,7 +46,7 @@ def model_key(network: nn.Module, card: ModelCard) -> bytes:
 
 
 def slab_key(window: np.ndarray, model: bytes) -> bytes:
-    """Key of an encoded window (M, D, H, W), as the encoder gets it."""
+    """Key of a window (M, D, H, W) as the encoder gets it, for a model of that `model_key`."""
     digest = hashlib.blake2b(model, digest_size=16)
     digest.update(f"{window.shape} {window.dtype}".encode())
     digest.update(np.ascontiguousarray(window).view(np.uint8).data)
@@ -54,7 +54,7 @@ def slab_key(window: np.ndarray, model: bytes) -> bytes:
 
 
 def halved(slab: Slab) -> Slab:
-    """The slab in half precision, which is how it is kept and, so that no answer depends on that, how it is used."""
+    """The slab in half precision. Every slab is used like this, so that no answer depends on the cache."""
     return Slab(embed=_half(slab.embed), fine=None if slab.fine is None else _half(slab.fine))
 
 
@@ -62,8 +62,8 @@ def _half(x: Tensor) -> Tensor:
     return x.detach().clamp(-HALF_MAX, HALF_MAX).half()
 
 
-def keeper(cache: SlabCache, model: bytes) -> Callable[[Tensor, Slab], None]:
-    """Puts a batch of patches (B, M, D, H, W) and their slab into the cache, each patch by itself."""
+def cache_writer(cache: SlabCache, model: bytes) -> Callable[[Tensor, Slab], None]:
+    """A function that caches the slab of a batch of patches (B, M, D, H, W), each patch by itself."""
 
     def keep(patches: Tensor, slab: Slab) -> None:
         for index, patch in enumerate(patches.cpu().numpy()):
@@ -76,7 +76,7 @@ def keeper(cache: SlabCache, model: bytes) -> Callable[[Tensor, Slab], None]:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheState:
-    """How the cache is doing: bytes and slabs it holds, and how often it was asked."""
+    """Statistics of a cache: slabs and bytes that it holds, and counts since it was made."""
 
     slabs: int
     device_bytes: int
@@ -88,36 +88,36 @@ class CacheState:
 
 
 class SlabCache:
-    """Slabs by key, the least recently used given up first; may be shared by sessions, not by threads.
+    """Slabs by key; the least recently used goes first. Sessions may share a cache, threads may not.
 
     Args:
-        device_bytes: Most that is kept where it was computed.
-        ram_bytes: Most that is kept in the computer's memory when that is full; 0 drops it at once.
+        device_bytes: Limit of what stays on the device that computed it.
+        ram_bytes: Limit of what moves on to the computer's memory; 0 for none.
     """
 
     def __init__(self, device_bytes: int = GIB, ram_bytes: int = 2 * GIB) -> None:
         self.device_bytes, self.ram_bytes = device_bytes, ram_bytes
-        self._near: OrderedDict[bytes, Slab] = OrderedDict()
-        self._far: OrderedDict[bytes, Slab] = OrderedDict()
+        self._on_device: OrderedDict[bytes, Slab] = OrderedDict()
+        self._in_ram: OrderedDict[bytes, Slab] = OrderedDict()
         self._hits = self._misses = self._spilled = self._dropped = 0
 
     def __contains__(self, key: bytes) -> bool:
-        return key in self._near or key in self._far
+        return key in self._on_device or key in self._in_ram
 
     def __len__(self) -> int:
-        return len(self._near) + len(self._far)
+        return len(self._on_device) + len(self._in_ram)
 
     @property
     def capacity(self) -> int:
-        """Bytes that it keeps at most."""
+        """Most bytes that are kept, on the device and in the computer's memory."""
         return self.device_bytes + self.ram_bytes
 
     @property
     def state(self) -> CacheState:
         return CacheState(
             slabs=len(self),
-            device_bytes=_size(self._near),
-            ram_bytes=_size(self._far),
+            device_bytes=_size(self._on_device),
+            ram_bytes=_size(self._in_ram),
             hits=self._hits,
             misses=self._misses,
             spilled=self._spilled,
@@ -126,15 +126,15 @@ class SlabCache:
 
     def get(self, key: bytes, device: torch.device) -> Slab | None:
         """The slab in half precision on `device`, or None."""
-        slab = self._near.pop(key, None)
+        slab = self._on_device.pop(key, None)
         if slab is None:
-            slab = self._far.get(key)
+            slab = self._in_ram.get(key)
             if slab is None:
                 self._misses += 1
                 return None
-            # to the device first: if its memory is full the slab is still here
+            # deleted after the copy: if the device's memory is full, the slab is still cached
             slab = slab.to(device)
-            del self._far[key]
+            del self._in_ram[key]
         elif slab.embed.device != device:
             slab = slab.to(device)
         self._hits += 1
@@ -142,37 +142,37 @@ class SlabCache:
         return slab
 
     def put(self, key: bytes, slab: Slab) -> None:
-        """Keep a slab; older ones move on to the computer's memory or go."""
-        self._near.pop(key, None)
-        self._far.pop(key, None)
-        self._near[key] = slab
-        while self._near and _size(self._near) > self.device_bytes:
+        """Add a slab; older ones move to the computer's memory or are dropped."""
+        self._on_device.pop(key, None)
+        self._in_ram.pop(key, None)
+        self._on_device[key] = slab
+        while self._on_device and _size(self._on_device) > self.device_bytes:
             self._move()
         self._shrink()
 
     def spill(self) -> None:
-        """Give the device's memory back: everything moves to the computer's."""
-        while self._near:
+        """Move all slabs from the device to the computer's memory."""
+        while self._on_device:
             self._move()
         self._shrink()
 
     def clear(self) -> None:
-        """Forget every slab."""
+        """Drop all slabs."""
         self._dropped += len(self)
-        self._near.clear()
-        self._far.clear()
+        self._on_device.clear()
+        self._in_ram.clear()
 
     def _move(self) -> None:
-        key, slab = self._near.popitem(last=False)
+        key, slab = self._on_device.popitem(last=False)
         if slab.nbytes > self.ram_bytes:
             self._dropped += 1
             return
-        self._far[key] = slab.to(CPU)
+        self._in_ram[key] = slab.to(CPU)
         self._spilled += 1
 
     def _shrink(self) -> None:
-        while self._far and _size(self._far) > self.ram_bytes:
-            self._far.popitem(last=False)
+        while self._in_ram and _size(self._in_ram) > self.ram_bytes:
+            self._in_ram.popitem(last=False)
             self._dropped += 1
 
 

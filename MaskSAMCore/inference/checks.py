@@ -1,4 +1,4 @@
-"""Doubts about a scan, told before minutes are spent on it (faults.md row 30)."""
+"""Checks before a scan is segmented: does it look like the training data (faults.md row 30)?"""
 
 from __future__ import annotations
 
@@ -14,24 +14,27 @@ if TYPE_CHECKING:
     from MaskSAMCore.zoo.model_folder import ModelCard
 
 SAMPLE = 200_000
-"""Voxels per channel that are looked at."""
+"""Most voxels of a channel that are read."""
 COVERED = 0.5
-"""A CT must cover at least this share of the training structures' intensities."""
+"""Least share of the intensity range of the training structures that a CT has to cover."""
 AIR = -200.0
-"""A CT scan with air reaches below this; an MR scan does not. Hounsfield units."""
+"""Hounsfield units. A CT scan with air in it has values below this, an MR scan has none."""
 COARSER = 3.0
+"""Factor of the voxel size over that of the training."""
 LARGER = 2.0
+"""Factor of the size of the scan, in mm, over that of the training."""
 FEW_VALUES = 4
+"""An image with fewer different values may be a label map."""
 
 
-def doubts(volume: Volume, card: ModelCard, plan: Plan, region: bool = False) -> list[str]:
-    """Why this scan may not be what the model was trained on; empty where nothing stands out.
+def scan_warnings(volume: Volume, card: ModelCard, plan: Plan, region: bool = False) -> list[str]:
+    """Differences of a scan from the training data that may spoil the result, one sentence each.
 
     Args:
         volume: The whole scan.
         card: Of the model; its modality and name are read.
-        plan: Of the model; its statistics are compared.
-        region: A region of interest was given, or clicks will say where to look, so the extent says nothing.
+        plan: Of the model; its intensity statistics and sizes are compared.
+        region: Do not compare the size: only a region is segmented, or there will be clicks.
     """
     found = []
     trained = card.modality or plan.modality
@@ -45,11 +48,11 @@ def doubts(volume: Volume, card: ModelCard, plan: Plan, region: bool = False) ->
             values = flat[:: max(1, flat.size // SAMPLE)]
             values = values[np.isfinite(values)]
             if values.size:
-                found += _intensity_doubts(values, name, kind, stats)
-    return found + _size_doubts(volume, plan, region)
+                found += _intensity_warnings(values, name, kind, stats)
+    return found + _size_warnings(volume, plan, region)
 
 
-def _intensity_doubts(values: np.ndarray, name: str, kind: str, stats: ChannelStats) -> list[str]:
+def _intensity_warnings(values: np.ndarray, name: str, kind: str, stats: ChannelStats) -> list[str]:
     low, high = (float(v) for v in np.percentile(values, (0.5, 99.5)))
     span = f"its {name} values run from {low:.0f} to {high:.0f}"
     few = len(np.unique(values))
@@ -66,7 +69,7 @@ def _intensity_doubts(values: np.ndarray, name: str, kind: str, stats: ChannelSt
     return []
 
 
-def _size_doubts(volume: Volume, plan: Plan, region: bool) -> list[str]:
+def _size_warnings(volume: Volume, plan: Plan, region: bool) -> list[str]:
     if plan.longest:
         return []
     found, spacing = [], plan.own_spacing(volume.grid)
@@ -82,10 +85,10 @@ def _size_doubts(volume: Volume, plan: Plan, region: bool) -> list[str]:
 
 
 def require_prompts(card: ModelCard) -> None:
-    """Refuse a model that segments by itself only, such as a distilled student, where clicks or boxes are given.
+    """Check that a model takes clicks and boxes.
 
     Raises:
-        ModelError: It takes none.
+        ModelError: It only segments automatically, as a distilled student does.
     """
     if not card.config.model.takes_prompts:
         raise ModelError(

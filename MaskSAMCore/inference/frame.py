@@ -1,8 +1,8 @@
-"""Where the voxels of a scan lie on the network's grid, slice by slice, and the way back for a part of it.
+"""Coordinates between a scan and the prepared image that the network sees, and resampling of a part of it.
 
-Three lattices: the scan's (k, j, i); the scan's own voxels turned to depth, height, width ("turned", nothing cropped
-or resampled); and the network's prepared (d, h, w). Positions are continuous with voxel centres at integers; edges
-count from the border, so that voxel i covers i to i + 1.
+There are three grids: the scan (k, j, i); the scan with its axes turned to depth, height, width, neither cropped nor
+resampled ("turned"); and the prepared image (d, h, w), cropped and resampled. Positions are continuous, with voxel
+centres at integers. Edges are counted from the border: voxel i covers i to i + 1.
 """
 
 from __future__ import annotations
@@ -13,46 +13,51 @@ from functools import cached_property
 
 import numpy as np
 
+from MaskSAMCore.inference.results import Bounds
 from MaskSAMCore.preprocessing.preprocess import Record
 from MaskSAMCore.preprocessing.resample import SHRINK
-
-Box = tuple[int, int, int, int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Taps:
-    """Which prepared indices make up every scan index of one axis, and with which weights.
+    """Linear resampling along one axis: n targets, each a weighted sum of t sources.
 
     Attributes:
-        index: (n, t), inside the prepared axis; repeated where there are fewer.
-        weight: (n, t), rows sum to 1.
+        index: (n, t) indices of the sources; repeated at the border.
+        weight: (n, t); rows sum to 1.
     """
 
     index: np.ndarray
     weight: np.ndarray
 
     def rows(self, low: int, high: int) -> slice:
-        """Those that take anything from the range low to high."""
+        """The targets that depend on the sources from low to high, exclusive."""
         used = np.flatnonzero(((self.index >= low) & (self.index < high) & (self.weight > 0)).any(axis=1))
         return slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(0, 0)
 
     def part(self, rows: slice) -> Taps:
-        """Those rows alone."""
+        """The same for these targets alone."""
         return Taps(index=self.index[rows], weight=self.weight[rows])
 
     def within(self, low: int, high: int) -> Taps:
-        """The same for the part low to high of the axis, whose border is repeated."""
+        """The same with the sources from low to high alone; the border of that part is repeated."""
         return Taps(index=self.index.clip(low, high - 1) - low, weight=self.weight)
 
     def matrix(self, size: int) -> np.ndarray:
-        """(n, size) float32."""
+        """As a matrix (n, size) float32, for `size` sources."""
         out: np.ndarray = np.zeros((len(self.index), size), np.float32)
         np.add.at(out, (np.arange(len(self.index))[:, None], self.index), self.weight)
         return out
 
 
 def taps(size: int, target: int, *, smooth: bool) -> Taps:
-    """The linear kernel of `resample.resample` along one axis, from `size` voxels to `target`."""
+    """The linear kernel of `resample.resample` along one axis, from `size` voxels to `target`.
+
+    Args:
+        size: Number of sources.
+        target: Number of targets.
+        smooth: Widen the kernel where the axis shrinks, against aliasing.
+    """
     scale = size / target
     centre = (np.arange(target) + 0.5) * scale
     support = max(scale, 1.0) if smooth else 1.0
@@ -67,7 +72,7 @@ def taps(size: int, target: int, *, smooth: bool) -> Taps:
 
 
 class Frame:
-    """The correspondence that a preprocessing record describes."""
+    """Maps positions and blocks between a scan and its prepared image, by its preprocessing record."""
 
     def __init__(self, record: Record) -> None:
         self.record = record
@@ -77,18 +82,18 @@ class Frame:
 
     @property
     def axis(self) -> int:
-        """Which axis of (K, J, I) is depth."""
+        """The axis of (K, J, I) that is depth."""
         return self.record.axes[0]
 
     def turn(self, ijk: Sequence[float]) -> tuple[float, float, float]:
-        """A position (i, j, k) of the scan as a turned one."""
+        """A position (i, j, k) of the scan as turned (d, h, w)."""
         kji = tuple(ijk)[::-1]
         turned = [kji[a] for a in self.record.axes]
         d, h, w = (n - 1 - t if f else t for t, n, f in zip(turned, self.size, self.record.flips, strict=True))
         return d, h, w
 
     def unturn(self, turned: Sequence[float]) -> tuple[float, float, float]:
-        """A turned position as (i, j, k) of the scan."""
+        """A turned position (d, h, w) as (i, j, k) of the scan."""
         kji = [0.0, 0.0, 0.0]
         for a, t, n, f in zip(self.record.axes, turned, self.size, self.record.flips, strict=True):
             kji[a] = n - 1 - t if f else t
@@ -111,7 +116,7 @@ class Frame:
 
     @cached_property
     def nearest(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Per axis the prepared index that lies nearest to every turned index of the crop; -1 outside of it."""
+        """Per axis and turned index, the nearest prepared index; -1 outside of the crop."""
         d, h, w = (self._nearest(axis) for axis in range(3))
         return d, h, w
 
@@ -125,7 +130,7 @@ class Frame:
 
     @cached_property
     def taps(self) -> tuple[Taps, Taps, Taps]:
-        """Per axis, for every index of the crop."""
+        """Per axis, resampling from the prepared image to the crop of the turned scan."""
         record = self.record
         shrinks = [n > SHRINK * c for n, c in zip(record.shape, record.cropped, strict=True)]
         smooth = (shrinks[0], shrinks[1] or shrinks[2], shrinks[1] or shrinks[2])
@@ -134,7 +139,7 @@ class Frame:
 
     @cached_property
     def forward_taps(self) -> tuple[Taps, Taps, Taps]:
-        """Per axis, the indices of the crop that make up every prepared one."""
+        """Per axis, resampling from the crop of the turned scan to the prepared image."""
         record = self.record
         shrinks = [c > SHRINK * n for n, c in zip(record.shape, record.cropped, strict=True)]
         smooth = (shrinks[0], shrinks[1] or shrinks[2], shrinks[1] or shrinks[2])
@@ -144,8 +149,8 @@ class Frame:
             d = Taps(index=centre[:, None], weight=np.ones((len(centre), 1), np.float32))
         return d, h, w
 
-    def block(self, box: Box) -> tuple[slice, slice, slice]:
-        """A turned box (d0, d1, h0, h1, w0, w1) as kji slices of the scan."""
+    def block(self, box: Bounds) -> tuple[slice, slice, slice]:
+        """A turned box (d0, d1, h0, h1, w0, w1) as slices (k, j, i) of the scan."""
         out = [slice(0, 0)] * 3
         for a, (low, high), n, f in zip(
             self.record.axes, (box[:2], box[2:4], box[4:]), self.size, self.record.flips, strict=True

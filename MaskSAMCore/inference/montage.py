@@ -1,4 +1,4 @@
-"""One picture of a result: three planes of the whole scan, a row of close-ups, a legend with volumes."""
+"""Montage of a segmentation: three planes of the scan, a row of close-ups, a legend with volumes in mL."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def save_montage(
     subtitle: str = "",
     overwrite: bool = False,
 ) -> None:
-    """Draw `montage` into a PNG; complete or absent.
+    """Write a `montage` as PNG; the file is complete or absent.
 
     Raises:
         GeometryError: Scan and labels lie on different grids.
@@ -85,11 +85,11 @@ def save_montage(
 
 
 def montage(volume: Volume, labels: LabelMap, *, title: str = "", subtitle: str = "") -> Figure:
-    """The picture as a figure without any window; the first channel is shown.
+    """Draw a segmentation over its scan, as a figure without a window; the first channel is shown.
 
     Args:
         volume: The scan.
-        labels: On the same grid; its label table names and colours the structures.
+        labels: On the scan's grid; its label table has the names and colours of the structures.
         title: Usually the case.
         subtitle: Usually the model.
 
@@ -133,7 +133,7 @@ def montage(volume: Volume, labels: LabelMap, *, title: str = "", subtitle: str 
 
 
 def _structures(labels: LabelMap) -> list[Label]:
-    """The labels that occur; those without a name are numbered."""
+    """The labels that occur, by id; those that the table lacks are named by their number."""
     known = {label.id: label for label in labels.labels.labels} if labels.labels else {}
     ids = [int(i) for i in np.unique(labels.array) if i]
     return [known.get(i, Label(id=i, name=f"label {i}", color=PALETTE[n % len(PALETTE)])) for n, i in enumerate(ids)]
@@ -145,7 +145,7 @@ def _legend_height(structures: list[Label]) -> float:
 
 
 def _legend(axes: Axes, labels: LabelMap, structures: list[Label], height: float) -> None:
-    """Colour, name and volume of every structure; `height` of the panel in inches."""
+    """Draw colour, name and volume of every structure; `height` of the panel in inches."""
     axes.set_axis_off()
     axes.set(xlim=(0, 1), ylim=(height, 0))
     volumes = labels.volumes_ml()
@@ -171,11 +171,12 @@ def _short(name: str, most: int = 30) -> str:
 
 
 def _rgb(label: Label) -> tuple[float, float, float]:
-    return tuple(c / 255 for c in label.color)  # type: ignore[return-value]
+    red, green, blue = label.color
+    return red / 255, green / 255, blue / 255
 
 
 class _View:
-    """A canonical scan with its labels, arrays (S, A, R), and where to cut it."""
+    """A scan and its classes as canonical arrays (S, A, R), and the positions of the cuts."""
 
     def __init__(
         self, image: np.ndarray, classes: np.ndarray, spacing: tuple[float, ...], structures: list[Label]
@@ -193,7 +194,7 @@ class _View:
         ]
 
     def centre(self) -> tuple[int, ...]:
-        """Per axis the slice that shows most of the structures; the middle where there are none."""
+        """Per axis, the slice with the largest area of structures; the middle one where there are none."""
         return tuple(int(area.argmax()) if area.any() else len(area) // 2 for area in self.areas)
 
     def box(self) -> list[tuple[int, int]]:
@@ -202,20 +203,20 @@ class _View:
         return [(int(u[0]), int(u[-1])) if len(u) else (0, len(a) - 1) for u, a in zip(used, self.areas, strict=True)]
 
     def close_up_plane(self) -> Plane:
-        """The plane whose pixels are finest: across the coarsest axis, axial if there is none."""
+        """The plane across the coarsest axis, which has the finest pixels; axial if all axes are alike."""
         coarse = int(np.argmax(self.spacing))
         others = [s for axis, s in enumerate(self.spacing) if axis != coarse]
         return PLANES[coarse if self.spacing[coarse] > 1.1 * max(others) else 0]
 
     def close_ups(self, plane: Plane) -> list[int]:
-        """Slices spread evenly over the structures, from one end to the other."""
+        """Evenly spaced slices through the structures, descending."""
         first, last = self.box()[plane.axis]
         count = min(CLOSE_UPS, last - first + 1)
         inset = (last - first) / (2 * count)
         return sorted({round(p) for p in np.linspace(first + inset, last - inset, count)}, reverse=True)
 
     def limits(self, plane: Plane, *, close: bool) -> list[tuple[float, float]]:
-        """Shown part of the plane, mm from the top and from the left: the body, or the structures with a margin."""
+        """Shown part of the plane, in mm from the top and from the left: the body, or with `close` the structures."""
         out = []
         for axis, flipped in zip((a for a in range(3) if a != plane.axis), plane.flip, strict=True):
             size, total = self.spacing[axis], self.spacing[axis] * self.image.shape[axis]
@@ -226,12 +227,12 @@ class _View:
         return out
 
     def extent(self, plane: Plane, *, close: bool) -> tuple[float, float]:
-        """Height and width of what is shown, mm."""
+        """(height, width) of the shown part, mm."""
         (top, bottom), (left, right) = self.limits(plane, close=close)
         return bottom - top, right - left
 
     def draw(self, axes: Axes, plane: Plane, position: int, *, close: bool = False) -> None:
-        """One cut with its overlay: the body with its sides named, or with `close` the structures alone."""
+        """Draw one cut with its overlay: the body with letters at its sides, or with `close` the structures alone."""
         from matplotlib.patheffects import withStroke
 
         height, width = (self.spacing[a] for a in range(3) if a != plane.axis)
@@ -274,14 +275,14 @@ def _cut(array: np.ndarray, plane: Plane, position: int) -> np.ndarray:
 
 
 def _body(image: np.ndarray, darkest: float) -> list[tuple[int, int]]:
-    """First and last slice per axis of what is brighter than the dark around it."""
+    """First and last slice per axis that has a voxel brighter than `darkest`."""
     bright = image > darkest
     used = [np.flatnonzero(bright.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
     return [(int(u[0]), int(u[-1])) if len(u) else (0, n - 1) for u, n in zip(used, image.shape, strict=True)]
 
 
 def _window(image: np.ndarray) -> tuple[float, float]:
-    """Darkest and brightest value shown: soft tissue in CT, else all but the outermost half percent."""
+    """Intensities shown as black and white: soft tissue for CT, else the percentiles 0.5 and 99.5."""
     flat = image.reshape(-1)
     values = flat[:: max(1, flat.size // 500_000)]
     values = values[np.isfinite(values)]

@@ -1,4 +1,4 @@
-"""A trained model on a whole scan: preprocess, windows, back to exactly the scan's grid (model.md §13.1)."""
+"""Automatic segmentation of scans: preprocess, run windows, resample to the scan's grid (model.md §13.1)."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from MaskSAMCore import device as devices
 from MaskSAMCore.config.serialize import from_dict
 from MaskSAMCore.errors import InputError, PromptError
-from MaskSAMCore.inference.cache import SlabCache, keeper, model_key
-from MaskSAMCore.inference.checks import doubts
-from MaskSAMCore.inference.sliding_window import Memory, Network, patch_network, slide, window_count
+from MaskSAMCore.inference.cache import SlabCache, cache_writer, model_key
+from MaskSAMCore.inference.checks import scan_warnings
+from MaskSAMCore.inference.sliding_window import Network, Placement, keeping_network, patch_network, slide, window_count
+from MaskSAMCore.network.segmenter import Segmenter
 from MaskSAMCore.preprocessing.plan import Plan, Shape, mirror_rule
 from MaskSAMCore.preprocessing.postprocess import keep_largest
 from MaskSAMCore.preprocessing.preprocess import (
@@ -38,19 +40,19 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 GPU_BATCH = 4
-"""Windows of one forward pass on a GPU; the ladder of `Memory` goes down from here."""
+"""Windows of one forward pass on a GPU, as long as its memory has room for them."""
 
 
 @dataclass(kw_only=True)
 class Result:
-    """A segmentation and what has to be said about it.
+    """A segmentation with its warnings.
 
     Attributes:
-        labels: On exactly the grid of the scan, ids of the model's label table.
-        warnings: One line each; all were logged when they arose, doubts about the scan before the network ran.
-        device: Where the network ran at the end, as `str(torch.device)`.
-        windows: Forward passes, mirrorings included.
-        seconds: From the scan in memory to the label map in memory.
+        labels: On the grid of the scan; ids as in the model's label table.
+        warnings: One line each; all were logged when they arose.
+        device: Where the network ran in the end, as `str(torch.device)`.
+        windows: Number of windows that were run, mirrored copies included.
+        seconds: Time from the scan in memory to the label map in memory.
     """
 
     labels: LabelMap
@@ -61,7 +63,7 @@ class Result:
 
 
 class Predictor:
-    """A loaded model that segments scans.
+    """A loaded model that segments scans automatically.
 
     Args:
         model: Name of an installed model, or its folder.
@@ -82,22 +84,22 @@ class Predictor:
 
     @classmethod
     def of(
-        cls, network: nn.Module, card: ModelCard, device: torch.device | str = "cpu", *, cache: SlabCache | None = None
+        cls, network: Segmenter, card: ModelCard, device: torch.device | str = "cpu", *, cache: SlabCache | None = None
     ) -> Predictor:
-        """A predictor of a network that is in memory already; `network.segment_patch` is what is called.
+        """A predictor of a network that is in memory already.
 
         Args:
-            network: As `zoo.load_model` gives it.
+            network: As `zoo.installed.load_model` returns it.
             card: Of the model.
             device: Where it computes.
-            cache: Is left the encoded windows. A session whose windows hold the same numbers, as those of a scan that
-                was segmented whole and is no larger than in training, needs no encoder for them.
+            cache: Keeps the encoded windows, without mirroring. A session whose windows hold the same numbers, as
+                those of a scan that was segmented whole and is no larger than in training, need not encode them again.
         """
         self = cls.__new__(cls)
         self._start(network, card, torch.device(device), cache)
         return self
 
-    def _start(self, network: nn.Module, card: ModelCard, device: torch.device, cache: SlabCache | None = None) -> None:
+    def _start(self, network: Segmenter, card: ModelCard, device: torch.device, cache: SlabCache | None = None) -> None:
         self.card, self.device, self.cache = card, device, cache
         self.network = network.to(device).eval()
         self.plan: Plan = card.plan if isinstance(card.plan, Plan) else from_dict(Plan, card.plan, where="model.plan")
@@ -116,18 +118,19 @@ class Predictor:
         """Segment a scan, or only one or several boxes of it.
 
         Args:
-            volume: The scan, with as many channels as the model takes.
-            roi: Boxes in RAS mm, each solved on its own; background elsewhere. Where boxes overlap, a structure
+            volume: The scan (K, J, I) or (C, K, J, I), with as many channels as the model takes.
+            roi: Boxes in RAS mm, each segmented by itself; elsewhere is background. Where boxes overlap, a structure
                 that an earlier box found stays.
-            tta: Average over the mirrorings that keep the labels true.
-            step: Distance of two windows as a share of the patch.
+            tta: Test-time augmentation: average over the mirrorings under which the labels stay true.
+            step: Distance of two windows as a share of the patch, above 0 and at most 1.
             batch: Windows of one forward pass; None for 1 on the CPU and `GPU_BATCH` on a GPU.
-            progress: Told after every window.
-            cancel: Asked before every window.
+            progress: Called after every window.
+            cancel: Checked before every batch of windows.
 
         Raises:
-            InputError: The channels do not fit, a box misses the scan, no voxel is finite, or the model takes prompts
-                only.
+            InputError: The channels do not fit, no voxel is finite, the step is not in its range, or the model only
+                takes prompts.
+            PromptError: A box misses the scan; names its number.
             ResourceError: The scan needs more memory than is free.
             Cancelled: `cancel` was set.
         """
@@ -136,10 +139,19 @@ class Predictor:
         check_scan(volume, self.plan)
         boxes = [roi] if isinstance(roi, Roi) else list(roi or ())
         targets = _targets(boxes, volume.grid)
-        notes = [f"{volume.source or 'the scan'}: {text}" for text in doubts(volume, self.card, self.plan, bool(boxes))]
-        for note in notes:
-            LOG.warning(note)
-        run = _Case(self, Memory(device=self.device, batch=batch or self._batch(), on_cpu=self._to_cpu))
+        warnings = [
+            f"{volume.source or 'the scan'}: {text}"
+            for text in scan_warnings(volume, self.card, self.plan, bool(boxes))
+        ]
+        for warning in warnings:
+            LOG.warning(warning)
+        placement = Placement(
+            device=self.device,
+            batch=batch or self._batch(),
+            on_cpu=partial(self._to_cpu, keep=not tta),
+            cache=self.cache,
+        )
+        run = _ScanRun(self, placement)
         classes: np.ndarray = np.zeros(volume.grid.shape, np.uint8 if self.card.labels.classes <= 256 else np.uint16)
         for index, target in enumerate(targets):
             part = f"region {index + 1} of {len(targets)}: segmenting" if len(targets) > 1 else "segmenting"
@@ -153,8 +165,8 @@ class Predictor:
                 labels=self.card.labels,
                 source=volume.source,
             ),
-            warnings=tuple(dict.fromkeys((*volume.warnings, *notes, *run.notes, *run.memory.announced))),
-            device=str(run.memory.device),
+            warnings=tuple(dict.fromkeys((*volume.warnings, *warnings, *run.warnings, *placement.messages))),
+            device=str(placement.device),
             windows=run.windows,
             seconds=time.monotonic() - begin,
         )
@@ -162,20 +174,22 @@ class Predictor:
     def _batch(self) -> int:
         return 1 if self.device.type == "cpu" else GPU_BATCH
 
-    def _runner(self, device: torch.device) -> Network:
-        keep = None
-        if self.cache is not None and self.card.config.model.takes_prompts:
-            keep = keeper(self.cache, model_key(self.network, self.card))
-        return patch_network(self.network, device, self.card.config.train.precision, keep=keep)
+    def _network(self, device: torch.device, *, keep: bool) -> Network:
+        precision = self.card.config.train.precision
+        if not keep or self.cache is None or not self.card.config.model.takes_prompts:
+            return patch_network(self.network, device, precision)
+        return keeping_network(
+            self.network, device, precision, cache_writer(self.cache, model_key(self.network, self.card))
+        )
 
-    def _to_cpu(self) -> Network:
+    def _to_cpu(self, *, keep: bool) -> Network:
         self.device = torch.device("cpu")
         self.network.to(self.device)
-        return self._runner(self.device)
+        return self._network(self.device, keep=keep)
 
 
 def _targets(boxes: Sequence[Roi], grid: Grid) -> list[Slices]:
-    """The boxes as slices of the grid, or the whole grid where there are none (faults.md row 31)."""
+    """The boxes as slices (k, j, i) of the grid, or the whole grid without boxes (faults.md row 31)."""
     targets: list[Slices] = []
     for index, box in enumerate(boxes):
         try:
@@ -183,63 +197,72 @@ def _targets(boxes: Sequence[Roi], grid: Grid) -> list[Slices]:
         except InputError as error:
             where = f"region {index + 1} of {len(boxes)}: {error.where}"
             raise PromptError(error.what, where=where, why=error.why, remedy=error.remedy) from error
-    depth, height, width = grid.shape
-    return targets or [(slice(0, depth), slice(0, height), slice(0, width))]
+    return targets or [_whole(grid.shape)]
 
 
-class _Case:
-    """What the regions of one scan share: the memory ladder and the things to say."""
+def _whole(shape: Shape) -> Slices:
+    return slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2])
 
-    def __init__(self, predictor: Predictor, memory: Memory) -> None:
-        self.predictor, self.memory = predictor, memory
-        self.notes: list[str] = []
+
+class _ScanRun:
+    """The segmentation of one scan, region by region.
+
+    Attributes:
+        warnings: Of all regions so far.
+        windows: Number of windows of all regions so far.
+    """
+
+    def __init__(self, predictor: Predictor, placement: Placement) -> None:
+        self.predictor, self.placement = predictor, placement
+        self.warnings: list[str] = []
         self.windows = 0
 
     def solve(
         self, volume: Volume, target: Slices, tta: bool, step: float, progress: Progress, cancel: CancelToken | None
     ) -> np.ndarray:
-        """Classes of the voxels in `target` (kji)."""
+        """Classes (k, j, i) of the voxels in `target`."""
         card, plan = self.predictor.card, self.predictor.plan
         around = context(target, volume.grid, plan)
         crop = volume.crop(around)
         check_memory(crop.grid, plan, card.labels.classes, crop.channels, volume.source)
-        inner = tuple(slice(t.start - a.start, t.stop - a.start) for t, a in zip(target, around, strict=True))
+        k, j, i = (slice(t.start - a.start, t.stop - a.start) for t, a in zip(target, around, strict=True))
+        inner = (k, j, i)
         if constant(crop):
             text = f"{volume.source or 'the scan'}: the image is constant; the result is empty"
             LOG.warning(text)
-            self.notes.append(text)
+            self.warnings.append(text)
             return np.zeros(crop.grid.shape, np.uint8)[inner]
         prepared = preprocess(crop, plan)
         if prepared.record.nonfinite:
-            self.notes.append(f"{volume.source or 'the scan'}: {prepared.record.nonfinite} voxels were NaN or Inf")
-        focus = _focus(inner, crop.grid, prepared, plan)  # type: ignore[arg-type]
+            self.warnings.append(f"{volume.source or 'the scan'}: {prepared.record.nonfinite} voxels were NaN or Inf")
+        focus = _focus(inner, crop.grid, prepared, plan)
         image = np.ascontiguousarray(prepared.image[(slice(None), *focus)])
         rule = mirror_rule(plan, card.labels, card.config.data) if tta else None
         self.windows += window_count(image.shape[1:], plan.patch, step=step) * (2 ** len(rule.axes) if rule else 1)
         scores = slide(
-            self.predictor._runner(self.memory.device),
+            self.predictor._network(self.placement.device, keep=not tta),
             image,
             plan.patch,
             card.labels.classes,
             step=step,
             mirror=rule,
-            memory=self.memory,
+            placement=self.placement,
             progress=progress,
             cancel=cancel,
         )
-        found = restore_labels(_spread(scores, focus, prepared.record), prepared.record)[inner]
+        found = restore_labels(_on_whole_grid(scores, focus, prepared.record), prepared.record)[inner]
         return keep_largest(found, card.largest_component)
 
 
 def context(target: Slices, grid: Grid, plan: Plan) -> Slices:
-    """A region (kji) with the surroundings that training saw, kept inside the volume where it fits.
+    """A region (k, j, i), enlarged to as much of the scan as the network saw in training.
 
-    The region grows to a patch at least, and by a quarter of one on either side as long as it is smaller than the
-    median training scan. Where intensities are normalised by the scan itself it grows to that median, since its mean
-    and deviation must be taken over as much tissue.
+    The region grows to at least one patch, and by a quarter of a patch on either side as long as it is smaller than
+    the median training scan. Where intensities are normalised by the scan itself it grows to that median, so that
+    mean and deviation are taken over as much tissue as in training.
     """
-    if plan.longest:  # a part of a picture would be enlarged like the whole
-        return tuple(slice(0, n) for n in grid.shape)  # type: ignore[return-value]
+    if plan.longest:  # pictures are resized by their longer side, which a part does not know
+        return _whole(grid.shape)
     by_scan = any(kind == "zscore" for kind in plan.normalisation)
     out = list(target)
     planned = plan.spacing_for(plan.own_spacing(grid))
@@ -251,11 +274,11 @@ def context(target: Slices, grid: Grid, plan: Plan) -> Slices:
         length = min(max(have.stop - have.start, wanted), size)
         start = min(max((have.start + have.stop - length) // 2, 0), size - length)
         out[2 - ijk] = slice(start, start + length)
-    return tuple(out)  # type: ignore[return-value]
+    return out[0], out[1], out[2]
 
 
 def constant(volume: Volume) -> bool:
-    """Whether every channel holds one value throughout; a channel of NaN alone is for `preprocess` to refuse."""
+    """Whether every channel holds only one value; NaN and Inf do not count."""
     for channel in volume.as_channels():
         finite = channel[np.isfinite(channel)] if np.issubdtype(channel.dtype, np.floating) else channel
         if not finite.size or finite.min() != finite.max():
@@ -264,10 +287,10 @@ def constant(volume: Volume) -> bool:
 
 
 def check_memory(grid: Grid, plan: Plan, classes: int, channels: int, source: str = "") -> None:
-    """Refuse a scan that does not fit into the computer's memory, before anything is allocated (faults.md row 48).
+    """Check that a scan fits into the computer's memory, before anything is allocated (faults.md row 48).
 
     Raises:
-        ResourceError: With the numbers of what is needed and what is free.
+        ResourceError: Names the memory that is needed and that is free.
     """
     voxels = float(np.prod(grid.shape))
     planned = max(plan.voxels(grid), float(np.prod(plan.patch)))
@@ -279,13 +302,13 @@ def check_memory(grid: Grid, plan: Plan, classes: int, channels: int, source: st
 
 
 def _focus(inner: Slices, grid: Grid, prepared: Prepared, plan: Plan) -> Slices:
-    """The part of the prepared image (D, H, W) that windows must cover to answer the voxels `inner` (kji).
+    """The part of the prepared image (D, H, W) that windows must cover for the voxels `inner` (k, j, i).
 
-    A quarter of a patch is added around it, since a window knows least at its border.
+    It includes a margin of a quarter of a patch, as a window is least reliable at its border.
     """
     shape: Shape = prepared.record.shape
     if all(s.start == 0 and s.stop == n for s, n in zip(inner, grid.shape, strict=True)):
-        return tuple(slice(0, n) for n in shape)  # type: ignore[return-value]
+        return _whole(shape)
     box: np.ndarray = np.zeros(grid.shape, np.uint8)
     box[inner] = 1
     asked = preprocess_labels(LabelMap(array=box, grid=grid), prepared.record, plan) > 0
@@ -297,11 +320,11 @@ def _focus(inner: Slices, grid: Grid, prepared: Prepared, plan: Plan) -> Slices:
         wide = min(max(high - low, length), size)
         low = min(max((low + high - wide) // 2, 0), size - wide)
         out.append(slice(low, low + wide))
-    return tuple(out)  # type: ignore[return-value]
+    return out[0], out[1], out[2]
 
 
-def _spread(scores: Tensor, focus: Slices, record: Record) -> Tensor:
-    """Scores of a part as scores of the whole prepared image; zeros, which are background, elsewhere."""
+def _on_whole_grid(scores: Tensor, focus: Slices, record: Record) -> Tensor:
+    """Scores of the part `focus` as scores of the whole prepared image; zeros, so background, elsewhere."""
     if tuple(scores.shape[1:]) == record.shape:
         return scores
     whole = scores.new_zeros((len(scores), *record.shape))

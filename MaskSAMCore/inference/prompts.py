@@ -1,10 +1,10 @@
-"""What a user gives for a structure: clicks, boxes and existing masks, on the grid of the scan (model.md §6.7)."""
+"""Prompts of a user: clicks, boxes and existing masks, on the scan and on the prepared grid (model.md §6.7)."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
@@ -12,17 +12,18 @@ import numpy as np
 from MaskSAMCore.errors import PromptError
 from MaskSAMCore.inference.frame import Frame
 from MaskSAMCore.inference.tiles import Clip
-from MaskSAMCore.volume import Grid
+from MaskSAMCore.network.prompt_broadcast import SlicePrompts
+from MaskSAMCore.volume import Grid, Triple
 
 Kind = Literal["point", "box", "mask"]
 Scope = Literal["slice", "slab", "volume"]
-Triple = tuple[float, float, float]
 
 FLAT = 0.5
-"""A box less than this many voxels deep was drawn in a plane."""
+"""A box that spans fewer voxels than this along an axis was drawn in a plane."""
 MARGIN = 0.1
-"""Results may leave a box that limits them by this share of its sides."""
+"""A result may reach beyond the box that limits it by this share of the box's sides."""
 CANDIDATES = 3
+"""Masks that a single click may mean."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,15 +32,16 @@ class Prompt:
 
     Attributes:
         kind: "point", "box" or "mask".
-        position: Of a point.
-        positive: Whether the point lies in the structure or beside it.
-        corners: Of a box: the centres of its first and its last voxel, lower before upper along each axis. Equal
-            along one axis it was drawn in that plane; else it spans several slices, and reaches over just these.
-        mask: Of a mask: (k, j, i) block of an existing segment, anything but 0 inside; it replaces what there was.
-        mask_box: Lower corner (k, j, i) of that block in the scan.
-        scope: How far the answer reaches: its slice, the slab of slices around it, or as far as the structure goes.
-        candidate: Of a first, positive point: which of its three candidates was chosen, 0 the best; None for the one
-            mask that the model prefers.
+        position: (i, j, k) of a point.
+        positive: Whether the point lies inside the structure.
+        corners: Of a box: the centres of its first and last voxel, lower before upper along each axis. A box whose
+            corners are equal along one axis was drawn in that plane; any other limits the answer to its own slices.
+        mask: Of a mask: block (k, j, i) of an existing segment, 0 outside. It replaces the structure so far.
+        mask_box: First voxel (k, j, i) of that block in the scan.
+        scope: How far the answer reaches: "slice", the one of the prompt; "slab", the slices that the network sees
+            together; "volume", as far as the structure goes.
+        candidate: Of a first, positive point: which of its three candidates was chosen, 0 for the best; None for the
+            one mask that the model prefers.
     """
 
     kind: Kind
@@ -55,17 +57,17 @@ class Prompt:
     def point_ras(
         cls, position: Sequence[float], grid: Grid, *, positive: bool = True, scope: Scope = "slab"
     ) -> Prompt:
-        """A point at a place in RAS mm."""
-        return cls(kind="point", position=_triple(grid.to_ijk(position)), positive=positive, scope=scope)
+        """A point at a position in RAS mm."""
+        return cls(kind="point", position=triple(grid.to_ijk(position)), positive=positive, scope=scope)
 
     @classmethod
     def box_ras(cls, first: Sequence[float], second: Sequence[float], grid: Grid, *, scope: Scope = "slab") -> Prompt:
-        """The smallest box along the scan's axes that holds both points, in RAS mm, in any order."""
+        """The smallest box along the scan's axes around two points in RAS mm, in any order."""
         ends = grid.to_ijk(np.array([first, second], dtype=np.float64))
-        return cls(kind="box", corners=(_triple(ends.min(axis=0)), _triple(ends.max(axis=0))), scope=scope)
+        return cls(kind="box", corners=(triple(ends.min(axis=0)), triple(ends.max(axis=0))), scope=scope)
 
     def key(self) -> Hashable:
-        """Equal for prompts that say the same."""
+        """A hashable value that is equal for equal prompts."""
         mask = None
         if self.mask is not None:
             block = np.ascontiguousarray(self.mask != 0)
@@ -80,30 +82,28 @@ class Placed:
     """A prompt on the prepared grid.
 
     Attributes:
-        kind, positive, scope, candidate: As given; a box that spans slices is of scope "volume", held by `clip`.
+        kind, scope, candidate: As given; a box that spans slices is of scope "volume", limited by `clip`.
         z: Its slice, or the middle one.
-        point: (y, x), continuous, centres at integers; of a point, or the centre of a box drawn across the slices.
-        box: (x0, y0, x1, y1) edges in slice `z`.
+        prompts: One click (x, y) or one box (x0, y0, x1, y1) in edges of slice `z`. A box that was drawn across the
+            slices is a click in its centre. Empty for a mask.
         clip: What the answer must not leave.
-        mask: The prompt's own, of a mask.
+        mask: The prompt itself, if it is a mask.
     """
 
     kind: Kind
-    positive: bool
     scope: Scope
     candidate: int | None = None
     z: int = 0
-    point: tuple[float, float] | None = None
-    box: tuple[float, float, float, float] | None = None
+    prompts: SlicePrompts = field(default_factory=SlicePrompts)
     clip: Clip | None = None
     mask: Prompt | None = None
 
 
 def check(prompts: Sequence[Prompt], grid: Grid) -> None:
-    """Refuse prompts that cannot be answered (faults.md row 31).
+    """Check that prompts can be answered on a grid (faults.md row 31).
 
     Raises:
-        PromptError: Naming the first bad one by number and position.
+        PromptError: One cannot, or two clicks contradict each other; names the first by number and position.
     """
     if not prompts:
         raise PromptError("no prompt was given", remedy="Give a point, a box or a mask.")
@@ -120,8 +120,8 @@ def check(prompts: Sequence[Prompt], grid: Grid) -> None:
                 raise PromptError(
                     "two clicks contradict each other",
                     where=_where(prompts, index),
-                    why=f"prompt {other + 1} says the opposite of the same voxel {voxel}",
-                    remedy="Take one of them back.",
+                    why=f"prompt {other + 1} is a click of the other kind on the same voxel {voxel}",
+                    remedy="Remove one of them.",
                 )
 
 
@@ -133,7 +133,7 @@ def _where(prompts: Sequence[Prompt], index: int) -> str:
 
 
 def _problem(prompt: Prompt, index: int, grid: Grid) -> tuple[str, str] | None:
-    """What is wrong with a prompt, and why; None if nothing."""
+    """What is wrong with a prompt, and why; None if it can be answered."""
     if prompt.kind not in get_args(Kind) or prompt.scope not in get_args(Scope):
         return "unknown kind or scope", f"found {prompt.kind!r} and {prompt.scope!r}"
     if prompt.candidate is not None and (
@@ -144,16 +144,16 @@ def _problem(prompt: Prompt, index: int, grid: Grid) -> tuple[str, str] | None:
         return _mask_problem(prompt, grid)
     values = np.array([prompt.position] if prompt.kind == "point" else prompt.corners, dtype=object)
     if values.shape != ((1, 3) if prompt.kind == "point" else (2, 3)):
-        return "three numbers are needed for every position", f"found {values.tolist()}"
+        return "a position must be three numbers", f"found {values.tolist()}"
     try:
         values = values.astype(np.float64)
     except (TypeError, ValueError):
-        return "a position is no number", f"found {values.tolist()}"
+        return "a position must be three numbers", f"found {values.tolist()}"
     if not np.isfinite(values).all():
         return "a position is not finite", "NaN or infinite"
     size = np.array(grid.shape[::-1])
     if (values[0] > values[-1]).any():
-        return "the box is inverted", "its first corner must be the lower one along every axis"
+        return "the corners of the box are swapped", "the first one must be the lower along every axis"
     if (values[-1] < -0.5).any() or (values[0] > size - 0.5).any():
         return "lies outside of the scan", f"which has {tuple(size.tolist())} voxels along i, j, k"
     return None
@@ -163,15 +163,15 @@ def _mask_problem(prompt: Prompt, grid: Grid) -> tuple[str, str] | None:
     mask = prompt.mask
     if mask is None or mask.ndim != 3 or not (mask.dtype == bool or np.issubdtype(mask.dtype, np.integer)):
         found = "none" if mask is None else f"{mask.dtype} of shape {mask.shape}"
-        return "a mask is a block (k, j, i) of integers", f"found {found}"
+        return "a mask must be a block (k, j, i) of integers", f"found {found}"
     ends = [low + n for low, n in zip(prompt.mask_box, mask.shape, strict=True)]
     if min(prompt.mask_box) < 0 or any(end > n for end, n in zip(ends, grid.shape, strict=True)):
-        return "the mask reaches out of the scan", f"it ends at {tuple(ends)}, the scan at {grid.shape}"
+        return "the mask reaches beyond the scan", f"it ends at {tuple(ends)}, the scan at {grid.shape}"
     return None if mask.any() else ("the mask is empty", "no voxel of it is set")
 
 
 def place(prompts: Sequence[Prompt], frame: Frame) -> list[Placed | None]:
-    """Checked prompts on the prepared grid; None for negative clicks where the scan is empty, which say nothing.
+    """Prompts on the prepared grid, after `check`; None for a negative click where the scan is empty.
 
     Raises:
         PromptError: A positive click or a box lies where the scan is empty.
@@ -179,19 +179,19 @@ def place(prompts: Sequence[Prompt], frame: Frame) -> list[Placed | None]:
     placed: list[Placed | None] = []
     for index, prompt in enumerate(prompts):
         if prompt.kind == "mask":
-            placed.append(Placed(kind="mask", positive=True, scope=prompt.scope, mask=prompt))
+            placed.append(Placed(kind="mask", scope=prompt.scope, mask=prompt))
             continue
         found = _point(prompt, frame) if prompt.kind == "point" else _box(prompt, frame)
         if found is None and prompt.positive:
             raise PromptError(
-                "there is no image", where=_where(prompts, index), why="the scan is empty in that part of it"
+                "lies where the scan is empty", where=_where(prompts, index), remedy="Place it on the image."
             )
         placed.append(found)
     return placed
 
 
 def _slice(turned: float, frame: Frame) -> int | None:
-    """The prepared slice of a turned depth, by way of the scan's own slice; None where the scan is empty."""
+    """The prepared slice nearest to the scan's slice at a turned depth; None where the scan is empty."""
     near = frame.nearest[0]
     z = int(near[min(max(int(np.floor(turned + 0.5)), 0), len(near) - 1)])
     return None if z < 0 else z
@@ -204,13 +204,12 @@ def _point(prompt: Prompt, frame: Frame) -> Placed | None:
     _, height, width = frame.record.shape
     if z is None or not (-0.5 <= y <= height - 0.5 and -0.5 <= x <= width - 0.5):
         return None
-    return Placed(
-        kind="point", positive=prompt.positive, scope=prompt.scope, candidate=prompt.candidate, z=z, point=(y, x)
-    )
+    click = SlicePrompts(points=((x + 0.5, y + 0.5),), labels=(int(prompt.positive),))
+    return Placed(kind="point", scope=prompt.scope, candidate=prompt.candidate, z=z, prompts=click)
 
 
 def _box(prompt: Prompt, frame: Frame) -> Placed | None:
-    """A box in its slice, or what stands for one that spans slices: its middle one, and a limit all around."""
+    """A box in its slice; one that spans slices is placed in its middle slice and limits the answer to itself."""
     ends = np.sort([frame.turn(corner) for corner in prompt.corners or ()], axis=0)
     flat = ends[1] - ends[0] < FLAT
     z = _slice(float(ends[:, 0].mean()), frame)
@@ -224,25 +223,25 @@ def _box(prompt: Prompt, frame: Frame) -> Placed | None:
         return None
     inner = [(float(max(a, 0)), float(min(b, n))) for a, b, n in zip(low, high, frame.record.shape, strict=True)]
     (y0, y1), (x0, x1) = inner[1:]
-    box = (x0, y0, x1, y1)
+    drawn = SlicePrompts(box=(x0, y0, x1, y1))
     if flat[0]:
-        return Placed(kind="box", positive=True, scope=prompt.scope, z=z, box=box)
-    across = bool(flat[1] or flat[2])
+        return Placed(kind="box", scope=prompt.scope, z=z, prompts=drawn)
+    if flat[1] or flat[2]:
+        drawn = SlicePrompts(points=(((x0 + x1) / 2, (y0 + y1) / 2),), labels=(1,))
     limits = tuple(
         None if thin else (float(a - MARGIN * (b - a)), float(b + MARGIN * (b - a)))
         for a, b, thin in zip(low, high, flat, strict=True)
     )
     return Placed(
         kind="box",
-        positive=True,
         scope="slice" if prompt.scope == "slice" else "volume",
         z=z,
-        point=((y0 + y1 - 1) / 2, (x0 + x1 - 1) / 2) if across else None,
-        box=None if across else box,
+        prompts=drawn,
         clip=Clip(limits=limits),
     )
 
 
-def _triple(values: np.ndarray) -> Triple:
+def triple(values: np.ndarray) -> Triple:
+    """An array of three numbers as a tuple."""
     i, j, k = (float(v) for v in values)
     return i, j, k

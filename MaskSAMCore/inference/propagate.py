@@ -1,51 +1,68 @@
-"""From one slab to the whole structure: outward on the grid of slabs until it ends (model.md §13.3)."""
+"""Propagation of a mask from one slab to the whole structure, slab by slab in both directions (model.md §13.3)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
-from MaskSAMCore.inference.answer import Answer, Draft, Own, Said, decode, profile
+from MaskSAMCore.inference.answer import Answer, Draft, WritableSlices, decode, profile
 from MaskSAMCore.inference.slabs import Slabs
+from MaskSAMCore.inference.slice_prompts import joined
 from MaskSAMCore.inference.tiles import Tile
+from MaskSAMCore.network.prompt_broadcast import SlicePrompts
 from MaskSAMCore.preprocessing.masks import dilate_box, interior_point, tight_box
 
 SMALLEST = 0.01
-"""The structure has ended where its area falls below this share of the first slice's."""
+"""The structure ends where its area falls below this share of the area in the prompt's slice."""
 DOUBTFUL = 0.5
-"""It has ended as well where its estimated quality falls below this."""
+"""It ends as well where the estimated IoU falls below this."""
 DILATION = 0.05
-"""Share by which the box of the last mask grows on its way to the next slab."""
+"""Share by which the box of the last mask is enlarged for the next slab."""
 
 Step = Callable[[], None]
 
 
-def propagate(slabs: Slabs, draft: Draft, first: Answer, said: Mapping[int, Said], own: Own, step: Step) -> None:
-    """Continue a draft that holds the first slab's answer, upward and downward.
+def propagate(
+    slabs: Slabs, draft: Draft, first: Answer, prompts: Mapping[int, SlicePrompts], own: WritableSlices, step: Step
+) -> None:
+    """Extend a draft from the slab of its prompt, upward and downward, until the structure ends.
 
-    Each slab is asked for the structure whose mask is known in the slices that it shares with the former one, by
-    that mask and by box and inner point of its outermost slice. Slices that were prompted stay as they are.
+    The next slab overlaps the one before. Its prompts are the masks in the slices that both share, and box and
+    innermost point of the outermost mask. Slices with prompts of their own stay as they are.
 
     Args:
-        slabs: Of the scan.
-        draft: With the first slab's answer written; changed in place.
+        slabs: Windows of the scan.
+        draft: Holds the first slab's answer; changed in place.
         first: That answer.
-        said: Prompts by prepared slice.
-        own: What may be written.
+        prompts: The user's, by prepared slice.
+        own: The slices that may be changed.
         step: Called before every slab; may raise Cancelled.
+
+    Raises:
+        ResourceError: The memory is full, and no fallback is left.
     """
     area = draft.area(own.z) or max(draft.area(z) for z in first.slices)
     for direction in (1, -1):
-        _Walk(slabs, draft, said, own, direction, area).run(first, step)
+        _Direction(slabs, draft, prompts, own, direction, area).run(first, step)
 
 
-class _Walk:
-    """One direction of it; `least` is the area below which the structure has ended."""
+class _Direction:
+    """The propagation in one direction, 1 or -1.
+
+    Attributes:
+        least: Area in pixels below which the structure ends.
+        weight: (D,) of the slices of a slab, for the mean of overlapping slabs.
+    """
 
     def __init__(
-        self, slabs: Slabs, draft: Draft, said: Mapping[int, Said], own: Own, direction: int, area: int
+        self,
+        slabs: Slabs,
+        draft: Draft,
+        prompts: Mapping[int, SlicePrompts],
+        own: WritableSlices,
+        direction: int,
+        area: int,
     ) -> None:
-        self.slabs, self.draft, self.said, self.own, self.direction = slabs, draft, said, own, direction
+        self.slabs, self.draft, self.prompts, self.own, self.direction = slabs, draft, prompts, own, direction
         self.least = max(SMALLEST * area, 1)
         self.weight = profile(slabs)
 
@@ -53,7 +70,7 @@ class _Walk:
         starts = self.slabs.starts[0]
         ahead = [s for s in starts if (s - first.start) * self.direction > 0][:: self.direction]
         edge = first.slices[-1 if self.direction > 0 else 0]
-        if not self._goes_on(edge, self.draft.area(edge), self.draft.quality.get(edge)):
+        if not self._continues(edge, self.draft.area(edge), self.draft.quality.get(edge)):
             self._end(edge + self.direction)
             return
         for start in ahead:
@@ -62,7 +79,7 @@ class _Walk:
             if not any(self._allowed(z) for z in new):
                 return
             step()
-            answer = self._ask(start, slices, edge)
+            answer = self._answer(start, slices, edge)
             if answer is None:
                 self._end(new[0])
                 return
@@ -76,11 +93,11 @@ class _Walk:
             edge = new[-1]
 
     def _enter(self, z: int, start: int, answer: Answer) -> bool:
-        """Write a new slice; False where the structure has ended."""
+        """Write a new slice; False where the structure ends."""
         if not self._allowed(z):
-            return self._goes_on(z, self.draft.area(z), None)
+            return self._continues(z, self.draft.area(z), None)
         area = int((answer.tile(z, self.draft.clip).array > 0).sum())
-        if not self._goes_on(z, area, float(answer.quality[0, z - answer.slices.start])):
+        if not self._continues(z, area, float(answer.quality[0, z - answer.slices.start])):
             if z not in self.draft.given:
                 self.draft.empty(z, answer.rect)
             return False
@@ -91,12 +108,12 @@ class _Walk:
         clip = self.draft.clip
         return z in self.own and (clip is None or bool(clip.allows(0, z)))
 
-    def _goes_on(self, z: int, area: int, quality: float | None) -> bool:
+    def _continues(self, z: int, area: int, quality: float | None) -> bool:
         trusted = z in self.own.direct or quality is None
         return area >= self.least and (trusted or float(quality or 0) >= DOUBTFUL)
 
-    def _ask(self, start: int, slices: range, edge: int) -> Answer | None:
-        """The next slab's answer, given what is known up to the slice `edge`."""
+    def _answer(self, start: int, slices: range, edge: int) -> Answer | None:
+        """The answer of the slab at `start`, prompted with the mask of the slice `edge`; None for an empty mask."""
         plane = self.draft.planes[edge]
         mask = plane.array > 0
         box, inner = tight_box(mask), interior_point(mask)
@@ -105,16 +122,17 @@ class _Walk:
         size = self.slabs.size[1:]
         moved = (box[0] + plane.x, box[1] + plane.y, box[2] + plane.x, box[3] + plane.y)
         x0, y0, x1, y1 = dilate_box(moved, DILATION, size)
-        click = (inner[1] + plane.x + 0.5, inner[0] + plane.y + 0.5, 1)
-        here = {z: each for z, each in self.said.items() if z in slices}
+        here = {z: each for z, each in self.prompts.items() if z in slices}
         place = min(max(edge, slices[0]), slices[-1])
-        own = here.get(place, Said())
-        here[place] = replace(own, clicks=(*own.clicks, click), box=own.box or (x0, y0, x1, y1))
+        own = here.get(place, SlicePrompts())
+        click = (inner[1] + plane.x + 0.5, inner[0] + plane.y + 0.5)
+        here[place] = joined(SlicePrompts(box=(x0, y0, x1, y1)), own)
+        here[place] = joined(here[place], SlicePrompts(points=(click,), labels=(1,)))
         windows = self.slabs.planes(((y0, y1), (x0, x1)))
-        return decode(self.slabs, start, windows, here, self._known(), user=self.said)
+        return decode(self.slabs, start, windows, here, self._known(), user=self.prompts)
 
     def _known(self) -> dict[int, Tile]:
-        """What the next slab is told: not the answers that are about to be replaced."""
+        """Mask prompts of the next slab: all known masks but those that are about to be replaced."""
         draft = self.draft
         return {
             z: plane
@@ -123,7 +141,7 @@ class _Walk:
         }
 
     def _end(self, z: int) -> None:
-        """Nothing of the structure from slice `z` on, except what the user gave."""
+        """Clear the structure from slice `z` on, except where the user prompted it or gave a mask."""
         for other, plane in list(self.draft.planes.items()):
             lasting = other in self.own.direct or other in self.draft.given
             if (other - z) * self.direction >= 0 and other in self.own and not lasting:

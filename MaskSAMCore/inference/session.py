@@ -1,4 +1,4 @@
-"""One opened scan with one model: prompts in, changed voxels out (model.md §13.3)."""
+"""Interactive segmentation of one scan with one model: prompts in, changed voxels out (model.md §13.3)."""
 
 from __future__ import annotations
 
@@ -9,60 +9,58 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import nn
 
 from MaskSAMCore import device as devices
 from MaskSAMCore.config.serialize import from_dict
 from MaskSAMCore.errors import InputError
-from MaskSAMCore.inference.answer import Draft, Own, limit, profile, seed, writable
+from MaskSAMCore.inference.answer import Draft, WritableSlices, answer_slab, limit, profile, slices_to_write
 from MaskSAMCore.inference.automatic import automatic_prompts
 from MaskSAMCore.inference.cache import SlabCache
-from MaskSAMCore.inference.checks import doubts, require_prompts
-from MaskSAMCore.inference.frame import Box, Frame
-from MaskSAMCore.inference.prompts import Placed, Prompt, Triple, check, place
+from MaskSAMCore.inference.checks import require_prompts, scan_warnings
+from MaskSAMCore.inference.frame import Frame
+from MaskSAMCore.inference.prompts import Placed, Prompt, Scope, check, place
 from MaskSAMCore.inference.propagate import propagate
-from MaskSAMCore.inference.slabs import Retreat, Slabs
-from MaskSAMCore.inference.tiles import State, of_mask
-from MaskSAMCore.inference.updates import Candidate, Suggestion, Update, candidate, update
+from MaskSAMCore.inference.results import Update
+from MaskSAMCore.inference.slabs import NetworkRunner, Slabs
+from MaskSAMCore.inference.tiles import State, from_mask
+from MaskSAMCore.inference.updates import candidate, update
+from MaskSAMCore.network.segmenter import Segmenter
 from MaskSAMCore.preprocessing.plan import Plan
 from MaskSAMCore.preprocessing.preprocess import preprocess
 from MaskSAMCore.progress import CancelToken, Progress, no_progress
-from MaskSAMCore.volume import Grid, Volume
-
-__all__ = ["Box", "Candidate", "Prompt", "Session", "SlabCache", "Suggestion", "Update"]
+from MaskSAMCore.volume import Grid, Triple, Volume
 
 if TYPE_CHECKING:
     from MaskSAMCore.zoo.model_folder import ModelCard
 
 SNAPSHOTS = 8
-"""Former states of a structure that are kept, so that undo need not answer anew,"""
+"""Most former states of a structure that are kept, so that undo need not run the network."""
 SNAPSHOT_BYTES = 256 << 20
-"""as long as they stay within this."""
+"""Most bytes of these states."""
 CONSTANT = "the image is constant; the result is empty"
-EMPTY = "a negative click where the scan is empty says nothing"
-NOTHING = "nothing is known of the structure yet: give a positive click, a box or a mask first"
+EMPTY = "the negative click lies where the scan is empty; it changes nothing"
+NOTHING = "the structure is still empty; start with a positive click, a box or a mask"
 
 
 @dataclass(kw_only=True)
 class _Structure:
-    """What was shown last, and former states by the keys of the prompts that led to them."""
+    """The prompts and the state of the last answer, and former states by the keys of the prompts that led to them."""
 
+    prompts: tuple[Prompt, ...] = ()
     shown: State = field(default_factory=State)
     snapshots: dict[tuple[Hashable, ...], State] = field(default_factory=dict)
 
 
 class Session:
-    """One opened scan with one model, and the structures that are being made in it.
-
-    Not for several threads at once.
+    """One scan that was opened with one model, and its structures. Make one with `open`; not thread-safe.
 
     Args:
-        slabs: Of the prepared scan.
-        frame: From the scan to them.
+        slabs: Windows of the prepared scan.
+        frame: Between the scan and the prepared grid.
         card: Of the model.
         grid: Of the scan.
-        warnings: What had to be said when the scan was opened.
-        constant: The image has no contrast.
+        warnings: For the user, from the opening of the scan.
+        constant: Whether the image has no contrast; every answer is then empty.
     """
 
     def __init__(
@@ -72,11 +70,12 @@ class Session:
         self._slabs: Slabs | None = slabs
         self._constant = constant
         self._structures: dict[int, _Structure] = {}
+        self._former: dict[int, _Structure | None] = {}
 
     @classmethod
     def open(
         cls,
-        network: nn.Module,
+        network: Segmenter,
         card: ModelCard,
         volume: Volume,
         *,
@@ -84,15 +83,15 @@ class Session:
         cache: SlabCache | None = None,
         progress: Progress = no_progress,
     ) -> Session:
-        """Preprocess a scan; nothing is encoded yet.
+        """Open a scan: preprocess it, without running the network yet.
 
         Args:
-            network: A `MaskSAM`; it is moved to `device`.
+            network: Of the model; it is moved to `device`.
             card: Of the model.
-            volume: With as many channels as the model takes.
+            volume: (K, J, I) or (C, K, J, I), with as many channels as the model takes.
             device: Where the network runs.
-            cache: Shared with other sessions; None for one of its own.
-            progress: Told when it is done.
+            cache: Of encoded slabs; may be shared with other sessions. None for a new one.
+            progress: Called once, at the end.
 
         Raises:
             InputError: The channels do not fit, or no voxel is finite.
@@ -102,30 +101,30 @@ class Session:
         plan: Plan = card.plan if isinstance(card.plan, Plan) else from_dict(Plan, card.plan, where="model.plan")
         _require_memory(volume, plan)
         name = volume.source or "the scan"
-        notes = [*volume.warnings, *(f"{name}: {text}" for text in doubts(volume, card, plan, region=True))]
+        warnings = [*volume.warnings, *(f"{name}: {text}" for text in scan_warnings(volume, card, plan, region=True))]
         prepared = preprocess(volume, plan)
         record = prepared.record
         if record.nonfinite:
-            notes.append(f"{name}: {record.nonfinite} voxels were NaN or Inf")
+            warnings.append(f"{name}: {record.nonfinite} voxels were NaN or Inf")
         if record.constant:
-            notes.append(f"{name}: {CONSTANT}")
-        retreat = Retreat(
+            warnings.append(f"{name}: {CONSTANT}")
+        runner = NetworkRunner(
             network, torch.device(device), SlabCache() if cache is None else cache, card.config.train.precision
         )
-        slabs = Slabs(prepared.image, plan, card, retreat)
+        slabs = Slabs(prepared.image, plan, card, runner)
         progress(1, 1, "opening")
-        unique = tuple(dict.fromkeys(notes))
+        unique = tuple(dict.fromkeys(warnings))
         return cls(slabs, Frame(record), card, volume.grid, warnings=unique, constant=record.constant)
 
     @property
     def axis(self) -> int:
-        """Which axis of (K, J, I) runs across the model's slices."""
+        """The axis of (K, J, I) along which the model's slices are counted."""
         return self.frame.axis
 
     @property
     def device(self) -> torch.device:
-        """Where the network runs now."""
-        return self._open.retreat.device
+        """The device of the network; the CPU after a GPU's memory was full."""
+        return self._open.runner.device
 
     @property
     def encodes(self) -> int:
@@ -152,26 +151,30 @@ class Session:
         cancel: CancelToken | None = None,
         progress: Progress = no_progress,
     ) -> Update:
-        """Answer the whole list of a structure's prompts, in the order in which they were given.
+        """Segment a structure from all of its prompts. After an error it is as it was before.
 
-        The result depends on scan, model and list alone: the same list again changes nothing, a shorter one is undo.
+        The result depends on scan, model and prompts alone: the same list again changes nothing, and a list without
+        the last prompt undoes that prompt.
 
         Args:
             structure: A number of the caller's choice.
-            prompts: All of them, oldest first; a mask among them makes those before it void.
-            multimask: Ask for the three meanings of a list that is a single positive click.
-            cancel: Asked before every slab.
-            progress: Told after every slab.
+            prompts: All prompts of the structure, oldest first. A mask replaces everything before it.
+            multimask: Return three candidates, if the list is a single positive click.
+            cancel: Checked before every slab.
+            progress: Called after every slab.
+
+        Returns:
+            The voxels that changed since the structure's last answer.
 
         Raises:
-            PromptError: Naming the prompt by number and position; the structure stays as it was.
+            PromptError: A prompt cannot be answered; names it by number and position.
             ModelError: The model takes no prompts.
-            Cancelled: `cancel` was set; the structure stays as it was.
-            ResourceError: The memory is full and no retreat is left; the structure stays as it was.
+            Cancelled: `cancel` was set.
+            ResourceError: The memory is full, and no fallback is left.
         """
         require_prompts(self.card)
         begin, slabs = time.monotonic(), self._open
-        before, said = slabs.encodes, len(slabs.retreat.said)
+        encodes, messages = slabs.encodes, len(slabs.runner.messages)
         check(prompts, self.grid)
         placed = place(prompts, self.frame)
         single = multimask and len(prompts) == 1 and prompts[0].kind == "point" and prompts[0].positive
@@ -179,22 +182,23 @@ class Session:
         keys = tuple(prompt.key() for prompt in (*prompts[:-1], last))
         held = self._structures.get(structure, _Structure())
         steps = _Steps(placed, slabs, cancel, progress)
-        states, new = self._replay(held, keys, placed, single, steps)
+        states, new = self._apply(held, keys, placed, single, steps)
         steps.finish()
         chosen = states[(last.candidate or 0) if len(states) > 1 else 0]
         kept = {**{k: v for k, v in held.snapshots.items() if k not in new}, **new, keys: chosen}
-        self._structures[structure] = _Structure(shown=chosen, snapshots=_latest(kept))
+        answered = _Structure(prompts=tuple(prompts), shown=chosen, snapshots=_latest(kept))
+        self._former[structure], self._structures[structure] = self._structures.get(structure), answered
         return replace(
             update(self.frame, self.card.labels, structure, held.shown, chosen),
             candidates=tuple(candidate(self.frame, state, placed[-1].z) for state in states)
             if single and placed[-1]
             else (),
-            encoded=slabs.encodes - before,
+            encoded=slabs.encodes - encodes,
             seconds=time.monotonic() - begin,
-            messages=(*chosen.notes, *slabs.retreat.said[said:]),
+            messages=(*chosen.messages, *slabs.runner.messages[messages:]),
         )
 
-    def _replay(
+    def _apply(
         self,
         held: _Structure,
         keys: tuple[Hashable, ...],
@@ -202,7 +206,18 @@ class Session:
         single: bool,
         step: _Steps,
     ) -> tuple[list[State], dict[tuple[Hashable, ...], State]]:
-        """The states after the last prompt, several for a click with candidates, and those on the way there."""
+        """Apply the prompts that follow the longest known part of the list.
+
+        Args:
+            held: The structure so far.
+            keys: Of the prompts.
+            placed: The prompts on the prepared grid.
+            single: Whether the list is one click whose candidates are wanted.
+            step: Called before every slab.
+
+        Returns:
+            The states after the last prompt, one for each candidate; and all new states by the keys that led to them.
+        """
         known = 0 if single else max((n for n in range(len(keys) + 1) if keys[:n] in held.snapshots), default=0)
         states = [held.snapshots[keys[:known]]] if known else [State()]
         new: dict[tuple[Hashable, ...], State] = {}
@@ -216,44 +231,72 @@ class Session:
         return states, new
 
     def _next(self, state: State, placed: Sequence[Placed | None], several: bool, step: _Steps) -> list[State]:
-        """The state after the last of these prompts, or one for each candidate, the best first."""
+        """Apply the last of these prompts to a state; with `several` one state for each candidate, the best first."""
         new, slabs = placed[-1], self._open
         if new is None:
-            return [replace(state, notes=(EMPTY,))]
+            return [replace(state, messages=(EMPTY,))]
         if new.mask is not None:
             return [self._start(new.mask)]
         if self._constant:
-            return [replace(state, notes=(CONSTANT,))]
+            return [replace(state, messages=(CONSTANT,))]
         masks = [index for index, each in enumerate(placed) if each is not None and each.kind == "mask"]
         since = [each for each in placed[masks[-1] if masks else 0 :] if each is not None]
         step()
-        answers, said = seed(slabs, state, since, multimask=several)
+        answers, by_slice = answer_slab(slabs, state, since, multimask=several)
         if not answers:
-            return [replace(state, notes=(NOTHING,))]
-        own, clip, weight = Own.of(since), limit(state.clip, new), profile(slabs)
+            return [replace(state, messages=(NOTHING,))]
+        own, clip, weight = WritableSlices.of(since), limit(state.clip, new), profile(slabs)
         states = []
         for rank, answer in enumerate(answers):
             draft = Draft(state, clip)
-            for z in writable(answer, own, new):
+            for z in slices_to_write(answer, own, new):
                 draft.write(z, answer, float(weight[z - answer.start]))
             if new.scope == "volume" and rank == (new.candidate or 0):
-                propagate(slabs, draft, answer, said, own, step)
+                propagate(slabs, draft, answer, by_slice, own, step)
             states.append(draft.finish(self.frame, answer, new.z))
         return states
 
     def _start(self, prompt: Prompt) -> State:
-        """The state that an existing mask is: its own voxels, and logits where the network can read them."""
+        """The state of an existing mask: its own voxels, and logits on the prepared grid for the network."""
         block = np.asarray(prompt.mask) != 0
         bounds = [(low, low + n) for low, n in zip(prompt.mask_box, block.shape, strict=True)]
         corner = [0, 0, 0]
         for axis, (source, flip) in enumerate(zip(self.frame.record.axes, self.frame.record.flips, strict=True)):
             low, high = bounds[source]
             corner[axis] = self.frame.size[axis] - high if flip else low
-        slices, planes = of_mask(self.frame.turned(block), (corner[0], corner[1], corner[2]), self.frame)
+        slices, planes = from_mask(self.frame.turned(block), (corner[0], corner[1], corner[2]), self.frame)
         return State(planes=planes, given=frozenset(planes), slices=slices)
 
+    def propagate(
+        self,
+        structure: int,
+        scope: Scope = "volume",
+        *,
+        cancel: CancelToken | None = None,
+        progress: Progress = no_progress,
+    ) -> Update:
+        """Answer a structure's last list of prompts again, the last prompt with this scope.
+
+        Raises:
+            InputError: The structure has no prompts.
+            MaskSAMError: As `prompt`.
+        """
+        held = self._structures.get(structure)
+        if held is None:
+            raise InputError("nothing to propagate", where=f"structure {structure}", remedy="Prompt it first.")
+        *before, last = held.prompts
+        return self.prompt(structure, (*before, replace(last, scope=scope)), cancel=cancel, progress=progress)
+
+    def take_back(self, structure: int) -> None:
+        """Undo the last `prompt`, `propagate` or `drop` of a structure, whose answer did not reach the user."""
+        if structure in self._former:
+            former = self._former.pop(structure)
+            self._structures.pop(structure, None)
+            if former is not None:
+                self._structures[structure] = former
+
     def mask(self, structure: int) -> np.ndarray:
-        """uint8 0/1 (K, J, I) on the whole scan; zeros for a structure without an answer."""
+        """A structure as uint8 0/1 (K, J, I) on the whole scan; zeros for one without prompts."""
         held = self._structures.get(structure)
         out: np.ndarray = np.zeros(self.grid.shape, np.uint8)
         turned = self.frame.turned(out)
@@ -263,14 +306,16 @@ class Session:
         return out
 
     def drop(self, structure: int) -> Update:
-        """Forget a structure; the update clears what it held. What has none is answered with an empty update."""
-        held = self._structures.pop(structure, _Structure())
-        return update(self.frame, self.card.labels, structure, held.shown, State())
+        """Forget a structure. The update clears its voxels; it is empty for a structure without prompts."""
+        self._former[structure] = held = self._structures.pop(structure, None)
+        shown = State() if held is None else held.shown
+        return update(self.frame, self.card.labels, structure, shown, State())
 
     def release(self) -> None:
-        """Forget the scan and all structures; encoded slabs that other sessions may use stay in the cache."""
+        """Forget the scan and all structures; the encoded slabs stay in the cache."""
         self._slabs = None
         self._structures.clear()
+        self._former.clear()
 
     def encode(
         self,
@@ -280,23 +325,26 @@ class Session:
         cancel: CancelToken | None = None,
         progress: Progress = no_progress,
     ) -> int:
-        """Encode ahead of demand: the slab at `position` first, then its neighbours outward; returns encoder runs.
+        """Encode slabs before they are needed, from a position outward; returns the number of encoder runs.
 
-        A model that takes no prompts has nothing to encode.
+        Nothing is done for a model that takes no prompts.
 
         Args:
-            position: (i, j, k) in view; None for the middle of the scan.
-            slabs: Most slabs, known ones included; None for as many as the cache keeps.
-            cancel: Asked before every slab; raises Cancelled, what is encoded stays.
-            progress: Told after every slab.
+            position: (i, j, k) in the scan; None for its centre.
+            slabs: Most slabs, counting those in the cache already; None for as many as the cache keeps.
+            cancel: Checked before every slab. Slabs that were encoded by then stay in the cache.
+            progress: Called after every slab.
+
+        Raises:
+            Cancelled: `cancel` was set.
+            ResourceError: The memory is full, and no fallback is left.
         """
         own = self._open
         before, room = own.encodes, own.cache.capacity
         if self._constant or not self.card.config.model.takes_prompts:
             return 0
-        if position is None:
-            position = tuple((n - 1) / 2 for n in self.grid.shape[::-1])  # type: ignore[assignment]
-        place = self.frame.prepared(self.frame.turn(position))  # type: ignore[arg-type]
+        middle = [(n - 1) / 2 for n in self.grid.shape[::-1]]
+        place = self.frame.prepared(self.frame.turn(middle if position is None else position))
         inside = [min(max(v, 0.0), n - 1.0) for v, n in zip(place, own.size, strict=True)]
         windows = own.around(inside)[:slabs]
         for index, start in enumerate(windows):
@@ -316,17 +364,18 @@ class Session:
         cancel: CancelToken | None = None,
         progress: Progress = no_progress,
     ) -> list[tuple[Prompt, Prompt]]:
-        """The prompts that the model makes for itself for a label: per slice a box and a point, both of scope "slice".
+        """Automatic prompts of the model for a label: a box and a point for each slice, both of scope "slice".
 
         Args:
             label: Id in the model's table.
             slices: Indices along `axis`; None for all of the scan.
-            cancel: Asked before every slab.
-            progress: Told after every slab.
+            cancel: Checked before every slab.
+            progress: Called after every slab.
 
         Raises:
             PromptError: The model has no such label, or a slice lies outside of the scan.
-            ModelError: The model makes no prompts of its own.
+            ModelError: The model takes no prompts, or has no generator of prompts.
+            Cancelled: `cancel` was set.
         """
         require_prompts(self.card)
         if self._constant:
@@ -335,7 +384,7 @@ class Session:
 
 
 class _Steps:
-    """What is called before every slab, and at the end: cancel is asked, progress told."""
+    """Checks for a cancel and reports the progress, before every slab and in the end."""
 
     def __init__(
         self, placed: Sequence[Placed | None], slabs: Slabs, cancel: CancelToken | None, progress: Progress
@@ -355,7 +404,7 @@ class _Steps:
 
 
 def _latest(snapshots: dict[tuple[Hashable, ...], State]) -> dict[tuple[Hashable, ...], State]:
-    """The last ones, within `SNAPSHOTS` and `SNAPSHOT_BYTES`; slices that they share count once."""
+    """The newest states within `SNAPSHOTS` and `SNAPSHOT_BYTES`; slices that states share count once."""
     kept: dict[tuple[Hashable, ...], State] = {}
     tiles: dict[int, int] = {}
     for keys, state in reversed(list(snapshots.items())[-SNAPSHOTS:]):
@@ -367,7 +416,7 @@ def _latest(snapshots: dict[tuple[Hashable, ...], State]) -> dict[tuple[Hashable
 
 
 def _require_memory(volume: Volume, plan: Plan) -> None:
-    """Refuse a scan that does not fit into the computer's memory (faults.md row 48)."""
+    """Check that a scan fits into the computer's memory (faults.md row 48)."""
     voxels = float(np.prod(volume.grid.shape))
     # one channel as float32 beside the prepared image, and the masks of what is empty
     needed = 4 * plan.voxels(volume.grid) * (volume.channels + 1) + voxels * (4 + volume.channels)

@@ -1,20 +1,19 @@
-"""The windows of an opened scan: which one answers a prompt, its intensities, and its encoding (model.md §13.3)."""
+"""The windows of an opened scan: choice of the window for a prompt, and its encoding (model.md §13.3)."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from itertools import product
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
 
-from MaskSAMCore.device import autocast_dtype
-from MaskSAMCore.errors import ResourceError
 from MaskSAMCore.inference.cache import SlabCache, halved, model_key, slab_key
+from MaskSAMCore.inference.memory import CPU, MemoryLadder, clear, spill, to_cpu
+from MaskSAMCore.inference.sliding_window import autocast
+from MaskSAMCore.network.segmenter import Segmenter
 from MaskSAMCore.network.types import Slab
 from MaskSAMCore.preprocessing.plan import Plan, Shape
 from MaskSAMCore.preprocessing.resample import pad_to
@@ -27,101 +26,79 @@ T = TypeVar("T")
 Extent = tuple[float, float]
 """Lowest and highest position along one axis."""
 
-LOG = logging.getLogger(__name__)
-CPU = torch.device("cpu")
 MARGIN = 0.125
-"""A window stays in use as long as the prompts keep this share of it from its border."""
+"""A window stays in use as long as all prompts are this share of its side away from its border."""
 _SMALLEST_STD = 1e-6
 
 
-class Retreat:
-    """Where the network runs, and what is given up when memory is full (faults.md row 47).
+class NetworkRunner:
+    """A network on its device, which moves to the CPU when the GPU's memory stays full (faults.md row 47).
 
-    Attributes:
-        said: What was given up so far, in words.
+    Args:
+        network: Is moved to `device`.
+        device: Where it runs first.
+        cache: Of encoded slabs, which are given up first.
+        precision: Of autocast on a GPU.
     """
 
-    def __init__(self, network: nn.Module, device: torch.device, cache: SlabCache, precision: str) -> None:
+    def __init__(self, network: Segmenter, device: torch.device, cache: SlabCache, precision: str) -> None:
         self.network, self.cache, self.precision = network.to(device).eval(), cache, precision
         self._device = device
-        self.said: list[str] = []
+        self._ladder = MemoryLadder([spill(cache, self._on_gpu), to_cpu(self._to_cpu, self._on_gpu), clear(cache)])
 
     @property
     def device(self) -> torch.device:
-        """Of the network now; another session may have taken it to the CPU."""
+        """Where the network is now; another session may have moved it to the CPU."""
         first = next(self.network.parameters(), None)
         return self._device if first is None else first.device
 
+    @property
+    def messages(self) -> list[str]:
+        """What was given up so far because memory was full, one line each."""
+        return self._ladder.messages
+
     def run(self, work: Callable[[torch.device], T]) -> T:
-        """`work(device)` under autocast, again after every step back.
+        """`work(device)` under autocast and without gradients.
 
         Raises:
-            ResourceError: Memory is full and there is no step left.
+            ResourceError: The memory is full, and no fallback is left.
         """
-        steps = self._steps()
-        while True:
-            try:
-                with torch.inference_mode(), self._autocast():
-                    return work(self.device)
-            except torch.OutOfMemoryError as error:
-                full = str(error)
-            # outside of the handler, whose traceback keeps the failed pass's tensors alive
-            if not steps:
-                raise ResourceError(
-                    "the memory is full",
-                    where=str(self.device),
-                    why=full,
-                    remedy="Close other programs, or open a smaller part of the scan.",
-                )
-            steps.pop(0)()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+
+        def attempt() -> T:
+            with torch.inference_mode(), self._autocast():
+                return work(self.device)
+
+        return self._ladder.run(attempt)
 
     def _autocast(self) -> AbstractContextManager:
-        device = self.device
-        dtype = autocast_dtype(device, self.precision) if device.type == "cuda" else None
-        return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+        return autocast(self.device, self.precision)
 
-    def _steps(self) -> list[Callable[[], None]]:
-        if self.device.type == "cpu":
-            return [self._clear]
-        return [self._spill, self._to_cpu, self._clear]
-
-    def _spill(self) -> None:
-        self.cache.spill()
-        self._say("the GPU's memory is full: encoded slabs moved to the computer's memory")
+    def _on_gpu(self) -> bool:
+        return self.device.type != "cpu"
 
     def _to_cpu(self) -> None:
         self.network.to(CPU)
         self._device = CPU
-        self._say("the GPU's memory is full: the work goes on, slower, on the CPU")
-
-    def _clear(self) -> None:
-        self.cache.clear()
-        self._say("the computer's memory is full: encoded slabs were given up")
-
-    def _say(self, text: str) -> None:
-        LOG.warning(text)
-        self.said.append(text)
 
 
 class Slabs:
-    """The prepared image in windows on the grid of automatic mode; starts are indices of the prepared image.
+    """The prepared image, cut into the windows of automatic mode.
 
-    Where the image is smaller than a patch, its one window starts before it, and the border is repeated.
+    Where the image is smaller than a patch, its one window starts before the image, whose border is repeated.
 
     Attributes:
         patch: (D, H, W) of a window.
         size: (D, H, W) of the prepared image.
-        starts: Per axis, ascending.
+        starts: Per axis, first prepared indices of the windows, ascending.
         mask_size: (height, width) of mask prompts.
         encodes: Runs of the encoder so far.
     """
 
-    def __init__(self, image: np.ndarray, plan: Plan, card: ModelCard, retreat: Retreat) -> None:
-        self.plan, self.retreat, self.cache = plan, retreat, retreat.cache
+    def __init__(self, image: np.ndarray, plan: Plan, card: ModelCard, runner: NetworkRunner) -> None:
+        self.plan, self.runner, self.cache = plan, runner, runner.cache
         self.patch: Shape = plan.patch
-        self.size: Shape = image.shape[1:]  # type: ignore[assignment]
+        depth, height, width = image.shape[1:]
+        self.size: Shape = (depth, height, width)
         self.image = image
         self.padded, crop = pad_to(image, plan.patch)
         self.image.flags.writeable = self.padded.flags.writeable = False
@@ -132,24 +109,24 @@ class Slabs:
         )
         self.mask_size = card.config.model.mask_size
         self.encodes = 0
-        self._model = model_key(retreat.network, card)
+        self._model = model_key(runner.network, card)
         self._keys: dict[Shape, bytes] = {}
         self._last: tuple[Shape, Slab] | None = None
 
     def deep(self, z: int) -> int:
-        """Start along depth of the slab whose centre is nearest to prepared slice `z`; of two, the lower."""
+        """Start along depth of the slab whose centre is nearest to prepared slice `z`; the lower of two."""
         half = (self.patch[0] - 1) / 2
         return min(self.starts[0], key=lambda start: abs(start + half - z))
 
     def planes(self, extents: Sequence[Extent], former: tuple[int, int] | None = None) -> list[tuple[int, int]]:
-        """In-plane starts (y, x) of the windows that must be looked at for something of that extent.
+        """Starts (y, x) of the windows to run for prompts of that extent.
 
         Args:
-            extents: Of rows and of columns, prepared edges.
-            former: The window used before, which is kept where it still holds everything with some margin.
+            extents: Of the rows and of the columns, prepared edges.
+            former: The window that was used before; it is kept if it still holds everything with a margin.
 
         Returns:
-            The one that holds it with the largest margin, or all that it touches.
+            The window that holds the prompts with the largest margin, or all windows that they touch.
         """
         axes = [
             self._along(axis, extent, None if former is None else former[axis - 1])
@@ -161,7 +138,7 @@ class Slabs:
         length, size = self.patch[axis], self.size[axis]
 
         def margin(start: int) -> float:
-            # the scan's own border is no loss
+            # nothing is missing beyond the border of the scan
             low = np.inf if start <= 0 else extent[0] - start
             high = np.inf if start + length >= size else start + length - extent[1]
             return min(low, high)
@@ -174,7 +151,7 @@ class Slabs:
         return [s for s in self.starts[axis] if s < extent[1] and s + length > extent[0]] or [best]
 
     def window(self, start: Shape) -> np.ndarray:
-        """(M, D, H, W) float32 as the encoder gets it; a copy."""
+        """A copy of a window, (M, D, H, W) float32, with the intensities that the encoder expects."""
         part = tuple(slice(s + b, s + b + p) for s, b, p in zip(start, self.before, self.patch, strict=True))
         out = np.array(self.padded[(slice(None), *part)])
         around = self._context(start)
@@ -186,9 +163,9 @@ class Slabs:
         return out
 
     def _context(self, start: Shape) -> tuple[slice, slice, slice] | None:
-        """As much of the scan around a window as a training scan had; None where that is all of it.
+        """The part of the scan around a window that is as large as a training scan; None if that is all of the scan.
 
-        Intensities are standardised by the scan, so a larger field of view than in training would shift them.
+        Intensities are standardised by the scan; a larger field of view than in training would shift them.
         """
         out = []
         for s, patch, median, size in zip(start, self.patch, self.plan.median_shape, self.size, strict=True):
@@ -199,7 +176,7 @@ class Slabs:
         return None if whole else (out[0], out[1], out[2])
 
     def around(self, place: Sequence[float]) -> list[Shape]:
-        """All windows, the one whose centre is nearest to a prepared position (d, h, w) first."""
+        """Starts of all windows, ordered by the distance of their centres from a prepared position (d, h, w)."""
         d, h, w = place
 
         def distance(start: Shape) -> float:
@@ -217,7 +194,7 @@ class Slabs:
         """The window's encoding, in half precision on the network's device.
 
         Raises:
-            ResourceError: Memory is full and no retreat is left.
+            ResourceError: Memory is full and no fallback is left.
         """
         key = self._key(start)
 
@@ -225,23 +202,23 @@ class Slabs:
             slab = self.cache.get(key, device)
             if slab is None:
                 image = torch.from_numpy(self.window(start))[None].to(device)
-                slab = halved(self.retreat.network.slab(image))  # type: ignore[operator]
+                slab = halved(self.runner.network.slab(image))
                 self.encodes += 1
                 self.cache.put(key, slab)
             return slab
 
-        return self.retreat.run(work)
+        return self.runner.run(work)
 
     def ready(self, start: Shape) -> Slab:
-        """The window's encoding in single precision; the last one stays so, as the next click is mostly into the same.
+        """The window's encoding in single precision. The last one is kept, as the next click is mostly in it.
 
         Raises:
-            ResourceError: Memory is full and no retreat is left.
+            ResourceError: Memory is full and no fallback is left.
         """
         last = self._last
-        if last is None or last[0] != start or last[1].embed.device != self.retreat.device:
+        if last is None or last[0] != start or last[1].embed.device != self.runner.device:
             half = self.encoded(start)
-            self._last = last = (start, self.retreat.run(lambda device: half.to(device, torch.float32)))
+            self._last = last = (start, self.runner.run(lambda device: half.to(device, torch.float32)))
         return last[1]
 
     def _key(self, start: Shape) -> bytes:
@@ -251,6 +228,6 @@ class Slabs:
 
 
 def moments(values: np.ndarray) -> tuple[float, float]:
-    """Mean and deviation (D, H, W), summed in double precision slice by slice, so that no second volume is made."""
+    """Mean and deviation of a volume (D, H, W), in double precision slice by slice, to save memory."""
     mean = float(np.mean([part.mean(dtype=np.float64) for part in values]))
     return mean, float(np.sqrt(np.mean([np.mean((part.astype(np.float64) - mean) ** 2) for part in values])))

@@ -1,7 +1,7 @@
-"""Slices that are kept only where something is in them, and the state of one structure made of such slices.
+"""Sparse slices (`Tile`), and the state of one structure, which consists of them.
 
-Everything here is immutable: a changed state shares with the former one what did not change, so that former states
-cost little and an interrupted answer leaves nothing half done.
+Everything here is immutable. A new state shares the unchanged tiles with the former one, so that former states cost
+little, and an interrupted answer leaves nothing half done.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import numpy as np
 
 from MaskSAMCore.inference.frame import Frame
 
-LIMIT = 16.0
-"""Logits are kept and given back to the network within this size."""
+LOGIT_LIMIT = 16.0
+"""Logits are limited to plus or minus this."""
 Rect = tuple[int, int, int, int]
-"""(y0, y1, x0, x1), upper ones exclusive."""
+"""(y0, y1, x0, x1), the upper ones exclusive."""
 
 
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """A part of a slice: `array` (h, w) with its first pixel at (y, x)."""
+    """A rectangle of a slice: `array` (h, w), its first pixel at (y, x)."""
 
     y: int
     x: int
@@ -39,7 +39,7 @@ class Tile:
         return y0 <= rect[0] and rect[1] <= y1 and x0 <= rect[2] and rect[3] <= x1
 
     def cut(self, rect: Rect, fill: float = 0) -> np.ndarray:
-        """A copy of what it holds of `rect`, `fill` elsewhere."""
+        """A copy of the part `rect` of the slice, with `fill` outside of the tile."""
         out: np.ndarray = np.full((rect[1] - rect[0], rect[3] - rect[2]), fill, self.array.dtype)
         part = overlap(self.rect, rect)
         if part is not None:
@@ -47,7 +47,7 @@ class Tile:
         return out
 
     def put(self, other: Tile, fill: float = 0) -> Tile:
-        """Both, `other` over this one; `fill` where neither is."""
+        """Both tiles as one, `other` on top; `fill` where there is neither."""
         if other.covers(self.rect):
             return other
         whole = union(self.rect, other.rect)
@@ -57,13 +57,13 @@ class Tile:
 
 
 def overlap(a: Rect, b: Rect) -> Rect | None:
-    """What two rectangles share; None if nothing."""
+    """The part that two rectangles share; None if there is none."""
     y0, y1, x0, x1 = max(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), min(a[3], b[3])
     return (y0, y1, x0, x1) if y0 < y1 and x0 < x1 else None
 
 
 def union(a: Rect, b: Rect) -> Rect:
-    """The smallest rectangle that holds both."""
+    """The smallest rectangle around both."""
     return min(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), max(a[3], b[3])
 
 
@@ -73,7 +73,7 @@ def inside(part: Rect, whole: Rect) -> tuple[slice, slice]:
 
 
 def trimmed(y: int, x: int, array: np.ndarray) -> Tile | None:
-    """A tile of what is not 0 in an array whose first pixel is at (y, x); None if all is."""
+    """The smallest tile with all nonzero pixels of an array whose first pixel is at (y, x); None if all are 0."""
     rows, columns = np.flatnonzero(array.any(axis=1)), np.flatnonzero(array.any(axis=0))
     if not len(rows):
         return None
@@ -83,29 +83,29 @@ def trimmed(y: int, x: int, array: np.ndarray) -> Tile | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """Prepared edges that a result must not leave, per axis of (D, H, W); None for no limit."""
+    """Limits of a result: per axis of (D, H, W) the lowest and highest prepared edge, or None for no limit."""
 
     limits: tuple[tuple[float, float] | None, ...] = (None, None, None)
 
     def allows(self, axis: int, index: np.ndarray | int) -> np.ndarray:
-        """Whether the centres of prepared voxels lie inside."""
+        """Whether the centres of prepared voxels lie within the limits of an axis; bool, shaped like `index`."""
         limit, centre = self.limits[axis], np.asarray(index) + 0.5
         return np.full(centre.shape, True) if limit is None else (centre > limit[0]) & (centre < limit[1])
 
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """One structure after some of its prompts.
+    """One structure after a number of its prompts.
 
     Attributes:
-        planes: Prepared slice to the logits (float16) of the part of it that was answered.
-        given: Those of them that are a mask of the user and not an answer.
-        slices: Turned slice of the scan to the mask (bool); absent where it is empty.
-        quality: Prepared slice to the estimated IoU.
-        windows: Depth start of a slab to the in-plane start of the window that was used there last.
-        clip: What limits the answers.
-        classes: Probabilities of the classes, the last for "no object", as of the last answer.
-        notes: What the user should be told.
+        planes: Logits (float16) by prepared slice, in the part of the slice that has an answer.
+        given: The prepared slices whose logits come from a mask of the user.
+        slices: Mask (bool) by turned slice of the scan; empty slices are left out.
+        quality: Estimated IoU by prepared slice.
+        windows: By start of a slab along depth, the start (y, x) of the window that was used there last.
+        clip: Limits of the answers.
+        classes: Class probabilities of the last answer, the last one for "no object".
+        messages: For the user, about the last prompt.
     """
 
     planes: Mapping[int, Tile] = field(default_factory=lambda: MappingProxyType({}))
@@ -115,7 +115,7 @@ class State:
     windows: Mapping[int, tuple[int, int]] = field(default_factory=lambda: MappingProxyType({}))
     clip: Clip | None = None
     classes: tuple[float, ...] = ()
-    notes: tuple[str, ...] = ()
+    messages: tuple[str, ...] = ()
 
 
 def probability(logits: np.ndarray) -> np.ndarray:
@@ -126,16 +126,16 @@ def probability(logits: np.ndarray) -> np.ndarray:
 def paint(
     slices: Mapping[int, Tile], planes: Mapping[int, Tile], touched: Mapping[int, Rect], frame: Frame
 ) -> dict[int, Tile]:
-    """The scan's slices after prepared ones changed, resampled as in automatic mode, in the changed part alone.
+    """Resample changed prepared slices to the scan, as automatic mode does, in the changed part alone.
 
     Args:
-        slices: The structure so far, by turned slice.
+        slices: The structure before, by turned slice of the scan.
         planes: Logits by prepared slice.
-        touched: Changed prepared slices and the changed part (prepared) of each.
-        frame: Of the scan.
+        touched: The changed prepared slices, and the changed rectangle of each.
+        frame: Between the scan and the prepared grid.
 
     Returns:
-        `slices` with those replaced whose nearest prepared slice was touched.
+        `slices`, with a new tile for every slice whose nearest prepared slice was changed.
     """
     out = dict(slices)
     for d, z in enumerate(frame.nearest[0]):
@@ -154,7 +154,7 @@ def paint(
 
 
 def _turned_rect(rect: Rect, frame: Frame) -> Rect | None:
-    """The turned pixels whose nearest prepared pixel lies in a prepared rectangle."""
+    """The rectangle of turned pixels whose nearest prepared pixel lies in `rect`; None if there are none."""
     found = []
     for axis, (low, high) in ((1, rect[:2]), (2, rect[2:])):
         near = frame.nearest[axis]
@@ -166,7 +166,7 @@ def _turned_rect(rect: Rect, frame: Frame) -> Rect | None:
 
 
 def _section(planes: Mapping[int, Tile], d: int, z: int, where: Rect, frame: Frame) -> np.ndarray:
-    """bool: the mask in the part `where` of turned slice `d`, whose nearest prepared slice is `z`."""
+    """Mask (bool) in the part `where` of turned slice `d`, whose nearest prepared slice is `z`."""
     lower = frame.record.lower
     out: np.ndarray = np.zeros((where[1] - where[0], where[3] - where[2]), bool)
     rows = frame.taps[1].part(slice(where[0] - lower[1], where[1] - lower[1]))
@@ -188,7 +188,7 @@ def _section(planes: Mapping[int, Tile], d: int, z: int, where: Rect, frame: Fra
 
 
 def _mixed(planes: Mapping[int, Tile], d: int, z: int, part: Rect, frame: Frame) -> np.ndarray:
-    """Probabilities between the prepared slices, as far as these are known; (h, w) of `part`."""
+    """Probabilities (h, w) of `part` at turned slice `d`, interpolated between the known prepared slices."""
     depth = frame.taps[0]
     place = d - frame.record.lower[0]
     total: np.ndarray = np.zeros((part[1] - part[0], part[3] - part[2]), np.float32)
@@ -201,12 +201,16 @@ def _mixed(planes: Mapping[int, Tile], d: int, z: int, part: Rect, frame: Frame)
     return total / norm
 
 
-def of_mask(mask: np.ndarray, corner: tuple[int, int, int], frame: Frame) -> tuple[dict[int, Tile], dict[int, Tile]]:
-    """An existing mask as slices of the scan, unchanged, and as logits on the prepared grid.
+def from_mask(mask: np.ndarray, corner: tuple[int, int, int], frame: Frame) -> tuple[dict[int, Tile], dict[int, Tile]]:
+    """An existing mask as tiles.
 
     Args:
-        mask: bool, turned (d, h, w).
-        corner: Turned index of its first voxel.
+        mask: bool (d, h, w), turned.
+        corner: Turned index (d, h, w) of its first voxel.
+        frame: Between the scan and the prepared grid.
+
+    Returns:
+        The mask itself by turned slice of the scan, and logits by prepared slice.
     """
     slices = {}
     for d, part in enumerate(mask, start=corner[0]):
@@ -235,5 +239,5 @@ def of_mask(mask: np.ndarray, corner: tuple[int, int, int], frame: Frame) -> tup
                 mixed += weight * tile.cut(full)
         if mixed.any():
             share = down @ mixed @ across.T
-            planes[z] = Tile(near[0].start, near[1].start, ((share - 0.5) * LIMIT).astype(np.float16))
+            planes[z] = Tile(near[0].start, near[1].start, ((share - 0.5) * LOGIT_LIMIT).astype(np.float16))
     return slices, planes

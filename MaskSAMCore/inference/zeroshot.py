@@ -1,8 +1,8 @@
-"""SAM as its authors released it, on one slice: what our models are compared with.
+"""Zero-shot SAM on one slice, as its authors released it: the baseline of our models.
 
-Everything but the encoder is segment-anything's own code; the encoder is ours without adapters, filled with base
-weights alone. Pictures are 8-bit RGB at 1024 pixels, as SAM was trained. Coordinates are (x, y) in pixels of the slice
-from its upper left corner, so that the centre of pixel i is i + 0.5, and a box of the columns a..b is (a, b + 1).
+All but the encoder is segment-anything's own code. The encoder is ours without adapters, with the base weights alone.
+Pictures are 8-bit RGB of 1024 pixels, as in SAM's training. Coordinates are (x, y) in pixels, from the upper left
+corner of the slice: the centre of pixel i is i + 0.5, and a box around the columns a to b is (a, b + 1).
 """
 
 from __future__ import annotations
@@ -27,22 +27,23 @@ from MaskSAMCore.config.schema import (
     StemConfig,
     TokenAdapterConfig,
 )
-from MaskSAMCore.errors import InputError, PromptError
+from MaskSAMCore.config.serialize import from_dict
+from MaskSAMCore.errors import InputError, ModelError, PromptError
 from MaskSAMCore.network.build import build_model
+from MaskSAMCore.network.encoder import AdaptedEncoder
+from MaskSAMCore.network.masksam import MaskSAM
 from MaskSAMCore.network.prompts import CANVAS_PIXELS
 from MaskSAMCore.zoo.base_weights import load_base
 
 if TYPE_CHECKING:
     from segment_anything import SamPredictor
 
-    from MaskSAMCore.network.encoder import AdaptedEncoder
-
 PERCENTILES = (0.5, 99.5)
-"""Of the whole scan; what lies between them becomes the 256 grey values of the picture."""
+"""Of the intensities of the whole scan; they become black and white."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class SamMasks:
     """SAM's masks of one prompt.
 
     Attributes:
@@ -57,16 +58,20 @@ class Answer:
 
     @property
     def best(self) -> int:
-        """The mask that SAM thinks best of."""
+        """Index of the mask with the highest estimate."""
         return int(self.quality.argmax())
 
 
-def bare_config(arch: str, *, kernel: str = "fast") -> ModelConfig:
-    """SAM of that architecture without anything of ours, one slice of 1024 x 1024 pixels at a time."""
+def bare_config(arch: str) -> ModelConfig:
+    """Configuration of plain SAM of an architecture, for one slice of 1024 x 1024 pixels at a time.
+
+    Raises:
+        InputError: There is no such architecture.
+    """
     return ModelConfig(
         classes=2,
         patch=(1, CANVAS_PIXELS, CANVAS_PIXELS),
-        backbone=BackboneConfig(arch=arch, attention_kernel=kernel),  # type: ignore[arg-type]
+        backbone=from_dict(BackboneConfig, {"arch": arch}, where="model.backbone"),
         stem=StemConfig(kind="repeat", upsample=1),
         depth=DepthConfig(pe_encoder=False, pe_decoder="none"),
         enc_adapter=EncoderAdapterConfig(kind="none"),
@@ -80,7 +85,7 @@ def bare_config(arch: str, *, kernel: str = "fast") -> ModelConfig:
 
 
 class _Encoder(nn.Module):
-    """Our encoder as segment-anything calls one: (B, 3, 1024, 1024) to (B, 256, 64, 64)."""
+    """Our encoder with the interface of segment-anything's: (B, 3, 1024, 1024) to (B, 256, 64, 64)."""
 
     img_size = CANVAS_PIXELS
 
@@ -92,24 +97,23 @@ class _Encoder(nn.Module):
         return self.encoder.frozen_features(x[:, :, None]).embed[:, :, 0]
 
 
-def sam_predictor(
-    arch: str, weights: Path | None, device: torch.device | str = "cpu", *, kernel: str = "fast"
-) -> SamPredictor:
+def sam_predictor(arch: str, weights: Path | None, device: torch.device | str = "cpu") -> SamPredictor:
     """Segment-anything's predictor around an unchanged SAM.
 
     Args:
         arch: As in `model.backbone.arch`.
         weights: The checkpoint; None leaves random weights, for tests.
         device: Where it runs.
-        kernel: Of the encoder, as in `model.backbone.attention_kernel`; the same numbers to rounding.
 
     Raises:
-        ModelError: The checkpoint cannot be read or belongs to another architecture.
+        ModelError: The checkpoint cannot be read or belongs to another architecture, or `arch` is none of SAM's.
     """
     from segment_anything import SamPredictor
     from segment_anything.modeling import Sam
 
-    network = build_model(bare_config(arch, kernel=kernel))
+    network = build_model(bare_config(arch))
+    if not isinstance(network, MaskSAM) or not isinstance(network.encoder, AdaptedEncoder):
+        raise ModelError("is not an architecture of SAM", where=arch)
     if weights is not None:
         load_base(network, weights)
     sam = Sam(_Encoder(network.encoder), network.prompts.sam, network.decoder.sam)
@@ -117,7 +121,7 @@ def sam_predictor(
 
 
 class ZeroShot:
-    """An unchanged SAM that is shown one slice and asked about it; see `sam_predictor` for the arguments."""
+    """Plain SAM for one slice at a time: `set_image`, then `predict`; arguments as of `sam_predictor`."""
 
     def __init__(self, arch: str, weights: Path | None, device: torch.device | str = "cpu") -> None:
         self.predictor = sam_predictor(arch, weights, device)
@@ -126,11 +130,11 @@ class ZeroShot:
         """Encode a slice, (H, W) or (H, W, 3) uint8; see `picture`.
 
         Raises:
-            InputError: It is no such picture.
+            InputError: The array has another type or shape.
         """
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)) or not image.size:
             raise InputError(
-                "not an 8-bit grey or RGB picture", where="set_image", why=f"{image.dtype} of shape {image.shape}"
+                "the picture must be 8-bit grey or RGB", where="set_image", why=f"{image.dtype} of shape {image.shape}"
             )
         self.predictor.set_image(np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image)
 
@@ -142,15 +146,15 @@ class ZeroShot:
         mask_input: np.ndarray | None = None,
         *,
         multimask: bool = False,
-    ) -> Answer:
-        """Masks of the prompts, all together one object.
+    ) -> SamMasks:
+        """Masks of one object from all of the prompts.
 
         Args:
             points: (P, 2), x before y.
             labels: (P,), 1 for foreground and 0 for background; with `points`.
             box: (4,), half-open x0, y0, x1, y1.
             mask_input: (256, 256) logits of an earlier answer.
-            multimask: SAM's three candidates, meant for a single click, instead of its one mask.
+            multimask: Return SAM's three candidates, which are meant for a single click, and not its one mask.
 
         Raises:
             InputError: No slice was set.
@@ -161,7 +165,7 @@ class ZeroShot:
         if points is None and box is None and mask_input is None:
             raise PromptError("no prompt was given", remedy="Give a point, a box or a mask.")
         if points is not None and (labels is None or len(labels) != len(points)):
-            raise PromptError("every point needs its label", why=f"{len(points)} points, labels {labels}")
+            raise PromptError("every point needs a label", why=f"{len(points)} points, labels {labels}")
         pixel = self._pixel()
         logits, quality, low = self.predictor.predict(
             None if points is None else np.asarray(points, np.float64).reshape(-1, 2) - pixel / 2,
@@ -171,16 +175,16 @@ class ZeroShot:
             multimask_output=multimask,
             return_logits=True,
         )
-        return Answer(logits=logits, quality=quality, low_res=low)
+        return SamMasks(logits=logits, quality=quality, low_res=low)
 
     def _pixel(self) -> np.ndarray:
-        """(x, y) size of a pixel that SAM sees, in pixels of the slice: SAM counts pixels, we count their borders."""
+        """(x, y) size of one of SAM's pixels in pixels of the slice; half of it is from a border to a centre."""
         scaled, size = self.predictor.input_size[::-1], self.predictor.original_size[::-1]
         return np.array(size, np.float64) / scaled
 
 
 def grey_values(array: np.ndarray) -> tuple[float, float]:
-    """The intensities of a scan that become black and white: its `PERCENTILES`, NaN and Inf left out."""
+    """Intensities of a scan that become black and white: its `PERCENTILES`, without NaN and Inf."""
     values = array.reshape(-1)[:: max(1, array.size // 1_000_000)]
     values = values[np.isfinite(values)]
     if not values.size:
@@ -195,6 +199,6 @@ def colours(image: np.ndarray) -> np.ndarray:
 
 
 def picture(image: np.ndarray, low: float, high: float) -> np.ndarray:
-    """A slice as the 8-bit picture that a viewer with that window shows; NaN is black."""
+    """A slice (H, W) as 8-bit grey values, black at `low` and white at `high`; NaN is black."""
     scaled = (np.nan_to_num(np.asarray(image, np.float64), nan=low, posinf=high, neginf=low) - low) / (high - low)
     return (np.clip(scaled, 0, 1) * 255).round().astype(np.uint8)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from MaskSAMCore.config.schema import ModelConfig
 from MaskSAMCore.errors import ModelError
-from MaskSAMCore.network.types import Features, QueryOutputs
+from MaskSAMCore.network.types import Features, PromptBatch, Prompted, QueryOutputs, Slab
 
 
 class Segmenter(nn.Module):
@@ -44,6 +42,37 @@ class Segmenter(nn.Module):
         """Image (B, M, D, H, W) to class scores (B, K, D, H, W)."""
         return self.scores(self(image))
 
+    def slab(self, image: Tensor, features: Features | None = None) -> Slab:
+        """Encode a patch (B, M, D, H, W) once for all prompts; see `MaskSAM.slab`.
+
+        Raises:
+            ModelError: The network takes no prompts.
+        """
+        raise self._takes_no_prompts()
+
+    def prompted(self, slab: Slab, prompts: PromptBatch, *, multimask: bool = False) -> Prompted:
+        """Masks of prompts in an encoded patch; see `MaskSAM.prompted`.
+
+        Raises:
+            ModelError: The network takes no prompts.
+        """
+        raise self._takes_no_prompts()
+
+    def segment_slab(self, image: Tensor) -> tuple[Tensor, Slab]:
+        """`segment_patch` and `slab` of the same patch, with one run of the encoder.
+
+        Raises:
+            ModelError: The network takes no prompts.
+        """
+        raise self._takes_no_prompts()
+
+    def _takes_no_prompts(self) -> ModelError:
+        return ModelError(
+            "this model takes no prompts",
+            where=f"model.backbone.arch={self.cfg.backbone.arch}",
+            remedy="Segment with it automatically, or use a model that was trained for clicks and boxes.",
+        )
+
     def set_adapters(self, enabled: bool) -> None:
         """Switch what the frozen phase leaves out; nothing, unless the network has such a phase."""
 
@@ -68,15 +97,3 @@ class DirectSegmenter(Segmenter):
     def scores(self, outputs: QueryOutputs) -> Tensor:
         """Probabilities (B, K, D, H, W); they sum to 1, in float32 whatever the precision of the network."""
         return torch.softmax(outputs.masks.float(), dim=1)
-
-    def slab(self, image: Tensor, features: Features | None = None) -> Any:
-        """Refused: there is nothing that a prompt could read.
-
-        Raises:
-            ModelError: Always.
-        """
-        raise ModelError(
-            "this model takes no prompts",
-            where=f"model.backbone.arch={self.cfg.backbone.arch}",
-            remedy="Segment with it automatically, or use a model that was trained for clicks and boxes.",
-        )

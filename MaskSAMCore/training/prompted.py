@@ -14,8 +14,8 @@ from torch import Tensor
 from MaskSAMCore.data.simulate import box_with_overlap, error_click, jitter_box, random_clicks, ring_clicks
 from MaskSAMCore.losses.set_loss import prompt_loss
 from MaskSAMCore.network.heads import resize_masks
-from MaskSAMCore.network.masksam import MaskSAM
 from MaskSAMCore.network.prompt_broadcast import SlicePrompts, spread
+from MaskSAMCore.network.segmenter import Segmenter
 from MaskSAMCore.network.types import PromptBatch, Slab
 from MaskSAMCore.preprocessing.masks import Box, bounds, dilate_box, honour, interior_point, tight_box
 
@@ -248,7 +248,7 @@ def correct(user: User, predicted: np.ndarray, rng: np.random.Generator | None) 
 
 
 def assemble(
-    model: MaskSAM, users: Sequence[Sequence[User]], logits: Tensor | None, device: torch.device
+    model: Segmenter, users: Sequence[Sequence[User]], logits: Tensor | None, device: torch.device
 ) -> PromptBatch:
     """What the users said, as the network takes it; `logits` (B, Q, D, H, W) are the masks of the last round."""
     masks, known = logits, None
@@ -268,7 +268,7 @@ def _stack(rows: Sequence[Sequence[np.ndarray]], device: torch.device) -> Tensor
 
 
 def train_prompted(
-    model: MaskSAM, slab: Slab, labels: Tensor, valid: Tensor, rng: np.random.Generator
+    model: Segmenter, slab: Slab, labels: Tensor, valid: Tensor, rng: np.random.Generator
 ) -> dict[str, Tensor]:
     """One training pass with simulated users; gradients flow through the last round only.
 
@@ -301,7 +301,7 @@ def train_prompted(
     return prompt_loss(answer, targets, weight, wanted, _clicked(scene.users, device))
 
 
-def _answer(model: MaskSAM, slab: Slab, users: Sequence[Sequence[User]], logits: Tensor | None) -> Tensor:
+def _answer(model: Segmenter, slab: Slab, users: Sequence[Sequence[User]], logits: Tensor | None) -> Tensor:
     """Masks (B, Q, D, H, W) of what was said, with every click honoured, as a user gets them."""
     answer = model.prompted(slab, assemble(model, users, logits, slab.embed.device))
     array = answer.masks[:, :, :, 0].float().cpu().numpy()
@@ -331,7 +331,9 @@ def _pairs(users: Sequence[Sequence[User]], predicted: Tensor) -> list[tuple[Use
 
 
 @torch.no_grad()
-def click_dice(model: MaskSAM, image: np.ndarray, labels: np.ndarray, patch: tuple[int, int, int]) -> dict[str, float]:
+def click_dice(
+    model: Segmenter, image: np.ndarray, labels: np.ndarray, patch: tuple[int, int, int]
+) -> dict[str, float]:
     """Dice within one patch around each structure of a case after 1 and 3 clicks, and with a box; means.
 
     Args:

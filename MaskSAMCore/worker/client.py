@@ -21,19 +21,20 @@ from typing import Any
 import numpy as np
 
 from MaskSAMCore.errors import MaskSAMError, ResourceError
+from MaskSAMCore.inference.results import Update
 from MaskSAMCore.progress import Cancelled
 from MaskSAMCore.worker import protocol
 from MaskSAMCore.worker.jobs import Job, checked_fields
 from MaskSAMCore.worker.process import WorkerGone, WorkerProcess
-from MaskSAMCore.worker.results import Case, Segmented, Update, typed
-from MaskSAMCore.worker.session_log import Record
+from MaskSAMCore.worker.results import Case, Segmented, typed
+from MaskSAMCore.worker.session_log import SessionLog
 
 LOG = logging.getLogger(__name__)
 RESTARTS = 1
 """Starts after a crash before what was being done is given up; counted anew after every answer."""
 START_S = 300.0
 """Longest wait for the first answer, which needs torch from a cold disk."""
-LOOK_S = 0.1
+POLL_S = 0.1
 
 
 class EngineClient:
@@ -65,7 +66,7 @@ class EngineClient:
         self._changed = threading.Condition(threading.RLock())
         self._ids, self._cases = itertools.count(1), itertools.count()
         self._jobs: dict[int, Job] = {}
-        self._record = Record()
+        self._log = SessionLog()
         self._process: WorkerProcess | None = None
         self._hello: dict[str, Any] | None = None
         self._failure: MaskSAMError | None = None
@@ -94,7 +95,7 @@ class EngineClient:
             while self._hello is None:
                 if self._failure is not None:
                     raise self._failure
-                self._changed.wait(LOOK_S)
+                self._changed.wait(POLL_S)
             return self._hello
 
     @property
@@ -153,7 +154,7 @@ class EngineClient:
         if withdrawn is not None:
             self._finish(job, error=Cancelled())
         elif sent and process is not None:
-            self._tell_cancel(process, job)
+            self._send_cancel(process, job)
 
     def open(
         self,
@@ -250,8 +251,8 @@ class EngineClient:
                 if self._closing:  # `close` may have looked before it was there
                     raise WorkerGone
             hello = self._ask(process, "hello", {"protocol": protocol.VERSION}, START_S)
-            for case in list(self._record.cases):
-                self._bring_back(process, case)
+            for case in list(self._log.cases):
+                self._reopen(process, case)
         except WorkerGone:
             if process is not None:
                 process.end(0)
@@ -265,12 +266,12 @@ class EngineClient:
                 self._changed.notify_all()
             self._emit({"event": "ready", "hello": hello})
 
-    def _bring_back(self, process: WorkerProcess, case: int) -> None:
+    def _reopen(self, process: WorkerProcess, case: int) -> None:
         try:
-            for op, fields in self._record.requests(case):
+            for op, fields in self._log.requests(case):
                 self._ask(process, op, fields)
         except MaskSAMError as error:
-            self._record.forget(case)
+            self._log.forget(case)
             with contextlib.suppress(MaskSAMError):  # it may be open, but without one of its structures
                 self._ask(process, "release", {"case": case})
             LOG.warning("case %d cannot be opened again: %s", case, error)
@@ -282,13 +283,13 @@ class EngineClient:
         Raises:
             WorkerGone: The worker ended, was silent for too long, or the client is being closed.
         """
-        job = Job(next(self._ids), op, fields, self.cancel, own=True)
+        job = Job(next(self._ids), op, fields, self.cancel, internal=True)
         with self._changed:
             self._jobs[job.id] = job
         try:
             self._deliver(process, job)
             deadline = None if patience is None else time.monotonic() + patience
-            while not job.wait(LOOK_S):
+            while not job.wait(POLL_S):
                 if process.ended or self._closing or (deadline is not None and time.monotonic() > deadline):
                     raise WorkerGone
             return job.result()
@@ -319,9 +320,9 @@ class EngineClient:
                 return
         process.send({"id": job.id, "op": job.op, **plain})
         if job.cancel_asked:
-            self._tell_cancel(process, job)
+            self._send_cancel(process, job)
 
-    def _tell_cancel(self, process: WorkerProcess, job: Job) -> None:
+    def _send_cancel(self, process: WorkerProcess, job: Job) -> None:
         try:
             process.send({"id": next(self._ids), "op": "cancel", "target": job.id})
         except WorkerGone:
@@ -355,7 +356,7 @@ class EngineClient:
                 job.progress = message["done"], message["total"], message["text"]
             else:
                 del self._jobs[job.id]
-                self._starts = self._starts if job.own else 1
+                self._starts = self._starts if job.internal else 1
         if "event" in message:
             self._emit({**message, "job": job.id})
             return
@@ -368,8 +369,8 @@ class EngineClient:
         except (KeyError, TypeError, ValueError) as error:
             self._finish(job, error=MaskSAMError("the engine's answer is malformed", where=job.op, why=repr(error)))
             return
-        if not job.own:
-            self._record.note(job.op, job.fields)
+        if not job.internal:
+            self._log.add(job.op, job.fields)
         self._finish(job, result)
 
     def _ended(self, process: WorkerProcess) -> None:
@@ -380,7 +381,7 @@ class EngineClient:
 
     def _finish(self, job: Job, result: Any = None, error: MaskSAMError | None = None) -> None:
         job.finish(result, error)
-        if not job.own:
+        if not job.internal:
             self._emit({"event": "done", "job": job.id})
 
     def _emit(self, event: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from MaskSAMCore.inference.cache import SlabCache
     from MaskSAMCore.inference.prompts import Prompt
+    from MaskSAMCore.inference.results import Update
     from MaskSAMCore.inference.session import Session
-    from MaskSAMCore.inference.updates import Update
     from MaskSAMCore.network.segmenter import Segmenter
     from MaskSAMCore.volume import Grid, LabelMap, Volume
     from MaskSAMCore.zoo.model_folder import ModelCard
@@ -32,30 +32,21 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class Model:
-    """A loaded model; `key` tells whether its folder still holds the same, `notes` what to say about its loading."""
+    """A loaded model; `key` tells whether its folder still holds the same, `warnings` belong to its loading."""
 
     key: tuple[str, str]
     network: Segmenter
     card: ModelCard
-    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class OpenCase:
-    """A scan that is open.
-
-    Attributes:
-        answered: Per structure the prompts of the last answer that reached the client.
-        before: Per structure those of the answer before it, as long as the last one may not have reached it.
-        stale: Structures whose last answer did not reach the client.
-    """
+    """A scan that is open with a model."""
 
     session: Session
     volume: Volume
     model: Model
-    answered: dict[int, tuple[Prompt, ...]] = field(default_factory=dict)
-    before: dict[int, tuple[Prompt, ...]] = field(default_factory=dict)
-    stale: set[int] = field(default_factory=set)
 
 
 class Engine:
@@ -108,26 +99,19 @@ class Engine:
         return {"device": describe(self._device), "torch": torch.__version__, "models": models}
 
     def handle(self, op: str, fields: dict[str, Any], *, progress: Progress, cancel: CancelToken) -> dict[str, Any]:
-        """Do one request; see `protocol.REQUESTS`. Full memory is met by giving up what is encoded, and that is said.
+        """Do one request; see `protocol.REQUESTS`.
 
         Raises:
-            torch.OutOfMemoryError: That did not help.
+            MaskSAMError: It cannot be done; nothing is changed.
         """
         if op in exports.OPERATIONS:
             return exports.export(op, fields, progress=progress, cancel=cancel)
-        import torch
+        from MaskSAMCore.inference.memory import MemoryLadder, clear
 
-        try:
-            return self._do(op, fields, progress, cancel)
-        except torch.OutOfMemoryError as error:
-            LOG.warning("%s: %s", op, error)
-        # outside of the handler, whose traceback keeps the failed work's tensors alive
-        self._cache.clear()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        result = self._do(op, fields, progress, cancel)
-        for told in {"messages", "warnings"} & result.keys():
-            result[told] = [*result[told], "the memory is full: encoded slabs were given up"]
+        ladder = MemoryLadder([clear(self._cache)])
+        result = ladder.run(lambda: self._do(op, fields, progress, cancel))
+        for name in {"messages", "warnings"} & result.keys():
+            result[name] = [*result[name], *ladder.messages]
         return result
 
     def _do(self, op: str, fields: dict[str, Any], progress: Progress, cancel: CancelToken) -> dict[str, Any]:
@@ -150,14 +134,10 @@ class Engine:
         return {}
 
     def undelivered(self, op: str, fields: dict[str, Any]) -> None:
-        """The client did not get this answer: the structure counts as it was before, and is brought back when used."""
-        case, structure = self._cases.get(fields.get("case", -1)), fields.get("structure")
-        if case is not None and structure is not None and op in ("prompt", "propagate", "drop"):
-            case.stale.add(structure)
-            if structure in case.before:
-                case.answered[structure] = case.before[structure]
-            else:
-                case.answered.pop(structure, None)
+        """Take back an answer that did not reach the client, so that the next changed box fits what the client has."""
+        case = self._cases.get(fields.get("case", -1))
+        if case is not None and op in ("prompt", "propagate", "drop"):
+            case.session.take_back(fields["structure"])
 
     # -- scans -------------------------------------------------------------------------------------------------------
 
@@ -183,13 +163,12 @@ class Engine:
             "shape": grid.shape,
             "axis": session.axis,
             "labels": labels,
-            "warnings": list(dict.fromkeys((*model.notes, *session.warnings))),
+            "warnings": list(dict.fromkeys((*model.warnings, *session.warnings))),
         }
 
     def _load(self, name: str) -> Model:
         """The model called so; loaded once, as long as its folder does not change."""
-        import torch
-
+        from MaskSAMCore.inference.memory import CPU, MemoryLadder, clear, spill, to_cpu
         from MaskSAMCore.zoo.installed import find_model, load_model
         from MaskSAMCore.zoo.model_folder import load_card
 
@@ -200,13 +179,18 @@ class Engine:
                 self._model = known
                 return known
         self._model = None
-        try:
-            network, card = load_model(path, self._device)
-            notes: tuple[str, ...] = ()
-        except torch.OutOfMemoryError:
-            network, card = load_model(path, "cpu")
-            notes = ("the GPU's memory is full: the model runs, slower, on the CPU",)
-        self._model = Model(key=key, network=network.eval(), card=card, notes=notes)
+        device = self._device
+
+        def on_gpu() -> bool:
+            return device.type != "cpu"
+
+        def on_cpu() -> None:
+            nonlocal device
+            device = CPU
+
+        ladder = MemoryLadder([spill(self._cache, on_gpu), to_cpu(on_cpu, on_gpu), clear(self._cache)])
+        network, card = ladder.run(lambda: load_model(path, device))
+        self._model = Model(key=key, network=network.eval(), card=card, warnings=tuple(ladder.messages))
         return self._model
 
     @staticmethod
@@ -221,46 +205,15 @@ class Engine:
 
     # -- structures --------------------------------------------------------------------------------------------------
 
-    def _answer(
-        self, case: OpenCase, op: str, fields: dict[str, Any], progress: Progress, cancel: CancelToken
-    ) -> Update:
-        structure = fields["structure"]
-        self._bring_back(case, structure, cancel)
-        known = case.answered.get(structure)
-        prompts = None if op == "drop" else self._prompts(op, fields, known, case.volume.grid)
-        case.stale.add(structure)  # until there is an answer
-        if prompts is None:
-            update = case.session.drop(structure)
-        else:
-            multimask = bool(fields.get("multimask"))
-            update = case.session.prompt(structure, prompts, multimask=multimask, cancel=cancel, progress=progress)
-        case.stale.discard(structure)
-        for kept, value in ((case.before, known), (case.answered, prompts)):
-            if value is None:
-                kept.pop(structure, None)
-            else:
-                kept[structure] = value
-        return update
-
     @staticmethod
-    def _bring_back(case: OpenCase, structure: int, cancel: CancelToken) -> None:
-        """Undo an answer that the client never saw, so that the next changed box is one against what it has."""
-        if structure in case.stale:
-            if structure in case.answered:
-                case.session.prompt(structure, case.answered[structure], cancel=cancel)
-            else:
-                case.session.drop(structure)
-            case.stale.discard(structure)
-
-    @staticmethod
-    def _prompts(op: str, fields: dict[str, Any], known: tuple[Prompt, ...] | None, grid: Grid) -> tuple[Prompt, ...]:
-        if op == "prompt":
-            return tuple(_prompt(each, grid) for each in fields["prompts"])
-        if not known:
-            raise InputError(
-                "nothing to propagate", where=f"structure {fields['structure']}", remedy="Prompt it first."
-            )
-        return (*known[:-1], replace(known[-1], scope=fields["scope"]))
+    def _answer(case: OpenCase, op: str, fields: dict[str, Any], progress: Progress, cancel: CancelToken) -> Update:
+        session, structure = case.session, fields["structure"]
+        if op == "drop":
+            return session.drop(structure)
+        if op == "propagate":
+            return session.propagate(structure, fields["scope"], cancel=cancel, progress=progress)
+        prompts = [_prompt(each, case.volume.grid) for each in fields["prompts"]]
+        return session.prompt(structure, prompts, multimask=fields["multimask"], cancel=cancel, progress=progress)
 
     def _segment(
         self, case: OpenCase, fields: dict[str, Any], progress: Progress, cancel: CancelToken
@@ -268,8 +221,7 @@ class Engine:
         from MaskSAMCore.inference.predictor import Predictor
         from MaskSAMCore.volume import Roi
 
-        cache = None if fields["tta"] else self._cache
-        predictor = Predictor.of(case.model.network, case.model.card, self._place(case.model), cache=cache)
+        predictor = Predictor.of(case.model.network, case.model.card, self._place(case.model), cache=self._cache)
         found = predictor.segment(
             case.volume,
             roi=[Roi(center=each["center"], size=each["size"]) for each in fields["roi"]],

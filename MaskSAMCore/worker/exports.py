@@ -42,7 +42,7 @@ def export(op: str, fields: Mapping[str, Any], *, progress: Progress, cancel: Ca
     return _save_case(fields, progress, cancel)
 
 
-def paint(segments: Sequence[Mapping[str, Any]], grid: Grid) -> tuple[LabelMap, tuple[Overlap, ...]]:
+def to_label_map(segments: Sequence[Mapping[str, Any]], grid: Grid) -> tuple[LabelMap, tuple[Overlap, ...]]:
     """Segments as a label map, their ids 1, 2, ... in the order given, and where they overlap.
 
     A label map holds one structure per voxel: a shared one goes to the later segment, as in Slicer's own export.
@@ -93,7 +93,7 @@ def _export_seg(fields: Mapping[str, Any], progress: Progress, cancel: CancelTok
 
     progress(0, 2, "reading the series")
     grid = Grid(shape=fields["shape"], affine=np.array(fields["affine"])).check(where="the segmentation")
-    labels, overlaps = paint(fields["segments"], grid)
+    labels, overlaps = to_label_map(fields["segments"], grid)
     if overlaps:
         why = "; ".join(map(str, overlaps))
         remedy = "Give each voxel to one of them in the Segment Editor"
@@ -120,7 +120,7 @@ def _save_case(fields: Mapping[str, Any], progress: Progress, cancel: CancelToke
     array = fields["volume"]
     grid = Grid(shape=array.shape, affine=np.array(fields["affine"])).check(where=fields["name"])
     volume = Volume(array=array, grid=grid, source=fields["name"], modality=fields["modality"])
-    labels, overlaps = paint(fields["segments"], grid)
+    labels, overlaps = to_label_map(fields["segments"], grid)
     saved = save_case(fields["folder"], volume, labels, name=fields["name"], progress=progress, cancel=cancel)
     return {
         "name": saved.name,

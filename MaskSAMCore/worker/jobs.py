@@ -25,14 +25,14 @@ class Job:
     Attributes:
         id: Its number; events name it.
         op: The operation.
-        own: Whether the client asked by itself, to bring a worker to what the last one knew.
+        internal: Whether the client itself made the request, to restore a new worker.
         progress: The last `(done, total, text)` that the worker told; None before the first.
     """
 
     def __init__(
-        self, id: int, op: str, fields: dict[str, Any], cancel: Callable[[Job], None], *, own: bool = False
+        self, number: int, op: str, fields: dict[str, Any], cancel: Callable[[Job], None], *, internal: bool = False
     ) -> None:
-        self.id, self.op, self.fields, self.own = id, op, fields, own
+        self.id, self.op, self.fields, self.internal = number, op, fields, internal
         self.progress: tuple[int, int, str] | None = None
         self.cancel_asked = False
         self.sent_to: object = None

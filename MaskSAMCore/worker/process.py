@@ -8,7 +8,7 @@ import subprocess
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -64,6 +64,9 @@ class WorkerProcess:
             self.folder.remove()
             raise
         self.pid = self._process.pid
+        self._stdin, self._stdout, self._stderr = (
+            _opened(pipe) for pipe in (self._process.stdin, self._process.stdout, self._process.stderr)
+        )
         self._drain = threading.Thread(target=self._read_errors, name="engine stderr", daemon=True)
         self._drain.start()
         threading.Thread(target=self._read, name="engine replies", daemon=True).start()
@@ -80,11 +83,10 @@ class WorkerProcess:
             WorkerGone: Nobody reads it.
         """
         line = memoryview(protocol.to_line(message))
-        assert self._process.stdin is not None
         try:
             with self._sending:
                 while line:
-                    line = line[self._process.stdin.write(line) or 0 :]
+                    line = line[self._stdin.write(line) or 0 :]
         except (OSError, ValueError) as error:
             raise WorkerGone from error
 
@@ -112,8 +114,8 @@ class WorkerProcess:
         """End it and everything it started, kindly for at most `patience` seconds, and delete its folder."""
         if patience and self._sending.acquire(timeout=patience / 4):  # a worker that hangs does not read
             try:
-                with contextlib.suppress(OSError, ValueError, AttributeError):
-                    self._process.stdin.close()  # type: ignore[union-attr]
+                with contextlib.suppress(OSError, ValueError):
+                    self._stdin.close()
             finally:
                 self._sending.release()
             self._finished.wait(patience)
@@ -141,9 +143,8 @@ class WorkerProcess:
     # -- threads -----------------------------------------------------------------------------------------------------
 
     def _read(self) -> None:
-        assert self._process.stdout is not None
         try:
-            for line in protocol.lines(self._process.stdout, MAX_REPLY):
+            for line in protocol.lines(self._stdout, MAX_REPLY):
                 if isinstance(line, TooLong):
                     LOG.error("the engine sent a line of %d bytes", line.size)
                     break
@@ -153,16 +154,15 @@ class WorkerProcess:
         finally:
             self._reap()
             self.folder.remove()
-            for pipe in (self._process.stdin, self._process.stdout):
+            for pipe in (self._stdin, self._stdout):
                 with contextlib.suppress(OSError):
-                    pipe.close()  # type: ignore[union-attr]
+                    pipe.close()
             self._finished.set()
             self._on_end(self)
 
     def _read_errors(self) -> None:
-        assert self._process.stderr is not None
-        with contextlib.suppress(OSError), self._process.stderr:
-            for line in protocol.lines(self._process.stderr, 1 << 14):
+        with contextlib.suppress(OSError), self._stderr:
+            for line in protocol.lines(self._stderr, 1 << 14):
                 if isinstance(line, bytes):
                     self._errors.append(line.decode("utf-8", "replace"))
 
@@ -176,6 +176,12 @@ class WorkerProcess:
                     self.folder.discard(ref)
             return {key: self._arrays_in(each) for key, each in value.items()}
         return [self._arrays_in(each) for each in value] if isinstance(value, list) else value
+
+
+def _opened(pipe: IO[bytes] | None) -> IO[bytes]:
+    if pipe is None:
+        raise ValueError("the process was started without a pipe")
+    return pipe
 
 
 def _with_files(value: Any, folder: PrivateFolder, written: list[ArrayRef], kind: str = "") -> Any:

@@ -69,11 +69,11 @@ class Request:
 
 
 class Refused(Exception):
-    """A line that is no request: `error` says why, `id` is its number where that could be read."""
+    """A line that is not a request: `error` says why, `id` is its number where that could be read."""
 
-    def __init__(self, id: int | None, error: MaskSAMError) -> None:
-        super().__init__(id, error)
-        self.id, self.error = id, error
+    def __init__(self, number: int | None, error: MaskSAMError) -> None:
+        super().__init__(number, error)
+        self.id, self.error = number, error
 
 
 class Readable(Protocol):
@@ -133,14 +133,14 @@ def parse_request(line: bytes) -> Request:
     Raises:
         Refused: Anything is wrong with it.
     """
-    id = None
+    number = None
     try:
         message = from_line(line)
         op = message.pop("op", None)
-        id = _id(message.pop("id", None))
-        return Request(id=id, op=str(op), fields=check_request(op, message))
+        number = _id(message.pop("id", None))
+        return Request(id=number, op=str(op), fields=check_request(op, message))
     except InputError as error:
-        raise Refused(id, error) from error
+        raise Refused(number, error) from error
 
 
 def check_request(op: object, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def check_request(op: object, fields: Mapping[str, Any]) -> dict[str, Any]:
     """
     if not isinstance(op, str) or op not in REQUESTS:
         raise InputError("unknown operation", where=_short(op), remedy=f"There are {', '.join(REQUESTS)}.")
-    return _record(REQUESTS[op], fields, op)
+    return _checked(REQUESTS[op], fields, op)
 
 
 def error_fields(error: MaskSAMError) -> dict[str, str]:
@@ -196,7 +196,7 @@ def _wrong(where: str, needed: str, value: object) -> InputError:
     return InputError(f"must be {needed}", where=where, why=f"found {_short(value)}")
 
 
-def _record(known: Mapping[str, Field], given: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _checked(known: Mapping[str, Field], given: Mapping[str, Any], where: str) -> dict[str, Any]:
     unknown = sorted(set(given) - set(known))
     if unknown:
         raise InputError("unknown field", where=f"{where}.{unknown[0][:80]}", remedy=f"There are {', '.join(known)}.")
@@ -286,7 +286,7 @@ def _array(*kinds: str, axes: tuple[int, ...]) -> Check:
     def check(value: Any, where: str) -> ArrayRef:
         if not isinstance(value, dict):
             raise _wrong(where, "an array: file, dtype and shape", value)
-        ref = ArrayRef(**_record(fields, value, where))
+        ref = ArrayRef(**_checked(fields, value, where))
         if not all(1 <= size <= MAX_AXIS for size in ref.shape):
             raise _wrong(f"{where}.shape", f"of 1 to {MAX_AXIS} voxels along each axis", list(ref.shape))
         return ref
@@ -302,7 +302,7 @@ def _of(fields: Mapping[str, Field]) -> Check:
     def check(value: Any, where: str) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise _wrong(where, "an object", value)
-        return _record(fields, value, where)
+        return _checked(fields, value, where)
 
     return check
 
@@ -324,7 +324,7 @@ def _prompt(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise _wrong(where, "an object", value)
     kind = _one_of(*_PROMPTS)(value.get("kind"), f"{where}.kind")
-    return _record(_PROMPTS[kind], value, where)
+    return _checked(_PROMPTS[kind], value, where)
 
 
 def _prompts(value: Any, where: str) -> tuple[dict[str, Any], ...]:

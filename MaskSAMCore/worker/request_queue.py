@@ -12,7 +12,7 @@ from MaskSAMCore.progress import CancelToken
 from MaskSAMCore.worker.protocol import Request
 
 BACKGROUND = ("encode",)
-MOST = 1024
+MAX_WAITING = 1024
 """Requests that may wait; a client that floods the worker is told so."""
 
 
@@ -30,7 +30,7 @@ class Task:
         return self.request.op in BACKGROUND
 
 
-class Waiting:
+class RequestQueue:
     """The queue between the reader's thread and the engine's."""
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class Waiting:
             tasks = [*self._first, *self._last, *([self._running] if self._running else [])]
             if any(task.request.id == request.id for task in tasks):
                 raise InputError("the id is in use", where=f"id {request.id}")
-            if len(tasks) > MOST:
+            if len(tasks) > MAX_WAITING:
                 raise InputError("too many requests wait", why=f"{len(tasks)}", remedy="Wait for replies.")
             task = Task(request)
             (self._last if task.background else self._first).append(task)
@@ -91,10 +91,10 @@ class Waiting:
                 self._running.token.cancel()
             return out
 
-    def cancel_running(self, id: int) -> bool:
+    def cancel_running(self, number: int) -> bool:
         """Whether the request is being worked on; it is told to stop."""
         with self._changed:
-            if self._running is None or self._running.request.id != id:
+            if self._running is None or self._running.request.id != number:
                 return False
             self._running.interrupted = False
             self._running.token.cancel()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-Box = tuple[int, int, int, int, int, int]
-"""(k0, k1, j0, j1, i0, i1) of the scan's array, each upper one exclusive."""
+from MaskSAMCore.inference.results import Bounds, Candidate, Suggestion, Update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,54 +32,12 @@ class Case:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Candidate:
-    """One of the masks that a single click may mean; `quality` is the model's estimate of its IoU."""
-
-    box: Box | None
-    mask: np.ndarray
-    quality: float
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Update:
-    """What a call changed in one structure; see `inference.session.Update`.
-
-    Attributes:
-        box: Bounding box of the voxels that differ from the structure's last answer; None where none does.
-        mask: uint8 0/1 (k, j, i), the structure inside `box`; of shape (0, 0, 0) without one.
-        extent: Bounding box of the whole structure; None where it is empty.
-        voxels: Of the whole structure.
-        quality: Per slice along `axis` the model's estimate of the IoU, 0 to 1.
-        worst: The slice with the lowest estimate.
-        candidates: With `multimask`, the three meanings of a single click, the best first.
-        suggestion: The label that fits: dictionary with label (its id), name and probability; None without one.
-        encoded: Runs of the encoder in this call.
-        seconds: Of this call, in the worker.
-        messages: What the user should be told, one line each.
-    """
-
-    structure: int
-    box: Box | None
-    mask: np.ndarray
-    extent: Box | None = None
-    voxels: int = 0
-    axis: int = 0
-    quality: dict[int, float] = field(default_factory=dict)
-    worst: int | None = None
-    candidates: tuple[Candidate, ...] = ()
-    suggestion: dict[str, Any] | None = None
-    encoded: int = 0
-    seconds: float = 0.0
-    messages: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
 class Block:
     """One structure of an automatic segmentation: uint8 0/1 (k, j, i) inside `box`, which is None where it is empty."""
 
     label: int
     name: str
-    box: Box | None
+    box: Bounds | None
     mask: np.ndarray
 
 
@@ -129,7 +86,9 @@ def typed(op: str, result: dict[str, Any]) -> Any:
     if op in ("prompt", "propagate", "drop"):
         candidates = tuple(_masked(Candidate, each) for each in result["candidates"])
         quality = {int(index): float(value) for index, value in result["quality"]}
-        return _masked(Update, _tuples(result, "extent", "messages") | {"candidates": candidates, "quality": quality})
+        suggestion = result["suggestion"] and Suggestion(**result["suggestion"])
+        values = {"candidates": candidates, "quality": quality, "suggestion": suggestion}
+        return _masked(Update, _tuples(result, "extent", "messages") | values)
     if op == "segment":
         blocks = tuple(_masked(Block, each) for each in result["blocks"])
         return Segmented(**(_tuples(result, "warnings") | {"blocks": blocks}))

@@ -8,7 +8,6 @@ signal, or the death of the client; it deletes the private folder and leaves, wh
 from __future__ import annotations
 
 import contextlib
-import errno
 import faulthandler
 import io
 import logging
@@ -25,13 +24,13 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 
 from MaskSAMCore import __version__
-from MaskSAMCore.commandline import EXIT_DEVICE_LOST, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED
-from MaskSAMCore.errors import InputError, MaskSAMError, ResourceError
+from MaskSAMCore.commandline import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED
+from MaskSAMCore.errors import DeviceLostError, InputError, MaskSAMError, ResourceError, translated
 from MaskSAMCore.progress import Cancelled, CancelToken, Progress
 from MaskSAMCore.worker import protocol
 from MaskSAMCore.worker.folder import PrivateFolder
 from MaskSAMCore.worker.protocol import ArrayRef, Refused, Request, TooLong
-from MaskSAMCore.worker.request_queue import Task, Waiting
+from MaskSAMCore.worker.request_queue import RequestQueue, Task
 
 WATCH_S = 0.25
 """How often the main thread looks whether the client lives; it has two seconds to notice."""
@@ -87,7 +86,7 @@ class Server:
         self._make, self._folder, self._inlet, self._outlet = engine, folder, inlet, outlet
         self._engine: Engine | None = None
         self._greeted = False
-        self._waiting = Waiting()
+        self._queue = RequestQueue()
         self._sending = threading.Lock()
         self._over = threading.Event()
         self._code = 0
@@ -154,17 +153,17 @@ class Server:
 
     def _accept(self, request: Request) -> None:
         try:
-            self._waiting.put(request)
+            self._queue.put(request)
         except MaskSAMError as error:
             raise Refused(request.id, error) from error
         if request.op in ("release", "drop"):
-            for task in self._waiting.withdraw(lambda task: _obsolete(task, request)):
+            for task in self._queue.withdraw(lambda task: _obsolete(task, request)):
                 self._fail(task.request.id, Cancelled())
 
     def _cancel(self, request: Request) -> None:
         target = request.fields["target"]
-        withdrawn = self._waiting.withdraw(lambda task: task.request.id == target)
-        found = bool(withdrawn) or self._waiting.cancel_running(target)
+        withdrawn = self._queue.withdraw(lambda task: task.request.id == target)
+        found = bool(withdrawn) or self._queue.cancel_running(target)
         for task in withdrawn:
             self._fail(task.request.id, Cancelled())
         self._reply(request.id, {"found": found})
@@ -174,34 +173,34 @@ class Server:
     def _work(self) -> None:
         try:
             while True:
-                self._do(self._waiting.take())
+                self._do(self._queue.take())
         finally:
             self.end(EXIT_FAILED)  # a library called sys.exit(), or a bug: without this thread there is no worker
 
     def _do(self, task: Task) -> None:
-        id = task.request.id
+        number = task.request.id
         try:
             line = self._answer(task)
         except Cancelled as error:
-            if not self._waiting.again(task):
-                self._fail(id, error)
+            if not self._queue.again(task):
+                self._fail(number, error)
         except MaskSAMError as error:
-            self._waiting.done(task)
-            self._fail(id, error)
+            self._queue.done(task)
+            self._fail(number, error)
         except Exception as error:
-            if _lost(error):  # for good, as far as this process goes; the client redoes its work in another one
-                LOG.error("the GPU was lost: %s", error)
-                self.end(EXIT_DEVICE_LOST)
+            known = translated(error, where=self._folder.path)
+            if isinstance(known, DeviceLostError):  # the client does the work again in a new process
+                LOG.error("%s", known)
+                self.end(known.exit_code)
                 return
-            known = self._named(error)
             if known is None:
                 LOG.exception("the engine failed in %s", task.request.op)
                 why = f"{type(error).__name__}: {error}"[:500]
                 known = MaskSAMError("the engine failed", where=task.request.op, why=why, remedy="Please report this.")
-            self._waiting.done(task)
-            self._fail(id, known)
+            self._queue.done(task)
+            self._fail(number, known)
         else:
-            self._waiting.done(task)
+            self._queue.done(task)
             self._write(line)
 
     def _answer(self, task: Task) -> bytes:
@@ -241,39 +240,24 @@ class Server:
             return {key: self._arrays_out(each, written) for key, each in value.items()}
         return [self._arrays_out(each, written) for each in value] if isinstance(value, (list, tuple)) else value
 
-    def _named(self, error: Exception) -> MaskSAMError | None:
-        """What the machine did, as a named error; None for a bug."""
-        torch = sys.modules.get("torch")
-        if torch is not None and isinstance(error, torch.OutOfMemoryError):
-            remedy = "Release other scans, or choose the CPU."
-            return ResourceError("the memory is full", why=str(error).split(". ")[0], remedy=remedy)
-        if isinstance(error, MemoryError):
-            return ResourceError("the computer's memory is full", why=str(error), remedy="Close other programs.")
-        if isinstance(error, OSError):
-            full = error.errno in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
-            what = "not enough space on the disk" if full else "the system refused"
-            remedy = "Free some space and try again." if full else ""
-            return ResourceError(what, where=self._folder.path, why=error.strerror or str(error), remedy=remedy)
-        return None
-
     # -- replies, from either thread ---------------------------------------------------------------------------------
 
-    def _progress(self, id: int) -> Progress:
+    def _progress(self, number: int) -> Progress:
         last = [float("-inf")]
 
         def report(done: int, total: int, text: str) -> None:
             now = time.monotonic()
             if done >= total or now - last[0] >= PROGRESS_S:
                 last[0] = now
-                self._send({"event": "progress", "id": id, "done": int(done), "total": int(total), "text": text})
+                self._send({"event": "progress", "id": number, "done": int(done), "total": int(total), "text": text})
 
         return report
 
-    def _reply(self, id: int, result: dict[str, Any]) -> None:
-        self._send({"id": id, "result": result})
+    def _reply(self, number: int, result: dict[str, Any]) -> None:
+        self._send({"id": number, "result": result})
 
-    def _fail(self, id: int | None, error: MaskSAMError) -> None:
-        self._send({"id": id, "error": protocol.error_fields(error)})
+    def _fail(self, number: int | None, error: MaskSAMError) -> None:
+        self._send({"id": number, "error": protocol.error_fields(error)})
 
     def _send(self, message: dict[str, Any]) -> None:
         self._write(protocol.to_line(message))
@@ -286,11 +270,6 @@ class Server:
                     rest = rest[self._outlet.write(rest) or 0 :]
         except OSError:
             self.end(0)  # nobody listens any more
-
-
-def _lost(error: Exception) -> bool:
-    kind = getattr(sys.modules.get("torch"), "AcceleratorError", None)
-    return kind is not None and isinstance(error, kind)
 
 
 def _obsolete(task: Task, request: Request) -> bool:

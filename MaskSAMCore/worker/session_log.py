@@ -8,14 +8,14 @@ from typing import Any
 
 
 @dataclass
-class Opened:
+class OpenScan:
     """A scan that is open: its `open` request, and the last `prompt` request that was answered of every structure."""
 
     fields: dict[str, Any]
     structures: dict[int, dict[str, Any]] = field(default_factory=dict)
 
 
-class Record:
+class SessionLog:
     """The answered requests that a worker's state consists of.
 
     A structure's prompts are sent as a whole list each time, and the answer depends on scan, model and list alone;
@@ -23,13 +23,13 @@ class Record:
     """
 
     def __init__(self) -> None:
-        self.cases: dict[int, Opened] = {}
+        self.cases: dict[int, OpenScan] = {}
 
-    def note(self, op: str, fields: dict[str, Any]) -> None:
+    def add(self, op: str, fields: dict[str, Any]) -> None:
         """A request was answered."""
         case = fields.get("case", -1)
         if op == "open":
-            self.cases[case] = Opened(fields)
+            self.cases[case] = OpenScan(fields)
         elif op == "release":
             self.cases.pop(case, None)
         elif case in self.cases:

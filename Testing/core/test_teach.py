@@ -20,8 +20,7 @@ from MaskSAMCore import teach
 from MaskSAMCore.data.raw import read_case, read_dataset
 from MaskSAMCore.evaluate import choose_cases
 from MaskSAMCore.evaluation import hold_out
-from MaskSAMCore.evaluation.hold_out import Exam
-from MaskSAMCore.evaluation.hold_out import judge as judge_cases
+from MaskSAMCore.evaluation.hold_out import HoldOutPlan, evaluate_hold_out
 from MaskSAMCore.evaluation.metrics import dice
 from MaskSAMCore.inference.predictor import Predictor
 from MaskSAMCore.io.atomic import FolderLock
@@ -231,7 +230,7 @@ def break_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def break_judging(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hold_out, "judge", full_disk)
+    monkeypatch.setattr(hold_out, "evaluate_hold_out", full_disk)
 
 
 def break_saving(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,8 +310,8 @@ class Oracle:
 def examine(phantom_data: Path, missing: dict[str, float], enough: Callable[[], bool] = lambda: False) -> Any:
     raw = read_dataset(phantom_data)
     oracle = Oracle(raw, missing)
-    exam = Exam(cases=tuple(missing), step=1.0, seconds=1.0)
-    verdict = judge_cases(oracle, raw, None, exam, enough=enough, progress=no_progress, cancel=CancelToken())
+    exam = HoldOutPlan(cases=tuple(missing), step=1.0, seconds=1.0)
+    verdict = evaluate_hold_out(oracle, raw, None, exam, enough=enough, progress=no_progress, cancel=CancelToken())
     assert set(oracle.steps) == {1.0}
     return verdict
 
@@ -328,7 +327,7 @@ def test_the_case_with_the_lowest_mean_is_the_worst(phantom_data):
 
 
 def test_a_structure_that_is_nowhere_counts_for_nothing(phantom_data, tmp_path, monkeypatch):
-    verdict = hold_out.Judgement(step=0.5, dice={"a": {"ball": 0.5, "cube": 0.7}, "b": {"ball": 0.9}})
+    verdict = hold_out.HoldOutResult(step=0.5, dice={"a": {"ball": 0.5, "cube": 0.7}, "b": {"ball": 0.9}})
     assert verdict.structures() == {"ball": {"dice": 0.7, "cases": 2}, "cube": {"dice": 0.7, "cases": 1}}
 
 

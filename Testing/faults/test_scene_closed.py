@@ -29,7 +29,7 @@ def test_while_the_engine_works(rig: Rig) -> None:
     assert rig.status.messages, "about the lack of a volume; it goes with the scene"
     rig.choose(rigs.volume(), "slow")
     assert rig.working()
-    [case] = rig.engines[0]._record.cases
+    [case] = rig.engines[0]._log.cases
     [job] = [job for job in rig.engines[0]._jobs.values() if job.op == "segment"]
     rig.scene.Clear(False)
     assert reset(rig)

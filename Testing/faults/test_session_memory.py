@@ -13,8 +13,8 @@ import torch
 
 from MaskSAMCore import device as devices
 from MaskSAMCore.errors import ResourceError
-from MaskSAMCore.inference.session import SlabCache
-from MaskSAMCore.inference.slabs import Retreat
+from MaskSAMCore.inference.cache import SlabCache
+from MaskSAMCore.inference.slabs import NetworkRunner
 from MaskSAMCore.network.types import PromptBatch, Prompted, Slab
 from Testing.toy_model import bright_scan
 from Testing.toy_session import Flood, click, open_session
@@ -113,10 +113,10 @@ def test_a_gpu_first_gives_its_cache_then_its_work_to_the_computer(monkeypatch: 
     cache, network, steps = SlabCache(), Flood(), []
     monkeypatch.setattr(cache, "spill", lambda: steps.append("spill"))
     monkeypatch.setattr(cache, "clear", lambda: steps.append("clear"))
-    retreat = Retreat(network, torch.device("cpu"), cache, "auto")
+    runner = NetworkRunner(network, torch.device("cpu"), cache, "auto")
     place = [Device()]
-    monkeypatch.setattr(Retreat, "device", property(lambda self: place[0]))
-    monkeypatch.setattr(Retreat, "_autocast", lambda self: torch.autocast("cpu", enabled=False))
+    monkeypatch.setattr(NetworkRunner, "device", property(lambda self: place[0]))
+    monkeypatch.setattr(NetworkRunner, "_autocast", lambda self: torch.autocast("cpu", enabled=False))
     monkeypatch.setattr(network, "to", lambda device: steps.append("move") or place.__setitem__(0, device))
 
     def work(device: object) -> str:
@@ -125,13 +125,13 @@ def test_a_gpu_first_gives_its_cache_then_its_work_to_the_computer(monkeypatch: 
             raise torch.OutOfMemoryError(FULL)
         return "done"
 
-    assert retreat.run(work) == "done"
+    assert runner.run(work) == "done"
     assert steps == ["cuda", "spill", "cuda", "move", "cpu", "clear", "cpu"]
     words = ("moved to the computer's memory", "on the CPU", "given up")
-    assert all(word in text for word, text in zip(words, retreat.said, strict=True))
+    assert all(word in text for word, text in zip(words, runner.messages, strict=True))
     steps.clear()
     with pytest.raises(ResourceError):
-        Retreat.run(retreat, lambda device: (_ for _ in ()).throw(torch.OutOfMemoryError(FULL)))
+        NetworkRunner.run(runner, lambda device: (_ for _ in ()).throw(torch.OutOfMemoryError(FULL)))
     assert steps == ["clear"], "on the CPU only one step is left"
 
 
@@ -144,7 +144,8 @@ def test_a_scan_that_does_not_fit_is_refused_before_anything_is_made(monkeypatch
 LARGE = """
 import resource, sys
 import numpy as np, torch
-from MaskSAMCore.inference.session import Prompt, Session
+from MaskSAMCore.inference.prompts import Prompt
+from MaskSAMCore.inference.session import Session
 from MaskSAMCore.network.build import build_model
 from MaskSAMCore.volume import Grid, Volume
 from Testing.toy_model import make_card, make_plan

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from MaskSAMCore.inference.session import SlabCache
+from MaskSAMCore.inference.cache import SlabCache
 from MaskSAMCore.volume import Volume
 from Testing.toy_model import bright_scan
 from Testing.toy_session import Flood, click, open_session

@@ -25,4 +25,4 @@ def test_the_label_of_a_block(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, n
         assert found.mask.sum() == block.sum()
         update = engine.prompt(case, 1_000_000 + number, [point(8, 15, 5)])
         assert update.structure == 1_000_000 + number
-        assert update.suggestion["label"] == number
+        assert update.suggestion.label == number

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from MaskSAMCore.errors import MaskSAMError, PromptError
+from MaskSAMCore.inference.results import Candidate, Suggestion, Update
 from MaskSAMCore.progress import Cancelled
-from MaskSAMCore.worker.results import Candidate, Case, Update
+from MaskSAMCore.worker.results import Case
 
 HALVES = (3, 2, 1)
 """Half the side of a click's cube for each of its candidates."""
@@ -116,7 +117,7 @@ class ToyEngine:
         self.failing: MaskSAMError | None = None
         self.bad: set[tuple[int, int, int]] = set()
         self.messages: tuple[str, ...] = ()
-        self.suggested: dict[str, Any] | None = None
+        self.suggested: Suggestion | None = None
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self._waiting: list[ToyJob] = []
         self._cases: dict[int, tuple[int, ...]] = {}

@@ -89,7 +89,7 @@ class Refinement:
             return Status(can_refine=self._can_refine())
         structure, now = self._answering.structure_of(prompts), prompts.snapshot()
         details = structure.details
-        suggested = str(details.suggestion["name"]) if details.suggestion else ""
+        suggested = details.suggestion.name if details.suggestion else ""
         alone = is_single_click(now)
         return Status(
             segment_id=prompts.segment_id,
@@ -249,7 +249,7 @@ class Refinement:
         prompts = self._selection.current()
         structure = self._answering.structure_of(prompts) if prompts is not None else None
         suggestion = structure.details.suggestion if structure is not None else None
-        label = self._context.label(int(suggestion["label"])) if suggestion else None
+        label = self._context.label(suggestion.label) if suggestion else None
         if prompts is None or structure is None or label is None:
             self._context.log("The model has no suggestion for this structure.")
             return

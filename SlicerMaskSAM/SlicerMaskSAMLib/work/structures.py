@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from MaskSAMCore.errors import MaskSAMError
+from MaskSAMCore.inference.results import Suggestion, Update
 from MaskSAMCore.labels import Label
 from MaskSAMCore.progress import Cancelled
 from MaskSAMCore.worker.jobs import Job
-from MaskSAMCore.worker.results import Case, Update
+from MaskSAMCore.worker.results import Case
 from SlicerMaskSAMLib.engine.engine_link import EngineLink
 from SlicerMaskSAMLib.mrml import bridge, prompt_values
 from SlicerMaskSAMLib.mrml.prompt_values import PointPrompt, Snapshot, StartMask
@@ -32,7 +33,7 @@ STRUCTURE_IDS = itertools.count(1)
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerDetails:
-    """What the engine reported with its last answer; see `worker.results.Update`.
+    """What the engine reported with its last answer; see `inference.results.Update`.
 
     Attributes:
         candidates: Number of candidate masks of the click.
@@ -42,7 +43,7 @@ class AnswerDetails:
     axis: int = 0
     worst: int | None = None
     candidates: int = 0
-    suggestion: Mapping[str, Any] | None = None
+    suggestion: Suggestion | None = None
     messages: tuple[str, ...] = ()
 
     @classmethod

@@ -15,15 +15,14 @@ from MaskSAMCore import evaluate
 from MaskSAMCore.data.simulate import Click
 from MaskSAMCore.evaluation import interactive, simulated_users
 from MaskSAMCore.evaluation.simulated_users import (
-    MOST,
+    MAX_CLICKS,
     SLICES,
     VOLUMES,
-    ModelAnswers,
+    ModelMethod,
     Study,
     Trial,
     click_through,
     drawn_box,
-    spread,
 )
 from MaskSAMCore.labels import PALETTE, Label, LabelTable
 from MaskSAMCore.training.card import model_readme
@@ -43,7 +42,7 @@ class Script:
     drawn: list = field(default_factory=list)
     forgotten: int = 0
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         self.forgotten += 1
 
     def clicks(self, clicks):
@@ -92,7 +91,7 @@ def test_distances_are_measured_in_mm():
 
 
 def test_a_user_stops_when_content_or_tired():
-    assert len(click_through(TARGET, Script([HALF]), (1, 1))) == MOST
+    assert len(click_through(TARGET, Script([HALF]), (1, 1))) == MAX_CLICKS
     nearly = TARGET.copy()
     nearly[5, 10] = False
     assert len(click_through(TARGET, Script([nearly]), (1, 1))) == 5
@@ -113,16 +112,16 @@ def test_figures_of_one_trial():
     assert [found["noc_85"], found["noc_90"], found["reached_90"]] == [2, 5, 1]
     content = trial([0.2, 1.0]).figures()
     assert (content["dice_3"], content["dice_5"], content["noc_90"]) == (1.0, 1.0, 2)
-    never = trial([0.2] * MOST).figures()
-    assert (never["noc_85"], never["reached_85"], never["noc_90"]) == (MOST, 0, MOST)
+    never = trial([0.2] * MAX_CLICKS).figures()
+    assert (never["noc_85"], never["reached_85"], never["noc_90"]) == (MAX_CLICKS, 0, MAX_CLICKS)
     assert np.isnan(never["box_50"])
 
 
 def test_slices_at_even_distances():
-    assert spread([3, 4, 5, 6, 7, 8, 9], 3) == [4, 6, 8]
-    assert spread([3, 4], 3) == [3, 4]
-    assert spread([3, 4, 9], 0) == [3, 4, 9]
-    assert spread(np.arange(30), 1) == [15]
+    assert evenly_spaced([3, 4, 5, 6, 7, 8, 9], 3) == [4, 6, 8]
+    assert evenly_spaced([3, 4], 3) == [3, 4]
+    assert evenly_spaced([3, 4, 9], 0) == [3, 4, 9]
+    assert evenly_spaced(np.arange(30), 1) == [15]
 
 
 @pytest.mark.parametrize("overlap", [0.5, 0.75])
@@ -188,7 +187,7 @@ class FakeSession:
 def test_prompts_of_a_slice_are_places_in_the_scan(axis):
     shape = (12, 20, 30)
     session = FakeSession(shape, axis)
-    answers = ModelAnswers("m", session, Grid(shape=shape, affine=np.eye(4)), (axis, 7))
+    answers = ModelMethod("m", session, Grid(shape=shape, affine=np.eye(4)), (axis, 7))
     plane = tuple(n for a, n in enumerate(shape) if a != axis)
     found = answers.clicks([Click(position=(5, 9), positive=True)])
     assert (found == block(slice(3, 8), slice(7, 12), shape=plane)).all()
@@ -199,7 +198,7 @@ def test_prompts_of_a_slice_are_places_in_the_scan(axis):
     both = block(slice(3, 8), slice(7, 12), shape=plane) | block(slice(6, 11), slice(13, 18), shape=plane)
     assert (found == both).all()
     assert len(session.asked[-1]) == 2
-    answers.forget()
+    answers.reset()
     assert (answers.box((4, 2, 10, 7)) == block(slice(2, 7), slice(4, 10), shape=plane)).all()
     (prompt,) = session.asked[-1]
     assert prompt.corners[0][2 - axis] == prompt.corners[1][2 - axis] == 7
@@ -244,7 +243,7 @@ def test_both_methods_get_the_same_first_click_points_and_boxes():
     volume, reference = ball_case()
     session, sam = FakeSession(volume.grid.shape), FakeSam()
     study = Study(name="model", labels=TABLE, sam=sam, sam_name="zero-shot", slices=3)
-    found = list(study.judge("case", volume, reference, session))
+    found = list(study.trials("case", volume, reference, session))
     # The structure that the case lacks is left out; whole volumes are the model's alone.
     assert [(t.protocol, t.place, t.method) for t in found] == [
         *((SLICES, place, method) for place in (3, 6, 9) for method in ("model", "zero-shot")),
@@ -278,14 +277,14 @@ def test_both_methods_get_the_same_first_click_points_and_boxes():
     assert sam.asked[second]["mask_input"][0, 0] == second
     assert found[1].clicks[-1] == 1.0
     assert len(found[1].clicks) == 2
-    again = list(study.judge("case", volume, reference, FakeSession(volume.grid.shape)))
+    again = list(study.trials("case", volume, reference, FakeSession(volume.grid.shape)))
     assert again == found
 
 
 def test_without_an_unchanged_sam_only_the_model_is_judged():
     volume, reference = ball_case()
     study = Study(name="model", labels=TABLE, slices=0)
-    found = list(study.judge("case", volume, reference, FakeSession(volume.grid.shape)))
+    found = list(study.trials("case", volume, reference, FakeSession(volume.grid.shape)))
     assert {t.method for t in found} == {"model"}
     assert len(found) == 9 + 1
 
@@ -293,7 +292,7 @@ def test_without_an_unchanged_sam_only_the_model_is_judged():
 FOUND = [
     trial([0.5, 0.6, 0.9, 0.9, 0.95], [0.7, 0.8], points=(0.4, 0.5)),
     trial([0.7, 0.8, 0.9, 0.9, 0.91], [0.9, 0.9], points=(0.6, 0.9), case="b"),
-    trial([0.1] * MOST, [0.2, 0.3], points=(0.1, 0.1), method="zero-shot MobileSAM"),
+    trial([0.1] * MAX_CLICKS, [0.2, 0.3], points=(0.1, 0.1), method="zero-shot MobileSAM"),
     trial([0.9, 0.9, 0.9, 0.9, 0.9], protocol=VOLUMES, place=None, label=2, name="cube"),
 ]
 
@@ -313,7 +312,7 @@ def test_means_of_every_structure_and_of_all():
     assert (SLICES, "cube", "m") not in lines
     assert (VOLUMES, "cube", "m") in lines
     kept = interactive.card_figures(FOUND)
-    assert kept[SLICES]["ball, zero-shot MobileSAM"]["noc_90"] == MOST
+    assert kept[SLICES]["ball, zero-shot MobileSAM"]["noc_90"] == MAX_CLICKS
     assert "box_50" not in kept[VOLUMES]["cube, m"]
     assert kept[VOLUMES]["all, m"]["targets"] == 1
     text = "\n".join(interactive.report(FOUND))
@@ -374,7 +373,7 @@ def test_the_command_on_a_trained_model(phantom_data: Path, straight_run: Path, 
     assert "Device: CPU" in said
     rows = list(csv.DictReader((tmp_path / "t.csv").open(encoding="utf-8")))
     assert {r["protocol"] for r in rows} == {SLICES, VOLUMES}
-    assert all(0 <= float(r["dice_1"]) <= 1 and 1 <= float(r["noc_90"]) <= MOST for r in rows)
+    assert all(0 <= float(r["dice_1"]) <= 1 and 1 <= float(r["noc_90"]) <= MAX_CLICKS for r in rows)
     card = model_folder.verify_model(model)
     command = next(key for key in card.metrics if "--interactive" in key)
     assert set(before.metrics) < set(card.metrics)

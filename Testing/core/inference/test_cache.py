@@ -125,6 +125,6 @@ def test_on_a_gpu_slabs_spill_to_the_computers_memory_and_come_back():
     cache.put(key(1), slab(3).to(device))
     cache.spill()
     assert cache.state.ram_bytes == 20
-    assert cache._far[key(1)].embed.device.type == "cpu"
+    assert cache._in_ram[key(1)].embed.device.type == "cpu"
     assert cache.get(key(1), device).embed.device.type == "cuda"
     assert cache.state.device_bytes == 20

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from MaskSAMCore.errors import InputError, PromptError
+from MaskSAMCore.inference.cache import SlabCache
 from MaskSAMCore.inference.prompts import Prompt
-from MaskSAMCore.inference.session import Session, SlabCache
+from MaskSAMCore.inference.session import Session
 from MaskSAMCore.progress import Cancelled, CancelToken
 from MaskSAMCore.volume import Volume
 from Testing.toy_model import bright_scan
@@ -363,3 +364,40 @@ def test_no_click_is_left_unheard():
     assert not found[5, 17, 12]
     assert found[5, 30, 30]
     assert not found[5, 30, 31]
+
+
+def test_an_answer_that_did_not_arrive_is_taken_back() -> None:
+    volume, _ = bright_scan()
+    session = open_session(volume)
+    first, second = click(8, 15, 5), click(9, 16, 5, positive=False)
+    session.prompt(1, [first])
+    before = session.mask(1)
+    for change in (
+        lambda: session.prompt(1, [first, second]),
+        lambda: session.propagate(1),
+        lambda: session.drop(1),
+    ):
+        lost = change()
+        assert not np.array_equal(session.mask(1), before)
+        session.take_back(1)
+        assert np.array_equal(session.mask(1), before)
+        session.take_back(1)
+        assert np.array_equal(session.mask(1), before), "once is enough"
+        assert change().box == lost.box, "the same change again"
+        session.take_back(1)
+    session.prompt(2, [first])
+    session.take_back(2)
+    assert session.structures == (1,)
+
+
+def test_propagating_answers_the_last_prompts_again() -> None:
+    volume, block = bright_scan()
+    session = open_session(volume)
+    with pytest.raises(InputError, match="nothing to propagate"):
+        session.propagate(1)
+    session.prompt(1, [click(8, 15, 5)])
+    session.propagate(1)
+    assert np.array_equal(session.mask(1), block)
+    session.drop(1)
+    with pytest.raises(InputError, match="nothing to propagate"):
+        session.propagate(1)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from MaskSAMCore.inference.cache import SlabCache
 from MaskSAMCore.inference.prompts import Prompt
-from MaskSAMCore.inference.session import Session, SlabCache
+from MaskSAMCore.inference.session import Session
 from MaskSAMCore.io.images import read_labels, read_volume
 from MaskSAMCore.network.build import build_model
 from MaskSAMCore.network.masksam import MaskSAM

@@ -8,16 +8,16 @@ import torch
 
 from MaskSAMCore.errors import InputError
 from MaskSAMCore.inference.sliding_window import (
-    Memory,
+    Placement,
     gaussian,
     mirrorings,
     slide,
     slide_model,
-    starts,
     window_count,
     windows,
 )
 from MaskSAMCore.preprocessing.plan import MirrorRule
+from MaskSAMCore.preprocessing.windows import starts
 from MaskSAMCore.progress import Cancelled, CancelToken
 
 
@@ -77,7 +77,7 @@ def test_constant_network_gives_constant_scores():
 @pytest.mark.parametrize("batch", [1, 3])
 def test_identity_network_gives_the_volume_back(shape: tuple[int, int, int], batch: int):
     scan = image(1, *shape)
-    scores = slide(identity, scan, (4, 8, 8), 2, memory=Memory(batch=batch))
+    scores = slide(identity, scan, (4, 8, 8), 2, placement=Placement(batch=batch))
     assert scores.shape == (2, *shape)
     assert np.allclose(scores[0].numpy(), scan[0], atol=1e-5)
 

@@ -15,7 +15,8 @@ from MaskSAMCore.data.raw import read_case, read_dataset
 from MaskSAMCore.errors import InputError, ModelError
 from MaskSAMCore.inference.cache import SlabCache
 from MaskSAMCore.inference.predictor import Predictor
-from MaskSAMCore.inference.session import Prompt, Session
+from MaskSAMCore.inference.prompts import Prompt
+from MaskSAMCore.inference.session import Session
 from MaskSAMCore.io.images import read_volume
 from MaskSAMCore.network.build import build_model
 from MaskSAMCore.network.types import PromptBatch

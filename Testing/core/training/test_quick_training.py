@@ -19,7 +19,7 @@ from MaskSAMCore.data.build import prepare
 from MaskSAMCore.data.dataset import PreparedDataset
 from MaskSAMCore.data.splits import Split, leave_out
 from MaskSAMCore.errors import ResourceError
-from MaskSAMCore.evaluation.hold_out import plan_exam
+from MaskSAMCore.evaluation.hold_out import plan_hold_out
 from MaskSAMCore.network.build import build_model
 from MaskSAMCore.network.masksam import MaskSAM
 from MaskSAMCore.network.types import Features
@@ -427,7 +427,7 @@ def test_one_case_at_least_is_learned_from():
 def test_an_exam_fits_into_its_time(prepared, most_s, cases, step):
     """A case is 10x32x32 voxels, of windows 4x16x16: 36 of them with overlap, 12 without, and 6 for its users."""
     config = fit_config(MIXED, prepared)
-    exam = plan_exam(prepared, config, prepared.ids[:2], window_s=1.0, most_s=most_s)
+    exam = plan_hold_out(prepared, config, prepared.ids[:2], window_s=1.0, most_s=most_s)
     assert (len(exam.cases), exam.step) == (cases, step)
     windows = {0.5: 36, 1.0: 12}[step]
     assert exam.seconds == cases * (windows + 6)
@@ -435,11 +435,11 @@ def test_an_exam_fits_into_its_time(prepared, most_s, cases, step):
 
 def test_a_model_without_prompts_has_no_users(prepared):
     config = fit_config(presets.get("tiny"), prepared)
-    assert plan_exam(prepared, config, prepared.ids[:1], window_s=1.0, most_s=100).seconds == 36
+    assert plan_hold_out(prepared, config, prepared.ids[:1], window_s=1.0, most_s=100).seconds == 36
 
 
 def test_without_cases_there_is_no_exam(prepared):
-    exam = plan_exam(prepared, fit_config(MIXED, prepared), (), window_s=1.0, most_s=100)
+    exam = plan_hold_out(prepared, fit_config(MIXED, prepared), (), window_s=1.0, most_s=100)
     assert exam.cases == ()
     assert exam.seconds == 0
 

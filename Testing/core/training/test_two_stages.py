@@ -16,8 +16,10 @@ from MaskSAMCore.config import presets
 from MaskSAMCore.config.check import check_config
 from MaskSAMCore.config.schema import TrainConfig
 from MaskSAMCore.config.serialize import override
+from MaskSAMCore.inference.cache import SlabCache
 from MaskSAMCore.inference.predictor import Predictor
-from MaskSAMCore.inference.session import Prompt, Session, SlabCache
+from MaskSAMCore.inference.prompts import Prompt
+from MaskSAMCore.inference.session import Session
 from MaskSAMCore.io.images import read_volume
 from MaskSAMCore.network.build import build_model
 from MaskSAMCore.progress import Cancelled

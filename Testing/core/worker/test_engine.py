@@ -53,7 +53,7 @@ def test_everything_a_session_answers_arrives(temporary: Path) -> None:
                 assert getattr(found, name) == getattr(expected, name), name
             assert np.array_equal(found.mask, expected.mask)
             assert found.mask.dtype == np.uint8
-            assert found.suggestion == {"label": 3, "name": "bright", "probability": expected.suggestion.probability}
+            assert found.suggestion == expected.suggestion
         three, meant = (
             session.prompt(2, clicks[:1], multimask=True),
             engine.prompt(case, 2, prompts[:1], multimask=True),

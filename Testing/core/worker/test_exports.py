@@ -192,7 +192,7 @@ def test_volumes_of_any_number_type_are_opened(engine: EngineClient, kind: type)
 def test_more_segments_than_a_byte_counts() -> None:
     grid = Grid(shape=(1, 20, 20), affine=EYE)
     many = [segment(f"S{n}", (0, 1, n // 20, n // 20 + 1, n % 20, n % 20 + 1)) for n in range(300)]
-    labels, overlaps = exports.paint(
+    labels, overlaps = exports.to_label_map(
         [{**each, **dict.fromkeys(("category", "type", "modifier"))} for each in many], grid
     )
     assert not overlaps

@@ -24,7 +24,7 @@ from MaskSAMCore.worker import folder as folders
 from MaskSAMCore.worker import protocol
 from MaskSAMCore.worker.folder import PREFIX, PrivateFolder, sweep
 from MaskSAMCore.worker.protocol import ArrayRef, Refused, TooLong, lines, parse_request, to_line
-from MaskSAMCore.worker.request_queue import MOST, Waiting
+from MaskSAMCore.worker.request_queue import MAX_WAITING, RequestQueue
 from Testing.workers import REPO, eventually, left, place
 
 VOLUME = {"file": "0" * 32 + ".raw", "dtype": "float32", "shape": [2, 3, 4]}
@@ -143,11 +143,11 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("line", "id", "text"), BAD)
-def test_garbage_is_refused_with_its_reason(line: bytes, id: int | None, text: str) -> None:
+@pytest.mark.parametrize(("line", "number", "text"), BAD)
+def test_garbage_is_refused_with_its_reason(line: bytes, number: int | None, text: str) -> None:
     with pytest.raises(Refused) as refused:
         parse_request(line)
-    assert refused.value.id == id
+    assert refused.value.id == number
     assert text in str(refused.value.error)
     to_line(protocol.error_fields(refused.value.error))
 
@@ -260,50 +260,51 @@ def test_a_number_that_json_does_not_know_is_not_sent() -> None:
 # -- the queue -------------------------------------------------------------------------------------------------------
 
 
-def request(id: int, op: str) -> protocol.Request:
-    return protocol.Request(id=id, op=op, fields={})
+def request(number: int, op: str) -> protocol.Request:
+    return protocol.Request(id=number, op=op, fields={})
 
 
 def test_work_in_the_background_waits_and_is_taken_up_again() -> None:
-    waiting = Waiting()
-    waiting.put(request(1, "encode"))
-    waiting.put(request(2, "prompt"))
-    first = waiting.take()
-    waiting.done(first)
+    queue = RequestQueue()
+    queue.put(request(1, "encode"))
+    queue.put(request(2, "prompt"))
+    first = queue.take()
+    queue.done(first)
     assert first.request.id == 2
     assert not first.interrupted
-    behind = waiting.take()
-    waiting.put(request(3, "encode"))
+    behind = queue.take()
+    queue.put(request(3, "encode"))
     assert not behind.token.cancelled
-    waiting.put(request(4, "prompt"))
+    queue.put(request(4, "prompt"))
     assert behind.token.cancelled
-    assert waiting.again(behind)
+    assert queue.again(behind)
     order = []
     for _ in range(3):
-        task = waiting.take()
+        task = queue.take()
         assert not task.token.cancelled
         order.append(task.request.id)
-        waiting.done(task)
+        queue.done(task)
     assert order == [4, 1, 3]
 
 
 def test_interrupted_work_that_is_cancelled_as_well_is_not_taken_up() -> None:
-    waiting = Waiting()
-    waiting.put(request(1, "encode"))
-    task = waiting.take()
-    waiting.put(request(2, "prompt"))
-    assert waiting.cancel_running(1)
-    assert not waiting.again(task)
-    assert waiting.take().request.id == 2
+    queue = RequestQueue()
+    queue.put(request(1, "encode"))
+    task = queue.take()
+    queue.put(request(2, "prompt"))
+    assert queue.cancel_running(1)
+    assert not queue.again(task)
+    assert queue.take().request.id == 2
 
 
 def test_the_queue_has_an_end() -> None:
-    waiting = Waiting()
+    queue = RequestQueue()
+    for number in range(MAX_WAITING + 1):
+        queue.put(request(number, "prompt"))
     with pytest.raises(InputError, match="too many"):
-        for id in range(MOST + 2):
-            waiting.put(request(id, "prompt"))
+        queue.put(request(MAX_WAITING + 1, "prompt"))
     with pytest.raises(InputError, match="in use"):
-        waiting.put(request(3, "prompt"))
+        queue.put(request(3, "prompt"))
 
 
 # -- the folder ------------------------------------------------------------------------------------------------------
@@ -400,7 +401,7 @@ def test_a_file_system_that_lets_everybody_in_is_not_used(temporary: Path, monke
 def test_nothing_is_written_after_the_end(temporary: Path) -> None:
     made = PrivateFolder.make()
     made.remove()
-    with pytest.raises(OSError):
+    with pytest.raises(FileNotFoundError, match="closed"):
         made.write(np.zeros(3, np.uint8))
     assert left(temporary) == []
 

@@ -132,7 +132,7 @@ def test_through_the_worker_a_click_gives_the_structure_and_the_next_needs_no_en
         assert update.encoded == 0
         apply(found, update)
         assert (found[tuple(wrong)] > 0) == target[tuple(wrong)]
-        assert update.suggestion["name"] == "Anterior hippocampus"
+        assert update.suggestion.name == "Anterior hippocampus"
         apply(found, engine.prompt(opened, 1, clicks[:1]))
         assert np.array_equal(found, before)
         (box, centre), *_ = engine.automatic(opened, 1, [k])

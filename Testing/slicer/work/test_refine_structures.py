@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from MaskSAMCore.inference.results import Suggestion
 from SlicerMaskSAMLib.mrml import bridge
 from SlicerMaskSAMLib.mrml.auto_prompts import AutomaticPromptNodes
 from Testing.slicer import environment, rig
@@ -129,7 +130,7 @@ def test_nothing_to_accept(desk: Desk) -> None:
 
 
 def test_a_suggestion_is_taken_over_and_taken_back(desk: Desk) -> None:
-    desk.engine.suggested = {"label": 2, "name": CORNER, "probability": 0.9}
+    desk.engine.suggested = Suggestion(label=2, name=CORNER, probability=0.9)
     desk.click(20, 15, 10)
     assert desk.shown.suggestion == CORNER
     desk.refinement.take_suggestion()
