@@ -1,6 +1,19 @@
-"""Every failure that a user can meet has a name here, and says what, where, why and what to do."""
+"""Errors that a user can meet: each says what failed, where, why, and what to do."""
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """'Did you mean "x"?' for the known word that is most like `word`; "" where none is.
+
+    Capitals do not count.
+    """
+    words = {each.casefold(): each for each in known}
+    near = difflib.get_close_matches(word.strip().casefold(), list(words), n=1)
+    return f'Did you mean "{words[near[0]]}"?' if near else ""
 
 
 class MaskSAMError(Exception):
@@ -59,7 +72,7 @@ class ModelError(InputError):
 
 
 class PackageError(ModelError):
-    """A package that only some networks need is not installed."""
+    """An optional package, which only some networks or formats need, is not installed."""
 
 
 class ResourceError(MaskSAMError):
