@@ -28,6 +28,7 @@ from MaskSAMCore.preprocessing.preprocess import (
     preprocess,
     preprocess_labels,
     restore_labels,
+    restore_probabilities,
 )
 from MaskSAMCore.progress import CancelToken, Progress, no_progress
 from MaskSAMCore.volume import Grid, LabelMap, Roi, Slices, Volume
@@ -50,6 +51,9 @@ class Result:
         device: Where the network ran at the end, as `str(torch.device)`.
         windows: Forward passes, mirrorings included.
         seconds: From the scan in memory to the label map in memory.
+        probabilities: (C, K, J, I) float16 on the grid of the scan, where they were asked for: C is the background and
+            then the structures in the order of the label table; the sum over C is 1. Outside of the regions the
+            background has 1. Keeping largest components changes the labels only, not the probabilities.
     """
 
     labels: LabelMap
@@ -57,6 +61,7 @@ class Result:
     device: str = "cpu"
     windows: int = 0
     seconds: float = 0.0
+    probabilities: np.ndarray | None = None
 
 
 class Predictor:
@@ -108,6 +113,7 @@ class Predictor:
         tta: bool = False,
         step: float = 0.5,
         batch: int | None = None,
+        probabilities: bool = False,
         progress: Progress = no_progress,
         cancel: CancelToken | None = None,
     ) -> Result:
@@ -120,6 +126,7 @@ class Predictor:
             tta: Average over the mirrorings that keep the labels true.
             step: Distance of two windows as a share of the patch.
             batch: Windows of one forward pass; None for 1 on the CPU and `GPU_BATCH` on a GPU.
+            probabilities: Whether the result holds the probabilities of the classes, too.
             progress: Told after every window.
             cancel: Asked before every window.
 
@@ -137,12 +144,14 @@ class Predictor:
         notes = [f"{volume.source or 'the scan'}: {text}" for text in doubts(volume, self.card, self.plan, bool(boxes))]
         for note in notes:
             LOG.warning(note)
+        chances = _background(volume, self.card.labels.classes) if probabilities else None
         run = _Case(self, Memory(device=self.device, batch=batch or self._batch(), on_cpu=self._to_cpu))
         classes: np.ndarray = np.zeros(volume.grid.shape, np.uint8 if self.card.labels.classes <= 256 else np.uint16)
         for index, target in enumerate(targets):
             part = f"region {index + 1} of {len(targets)}: segmenting" if len(targets) > 1 else "segmenting"
-            found = run.solve(volume, target, tta, step, _named(progress, part), cancel)
             place = classes[target]
+            into = None if chances is None else (chances[(slice(None), *target)], place == 0)
+            found = run.solve(volume, target, tta, step, _named(progress, part), cancel, into)
             np.copyto(place, found, where=place == 0)
         return Result(
             labels=LabelMap(
@@ -155,6 +164,7 @@ class Predictor:
             device=str(run.memory.device),
             windows=run.windows,
             seconds=time.monotonic() - begin,
+            probabilities=chances,
         )
 
     def _batch(self) -> int:
@@ -194,9 +204,19 @@ class _Case:
         self.windows = 0
 
     def solve(
-        self, volume: Volume, target: Slices, tta: bool, step: float, progress: Progress, cancel: CancelToken | None
+        self,
+        volume: Volume,
+        target: Slices,
+        tta: bool,
+        step: float,
+        progress: Progress,
+        cancel: CancelToken | None,
+        probabilities: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> np.ndarray:
-        """Classes of the voxels in `target` (kji)."""
+        """Classes of the voxels in `target` (kji).
+
+        `probabilities` are an array (C, k, j, i) of the target to fill, and the voxels (k, j, i) to fill it in.
+        """
         card, plan = self.predictor.card, self.predictor.plan
         around = context(target, volume.grid, plan)
         crop = volume.crop(around)
@@ -225,8 +245,29 @@ class _Case:
             progress=progress,
             cancel=cancel,
         )
-        found = restore_labels(_spread(scores, focus, prepared.record), prepared.record)[inner]
-        return keep_largest(found, card.largest_component)
+        scores = _spread(scores, focus, prepared.record)
+        if probabilities is not None:
+            for into, chance in zip(probabilities[0], restore_probabilities(scores, prepared.record), strict=True):
+                np.copyto(into, chance[inner], where=probabilities[1])
+        return keep_largest(restore_labels(scores, prepared.record)[inner], card.largest_component)
+
+
+def _background(volume: Volume, classes: int) -> np.ndarray:
+    """Probabilities (C, K, J, I) float16 of a scan in which nothing was found yet.
+
+    Raises:
+        ResourceError: They do not fit into the computer's memory, beside three volumes that restoring takes.
+    """
+    shape = (classes, *volume.grid.shape)
+    needed = devices.array_bytes(*shape, itemsize=2) + 3 * devices.array_bytes(*volume.grid.shape)
+    devices.require_ram(
+        needed,
+        what=f"{volume.source or 'the scan'}: probabilities of {classes} classes",
+        remedy="Close other programs, or leave the probabilities out (--save-probabilities).",
+    )
+    out: np.ndarray = np.zeros(shape, np.float16)
+    out[0] = 1
+    return out
 
 
 def context(target: Slices, grid: Grid, plan: Plan) -> Slices:

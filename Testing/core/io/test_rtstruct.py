@@ -220,11 +220,11 @@ def test_what_is_refused(tmp_path: Path, shared: Path) -> None:
     array = structures(volume.grid.shape)
     moved = volume.grid.affine.copy()
     moved[2, 3] += 1
+    elsewhere = LabelMap(array=array, grid=Grid(shape=volume.grid.shape, affine=moved), labels=TABLE)
     with pytest.raises(GeometryError, match="apart"):
-        other = Grid(shape=volume.grid.shape, affine=moved)
-        write_rtstruct(LabelMap(array=array, grid=other, labels=TABLE), tmp_path / "ct", tmp_path / "r.dcm")
+        write_rtstruct(elsewhere, tmp_path / "ct", tmp_path / "r.dcm")
+    empty = LabelMap(array=array * 0, grid=volume.grid, labels=TABLE)
     with pytest.raises(InputError, match="nothing is segmented"):
-        empty = LabelMap(array=array * 0, grid=volume.grid, labels=TABLE)
         write_rtstruct(empty, tmp_path / "ct", tmp_path / "r.dcm")
     folder = shared / "data" / "dicom" / "siemens_mr"
     real = read_series(folder)
