@@ -1,4 +1,4 @@
-"""Every failure that a user can meet has a name here, and says what, where, why and what to do."""
+"""Errors that a user can meet: each says what failed, where, why, and what to do."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class ModelError(InputError):
 
 
 class PackageError(ModelError):
-    """A package that only some networks need is not installed."""
+    """An optional package, which only some networks or formats need, is not installed."""
 
 
 class ResourceError(MaskSAMError):

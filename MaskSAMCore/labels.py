@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from MaskSAMCore.errors import InputError
+from MaskSAMCore.errors import InputError, did_you_mean
 
 PALETTE = (
     (128, 174, 128), (241, 214, 145), (177, 122, 101), (111, 184, 210), (216, 101, 79),
@@ -94,7 +94,9 @@ class LabelTable:
             strange += [] if same else [name]
         if strange or not kept:
             what = "no such structure" if strange else "no structure was named"
-            remedy = f"There are {', '.join(label.name for label in self.labels)}."
+            known = [label.name for label in self.labels]
+            guess = did_you_mean(strange[0], known) if strange else ""
+            remedy = f"{guess} There are {', '.join(known)}.".strip()
             raise InputError(what, where=", ".join(strange), remedy=remedy)
         there = {label.name for label in kept}
         labels = tuple(

@@ -31,6 +31,7 @@ from MaskSAMCore.preprocessing.preprocess import (
     preprocess,
     preprocess_labels,
     restore_labels,
+    restore_probabilities,
 )
 from MaskSAMCore.progress import CancelToken, Progress, no_progress
 from MaskSAMCore.volume import Grid, LabelMap, Roi, Slices, Volume
@@ -53,6 +54,9 @@ class Result:
         device: Where the network ran in the end, as `str(torch.device)`.
         windows: Number of windows that were run, mirrored copies included.
         seconds: Time from the scan in memory to the label map in memory.
+        probabilities: (C, K, J, I) float16 on the grid of the scan, where they were asked for: the background, then the
+            structures in the order of the label table; they add up to 1. Outside of the regions the background has 1.
+            Keeping largest components changes the labels only.
     """
 
     labels: LabelMap
@@ -60,6 +64,7 @@ class Result:
     device: str = "cpu"
     windows: int = 0
     seconds: float = 0.0
+    probabilities: np.ndarray | None = None
 
 
 class Predictor:
@@ -112,6 +117,7 @@ class Predictor:
         tta: bool = False,
         step: float = 0.5,
         batch: int | None = None,
+        probabilities: bool = False,
         progress: Progress = no_progress,
         cancel: CancelToken | None = None,
     ) -> Result:
@@ -124,6 +130,7 @@ class Predictor:
             tta: Test-time augmentation: average over the mirrorings under which the labels stay true.
             step: Distance of two windows as a share of the patch, above 0 and at most 1.
             batch: Windows of one forward pass; None for 1 on the CPU and `GPU_BATCH` on a GPU.
+            probabilities: Whether the result holds the probabilities of the classes, too.
             progress: Called after every window.
             cancel: Checked before every batch of windows.
 
@@ -145,6 +152,7 @@ class Predictor:
         ]
         for warning in warnings:
             LOG.warning(warning)
+        chances = _background(volume, self.card.labels.classes) if probabilities else None
         placement = Placement(
             device=self.device,
             batch=batch or self._batch(),
@@ -155,8 +163,9 @@ class Predictor:
         classes: np.ndarray = np.zeros(volume.grid.shape, np.uint8 if self.card.labels.classes <= 256 else np.uint16)
         for index, target in enumerate(targets):
             part = f"region {index + 1} of {len(targets)}: segmenting" if len(targets) > 1 else "segmenting"
-            found = run.solve(volume, target, tta, step, _named(progress, part), cancel)
             place = classes[target]
+            into = None if chances is None else (chances[(slice(None), *target)], place == 0)
+            found = run.solve(volume, target, tta, step, _named(progress, part), cancel, into)
             np.copyto(place, found, where=place == 0)
         return Result(
             labels=LabelMap(
@@ -169,6 +178,7 @@ class Predictor:
             device=str(placement.device),
             windows=run.windows,
             seconds=time.monotonic() - begin,
+            probabilities=chances,
         )
 
     def _batch(self) -> int:
@@ -218,9 +228,19 @@ class _ScanRun:
         self.windows = 0
 
     def solve(
-        self, volume: Volume, target: Slices, tta: bool, step: float, progress: Progress, cancel: CancelToken | None
+        self,
+        volume: Volume,
+        target: Slices,
+        tta: bool,
+        step: float,
+        progress: Progress,
+        cancel: CancelToken | None,
+        probabilities: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> np.ndarray:
-        """Classes (k, j, i) of the voxels in `target`."""
+        """Classes (k, j, i) of the voxels in `target`.
+
+        `probabilities` are an array (C, k, j, i) of the target to fill, and the voxels (k, j, i) to fill it in.
+        """
         card, plan = self.predictor.card, self.predictor.plan
         around = context(target, volume.grid, plan)
         crop = volume.crop(around)
@@ -250,8 +270,29 @@ class _ScanRun:
             progress=progress,
             cancel=cancel,
         )
-        found = restore_labels(_on_whole_grid(scores, focus, prepared.record), prepared.record)[inner]
-        return keep_largest(found, card.largest_component)
+        scores = _on_whole_grid(scores, focus, prepared.record)
+        if probabilities is not None:
+            for into, chance in zip(probabilities[0], restore_probabilities(scores, prepared.record), strict=True):
+                np.copyto(into, chance[inner], where=probabilities[1])
+        return keep_largest(restore_labels(scores, prepared.record)[inner], card.largest_component)
+
+
+def _background(volume: Volume, classes: int) -> np.ndarray:
+    """Probabilities (C, K, J, I) float16 of a scan in which nothing was found yet.
+
+    Raises:
+        ResourceError: They do not fit into the computer's memory, beside three volumes that restoring takes.
+    """
+    shape = (classes, *volume.grid.shape)
+    needed = devices.array_bytes(*shape, itemsize=2) + 3 * devices.array_bytes(*volume.grid.shape)
+    devices.require_ram(
+        needed,
+        what=f"{volume.source or 'the scan'}: probabilities of {classes} classes",
+        remedy="Close other programs, or leave the probabilities out (--save-probabilities).",
+    )
+    out: np.ndarray = np.zeros(shape, np.float16)
+    out[0] = 1
+    return out
 
 
 def context(target: Slices, grid: Grid, plan: Plan) -> Slices:

@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from MaskSAMCore.errors import GeometryError, InputError, optional_package
+from MaskSAMCore.errors import InputError, optional_package
 from MaskSAMCore.io.atomic import atomic_path
-from MaskSAMCore.io.dicom import stack_geometry
-from MaskSAMCore.io.dicomseries import Series, Slice, choose_series, list_series
+from MaskSAMCore.io.dicomsource import SourceStack, complete_header, find_source
 from MaskSAMCore.io.segmentations import table_for
 from MaskSAMCore.labels import Code, Label
 from MaskSAMCore.terminology import TISSUE, has_codes, lookup
-from MaskSAMCore.volume import Grid, LabelMap, lps_to_ras, match_grid, reorient
-
-_MAY_BE_EMPTY = (
-    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
-    "AccessionNumber", "ReferringPhysicianName",
-)  # fmt: skip
-"""DICOM's type 2 attributes, which anonymised files often lack and which may be empty."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Stack:
-    """The planes of a series, ascending along their normal, their grid (RAS mm), and label ids (K, J, I) on it."""
-
-    planes: list[Slice]
-    grid: Grid
-    array: np.ndarray
+from MaskSAMCore.volume import LabelMap
 
 
 def write_dicom_seg(
@@ -63,45 +46,21 @@ def write_dicom_seg(
         InputError: No segment, a structure without codes, or a source that cannot be read.
         GeometryError: The label map lies on another grid (a series that was resampled cannot be referred to).
     """
-    where = source if isinstance(source, (str, os.PathLike)) else Path(source[0]).parent
-    stack = _stack(labelmap, source, series, where)
+    stack = find_source(labelmap, source, series)
     present = set(np.unique(labelmap.array).tolist())
     labels = _coded([label for label in table_for(labelmap).labels if label.id in present], allow_uncoded)
     if not labels:
         raise InputError("nothing is segmented", where=path, remedy="A DICOM SEG needs at least one structure")
-    files = list(dict.fromkeys(p.path for p in stack.planes))
+    files = stack.files
     if len(files) > 1 and len(files) != len(stack.planes):
-        raise InputError("several multi-frame files cannot be referred to at once", where=where)
+        raise InputError("several multi-frame files cannot be referred to at once", where=stack.where)
     try:
         made = _segmentation(stack, labels, files, model, version)
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         why = f"{type(error).__name__}: {error}"
-        raise InputError("the series cannot carry a DICOM SEG", where=where, why=why) from error
+        raise InputError("the series cannot carry a DICOM SEG", where=stack.where, why=why) from error
     with atomic_path(path, overwrite=overwrite, inputs=files) as part:
         made.save_as(part)
-
-
-def _stack(labelmap: LabelMap, source: Any, series: str | None, where: object) -> _Stack:
-    """The series that is meant, with the label map brought onto its grid."""
-    offered = [each for each in list_series(source) if not each.problem] if series is None else []
-    if len(offered) < 2:
-        return _place(labelmap, offered[0] if offered else choose_series(source, series), where)
-    for each in offered:
-        with contextlib.suppress(GeometryError):
-            return _place(labelmap, each, where)
-    lines = "\n  ".join(each.line() for each in offered)
-    raise GeometryError("the segmentation lies on the grid of no volume", where=where, why=f"found\n  {lines}\n")
-
-
-def _place(labelmap: LabelMap, series: Series, where: object) -> _Stack:
-    planes, _, affine, irregular = stack_geometry(series, where=where)
-    if irregular:
-        raise GeometryError("slice spacing is irregular", where=where, why=irregular)
-    grid = Grid(shape=(len(planes), *planes[0].size), affine=lps_to_ras(affine)).check(where=where)
-    array, found, _ = reorient(labelmap.array, labelmap.grid)
-    _, wanted, way = reorient(np.broadcast_to(np.uint8(0), grid.shape), grid)
-    match_grid(found, wanted, where=f"the segmentation and {where}")
-    return _Stack(planes=planes, grid=grid, array=way.undo(array))
 
 
 def _coded(labels: Sequence[Label], allow_uncoded: bool) -> list[Label]:
@@ -124,16 +83,14 @@ def _coded(labels: Sequence[Label], allow_uncoded: bool) -> list[Label]:
     return out
 
 
-def _segmentation(stack: _Stack, labels: Sequence[Label], files: Sequence[Path], model: str, version: str) -> Any:
+def _segmentation(stack: SourceStack, labels: Sequence[Label], files: Sequence[Path], model: str, version: str) -> Any:
     """The data set, in memory; raises what highdicom raises."""
     with optional_package("dicom", what="writing DICOM SEG"):
         import highdicom as hd
     import pydicom
     from pydicom.sr.codedict import codes
 
-    images = [pydicom.dcmread(f, stop_before_pixels=True) for f in files]
-    for image in images:
-        _complete(image, stack.grid.spacing[2])
+    images = [complete_header(pydicom.dcmread(f, stop_before_pixels=True), stack.grid.spacing[2]) for f in files]
     algorithm = hd.AlgorithmIdentificationSequence(
         name=model, version=version, family=codes.cid7162.ArtificialIntelligence
     )
@@ -154,7 +111,7 @@ def _segmentation(stack: _Stack, labels: Sequence[Label], files: Sequence[Path],
     )
 
 
-def _frames(stack: _Stack, labels: Sequence[Label], files: Sequence[Path]) -> np.ndarray:
+def _frames(stack: SourceStack, labels: Sequence[Label], files: Sequence[Path]) -> np.ndarray:
     """Segment numbers, frame by frame in the order of the files (J, I)."""
     kind = np.uint8 if len(labels) < 256 else np.uint16
     numbers: np.ndarray = np.zeros(int(stack.array.max()) + 1, dtype=kind)
@@ -192,22 +149,3 @@ def _description(number: int, label: Label, algorithm: Any) -> Any:
             concept(label.modifier)
         ]
     return description
-
-
-def _complete(image: Any, step_mm: float) -> None:
-    """Add to a header in memory what highdicom takes for granted; the file is not touched.
-
-    Anonymised files lack type 2 attributes; multi-frame files may hold the geometry, equal in all frames of one stack,
-    in each frame instead of once.
-    """
-    for name in _MAY_BE_EMPTY:
-        if name not in image:
-            setattr(image, name, "")
-    if "PerFrameFunctionalGroupsSequence" not in image:
-        if not image.get("SliceThickness"):
-            image.SliceThickness = step_mm
-        return
-    shared, first = image.SharedFunctionalGroupsSequence[0], image.PerFrameFunctionalGroupsSequence[0]
-    for name in ("PixelMeasuresSequence", "PlaneOrientationSequence"):
-        if name not in shared and name in first:
-            setattr(shared, name, first[name].value)

@@ -7,6 +7,7 @@ back is the same record read from its end, scores resampled linearly, one class 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,7 +38,7 @@ from MaskSAMCore.volume import LabelMap, Volume, canonical_axes
 __all__ = [
     "ChannelStats", "Fingerprint", "MirrorRule", "Plan", "Prepared", "Record", "classes_to_ids", "fingerprint",
     "fit_patch", "ids_to_classes", "make_plan", "mirror_rule", "pad_patch", "pad_to", "preprocess", "preprocess_labels",
-    "restore_labels", "restore_scores", "take",
+    "restore_labels", "restore_probabilities", "take",
 ]  # fmt: skip
 
 LOG = logging.getLogger(__name__)
@@ -268,16 +269,24 @@ def preprocess_labels(labelmap: LabelMap, record: Record, plan: Plan, labels: La
     return np.ascontiguousarray(resample_labels(classes, record.shape, depth=record.depth_mode))
 
 
-def restore_scores(scores: Tensor | np.ndarray, record: Record) -> np.ndarray:
-    """Scores (K, D, H, W) on the network's grid to (K, Z, Y, X) float32 on the scan's.
+def restore_probabilities(scores: Tensor, record: Record) -> Iterator[np.ndarray]:
+    """Class by class, scores as probabilities (Z, Y, X) float32 on the scan's grid; they sum to 1.
 
-    Outside the crop the background has 1 and every other class 0.
+    Scores that are no distribution are divided by their sum. Where all of them are 0, and outside the crop, the
+    background has 1.
+
+    Args:
+        scores: (K, D, H, W), not negative; any device.
+        record: From `preprocess`.
     """
-    out: np.ndarray = np.zeros((len(scores), *record.source_shape), np.float32)
-    out[0] = 1
+    total = _restored(scores.sum(dim=0, dtype=torch.float32), record)
+    nowhere = total <= 0
+    total = total.masked_fill(nowhere, 1.0)
     for index in range(len(scores)):
-        record.apply(out[index])[...] = _restored(scores[index], record).numpy()
-    return out
+        out: np.ndarray = np.full(record.source_shape, float(index == 0), np.float32)
+        found = _restored(scores[index], record) / total
+        record.apply(out)[...] = found.masked_fill_(nowhere, float(index == 0)).numpy()
+        yield out
 
 
 def restore_labels(scores: Tensor | np.ndarray, record: Record) -> np.ndarray:

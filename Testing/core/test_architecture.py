@@ -15,7 +15,7 @@ import pytest
 # Every folder of MaskSAMCore is a room. The files beside the folders have rooms too:
 FILES = {
     "base": "__init__ errors labels progress",
-    "volume": "volume",
+    "volume": "volume label_statistics",
     "terminology": "terminology",
     "device": "device",
     "commandline": "commandline",
@@ -75,6 +75,7 @@ HEAVY = {"torch", "torchvision", "SimpleITK"}
 LIGHT = dict.fromkeys(("base", "config", "volume", "terminology", "device", "commandline", "zoo", "commands"), HEAVY)
 COUNT_ON_NETWORKS = ("zoo/audit.py", "zoo/cost.py")
 """They count on built networks, and are imported where that is asked for."""
+CONTOURS = "io/rtstruct.py"
 NETWORK_LIBRARIES = {"torch", "torchvision", "segment_anything", "timm", "monai", "einops", "numpy"}
 PREPROCESS_LIBRARIES = {"torch", "numpy", "scipy"}
 DATA_LIBRARIES = {"torch", "numpy", "scipy"}
@@ -145,7 +146,9 @@ def _outside(room: str, path: Path, item: Import) -> str:
     if top in APPLICATION:
         return "the core never imports Slicer, Qt or VTK"
     if top == "cv2":
-        return "no OpenCV"
+        return "OpenCV comes in through rt-utils alone"
+    if top == "rt_utils" and (path.as_posix() != CONTOURS or item.file_scope):
+        return f"only {CONTOURS} uses rt-utils, which brings OpenCV, and only where RTSTRUCT is written"
     if top in FILE_LIBRARIES and room != "io":
         return "only io touches files' libraries"
     if room == "network" and top in THIRD_PARTY - NETWORK_LIBRARIES:
@@ -252,6 +255,9 @@ def test_a_breach_of_the_slicer_library_is_found(path: str, source: str) -> None
         ("zoo/x.py", "from MaskSAMCore.inference.predictor import Predictor"),
         ("io/x.py", "from MaskSAMCore import segment"),
         ("inference/x.py", "import cv2"),
+        ("io/rtstruct.py", "def f():\n    import cv2"),
+        ("io/rtstruct.py", "import rt_utils"),
+        ("io/x.py", "def f():\n    from rt_utils import RTStruct"),
         ("nobody.py", ""),
     ],
 )
@@ -269,6 +275,7 @@ def test_a_breach_is_found(path: str, source: str) -> None:
         ("segment.py", "def f():\n    import torch\n    from MaskSAMCore.inference.predictor import Predictor"),
         ("zoo/x.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch"),
         ("io/x.py", "import SimpleITK"),
+        ("io/rtstruct.py", "def f():\n    from rt_utils import RTStruct"),
     ],
 )
 def test_what_is_allowed_passes(path: str, source: str) -> None:
@@ -287,6 +294,7 @@ CACHE_READERS = "MaskSAMCore.data.dataset MaskSAMCore.data.sampling MaskSAMCore.
     ("modules", "banned"),
     [
         (LIGHT_MODULES, "torch torchvision SimpleITK monai pydicom"),
+        ("MaskSAMCore.io.rtstruct MaskSAMCore.outputs", "cv2 rt_utils pydicom torch"),
         (CACHE_READERS, "SimpleITK pydicom highdicom monai torchvision matplotlib"),
         ("MaskSAMCore.network.build", "SimpleITK pydicom highdicom monai torchvision matplotlib scipy.ndimage"),
     ],

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from MaskSAMCore.errors import InputError
+from MaskSAMCore.errors import InputError, ResourceError
 from MaskSAMCore.inference.predictor import Predictor, context
 from MaskSAMCore.labels import PALETTE, Label, LabelTable
 from MaskSAMCore.progress import Cancelled, CancelToken
@@ -143,6 +143,48 @@ def test_windows_of_a_region_reach_beyond_it():
     found = Predictor.of(Shortsighted(), card).segment(volume, roi=roi).labels.array > 0
     part = roi.slices(volume.grid)
     assert np.array_equal(found[part], block[part])
+
+
+def test_probabilities_lie_on_the_grid_of_the_scan_and_sum_to_1():
+    affine = np.diag([1.0, 1.0, 2.0, 1.0])[[1, 0, 2, 3]]
+    volume, block = bright_scan(affine=affine)
+    result = predictor().segment(volume, probabilities=True)
+    found = result.probabilities
+    assert found.dtype == np.float16
+    assert found.shape == (2, *volume.grid.shape)
+    np.testing.assert_allclose(found.astype(np.float32).sum(0), 1, atol=1e-3)
+    clear = np.abs(found[1] - found[0]) > 0.01
+    assert clear.mean() > 0.9
+    assert np.array_equal((found[1] > found[0])[clear], (result.labels.array > 0)[clear])
+    assert found[1][block].max() == pytest.approx(0.9, abs=1e-3)
+    assert predictor().segment(volume).probabilities is None
+
+
+def test_outside_of_regions_the_background_is_certain():
+    volume, block = bright_scan()
+    rois = [Roi(center=(9, 17, 5), size=(7, 30, 30)), Roi(center=(12, 17, 5), size=(7, 30, 30))]
+    result = predictor().segment(volume, roi=rois, probabilities=True)
+    inside = np.zeros(block.shape, bool)
+    for roi in rois:
+        inside[roi.slices(volume.grid)] = True
+    assert (result.probabilities[0][~inside] == 1).all()
+    assert (result.probabilities[1][~inside] == 0).all()
+    assert (result.probabilities[0][inside] < 1).all()
+    assert np.array_equal(result.probabilities[1] > 0.5, result.labels.array > 0)
+
+
+def test_probabilities_of_a_constant_scan_are_background():
+    volume, _ = bright_scan()
+    volume.array[:] = 5
+    assert (predictor().segment(volume, probabilities=True).probabilities[0] == 1).all()
+
+
+def test_probabilities_that_do_not_fit_are_refused_before_anything_is_segmented(monkeypatch):
+    model, (volume, _) = predictor(), bright_scan()
+    monkeypatch.setattr("MaskSAMCore.device.available_ram", lambda: 250_000)
+    with pytest.raises(ResourceError, match=r"probabilities of 2 classes.*--save-probabilities"):
+        model.segment(volume, probabilities=True)
+    assert model.network.calls == 0
 
 
 def test_ids_above_255_widen_the_type():

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from MaskSAMCore.config.check import check_model
 from MaskSAMCore.config.schema import Config, DataConfig, ModelConfig
@@ -31,7 +32,7 @@ from MaskSAMCore.preprocessing.preprocess import (
     preprocess,
     preprocess_labels,
     restore_labels,
-    restore_scores,
+    restore_probabilities,
     take,
 )
 from MaskSAMCore.volume import Grid, LabelMap, Volume
@@ -152,9 +153,23 @@ def test_the_content_is_cropped_and_the_result_put_back_in_its_place() -> None:
     result = restore_labels(scores, ready.record)
     assert result[2:9, 3:10, 4:12].all()
     assert result.sum() == 7 * 7 * 8
-    whole = restore_scores(scores, ready.record)
+    whole = np.stack(list(restore_probabilities(torch.from_numpy(scores), ready.record)))
     np.testing.assert_array_equal(whole.argmax(0), result)
     np.testing.assert_allclose(whole.sum(0), 1)
+
+
+def test_scores_that_are_no_distribution_become_probabilities() -> None:
+    scan = canonical((6, 7, 8))
+    record = preprocess(scan, plan()).record
+    scores = torch.rand((3, *record.shape), generator=torch.Generator().manual_seed(1))
+    scores[:, 0] = 0
+    found = np.stack(list(restore_probabilities(scores, record)))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found.sum(0), 1, rtol=1e-5)
+    np.testing.assert_array_equal(found.argmax(0), restore_labels(scores, record))
+    inside = record.apply(found)
+    assert (inside[0, 0] == 1).all()
+    np.testing.assert_allclose(inside[:, 1:], (scores / scores.sum(0))[:, 1:], rtol=1e-5)
 
 
 def test_several_channels_are_normalised_by_themselves() -> None:
