@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from MaskSAMCore.config.schema import AdapterKind, ConditionConfig, Conditioning, DepthBranchKind, DepthPosition
 from MaskSAMCore.errors import InputError
+from MaskSAMCore.network.convolution import zero_init
 
 Activation = type[nn.Module]
 ACTIVATIONS: dict[str, Activation] = {"gelu": nn.GELU, "relu": nn.ReLU}
@@ -31,7 +32,7 @@ class DepthMLP(nn.Module):
         self.act = act()
         self.down = nn.Linear(4 * depth, depth)
         if zero:
-            _zero(self.down)
+            zero_init(self.down)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (G, D, *S, C) to the same shape; without the skip."""
@@ -145,7 +146,7 @@ class Adapter(nn.Module):
         self.core = None if core.build is None else core.build(width, depth, activation, position)
         self.skip = core.skip
         self.up = nn.Linear(width, channels)
-        _zero(self.up)
+        zero_init(self.up)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.core is None:
@@ -182,9 +183,10 @@ class Condition(nn.Module):
         elif cfg.mode == "concat":
             self.mix = nn.Linear(width + cfg.width, width)
         layers = cfg.layers if cfg.mode == "hyper" else 0
-        self.maps = nn.ModuleList(nn.Linear(cfg.width, width * width) for _ in range(layers))
+        maps = [nn.Linear(cfg.width, width * width) for _ in range(layers)]
+        self.maps = nn.ModuleList(maps)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(layers))
-        for each in self.maps:
+        for each in maps:
             # The chain starts as "normalise, rectify" and not as noise.
             nn.init.normal_(each.weight, std=0.02)
             with torch.no_grad():
@@ -243,7 +245,7 @@ class ConditionedAdapter(nn.Module):
         self.core = core.build(width, depth, activation, "middle") if core.build is not None and core.tied else None
         self.condition = Condition(width, condition)
         self.up = nn.Linear(width, channels)
-        _zero(self.up)
+        zero_init(self.up)
 
     def forward(self, x: Tensor, condition: Tensor, known: Tensor) -> Tensor:
         """x (G, D, T, C), condition (G, D, 512), known (G, D) bool; the correction alone."""
@@ -277,9 +279,3 @@ class DepthBranch(nn.Module):
         if self.gate is not None:
             return self.gate * x
         return x if self.adapter is None else self.adapter(x)
-
-
-def _zero(layer: nn.Linear) -> None:
-    with torch.no_grad():
-        layer.weight.zero_()
-        layer.bias.zero_()

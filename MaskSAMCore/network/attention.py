@@ -6,13 +6,17 @@ numbers to rounding through PyTorch's fused kernel and never holds a (tokens x t
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from MaskSAMCore.errors import ModelError
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import image_encoder
+    from timm.models import tiny_vit
 
 Kernel = Literal["fast", "reference"]
 Resize = Literal["slice", "interpolate"]
@@ -89,7 +93,7 @@ def relative_rows(table: Tensor, size: int, resize: Resize) -> Tensor:
     return table[known - size : known + size - 1]
 
 
-def vit_attention(attn: nn.Module, x: Tensor, *, kernel: Kernel, resize: Resize) -> Tensor:
+def vit_attention(attn: image_encoder.Attention, x: Tensor, *, kernel: Kernel, resize: Resize) -> Tensor:
     """Run the weights of segment-anything's `Attention` on x (N, h, w, C).
 
     Args:
@@ -150,7 +154,7 @@ def _by_pair(rows: Tensor, size: int) -> Tensor:
     return rows[at[:, None] - at[None, :] + size - 1]
 
 
-def vit_depth_attention(attn: nn.Module, x: Tensor, depth: int) -> Tensor:
+def vit_depth_attention(attn: image_encoder.Attention, x: Tensor, depth: int) -> Tensor:
     """The weights of segment-anything's `Attention` along the slices (model.md §4.4).
 
     Args:
@@ -165,7 +169,7 @@ def vit_depth_attention(attn: nn.Module, x: Tensor, depth: int) -> Tensor:
     return attn.proj(_along_depth(q, k, v, depth, attn.scale))
 
 
-def tiny_depth_attention(attn: nn.Module, x: Tensor, depth: int) -> Tensor:
+def tiny_depth_attention(attn: tiny_vit.Attention, x: Tensor, depth: int) -> Tensor:
     """The same with the weights of timm's TinyViT `Attention`, its norm included."""
     qkv = attn.qkv(attn.norm(x)).unflatten(-1, (attn.num_heads, -1))
     q, k, v = qkv.split([attn.key_dim, attn.key_dim, attn.val_dim], dim=-1)
@@ -183,7 +187,7 @@ def _along_depth(q: Tensor, k: Tensor, v: Tensor, depth: int, scale: float) -> T
     return y.movedim(-2, 1).flatten(0, 1).flatten(-2)
 
 
-def tiny_attention(attn: nn.Module, x: Tensor, *, kernel: Kernel) -> Tensor:
+def tiny_attention(attn: tiny_vit.Attention, x: Tensor, *, kernel: Kernel) -> Tensor:
     """Run the weights of timm's TinyViT `Attention` on windows x (N, tokens, C), its norm included.
 
     The bias table is gathered anew in every call: it costs next to nothing, and timm's own cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,6 +14,9 @@ from MaskSAMCore.network.attention import from_windows, to_windows, vit_attentio
 from MaskSAMCore.network.encoder import CANVAS, NECK_CHANNELS, AdaptedEncoder
 from MaskSAMCore.network.mobile import MobileEncoder
 from MaskSAMCore.network.types import Features, Level, fold, unfold
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import ImageEncoderViT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +43,8 @@ class ViTEncoder(AdaptedEncoder):
 
     Its four levels are the outputs of the global-attention blocks, at stride 16.
     """
+
+    sam: ImageEncoderViT
 
     def __init__(self, cfg: ModelConfig) -> None:
         size = SIZES[cfg.backbone.arch]
@@ -100,7 +106,7 @@ def build_encoder(cfg: ModelConfig) -> AdaptedEncoder:
     return ViTEncoder(cfg)
 
 
-def image_encoder(size: ViTSize) -> nn.Module:
+def image_encoder(size: ViTSize) -> ImageEncoderViT:
     """SAM's own image encoder of that size, with random weights."""
     from segment_anything.modeling import ImageEncoderViT
 

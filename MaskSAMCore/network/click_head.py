@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from MaskSAMCore.network.convolution import Conv3d
+from MaskSAMCore.network.convolution import Conv3d, zero_init
 from MaskSAMCore.network.heads import resize_masks
 from MaskSAMCore.network.mask_recall import held, recalled
-from MaskSAMCore.network.trunk import IN_PLANE, WHOLE, ConvBlock, Kernel
+from MaskSAMCore.network.trunk import IN_PLANE, WHOLE, ConvBlock, Kernel, same_padding
 from MaskSAMCore.network.types import PromptBatch
 
 SIGMAS = (1.5, 6.0)
@@ -35,7 +35,7 @@ class ClickHead(nn.Module):
     def __init__(self, features: int, *, in_plane: bool, recalls: bool = False, width: int = 16) -> None:
         super().__init__()
         kernel: Kernel = IN_PLANE if in_plane else WHOLE
-        padding = tuple(k // 2 for k in kernel)
+        padding = same_padding(kernel)
         # Two convolutions that are added are one over all channels; the first is the same for all prompts of a patch.
         self.seen = Conv3d(features, width, kernel, padding=padding)
         self.said = Conv3d(MAPS + 1, width, kernel, padding=padding, bias=False)
@@ -44,8 +44,7 @@ class ClickHead(nn.Module):
         self.norm = nn.Sequential(nn.GroupNorm(width, width), nn.LeakyReLU(0.01))
         self.block = ConvBlock(width, width, kernel=kernel)
         self.last = nn.Conv3d(width, 1, 1)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        zero_init(self.last)
 
     def forward(self, masks: Tensor, fine: Tensor, prompts: PromptBatch, classes: Tensor | None = None) -> Tensor:
         """Corrected logits.

@@ -14,23 +14,29 @@ more than that (`use_mkldnn` in its Convolution.cpp); width does not count."""
 SPATIAL = (2, 3, 4)
 
 
+def zero_init(layer: nn.Module) -> None:
+    """Set all parameters of a layer to zero, so that a branch which ends in it adds nothing at first."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
 class Conv3d(nn.Conv3d):
     """`nn.Conv3d`, which on a CPU takes the axes in another order where that is faster: up to nine times.
 
     Weights, their names and the result are the same, up to rounding.
     """
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(B, C, D, H, W) to (B, width, D', H', W')."""
-        if not self._slow(input):
-            return super().forward(input)
-        order = sorted(SPATIAL, key=lambda axis: -input.shape[axis])
+        if not self._slow(x):
+            return super().forward(x)
+        order = sorted(SPATIAL, key=lambda axis: -x.shape[axis])
+        # `_slow` leaves only numbers in `padding`.
         stride, padding, dilation = (
-            [sizes[axis - 2] for axis in order]
-            for sizes in (self.stride, self.padding, self.dilation)  # type: ignore[misc]
+            [int(sizes[axis - 2]) for axis in order] for sizes in (self.stride, self.padding, self.dilation)
         )
-        x, weight = (t.permute(0, 1, *order) for t in (input, self.weight))
-        y = F.conv3d(x, weight, self.bias, stride, padding, dilation)
+        moved, weight = (t.permute(0, 1, *order) for t in (x, self.weight))
+        y = F.conv3d(moved, weight, self.bias, stride, padding, dilation)
         return y.permute(0, 1, *(2 + order.index(axis) for axis in SPATIAL))
 
     def _slow(self, x: Tensor) -> bool:

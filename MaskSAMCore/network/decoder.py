@@ -6,7 +6,7 @@ stay (B, 1, D, n, 256) for as long as all prompts of a slice share them.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from MaskSAMCore.errors import ModelError
 from MaskSAMCore.network.adapters import Adapter, ConditionedAdapter, core_of
 from MaskSAMCore.network.attention import attend
 from MaskSAMCore.network.types import Decoded, Features, PromptTokens
+
+if TYPE_CHECKING:
+    from segment_anything.modeling.transformer import Attention
 
 EMBED_DIM = 256
 LAYERS = 2
@@ -34,7 +37,7 @@ class Positions(NamedTuple):
         """(1 or D, n, 256)."""
         return self.plane if self.slices is None else self.plane + self.slices
 
-    def through(self, layer: nn.Module) -> Tensor:
+    def through(self, layer: nn.Linear) -> Tensor:
         """A linear layer of `whole`, at the cost of the parts: W(a + b) = Wa + Wb."""
         y = layer(self.plane)
         return y if self.slices is None else y + F.linear(self.slices, layer.weight)
@@ -124,8 +127,10 @@ class SamDecoder(nn.Module):
         if len(parts) == 1:
             mask, quality, out, cls = parts[0]
         else:
-            mask, quality, out = (torch.cat([part[i] for part in parts], dim=1) for i in (0, 1, 2))
-            cls = None if self.class_head is None else torch.cat([part[3] for part in parts], dim=1)
+            masks, qualities, outs, classes = zip(*parts, strict=True)
+            mask, quality, out = (torch.cat(each, dim=1) for each in (masks, qualities, outs))
+            given = [each for each in classes if each is not None]
+            cls = torch.cat(given, dim=1) if given else None
         return Decoded(mask=mask, quality=quality, cls=cls, tokens=out)
 
     def _positions(self, dense_pe: Tensor, depth: int) -> Positions:
@@ -289,10 +294,11 @@ class SamDecoder(nn.Module):
         Both transposed convolutions have stride = kernel = 2, so each is one matrix product per
         token; pixels are put in their places only after the channels are contracted away.
         """
-        first, norm, act, second, last_act = self.sam.output_upscaling
-        y = _spread(first, keys)
-        y = act(F.layer_norm(y, y.shape[-1:], norm.weight, norm.bias, norm.eps))
-        y = last_act(_spread(second, y)).flatten(3, -2)
+        layers = self.sam.output_upscaling
+        norm = layers[1]
+        y = _double(layers[0], keys)
+        y = layers[2](F.layer_norm(y, y.shape[-1:], norm.weight, norm.bias, norm.eps))
+        y = layers[4](_double(layers[3], y)).flatten(3, -2)
         masks = (y @ hyper.to(y.dtype).transpose(-1, -2)).unflatten(3, (*grid, 2, 2, 2, 2))
         # (B, q, D, h, w, row, column, fine row, fine column, m)
         return masks.permute(0, 1, 2, 9, 3, 5, 7, 4, 6, 8).flatten(7, 9).flatten(4, 6)
@@ -304,14 +310,14 @@ class SamDecoder(nn.Module):
         return masks.unflatten(2, y.shape[2:]).unflatten(0, keys.shape[:3])
 
 
-def _call(attention: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _call(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """SAM's attention module on (B, 1 or Q, D, tokens, 256) inputs."""
     shape = torch.broadcast_shapes(q.shape[:3], k.shape[:3])
     q, k, v = (t.expand(*shape, -1, -1).flatten(0, 2) for t in (q, k, v))
     return attention(q=q, k=k, v=v).unflatten(0, shape)
 
 
-def _project(keys: Tensor, pe: Positions, *layers: nn.Module) -> tuple[Tensor, ...]:
+def _project(keys: Tensor, pe: Positions, *layers: nn.Linear) -> tuple[Tensor, ...]:
     """Project image tokens for several attentions at once: k of keys + pe, v of keys, q of keys + pe.
 
     `layers` are the k, v and optionally q projections. The positions are projected apart, once for
@@ -320,13 +326,13 @@ def _project(keys: Tensor, pe: Positions, *layers: nn.Module) -> tuple[Tensor, .
     split = [layer.out_features for layer in layers]
     weight = torch.cat([layer.weight for layer in layers])
     placed = pe.through(layers[0])
-    plain = layers[1].bias.expand(*placed.shape[:-1], -1)  # type: ignore[operator]
+    plain = layers[1].bias.expand(*placed.shape[:-1], -1)
     offset = torch.cat([placed, plain, *(pe.through(layer) for layer in layers[2:])], dim=-1)
     y = F.linear(keys, weight)
     return (y + offset.to(y.dtype)).split(split, dim=-1)
 
 
-def _read_image(attention: nn.Module, x: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def _read_image(attention: Attention, x: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Tokens x (B, q, D, T, 256) attend to projected image tokens (B, 1 or q, D, n, 128)."""
     query = attention.q_proj(x)
     shape = query.shape
@@ -341,7 +347,7 @@ def _read_image(attention: nn.Module, x: Tensor, key: Tensor, value: Tensor) -> 
 
 
 def _write_image(
-    attention: nn.Module, query: Tensor, placed: Tensor, x: Tensor, ignored: Tensor | None = None
+    attention: Attention, query: Tensor, placed: Tensor, x: Tensor, ignored: Tensor | None = None
 ) -> Tensor:
     """Projected image tokens (B, 1 or q, D, n, 128) attend to tokens (B, q, D, T, 256) that are not ignored."""
     key, value = attention.k_proj(placed), attention.v_proj(x)
@@ -350,7 +356,7 @@ def _write_image(
     return attention.out_proj(y).unflatten(0, key.shape[:3])
 
 
-def _mix(attention: nn.Module, placed: Tensor, x: Tensor, ignored: Tensor) -> Tensor:
+def _mix(attention: Attention, placed: Tensor, x: Tensor, ignored: Tensor) -> Tensor:
     """Tokens (B, q, D, T, 256) attend to those among them that are not ignored, (B, q, D, T) bool."""
     query, key, value = attention.q_proj(placed), attention.k_proj(placed), attention.v_proj(x)
     y = _attention(query.flatten(0, 2), key.flatten(0, 2), value.flatten(0, 2), attention.num_heads, ignored)
@@ -364,10 +370,11 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, heads: int, ignored: Tensor | No
     return attend(q, k, v, mask=allowed).transpose(1, 2).flatten(2)
 
 
-def _spread(convolution: nn.Module, x: Tensor) -> Tensor:
+def _double(convolution: nn.ConvTranspose2d, x: Tensor) -> Tensor:
     """A 2x2 transposed convolution of stride 2 on (..., C): (..., 4, C') with row before column."""
     weight = convolution.weight.permute(2, 3, 1, 0)
-    y = F.linear(x, weight.flatten(0, 2), convolution.bias.repeat(4))
+    bias = None if convolution.bias is None else convolution.bias.repeat(4)
+    y = F.linear(x, weight.flatten(0, 2), bias)
     return y.unflatten(-1, (4, -1))
 
 

@@ -123,17 +123,20 @@ class AdaptedEncoder(nn.Module):
             return a
         return a + self.depth_branches[index](attend())
 
+    def _slot(self, index: int, name: str) -> nn.Module | None:
+        """The adapter in a slot of a block; None where the slot is empty."""
+        slots = self.adapters[index]
+        return slots[name] if isinstance(slots, nn.ModuleDict) and name in slots else None
+
     def _attn_slot(self, index: int, a: Tensor, depth: int, adapt: bool) -> Tensor:
         """`a + A(a)` for the attention's output a (B*D, h, w, C), windows reversed already."""
-        if not adapt or "attn" not in self.adapters[index]:
-            return a
-        return a + _over_depth(self.adapters[index]["attn"], a, depth)
+        adapter = self._slot(index, "attn") if adapt else None
+        return a if adapter is None else a + _over_depth(adapter, a, depth)
 
     def _mlp_slot(self, index: int, x: Tensor, n: Tensor, depth: int, adapt: bool) -> Tensor:
         """`x + s * A(n)`, n = the normalised input that the MLP beside it sees too; (B*D, h, w, C)."""
-        if not adapt or "mlp" not in self.adapters[index]:
-            return x
-        return torch.add(x, _over_depth(self.adapters[index]["mlp"], n, depth), alpha=self.scale)
+        adapter = self._slot(index, "mlp") if adapt else None
+        return x if adapter is None else torch.add(x, _over_depth(adapter, n, depth), alpha=self.scale)
 
     def _add_depth_pe(self, x: Tensor, depth: int, adapt: bool) -> Tensor:
         """Add each slice's position to x (B*D, h, w, C) (model.md §5.2)."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from MaskSAMCore.network.convolution import Conv3d
+from MaskSAMCore.network.convolution import Conv3d, zero_init
 
 
 def semantic(cls: Tensor, masks: Tensor) -> Tensor:
@@ -131,8 +131,7 @@ class MultiClassHead(nn.Module):
             nn.GELU(),
             nn.Conv3d(4 * classes, classes, 1),
         )
-        nn.init.zeros_(self.layers[-1].weight)
-        nn.init.zeros_(self.layers[-1].bias)
+        zero_init(self.layers[-1])
 
     def forward(self, masks: Tensor) -> Tensor:
         """masks (B, K, D, H, W) logits, one per class, to the same shape."""
@@ -152,8 +151,7 @@ class FineMasks(nn.Module):
     def __init__(self, width: int, *, token: int = 256) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(token, token), nn.ReLU(), nn.Linear(token, width + 1))
-        nn.init.zeros_(self.layers[-1].weight)
-        nn.init.zeros_(self.layers[-1].bias)
+        zero_init(self.layers[-1])
 
     def forward(self, tokens: Tensor, fine: Tensor) -> Tensor:
         """tokens (B, Q, D, m, 256), fine (B, F, D, H, W) to logits (B, Q, D, m, H, W)."""

@@ -53,6 +53,37 @@ class Segmenter(nn.Module):
     def set_checkpointing(self, enabled: bool) -> None:
         """Recompute activations in the backward pass instead of keeping them, where the network can."""
 
+    def encode(self, image: Tensor) -> Features:
+        """Features of an image (B, M, D, H, W), which `forward` takes; see `MaskSAM.encode`.
+
+        Raises:
+            ModelError: The network has no encoder that can be run alone.
+        """
+        raise self._lacks("encoder that can be run alone")
+
+    def encode_frozen(self, image: Tensor) -> Features:
+        """Features of the pretrained encoder alone; see `MaskSAM.encode_frozen`.
+
+        Raises:
+            ModelError: The network has no encoder that can be run alone.
+        """
+        raise self._lacks("encoder that can be run alone")
+
+    def own_masks(self, features: Features, image: Tensor) -> tuple[Tensor, ...]:
+        """Logits of the prompt generator, without the decoder; see `MaskSAM.own_masks`.
+
+        Raises:
+            ModelError: The network has no prompt generator.
+        """
+        raise self._lacks("prompt generator")
+
+    def _lacks(self, part: str) -> ModelError:
+        return ModelError(
+            f"this model has no {part}",
+            where=f"model.backbone.arch={self.cfg.backbone.arch}",
+            remedy="Use a model whose backbone is SAM's, slice by slice.",
+        )
+
 
 class DirectSegmenter(Segmenter):
     """A network with one logit map per class: softmax over the classes, no prompts, nothing to cache for clicks."""

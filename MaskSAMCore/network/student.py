@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from MaskSAMCore.config.schema import ModelConfig
 from MaskSAMCore.errors import PackageError
 from MaskSAMCore.network.segmenter import DirectSegmenter
+
+if TYPE_CHECKING:
+    from monai.networks.nets.swin_unetr import SwinUNETR
 
 STRIDE = 32
 """What a SwinUNETR halves its input down by; every axis must be a multiple."""
@@ -41,8 +45,10 @@ class SwinStudent(DirectSegmenter):
 
     def set_checkpointing(self, enabled: bool) -> None:
         """Recompute the transformer blocks in the backward pass."""
+        from monai.networks.nets.swin_unetr import SwinTransformerBlock
+
         for module in self.net.swinViT.modules():
-            if hasattr(module, "use_checkpoint"):
+            if isinstance(module, SwinTransformerBlock):
                 module.use_checkpoint = enabled
 
     def logits(self, image: Tensor) -> Tensor:
@@ -57,7 +63,7 @@ class SwinStudent(DirectSegmenter):
         return self.net(padded)[(slice(None), slice(None), *inside)]
 
 
-def _swin_unetr(cfg: ModelConfig) -> nn.Module:
+def _swin_unetr(cfg: ModelConfig) -> SwinUNETR:
     try:
         import einops  # noqa: F401
         from monai.networks.nets.swin_unetr import SwinUNETR

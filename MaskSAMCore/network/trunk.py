@@ -26,6 +26,12 @@ WHOLE: Kernel = (3, 3, 3)
 IN_PLANE: Kernel = (1, 3, 3)
 
 
+def same_padding(kernel: Kernel) -> Kernel:
+    """Padding (D, H, W) with which a convolution of stride 1 and an odd kernel keeps the size."""
+    depth, height, width = kernel
+    return depth // 2, height // 2, width // 2
+
+
 class ConvBlock(nn.Sequential):
     """Convolution, instance norm, leaky ReLU: the CB of model.md §6.1.
 
@@ -38,9 +44,8 @@ class ConvBlock(nn.Sequential):
     """
 
     def __init__(self, channels: int, width: int, *, kernel: Kernel = WHOLE, stride: int = 1) -> None:
-        padding = tuple(k // 2 for k in kernel)
         super().__init__(
-            Conv3d(channels, width, kernel, stride=(1, stride, stride), padding=padding),
+            Conv3d(channels, width, kernel, stride=(1, stride, stride), padding=same_padding(kernel)),
             nn.GroupNorm(width, width),
             nn.LeakyReLU(0.01, inplace=True),
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from functools import partial
 from itertools import product
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +20,14 @@ from torch.utils.checkpoint import checkpoint
 from MaskSAMCore.config.schema import TOKEN_STRIDE, ModelConfig
 from MaskSAMCore.errors import ModelError
 from MaskSAMCore.network.adapters import Adapter
-from MaskSAMCore.network.attention import attend, relative_rows
+from MaskSAMCore.network.attention import Resize, attend, relative_rows
 from MaskSAMCore.network.backbone import SIZES, image_encoder
-from MaskSAMCore.network.convolution import Conv3d
+from MaskSAMCore.network.convolution import Conv3d, zero_init
 from MaskSAMCore.network.encoder import NECK_CHANNELS
 from MaskSAMCore.network.types import fold, unfold
+
+if TYPE_CHECKING:
+    from segment_anything.modeling.image_encoder import Attention
 
 WINDOW = 8
 LEVELS = 4
@@ -60,10 +64,9 @@ class DepthEmbedding(nn.Module):
         super().__init__()
         self.upsample = upsample
         self.conv = nn.Conv1d(channels, channels, TOKEN_STRIDE, stride=TOKEN_STRIDE, groups=channels)
-        with torch.no_grad():
-            # The mean over the block, not noise as in the release.
-            self.conv.weight.fill_(1 / TOKEN_STRIDE)
-            self.conv.bias.zero_()  # type: ignore[union-attr]
+        zero_init(self.conv)
+        # The mean over the block, not noise as in the release.
+        nn.init.constant_(self.conv.weight, 1 / TOKEN_STRIDE)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, D, h, w) to (B, C, D * upsample / 16, h, w)."""
@@ -72,7 +75,7 @@ class DepthEmbedding(nn.Module):
         blocks = enlarged.unflatten(1, (-1, TOKEN_STRIDE))
         weight = torch.einsum("ck,ztk->ctz", self.conv.weight[:, 0].to(x.dtype), blocks)
         y = torch.einsum("bczhw,ctz->bcthw", x, weight)
-        return y + self.conv.bias.to(y.dtype)[:, None, None, None]  # type: ignore[union-attr]
+        return y if self.conv.bias is None else y + self.conv.bias.to(y.dtype)[:, None, None, None]
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -152,11 +155,12 @@ class VolumeEncoder(nn.Module):
 
     def block(self, index: int, x: Tensor) -> Tensor:
         """One of SAM's blocks on a cube of tokens (B, T, h, w, C), with the adapter before it."""
-        block, norms = self.sam.blocks[index], self.norms[index]
+        block = self.sam.blocks[index]
+        before_attention, before_mlp = self.norms[index].children()
         if len(self.adapters):
             x = x + self.adapters[index](x)
-        x = x + self._attend(index, norms[0](block.norm1, x))
-        return x + block.mlp(norms[1](block.norm2, x))
+        x = x + self._attend(index, before_attention(block.norm1, x))
+        return x + block.mlp(before_mlp(block.norm2, x))
 
     def _attend(self, index: int, n: Tensor) -> Tensor:
         attn, grid = self.sam.blocks[index].attn, n.shape[1:4]
@@ -165,12 +169,12 @@ class VolumeEncoder(nn.Module):
         attend = partial(cube_attention, attn, tables=tables, resize=self.cfg.rel_pos_resize)
         if self.cfg.attention == "sam2d":
             side = self.sam.blocks[index].window_size
-            window = (1, side, side) if side else (1, grid[1], grid[2])
+            window: Cube = (1, side, side) if side else (1, grid[1], grid[2])
             return windowed(attend, n, window, shift=(0, 0, 0), see_padding=True)
-        window = tuple(min(self.window, size) for size in grid)
+        depth, height, width = (min(self.window, size) for size in grid)
         # A grid that is one window wide has nothing to be shifted to, as in Swin.
-        shift = tuple(self.window // 2 if index % 2 == 0 and size > self.window else 0 for size in grid)
-        return windowed(attend, n, window, shift=shift, see_padding=False)  # type: ignore[arg-type]
+        shift = [self.window // 2 if index % 2 == 0 and size > self.window else 0 for size in grid]
+        return windowed(attend, n, (depth, height, width), shift=(shift[0], shift[1], shift[2]), see_padding=False)
 
 
 def windowed(attend: partial[Tensor], x: Tensor, window: Cube, *, shift: Cube, see_padding: bool) -> Tensor:
@@ -213,7 +217,7 @@ def _regions(grid: list[int], fill: list[int], shift: Cube, device: torch.device
 
 
 def cube_attention(
-    attn: nn.Module, x: Tensor, *, tables: tuple[Tensor, Tensor, Tensor], resize: str, mask: Tensor | None
+    attn: Attention, x: Tensor, *, tables: tuple[Tensor, Tensor, Tensor], resize: Resize, mask: Tensor | None
 ) -> Tensor:
     """SAM's attention over cubes x (N, d, h, w, C), fused; its relative positions are the sum of three axes'.
 
@@ -233,7 +237,7 @@ def cube_attention(
     biases, places = [], []
     index = torch.tensor(list(product(*(range(side) for side in sides))), device=x.device)
     for axis, (letter, side) in enumerate(zip("dhw", sides, strict=True)):
-        rows = relative_rows(tables[axis], side, resize)  # type: ignore[arg-type]
+        rows = relative_rows(tables[axis], side, resize)
         at = torch.arange(side, device=x.device)
         pairs = rows[at[:, None] - at[None, :] + side - 1].to(q.dtype)
         biases.append(torch.einsum(f"nadhwc,{letter}kc->nadhwk", cube, pairs).flatten(2, 4))

@@ -22,8 +22,6 @@ from MaskSAMCore.preprocessing.plan import (
     Fingerprint,
     MirrorRule,
     Plan,
-    Shape,
-    Triple,
     extent,
     fingerprint,
     fit_patch,
@@ -32,7 +30,7 @@ from MaskSAMCore.preprocessing.plan import (
     mirror_rule,
 )
 from MaskSAMCore.preprocessing.resample import Depth, pad_to, resample, resample_labels, take
-from MaskSAMCore.volume import LabelMap, Volume, canonical_axes
+from MaskSAMCore.volume import LabelMap, Shape, Triple, Volume, canonical_axes, triple
 
 __all__ = [
     "ChannelStats", "Fingerprint", "MirrorRule", "Plan", "Prepared", "Record", "classes_to_ids", "fingerprint",
@@ -77,7 +75,7 @@ class Record:
     @property
     def cropped(self) -> Shape:
         """(D, H, W) of the crop before resampling."""
-        return tuple(u - v for u, v in zip(self.upper, self.lower, strict=True))  # type: ignore[return-value]
+        return triple(u - v for u, v in zip(self.upper, self.lower, strict=True))
 
     @property
     def depth_mode(self) -> Depth:
@@ -135,14 +133,14 @@ def preprocess(volume: Volume, plan: Plan) -> Prepared:
         )
     _, reverse = canonical_axes(volume.grid.affine)
     order = [2 - c for c in VIEWS[plan.view]]
-    axes = tuple(2 - axis for axis in plan.axes_of(volume.grid))
-    flips = tuple(reverse[a] != (plan.view == "picture" and a != order[0]) for a in order)
-    source, nonfinite = _finite(_orient(source, axes, flips), volume)  # type: ignore[arg-type]
+    axes = triple(2 - axis for axis in plan.axes_of(volume.grid))
+    flips = triple(reverse[a] != (plan.view == "picture" and a != order[0]) for a in order)
+    source, nonfinite = _finite(_orient(source, axes, flips), volume)
     lower, upper = extent(source, plan.normalisation)
     spacing = plan.own_spacing(volume.grid)
     cropped = source[(slice(None), *(slice(a, b) for a, b in zip(lower, upper, strict=True)))]
     target = plan.spacing_for(spacing)
-    shape = tuple(max(1, round(n * s / t)) for n, s, t in zip(cropped.shape[1:], spacing, target, strict=True))
+    shape = triple(max(1, round(n * s / t)) for n, s, t in zip(cropped.shape[1:], spacing, target, strict=True))
     if plan.longest:
         shape = fitted(cropped.shape[1:], plan.longest)
     nearest = max(spacing[0] / min(spacing[1:]), target[0] / min(target[1:])) > ANISOTROPIC
@@ -150,18 +148,18 @@ def preprocess(volume: Volume, plan: Plan) -> Prepared:
     for index, (channel, kind, stats) in enumerate(zip(cropped, plan.normalisation, plan.stats, strict=True)):
         normal, constant = _normalise(channel, kind, stats, index)
         depth: Depth = "nearest" if nearest else "same"
-        image[index] = resample(torch.from_numpy(normal), shape, mode="cubic", depth=depth).numpy()  # type: ignore[arg-type]
+        image[index] = resample(torch.from_numpy(normal), shape, mode="cubic", depth=depth).numpy()
         flat.append(constant)
     if all(flat):
         LOG.warning("%s: the image is constant; there is nothing to segment", volume.source or "volume")
     record = Record(
         source_shape=volume.grid.shape,
-        axes=axes,  # type: ignore[arg-type]
-        flips=flips,  # type: ignore[arg-type]
+        axes=axes,
+        flips=flips,
         lower=lower,
         upper=upper,
         spacing=spacing,
-        shape=shape,  # type: ignore[arg-type]
+        shape=shape,
         nearest_depth=bool(nearest),
         constant=all(flat),
         nonfinite=nonfinite + volume.nonfinite,
