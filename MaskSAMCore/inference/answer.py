@@ -19,8 +19,8 @@ from MaskSAMCore.inference.slabs import Slabs
 from MaskSAMCore.inference.sliding_window import gaussian
 from MaskSAMCore.inference.tiles import LIMIT, Clip, Rect, State, Tile, inside, overlap, paint, union
 from MaskSAMCore.network.heads import resize_masks
-from MaskSAMCore.network.prompt_broadcast import SlicePrompts, nearest, spread
-from MaskSAMCore.preprocessing.masks import honour
+from MaskSAMCore.network.prompt_broadcast import SlicePrompts, broadcast_prompts, nearest_slice
+from MaskSAMCore.preprocessing.masks import enforce_clicks
 
 Edges = tuple[float, float, float, float]
 
@@ -150,7 +150,7 @@ def _honoured(answer: Answer, said: Mapping[int, Said]) -> Answer:
     for index, z in enumerate(answer.slices):
         clicks = [(cy - y, cx - x, bool(label)) for cx, cy, label in said[z].clicks] if z in said else []
         for rank in range(len(logits) if clicks else 0):
-            logits[rank, index] = honour(logits[rank, index], clicks).clip(-LIMIT, LIMIT)
+            logits[rank, index] = enforce_clicks(logits[rank, index], clicks).clip(-LIMIT, LIMIT)
     return answer
 
 
@@ -196,7 +196,7 @@ def _window(
     network = slabs.retreat.network
 
     def work(device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
-        batch = spread(
+        batch = broadcast_prompts(
             [[seen]],
             slabs.patch[0],
             masks=_mask_prompt(masks, slabs.mask_size, device) if known.any() else None,
@@ -279,7 +279,7 @@ class Own:
         return cls(z=z, direct=frozenset(each.z for each in real), spreading=tuple(sorted(spreading)))
 
     def __contains__(self, z: int) -> bool:
-        return z == self.z or (z not in self.direct and nearest(self.spreading, z) == self.z)
+        return z == self.z or (z not in self.direct and nearest_slice(self.spreading, z) == self.z)
 
 
 class Draft:

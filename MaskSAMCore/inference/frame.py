@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from MaskSAMCore.preprocessing.preprocess import Record
+from MaskSAMCore.preprocessing.preprocess import PreprocessingRecord
 from MaskSAMCore.preprocessing.resample import SHRINK
 
 Box = tuple[int, int, int, int, int, int]
@@ -69,7 +69,7 @@ def taps(size: int, target: int, *, smooth: bool) -> Taps:
 class Frame:
     """The correspondence that a preprocessing record describes."""
 
-    def __init__(self, record: Record) -> None:
+    def __init__(self, record: PreprocessingRecord) -> None:
         self.record = record
         self.size = tuple(record.source_shape[a] for a in record.axes)
         """(D, H, W) of the turned scan."""

@@ -23,7 +23,7 @@ from MaskSAMCore.preprocessing.plan import Plan, Shape, mirror_rule
 from MaskSAMCore.preprocessing.postprocess import keep_largest
 from MaskSAMCore.preprocessing.preprocess import (
     Prepared,
-    Record,
+    PreprocessingRecord,
     classes_to_ids,
     preprocess,
     preprocess_labels,
@@ -298,7 +298,7 @@ def _focus(inner: Slices, grid: Grid, prepared: Prepared, plan: Plan) -> Slices:
     return tuple(out)  # type: ignore[return-value]
 
 
-def _spread(scores: Tensor, focus: Slices, record: Record) -> Tensor:
+def _spread(scores: Tensor, focus: Slices, record: PreprocessingRecord) -> Tensor:
     """Scores of a part as scores of the whole prepared image; zeros, which are background, elsewhere."""
     if tuple(scores.shape[1:]) == record.shape:
         return scores

@@ -1,4 +1,4 @@
-"""SAM's plain vision transformers as adapted encoders, and the choice of a backbone (model.md §3)."""
+"""SAM's ViT encoders with adapters, and the choice of the backbone (model.md §3)."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ SIZES: dict[str, ViTSize] = {
 
 
 class ViTEncoder(AdaptedEncoder):
-    """SAM's ViT-B, -L or -H, or the test-sized one of the same classes.
+    """SAM's ViT-B, -L or -H, or a small one of the same classes for tests.
 
-    Its four levels are the outputs of the global-attention blocks, at stride 16.
+    Its four levels are the outputs of the blocks with global attention, at stride 16.
     """
 
     sam: ImageEncoderViT
@@ -71,7 +71,7 @@ class ViTEncoder(AdaptedEncoder):
         return Features(levels=tuple(levels), embed=unfold(embed, depth))
 
     def _position(self, grid: tuple[int, int]) -> Tensor:
-        """The absolute positions (1, g_h, g_w, C) for a grid (model.md §3.1)."""
+        """Absolute positions (1, g_h, g_w, C) for a token grid (g_h, g_w) (model.md §3.1)."""
         table = self.sam.pos_embed
         if self.backbone.pos_mode == "crop":
             return table[:, : grid[0], : grid[1]]
@@ -100,14 +100,14 @@ class ViTEncoder(AdaptedEncoder):
 
 
 def build_encoder(cfg: ModelConfig) -> AdaptedEncoder:
-    """The encoder that `cfg.backbone.arch` names, with random weights; load SAM's into `.sam`."""
+    """Build the encoder of `cfg.backbone.arch` with random weights; SAM's are loaded into `.sam`."""
     if cfg.backbone.arch == "mobile":
         return MobileEncoder(cfg)
     return ViTEncoder(cfg)
 
 
 def image_encoder(size: ViTSize) -> ImageEncoderViT:
-    """SAM's own image encoder of that size, with random weights."""
+    """SAM's image encoder of the given size, with random weights."""
     from segment_anything.modeling import ImageEncoderViT
 
     return ImageEncoderViT(

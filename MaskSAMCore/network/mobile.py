@@ -1,8 +1,8 @@
-"""MobileSAM's encoder: timm's TinyViT with SAM's neck and our adapter slots (model.md §3).
+"""MobileSAM's encoder: timm's TinyViT with SAM's neck and adapter slots (model.md §3).
 
-With `attention_kernel="fast"` each frozen batch norm is merged into the convolution before it, the
-maps lie channels-last and attention runs in PyTorch's fused kernel: the same numbers to rounding in
-little more than half the time on a CPU. `reference` calls timm's modules as they are.
+With `attention_kernel="fast"` each frozen batch norm is merged into the convolution before it, feature maps are
+channels-last, and attention uses PyTorch's fused kernel: the same numbers up to rounding in about half the time on a
+CPU. `reference` calls timm's modules as they are.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PREFIX = "image_encoder."
 
 
 class MobileImageEncoder(nn.Module):
-    """MobileSAM's own image encoder: timm's TinyViT, with SAM's neck in the place of its classifier."""
+    """MobileSAM's image encoder: timm's TinyViT with SAM's neck in place of the classifier."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,16 +50,15 @@ class MobileImageEncoder(nn.Module):
 
 
 class MobileEncoder(AdaptedEncoder):
-    """TinyViT at 64/128/160/320 channels; the slots are in its ten attention blocks (stages 1 to 3).
+    """TinyViT with 64/128/160/320 channels and adapter slots in its ten attention blocks (stages 1 to 3).
 
-    Its levels are the outputs of the four stages, true scales of stride 4, 8, 16 and 16. A block is
-    attention, then a local convolution, then the MLP:
+    Its levels are the outputs of the four stages, at stride 4, 8, 16 and 16. A block is attention, then a local
+    convolution, then the MLP:
 
-        a = attn(x), windows reversed;  x = x + a + A(a);  x = conv(x);  x = x + mlp(x) + s * A(norm x)
+        a = attn(x), windows joined;  x = x + a + A(a);  x = conv(x);  x = x + mlp(x) + s * A(norm x)
 
-    The paper adds depth positions behind a ViT's absolute embedding. TinyViT has none, so the table
-    (D, 128) stands at the entry of the first attention block: the first point that adapters can see,
-    and behind the convolutional stage, which thus stays the constant prefix of model.md §14.4.
+    The paper adds depth positions after a ViT's absolute positions. TinyViT has none, so the table (D, 128) is added
+    before the first attention block, after the convolutional stage, which stays constant (model.md §14.4).
     """
 
     sam: MobileImageEncoder
@@ -91,7 +90,7 @@ class MobileEncoder(AdaptedEncoder):
         return Features(levels=tuple(levels), embed=unfold(embed, depth))
 
     def _conv_stage(self, x: Tensor) -> Tensor:
-        """Patch embedding and stage 0: (N, 3, S_h, S_w) to (N, 64, S_h/4, S_w/4)."""
+        """Patch embedding and stage 0: (N, 3, S_h, S_w) to (N, 64, S_h / 4, S_w / 4)."""
         embed = self.sam.patch_embed
         x = self._conv_norm(embed.conv2, embed.act(self._conv_norm(embed.conv1, x)))
         for block in self.sam.stages[0].blocks:
@@ -104,7 +103,7 @@ class MobileEncoder(AdaptedEncoder):
         return block.act3(self._conv_norm(block.conv3, y) + x)
 
     def _merge(self, merging: PatchMerging, x: Tensor) -> Tensor:
-        """A stage's down-sampling, (N, C, H, W) to (N, C', H/2, W/2), or H, W in the last stage."""
+        """A stage's downsampling: (N, C, H, W) to (N, C', H / 2, W / 2), or to (N, C', H, W) in the last stage."""
         y = merging.act1(self._conv_norm(merging.conv1, x))
         y = merging.act2(self._conv_norm(merging.conv2, y))
         return self._conv_norm(merging.conv3, y)
@@ -121,10 +120,10 @@ class MobileEncoder(AdaptedEncoder):
         return self._mlp_slot(index, x + mlp.fc2(mlp.act(mlp.fc1(n))), n, depth, adapt)
 
     def _conv_norm(self, layer: ConvNorm, x: Tensor) -> Tensor:
-        """Convolution and frozen batch norm; one convolution with merged weights if fast.
+        """Convolution and frozen batch norm; a single convolution with merged weights if `fast`.
 
-        Merging is done in every call: it touches weights only, and a kept copy would have to follow
-        loading, casting and moving of the model.
+        The weights are merged in every call: that is cheap, and a stored copy would have to follow loading, casting
+        and moving of the model.
         """
         if not self.fast:
             return layer(x)
@@ -138,15 +137,15 @@ class MobileEncoder(AdaptedEncoder):
 
 
 def map_mobile_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the tensors of a MobileSAM checkpoint to the names of `MobileEncoder.sam`.
+    """Rename the tensors of a MobileSAM checkpoint to those of `MobileImageEncoder`.
 
     Args:
         state: A whole checkpoint (`image_encoder.*`, `prompt_encoder.*`, `mask_decoder.*`), or the
             image encoder's part without its prefix.
 
     Returns:
-        A new dictionary: the encoder's names mapped (prefix kept where there was one), its unused
-        classifier dropped, all other tensors as they were.
+        A new dictionary with the encoder's tensors renamed (with the prefix if they had it), without its unused
+        classifier; other tensors are unchanged.
     """
     mapped = {}
     for key, value in state.items():

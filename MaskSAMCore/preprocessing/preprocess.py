@@ -33,7 +33,7 @@ from MaskSAMCore.preprocessing.resample import Depth, pad_to, resample, resample
 from MaskSAMCore.volume import LabelMap, Shape, Triple, Volume, canonical_axes, triple
 
 __all__ = [
-    "ChannelStats", "Fingerprint", "MirrorRule", "Plan", "Prepared", "Record", "classes_to_ids", "fingerprint",
+    "ChannelStats", "Fingerprint", "MirrorRule", "Plan", "Prepared", "PreprocessingRecord", "classes_to_ids", "fingerprint",
     "fit_patch", "ids_to_classes", "make_plan", "mirror_rule", "pad_patch", "pad_to", "preprocess", "preprocess_labels",
     "restore_labels", "restore_scores", "take",
 ]  # fmt: skip
@@ -46,7 +46,7 @@ SAM_MEAN, SAM_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class PreprocessingRecord:
     """What was done to one scan; everything that the way back needs, as plain JSON values.
 
     Attributes:
@@ -103,7 +103,7 @@ class Prepared:
     """Network input of one scan: `image` (M, D, H, W) float32, and the record of how it came about."""
 
     image: np.ndarray
-    record: Record
+    record: PreprocessingRecord
 
 
 def _orient(array: np.ndarray, axes: tuple[int, int, int], flips: tuple[bool, bool, bool]) -> np.ndarray:
@@ -152,7 +152,7 @@ def preprocess(volume: Volume, plan: Plan) -> Prepared:
         flat.append(constant)
     if all(flat):
         LOG.warning("%s: the image is constant; there is nothing to segment", volume.source or "volume")
-    record = Record(
+    record = PreprocessingRecord(
         source_shape=volume.grid.shape,
         axes=axes,
         flips=flips,
@@ -237,7 +237,9 @@ def _class_type(classes: int) -> type[np.unsignedinteger]:
     return np.uint8 if classes <= 256 else np.uint16
 
 
-def preprocess_labels(labelmap: LabelMap, record: Record, plan: Plan, labels: LabelTable | None = None) -> np.ndarray:
+def preprocess_labels(
+    labelmap: LabelMap, record: PreprocessingRecord, plan: Plan, labels: LabelTable | None = None
+) -> np.ndarray:
     """A label map on the scan's grid to (D, H, W) classes on the network's.
 
     Args:
@@ -256,7 +258,7 @@ def preprocess_labels(labelmap: LabelMap, record: Record, plan: Plan, labels: La
     return np.ascontiguousarray(resample_labels(classes, record.shape, depth=record.depth_mode))
 
 
-def restore_scores(scores: Tensor | np.ndarray, record: Record) -> np.ndarray:
+def restore_scores(scores: Tensor | np.ndarray, record: PreprocessingRecord) -> np.ndarray:
     """Scores (K, D, H, W) on the network's grid to (K, Z, Y, X) float32 on the scan's.
 
     Outside the crop the background has 1 and every other class 0.
@@ -268,7 +270,7 @@ def restore_scores(scores: Tensor | np.ndarray, record: Record) -> np.ndarray:
     return out
 
 
-def restore_labels(scores: Tensor | np.ndarray, record: Record) -> np.ndarray:
+def restore_labels(scores: Tensor | np.ndarray, record: PreprocessingRecord) -> np.ndarray:
     """The most probable class (Z, Y, X) on exactly the scan's grid; two classes in memory at a time.
 
     Args:
@@ -291,7 +293,7 @@ def restore_labels(scores: Tensor | np.ndarray, record: Record) -> np.ndarray:
     return out
 
 
-def _restored(score: Tensor | np.ndarray, record: Record) -> Tensor:
+def _restored(score: Tensor | np.ndarray, record: PreprocessingRecord) -> Tensor:
     tensor = torch.as_tensor(score).detach().to("cpu", torch.float32)
     if tuple(tensor.shape) != record.shape:
         raise GeometryError(

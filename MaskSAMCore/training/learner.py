@@ -97,7 +97,7 @@ class Task(nn.Module):
         if isinstance(self.criterion, BinaryLoss):
             raise ValueError("given prompts have no generator")
         features = self.model.encode(image) if features is None else features
-        return self.criterion.generator(self.model.own_masks(features, image), label, valid)
+        return self.criterion.generator(self.model.generator_logits(features, image), label, valid)
 
 
 class Learner:
