@@ -272,7 +272,7 @@ class Teacher:
         import numpy as np
 
         from MaskSAMCore import device as devices
-        from MaskSAMCore.preprocessing.postprocess import largest_of
+        from MaskSAMCore.preprocessing.postprocess import suggest_largest
         from MaskSAMCore.training.card import model_card, model_readme
         from MaskSAMCore.training.loop import trained_tensors
         from MaskSAMCore.training.quick_training import as_done
@@ -294,7 +294,7 @@ class Teacher:
             step=lesson.steps,
             figures={},
             origin={"lesson": told},
-            largest=largest_of(np.asarray(prepared.case(case).label) for case in split.train),
+            largest=suggest_largest(np.asarray(prepared.case(case).label) for case in split.train),
         )
         card = replace(card, limits=LIMITS.format(cases=len(split.train)))
         with lesson.averaged():

@@ -5,10 +5,12 @@ Arrays are always `(K, J, I)` = `(Z, Y, X)`, with channels before them; affines 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
+from types import EllipsisType
+from typing import TypeVar
 
 import numpy as np
 
@@ -24,8 +26,20 @@ SKEW_TOLERANCE = 1e-3
 
 _FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
 
+Shape = tuple[int, int, int]
 Slices = tuple[slice, slice, slice]
 Triple = tuple[float, float, float]
+T = TypeVar("T")
+
+
+def triple(values: Iterable[T]) -> tuple[T, T, T]:
+    """Three values, one per axis, as a tuple.
+
+    Raises:
+        ValueError: There are more or fewer than three.
+    """
+    first, second, third = values
+    return first, second, third
 
 
 def lps_to_ras(affine: np.ndarray) -> np.ndarray:
@@ -37,11 +51,6 @@ def lps_to_ras(affine: np.ndarray) -> np.ndarray:
 def ras_to_lps(affine: np.ndarray) -> np.ndarray:
     """Affine (4x4), or points `(..., 3)`, from RAS mm to LPS mm; its own inverse."""
     return lps_to_ras(affine)
-
-
-def _triple(values: Sequence[float] | np.ndarray) -> Triple:
-    i, j, k = (float(v) for v in values)
-    return i, j, k
 
 
 def flip_order(values: Sequence) -> tuple:
@@ -60,7 +69,7 @@ class Grid:
         affine: `(4, 4)` float64, voxel `(i, j, k, 1)` to RAS mm, voxel centres at integers; kept read-only.
     """
 
-    shape: tuple[int, int, int]
+    shape: Shape
     affine: np.ndarray
 
     def __post_init__(self) -> None:
@@ -82,7 +91,7 @@ class Grid:
     @cached_property
     def spacing(self) -> Triple:
         """Voxel size along i, j, k, mm."""
-        return _triple(np.linalg.norm(self.affine[:3, :3], axis=0))
+        return triple(np.linalg.norm(self.affine[:3, :3], axis=0).tolist())
 
     @cached_property
     def directions(self) -> np.ndarray:
@@ -92,7 +101,7 @@ class Grid:
     @property
     def origin(self) -> Triple:
         """Centre of voxel (0, 0, 0), RAS mm."""
-        return _triple(self.affine[:3, 3])
+        return triple(self.affine[:3, 3].tolist())
 
     @property
     def voxel_volume_ml(self) -> float:
@@ -102,7 +111,7 @@ class Grid:
     @property
     def center(self) -> Triple:
         """Middle of the volume, RAS mm."""
-        return _triple(self.to_ras((np.array(self.shape[::-1]) - 1) / 2))
+        return triple(self.to_ras((np.array(self.shape[::-1]) - 1) / 2).tolist())
 
     @property
     def skew(self) -> float:
@@ -283,7 +292,7 @@ class Roi:
 
 def crop_roi(grid: Grid, center_ras: Sequence[float], size_mm: Sequence[float]) -> Slices:
     """kji slices of a RAS box given by centre and full size, mm; see `Roi.slices`."""
-    return Roi(center=_triple(center_ras), size=_triple(size_mm)).slices(grid)
+    return Roi(center=triple(map(float, center_ras)), size=triple(map(float, size_mm))).slices(grid)
 
 
 def canonical_axes(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
@@ -315,7 +324,7 @@ class Reorientation:
     source: Grid
     target: Grid
 
-    def _turns(self) -> tuple:
+    def _turns(self) -> tuple[EllipsisType | slice, ...]:
         return (..., *(slice(None, None, -1 if flip else 1) for flip in self.flips[::-1]))
 
     def apply(self, array: np.ndarray) -> np.ndarray:

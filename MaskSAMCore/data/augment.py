@@ -8,7 +8,7 @@ Slices thicker than `plan.ANISOTROPIC` pixels are treated in-plane only.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from MaskSAMCore.config.schema import AugmentConfig
-from MaskSAMCore.preprocessing.plan import MirrorRule, Plan, Shape
+from MaskSAMCore.preprocessing.plan import MirrorRule, Plan
 from MaskSAMCore.preprocessing.resample import take
+from MaskSAMCore.volume import Shape, triple
 
 IN_PLANE_TURN = 6.0
 """Rotation of anisotropic patches as a multiple of `rotation_degrees`: 30 degrees become the full circle."""
@@ -196,8 +197,8 @@ def intensity(image: Tensor, cfg: AugmentConfig, rng: Generator, *, in_plane: bo
     return image
 
 
-def _each(image: Tensor, rng: Generator, probability: float, change: object) -> Tensor:
-    return torch.stack([change(c) if _chance(rng, probability) else c for c in image])  # type: ignore[operator]
+def _each(image: Tensor, rng: Generator, probability: float, change: Callable[[Tensor], Tensor]) -> Tensor:
+    return torch.stack([change(c) if _chance(rng, probability) else c for c in image])
 
 
 def _blur(x: Tensor, sigma: float, in_plane: bool) -> Tensor:
@@ -208,7 +209,8 @@ def _blur(x: Tensor, sigma: float, in_plane: bool) -> Tensor:
     for axis in range(1 if in_plane else 0, 3):
         index = torch.arange(-radius, x.shape[axis] + radius, device=x.device).clamp_(0, x.shape[axis] - 1)
         padded, length = x.index_select(axis, index), x.shape[axis]
-        x = sum(w * padded.narrow(axis, i, length) for i, w in enumerate(kernel.tolist()))  # type: ignore[assignment]
+        shifted = (w * padded.narrow(axis, i, length) for i, w in enumerate(kernel.tolist()))
+        x = sum(shifted, torch.zeros_like(x))
     return x
 
 
@@ -256,7 +258,7 @@ def flip(
     """
     if not axes:
         return image, label, valid
-    image, label = image.flip([a + 1 for a in axes]), label.flip(axes)
+    image, label = image.flip([a + 1 for a in axes]), label.flip(list(axes))
     if rule.left_right in axes and list(rule.swap) != sorted(rule.swap):
         label = torch.tensor(rule.swap, device=label.device)[label]
     return image, label, valid.flip(0) if 0 in axes else valid
@@ -286,7 +288,7 @@ def augment(
     Returns:
         Image, label and valid of the same shapes, on the same device.
     """
-    size: Shape = tuple(label.shape[1:])  # type: ignore[assignment]
+    size = triple(label.shape[1:])
     samples = []
     for picture, classes, good in zip(image, label, valid, strict=True):
         warp = draw_warp(cfg, plan, size, rng)
@@ -316,7 +318,7 @@ def augment_case(
     Returns:
         Image float32 and label of the type that was given.
     """
-    size: Shape = tuple(label.shape)  # type: ignore[assignment]
+    size = triple(label.shape)
     picture, classes, valid = extract(image, label, (0, 0, 0), size, draw_warp(cfg, plan, size, rng))
     picture = intensity(picture, cfg, rng, in_plane=plan.anisotropic)
     picture, classes, _ = flip(picture, classes, valid, mirror, draw_mirror(mirror, cfg.mirror, rng))

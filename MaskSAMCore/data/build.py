@@ -82,7 +82,7 @@ def prepare(
         InputError: The target is no cache, or another data set's.
     """
     source, target = Path(source), Path(target)
-    with _Notes() as notes:
+    with _ReaderWarnings() as notes:
         ready, report = _prepare(source, target, config, overwrite, workers, progress, cancel)
     return ready, replace(report, notes=notes.counted())
 
@@ -157,10 +157,10 @@ def _manifest(
     }
 
 
-class _Notes(logging.Filter):
+class _ReaderWarnings(logging.Filter):
     """Gathers the readers' warnings, which would come three times for every file, and counts them by kind."""
 
-    def __enter__(self) -> _Notes:
+    def __enter__(self) -> _ReaderWarnings:
         self.files: dict[str, set[str]] = {}
         logging.getLogger(_READERS).addFilter(self)
         return self

@@ -72,13 +72,13 @@ class CaseWriter:
                     future.cancel()
                 raise
         progress(len(futures), len(futures), "preparing")
-        self._remove_strangers()
+        self._remove_unknown_files()
         return entries
 
     def _one(self, case: RawCase) -> dict[str, Any]:
         self.check()
         key = self._key(case)
-        entry, reason = self._held(case, key)
+        entry, reason = self._existing(case, key)
         if entry is not None and not self.overwrite:
             self.kept.append(case.id)
             return entry
@@ -101,7 +101,7 @@ class CaseWriter:
         ids = [label.id for label in self.dataset.labels.labels]
         return key_of(FORMAT, how, ids, self.sources[case.id], case.patient)
 
-    def _held(self, case: RawCase, key: str) -> tuple[dict[str, Any] | None, str]:
+    def _existing(self, case: RawCase, key: str) -> tuple[dict[str, Any] | None, str]:
         """The entry of a case that is already there and whole; else None and why it must be made again."""
         files = case_files(self.target, case.id)
         if not any(path.exists() for path in files.values()):
@@ -143,7 +143,7 @@ class CaseWriter:
         write_json(files["record"], side, overwrite=True)
         return entry | {"files": entry["files"] | {"record": array_hash(files["record"])}}
 
-    def _remove_strangers(self) -> None:
+    def _remove_unknown_files(self) -> None:
         """Remove cases that the data set no longer has."""
         keep = {path for case in self.dataset.cases for path in case_files(self.target, case.id).values()}
         for path in (self.target / CASES).iterdir():

@@ -25,7 +25,7 @@ from MaskSAMCore.data.splits import Split
 from MaskSAMCore.errors import DatasetError, InputError
 from MaskSAMCore.labels import LabelTable
 from MaskSAMCore.preprocessing.plan import Plan, keeps_slices, normalisation_of, windowed
-from MaskSAMCore.preprocessing.preprocess import Record
+from MaskSAMCore.preprocessing.preprocess import PreprocessingRecord
 from MaskSAMCore.progress import Progress, no_progress
 
 FORMAT = 1
@@ -53,7 +53,7 @@ class PreparedCase:
     image: np.ndarray
     label: np.ndarray
     points: np.ndarray
-    record: Record
+    record: PreprocessingRecord
 
 
 def is_prepared(folder: str | Path) -> bool:
@@ -155,7 +155,7 @@ class PreparedDataset:
             image=np.load(files["image"], mmap_mode="r"),
             label=np.load(files["label"], mmap_mode="r"),
             points=np.load(files["points"]),
-            record=from_dict(Record, side["record"], where=f"{case}.json"),
+            record=from_dict(PreprocessingRecord, side["record"], where=f"{case}.json"),
         )
         self._open[case] = ready
         while len(self._open) > _OPEN_CASES:

@@ -14,7 +14,8 @@ from MaskSAMCore.config.schema import AugmentConfig
 from MaskSAMCore.data.augment import Warp, draw_mirror, draw_warp, extract, flip, flip_scores, generator, intensity
 from MaskSAMCore.data.dataset import PreparedDataset
 from MaskSAMCore.errors import DatasetError, InputError
-from MaskSAMCore.preprocessing.plan import MirrorRule, Shape
+from MaskSAMCore.preprocessing.plan import MirrorRule
+from MaskSAMCore.volume import Shape
 
 
 @dataclass(frozen=True)

@@ -86,32 +86,34 @@ def save_case(
     with FolderLock(folder):
         for left in folder.glob(f"{SCRATCH}*"):  # of a process that died; nobody else saves here now
             shutil.rmtree(left, ignore_errors=True)
-        book = _Book(folder, volume.modality)
+        description = _Description(folder, volume.modality)
         for part in (IMAGES, LABELS):
             _make(folder / part)
         targets: list[Path] = []
         with atomic_files(targets, home=folder, kept=folder / f"{safe_name(name)}-new") as scratch:
             progress(0, 3, "saving the scan")
-            image = scratch / f"image{book.ending}"
+            image = scratch / f"image{description.ending}"
             write_array(array, volume.grid, image)
             token.check()
-            known = book.case_of(image)
-            case = known.id if known else book.unused(safe_name(name))
+            known = description.case_of(image)
+            case = known.id if known else description.unused(safe_name(name))
             progress(1, 3, "saving the labels")
-            numbers = book.enter(case, labels)
-            label = folder / LABELS / f"{case}{book.ending}"
+            numbers = description.add(case, labels)
+            label = folder / LABELS / f"{case}{description.ending}"
             write_array(to_labels(numbers[labels.array]), volume.grid, scratch / label.name)
-            write_json(scratch / DESCRIPTION, book.data)
+            write_json(scratch / DESCRIPTION, description.data)
             token.check()
             progress(2, 3, "saving the case")
-            image = image.rename(scratch / f"{case}_0000{book.ending}")
+            image = image.rename(scratch / f"{case}_0000{description.ending}")
             targets += [] if known else [folder / IMAGES / image.name]
             targets += [label, folder / DESCRIPTION]
     progress(3, 3, "saved")
     replaced = known is not None and known.label is not None
     if replaced:
         notes.append(f"the data set had this scan as case {case}: its labels were replaced")
-    return SavedCase(name=case, labels=book.held(case), replaced=replaced, notes=(*notes, *book.notes))
+    return SavedCase(
+        name=case, labels=description.structure_ids(case), replaced=replaced, notes=(*notes, *description.notes)
+    )
 
 
 def remove_case(folder: str | Path, name: str) -> None:
@@ -127,8 +129,8 @@ def remove_case(folder: str | Path, name: str) -> None:
     if name not in known:
         raise InputError("there is no such case", where=name, why=f"{folder.name} has {', '.join(known) or 'none'}")
     with FolderLock(folder):
-        book = _Book(folder, None)
-        book.leave(name)
+        description = _Description(folder, None)
+        description.remove(name)
         files = [path for path in (*known[name].images, known[name].label) if path is not None and path.exists()]
         try:
             for path in files:
@@ -137,7 +139,7 @@ def remove_case(folder: str | Path, name: str) -> None:
             why, remedy = "another program has it open", "Close that program and remove the case again."
             raise ResourceError("cannot be deleted", where=path, why=why, remedy=remedy) from error
         if len(known) > 1:
-            write_json(folder / DESCRIPTION, book.data, overwrite=True)
+            write_json(folder / DESCRIPTION, description.data, overwrite=True)
         else:
             (folder / DESCRIPTION).unlink()
 
@@ -179,7 +181,7 @@ def _key(name: str) -> str:
     return " ".join(re.findall(r"[^\W_]+", name.casefold())) or name
 
 
-class _Book:
+class _Description:
     """dataset.json, and how one more case changes it.
 
     Attributes:
@@ -240,7 +242,7 @@ class _Book:
         tries = (name, *(f"{name}-{number}" for number in range(2, len(taken) + 3)))
         return next(each for each in tries if each.casefold() not in taken)
 
-    def enter(self, case: str, labels: LabelMap) -> np.ndarray:
+    def add(self, case: str, labels: LabelMap) -> np.ndarray:
         """Note a case and its structures; returns the data set's id for every id of the label map.
 
         Raises:
@@ -264,7 +266,7 @@ class _Book:
             numbers[label.id] = self._ids[name]
         return numbers
 
-    def leave(self, case: str) -> None:
+    def remove(self, case: str) -> None:
         """Note that a case goes, and with it the structures that no other one has."""
         before = self.data["structures"].pop(case, [])
         if self._dataset:
@@ -273,7 +275,7 @@ class _Book:
         self.data["labels"] = self._ids
         self.data["numTraining"] = len(self._cases)
 
-    def held(self, case: str) -> dict[str, int]:
+    def structure_ids(self, case: str) -> dict[str, int]:
         """Ids of a case's structures by name."""
         return {name: self._ids[name] for name in self.data["structures"][case]}
 

@@ -14,7 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 from MaskSAMCore.errors import InputError
-from MaskSAMCore.preprocessing.masks import Box, bounds, interior_point, interior_voxel, largest_component
+from MaskSAMCore.preprocessing.masks import Box2D, bounds, interior_point, interior_voxel, largest_component
 
 # Directions shorter than this would need steps of many box sides.
 _LEAST_DIRECTION = 0.05
@@ -128,7 +128,7 @@ def error_click(
 
 def jitter_box(
     box: Sequence[float], size: Sequence[int], rng: np.random.Generator, *, share: float = 0.1, most: float = 20.0
-) -> Box:
+) -> Box2D:
     """A box as a hurried user draws it, by SAM's rule for its training.
 
     Args:
@@ -158,7 +158,7 @@ def _iou(a: Sequence[float], b: Sequence[float]) -> float:
     return common / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - common)
 
 
-def box_with_overlap(box: Sequence[float], iou: float, rng: np.random.Generator) -> Box:
+def box_with_overlap(box: Sequence[float], iou: float, rng: np.random.Generator) -> Box2D:
     """A box of a given overlap with another one, its edges moved in a random direction until that is reached.
 
     Args:
@@ -180,7 +180,7 @@ def box_with_overlap(box: Sequence[float], iou: float, rng: np.random.Generator)
         direction = rng.uniform(-1, 1, 4)
     dx0, dy0, dx1, dy1 = (direction * [x1 - x0, y1 - y0, x1 - x0, y1 - y0]).tolist()
 
-    def moved(step: float) -> Box:
+    def moved(step: float) -> Box2D:
         return x0 + step * dx0, y0 + step * dy0, x1 + step * dx1, y1 + step * dy1
 
     # The overlap only falls along any direction, down to nothing, so every direction reaches `iou` exactly once.

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from MaskSAMCore.inference.session import Session
     from MaskSAMCore.inference.zeroshot import ZeroShot
     from MaskSAMCore.labels import Label, LabelTable
-    from MaskSAMCore.preprocessing.masks import Box
+    from MaskSAMCore.preprocessing.masks import Box2D
     from MaskSAMCore.volume import Grid, LabelMap, Volume
 
 CLICKS = (1, 3, 5)
@@ -101,7 +101,7 @@ class Method(Protocol):
         """After all these clicks, of which the last is new."""
         ...
 
-    def box(self, box: Box) -> np.ndarray:
+    def box(self, box: Box2D) -> np.ndarray:
         """With this box alone, in pixels of the slice."""
         ...
 
@@ -140,7 +140,7 @@ def evenly_spaced(places: Sequence[int] | np.ndarray, count: int) -> list[int]:
     return [int(places[int((i + 0.5) * len(places) / count)]) for i in range(count)]
 
 
-def drawn_box(target: np.ndarray, overlap: float, seed: Sequence[int]) -> Box:
+def drawn_box(target: np.ndarray, overlap: float, seed: Sequence[int]) -> Box2D:
     """A box (x0, y0, x1, y1) with that IoU to the target's own, cut at the picture's edge, a pixel wide at least."""
     from MaskSAMCore.data.simulate import box_with_overlap
     from MaskSAMCore.preprocessing.masks import tight_box
@@ -201,7 +201,7 @@ class ModelMethod:
             ]
         )
 
-    def box(self, box: Box) -> np.ndarray:
+    def box(self, box: Box2D) -> np.ndarray:
         """See `Method`; the corners of a session's box are centres of voxels."""
         from MaskSAMCore.inference.prompts import Prompt
 
@@ -246,7 +246,7 @@ class SamMethod:
         self.low_res = answer.low_res[0]
         return answer.logits[0] > 0
 
-    def box(self, box: Box) -> np.ndarray:
+    def box(self, box: Box2D) -> np.ndarray:
         """See `Method`."""
         return self.sam.predict(box=np.array(box)).logits[0] > 0
 

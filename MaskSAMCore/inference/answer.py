@@ -20,8 +20,8 @@ from MaskSAMCore.inference.slice_prompts import by_slice, extent, in_window, is_
 from MaskSAMCore.inference.sliding_window import gaussian
 from MaskSAMCore.inference.tiles import LOGIT_LIMIT, Clip, Rect, State, Tile, inside, overlap, paint, union
 from MaskSAMCore.network.heads import resize_masks
-from MaskSAMCore.network.prompt_broadcast import SlicePrompts, nearest, spread
-from MaskSAMCore.preprocessing.masks import honour
+from MaskSAMCore.network.prompt_broadcast import SlicePrompts, broadcast_prompts, nearest_slice
+from MaskSAMCore.preprocessing.masks import enforce_clicks
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -104,7 +104,7 @@ def _honoured(answer: Answer, prompts: Mapping[int, SlicePrompts]) -> Answer:
         given = prompts.get(z, SlicePrompts())
         clicks = [(cy - y, cx - x, bool(label)) for (cx, cy), label in zip(given.points, given.labels, strict=True)]
         for rank in range(len(logits) if clicks else 0):
-            logits[rank, index] = honour(logits[rank, index], clicks).clip(-LOGIT_LIMIT, LOGIT_LIMIT)
+            logits[rank, index] = enforce_clicks(logits[rank, index], clicks).clip(-LOGIT_LIMIT, LOGIT_LIMIT)
     return answer
 
 
@@ -155,7 +155,7 @@ def _window(
     network = slabs.runner.network
 
     def work(device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
-        batch = spread(
+        batch = broadcast_prompts(
             [[seen]],
             slabs.patch[0],
             masks=_mask_prompt(masks, slabs.mask_size, device) if known.any() else None,
@@ -244,7 +244,7 @@ class WritableSlices:
         return cls(z=z, direct=frozenset(each.z for each in real), spreading=tuple(sorted(spreading)))
 
     def __contains__(self, z: int) -> bool:
-        return z == self.z or (z not in self.direct and nearest(self.spreading, z) == self.z)
+        return z == self.z or (z not in self.direct and nearest_slice(self.spreading, z) == self.z)
 
 
 class Draft:

@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from MaskSAMCore.inference.results import Bounds
-from MaskSAMCore.preprocessing.preprocess import Record
+from MaskSAMCore.preprocessing.preprocess import PreprocessingRecord
 from MaskSAMCore.preprocessing.resample import SHRINK
 
 
@@ -74,7 +74,7 @@ def taps(size: int, target: int, *, smooth: bool) -> Taps:
 class Frame:
     """Maps positions and blocks between a scan and its prepared image, by its preprocessing record."""
 
-    def __init__(self, record: Record) -> None:
+    def __init__(self, record: PreprocessingRecord) -> None:
         self.record = record
         self.size = tuple(record.source_shape[a] for a in record.axes)
         """(D, H, W) of the turned scan."""

@@ -25,7 +25,7 @@ from MaskSAMCore.preprocessing.plan import Plan, Shape, mirror_rule
 from MaskSAMCore.preprocessing.postprocess import keep_largest
 from MaskSAMCore.preprocessing.preprocess import (
     Prepared,
-    Record,
+    PreprocessingRecord,
     check_scan,
     classes_to_ids,
     preprocess,
@@ -364,7 +364,7 @@ def _focus(inner: Slices, grid: Grid, prepared: Prepared, plan: Plan) -> Slices:
     return out[0], out[1], out[2]
 
 
-def _on_whole_grid(scores: Tensor, focus: Slices, record: Record) -> Tensor:
+def _on_whole_grid(scores: Tensor, focus: Slices, record: PreprocessingRecord) -> Tensor:
     """Scores of the part `focus` as scores of the whole prepared image; zeros, so background, elsewhere."""
     if tuple(scores.shape[1:]) == record.shape:
         return scores

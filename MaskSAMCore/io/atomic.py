@@ -67,15 +67,15 @@ def _suffixes(name: str) -> str:
 def _replace(part: Path, target: Path) -> None:
     """Rename onto the target, or keep the result beside it where another program holds that."""
     try:
-        _patiently(part, target)
+        _rename_with_retries(part, target)
     except PermissionError as error:
         ending = _suffixes(target.name)
-        kept = _unused(target.with_name(f"{target.name[: len(target.name) - len(ending)]}-new{ending}"))
+        kept = _unused_path(target.with_name(f"{target.name[: len(target.name) - len(ending)]}-new{ending}"))
         os.replace(part, kept)
-        raise _held(target, kept) from error
+        raise _target_in_use(target, kept) from error
 
 
-def _patiently(source: Path, target: Path) -> None:
+def _rename_with_retries(source: Path, target: Path) -> None:
     """Rename, again and again for two seconds: Windows refuses while another program has one of the two open.
 
     Raises:
@@ -90,11 +90,11 @@ def _patiently(source: Path, target: Path) -> None:
     os.replace(source, target)
 
 
-def _unused(path: Path) -> Path:
+def _unused_path(path: Path) -> Path:
     return path.with_name(f"{uuid.uuid4().hex[:8]}-{path.name}") if path.exists() else path
 
 
-def _held(target: Path, kept: Path) -> ResourceError:
+def _target_in_use(target: Path, kept: Path) -> ResourceError:
     why = f"the result was kept as {kept}"
     remedy = "Close the program that has the old file open, then move the new one there"
     return ResourceError("another program holds the output", where=target, why=why, remedy=remedy)
@@ -117,23 +117,23 @@ def atomic_files(targets: Sequence[Path], *, home: Path, kept: Path) -> Iterator
         scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=home))
     except OSError as error:
         raise ResourceError("cannot be written", where=home, why=error.strerror or "") from error
-    moves = _Moves(scratch)
+    moves = _Replacements(scratch)
     try:
         yield scratch
         moves.make(targets)
     except BaseException as error:
         moves.undo()
         if moves.stuck is not None or moves.lost:
-            moves.keep(_unused(kept))
+            moves.keep(_unused_path(kept))
         if moves.stuck is not None:
-            raise _held(moves.stuck, moves.folder) from error
+            raise _target_in_use(moves.stuck, moves.folder) from error
         raise
     finally:
         if not moves.kept:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-class _Moves:
+class _Replacements:
     """Files on their way from a folder to their targets, and the way back.
 
     Attributes:
@@ -155,9 +155,9 @@ class _Moves:
             try:
                 old = self.folder / f"old-{number}" if target.exists() else None
                 if old is not None:
-                    _patiently(target, old)
+                    _rename_with_retries(target, old)
                 self._done.append((target, old))
-                _patiently(self.folder / target.name, target)
+                _rename_with_retries(self.folder / target.name, target)
             except PermissionError:
                 self.stuck = target
                 raise
@@ -166,9 +166,9 @@ class _Moves:
         for target, old in reversed(self._done):
             try:
                 if not (self.folder / target.name).exists():
-                    _patiently(target, self.folder / target.name)
+                    _rename_with_retries(target, self.folder / target.name)
                 if old is not None:
-                    _patiently(old, target)
+                    _rename_with_retries(old, target)
             except OSError:
                 self.lost.append(target)
 

@@ -38,7 +38,7 @@ def _head(path: Path) -> tuple[bytes, bool]:
         return stream.read(544), isinstance(stream, gzip.GzipFile)
 
 
-def existing(path: str | os.PathLike) -> Path:
+def existing_path(path: str | os.PathLike) -> Path:
     path = Path(path)
     try:
         path.stat()
@@ -80,7 +80,7 @@ def sniff(path: Path) -> tuple[str, list[str]]:
     raise InputError("is no image that can be read", where=path, why=f"it is {kind}", remedy=_READ)
 
 
-def pick(count: int, chosen: int | None, what: str, path: Path) -> int:
+def choose_index(count: int, chosen: int | None, what: str, path: Path) -> int:
     """The one that was chosen of several frames or channels, or the only one."""
     if chosen is None:
         if count > 1:
@@ -94,8 +94,8 @@ def pick(count: int, chosen: int | None, what: str, path: Path) -> int:
 
 def read_nifti(path: Path, frame: int | None, channel: int | None) -> tuple[np.ndarray, Grid, list[str]]:
     header = nifti.read_header(path)
-    at = pick(header.frames, frame, "frame", path)
-    array, header = nifti.read_nifti(path, frame=at, channel=pick(header.channels, channel, "channel", path))
+    at = choose_index(header.frames, frame, "frame", path)
+    array, header = nifti.read_nifti(path, frame=at, channel=choose_index(header.channels, channel, "channel", path))
     return array, header.grid, list(header.warnings)
 
 
@@ -103,7 +103,7 @@ def read_channels(path: str | os.PathLike) -> tuple[list[np.ndarray], Grid]:
     """All channels of an NRRD or MetaImage as float32 `(K, J, I)`; the file is decoded once per channel."""
     import SimpleITK as sitk
 
-    path = existing(path)
+    path = existing_path(path)
     kind, _ = sniff(path)
     if kind in ("nifti", "picture"):
         raise InputError("is no NRRD", where=path)
@@ -142,8 +142,8 @@ def read_itk(path: Path, kind: str, frame: int | None, channel: int | None) -> t
         size = list(reader.GetSize())
         if len(size) > 4:
             raise InputError("has more than four dimensions", where=path, why=f"size {size}")
-        at = pick(size[3] if len(size) == 4 else 1, frame, "frame", path)
-        part = pick(reader.GetNumberOfComponents(), channel, "channel", path)
+        at = choose_index(size[3] if len(size) == 4 else 1, frame, "frame", path)
+        part = choose_index(reader.GetNumberOfComponents(), channel, "channel", path)
         if len(size) == 4:
             reader.SetExtractSize([*size[:3], 0])
             reader.SetExtractIndex([0, 0, 0, at])

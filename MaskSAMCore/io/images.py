@@ -19,8 +19,8 @@ from MaskSAMCore.errors import GeometryError, InputError
 from MaskSAMCore.io import nifti
 from MaskSAMCore.io.atomic import atomic_path
 from MaskSAMCore.io.formats import (
-    existing,
-    pick,
+    choose_index,
+    existing_path,
     read_itk,
     read_nifti,
     sniff,
@@ -90,7 +90,7 @@ def finish_volume(array: np.ndarray, grid: Grid, source: str, warnings: Sequence
 
 
 def _read_one(path: Path, frame: int | None, channel: int | None, resampled: bool, series: str | None) -> Volume:
-    path = existing(path)
+    path = existing_path(path)
     if path.is_dir() or (path.name.upper() == "DICOMDIR"):
         return _read_dicom(path, series, resampled)
     kind, notes = sniff(path)
@@ -98,7 +98,7 @@ def _read_one(path: Path, frame: int | None, channel: int | None, resampled: boo
         return _read_dicom(path, series, resampled)
     if kind == "picture":
         array, grid, more = read_picture(path)
-        array = array if channel is None else array[pick(len(array), channel, "channel", path)]
+        array = array if channel is None else array[choose_index(len(array), channel, "channel", path)]
     elif kind == "nifti":
         array, grid, more = read_nifti(path, frame, channel)
     else:
@@ -184,7 +184,7 @@ def read_labels(path: str | os.PathLike) -> LabelMap:
         InputError: As for `read_volume`, or a voxel that is no id.
         GeometryError: As for `read_volume`; a skewed label map is never resampled.
     """
-    path = existing(path)
+    path = existing_path(path)
     if path.is_dir():
         raise InputError("a label map is one file", where=path)
     kind, notes = sniff(path)

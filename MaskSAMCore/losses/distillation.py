@@ -24,28 +24,30 @@ class DistillationLoss(nn.Module):
         super().__init__()
         self.labels, self.share = labels, share
 
-    def forward(self, outputs: QueryOutputs, labels: Tensor, valid: Tensor | None, taught: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, outputs: QueryOutputs, labels: Tensor, valid: Tensor | None, teacher: Tensor
+    ) -> dict[str, Tensor]:
         """The loss, in float32.
 
         Args:
             outputs: `masks` (B, K, D, H, W) are the student's class logits.
             labels: (B, D, H, W) integer classes.
             valid: (B, D) bool, slices that are not padding; None for all.
-            taught: (B, K, D, H, W) the teacher's probabilities.
+            teacher: (B, K, D, H, W) the teacher's probabilities.
 
         Returns:
             `loss`, the weighted sum, and `segmentation` and `imitation`, detached.
         """
         terms = self.labels(outputs, labels, valid)
         with torch.autocast(outputs.masks.device.type, enabled=False):
-            imitation = imitation_loss(outputs.masks, taught, valid)
+            imitation = imitation_loss(outputs.masks, teacher, valid)
             loss = self.share * terms["loss"] + (1 - self.share) * imitation
         return terms | {"loss": loss, "imitation": imitation.detach()}
 
 
-def imitation_loss(logits: Tensor, taught: Tensor, valid: Tensor | None = None) -> Tensor:
+def imitation_loss(logits: Tensor, teacher: Tensor, valid: Tensor | None = None) -> Tensor:
     """Mean squared difference of probabilities over the slices that count; arguments as of `DistillationLoss`."""
-    mine, theirs = (x.float().transpose(1, 2).flatten(0, 1) for x in (logits, taught))
+    mine, theirs = (x.float().transpose(1, 2).flatten(0, 1) for x in (logits, teacher))
     if valid is not None:
         used = valid.flatten().to(mine.device)
         mine, theirs = mine[used], theirs[used]

@@ -73,7 +73,7 @@ def slice_targets(labels: Tensor, classes: int, valid: Tensor | None = None) -> 
     return SliceTargets(masks=masks, boxes=boxes, present=present)
 
 
-def own(targets: SliceTargets, *, valid: Tensor | None = None) -> Assignment:
+def assign_by_class(targets: SliceTargets, *, valid: Tensor | None = None) -> Assignment:
     """Query k for class k wherever that is present; arguments as of `match`."""
     slices, classes = targets.present.nonzero(as_tuple=True)
     used = torch.ones_like(targets.present[:, 0]) if valid is None else valid.flatten().to(slices.device)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from MaskSAMCore.config.schema import LossConfig, ModelConfig
-from MaskSAMCore.losses.matching import ALL_PIXELS, Assignment, SliceTargets, match, own, slice_targets
+from MaskSAMCore.losses.matching import ALL_PIXELS, Assignment, SliceTargets, assign_by_class, match, slice_targets
 from MaskSAMCore.losses.segmentation import SegmentationLoss, segmentation_loss
 from MaskSAMCore.network.boxes import giou
 from MaskSAMCore.network.gt_source import class_masks
@@ -51,7 +51,7 @@ class SetLoss(nn.Module):
         with torch.autocast(outputs.masks.device.type, enabled=False):
             targets = slice_targets(labels, self.classes, valid)
             if self.cfg.assignment == "own":
-                pairs = own(targets, valid=valid)
+                pairs = assign_by_class(targets, valid=valid)
             else:
                 pairs = match(outputs, targets, self.cfg, valid=valid)
             return self._sum(self._terms(outputs, targets, pairs), outputs)
@@ -66,7 +66,7 @@ class SetLoss(nn.Module):
         masks = stages[-1]
         with torch.autocast(masks.device.type, enabled=False):
             targets = slice_targets(labels, self.classes, valid)
-            used = own(targets, valid=valid).used
+            used = assign_by_class(targets, valid=valid).used
             loss = self._segmentation(masks, targets, used)
             return {"loss": loss, "generator": loss.detach()}
 

@@ -1,7 +1,7 @@
-"""Adapters: the small trainable modules that turn SAM's slices into a volume (model.md §4).
+"""Adapters: small trainable modules that let SAM's features interact across slices (model.md §4).
 
-An adapter returns the correction alone; the slot that holds it adds the skip. The last layer
-starts at zero, so a fresh network equals vanilla SAM.
+An adapter returns the correction only; the slot that holds it adds the skip. The last layer starts at zero, so an
+untrained network equals SAM.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from torch import Tensor, nn
 
 from MaskSAMCore.config.schema import AdapterKind, ConditionConfig, Conditioning, DepthBranchKind, DepthPosition
 from MaskSAMCore.errors import InputError
+from MaskSAMCore.network.convolution import zero_init
 
 Activation = type[nn.Module]
 ACTIVATIONS: dict[str, Activation] = {"gelu": nn.GELU, "relu": nn.ReLU}
 
 
 class DepthMLP(nn.Module):
-    """Mixes the D slices of a patch, D to 4D to D, with weights that all channels share.
+    """MLP over the D slices of a patch, D to 4D to D, with weights shared by all channels.
 
-    MaskSAM's DMLP, Self-Prompt-SAM's depth fusion.
+    MaskSAM's DMLP and Self-Prompt-SAM's depth fusion.
     """
 
     def __init__(self, depth: int, *, act: Activation, zero: bool = False) -> None:
@@ -31,10 +32,10 @@ class DepthMLP(nn.Module):
         self.act = act()
         self.down = nn.Linear(4 * depth, depth)
         if zero:
-            _zero(self.down)
+            zero_init(self.down)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (G, D, *S, C) to the same shape; without the skip."""
+        """Map x (G, D, *S, C) to the same shape, without the skip."""
         y = x.movedim(1, -1)
         return self.down(self.act(self.up(y))).movedim(-1, 1)
 
@@ -49,13 +50,13 @@ class DepthConv(nn.Module):
         self.act = act()
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (G, D, h, w, C) to the same shape; without the skip."""
+        """Map x (G, D, h, w, C) to the same shape, without the skip."""
         y = self.conv(x.movedim(-1, 1)).movedim(1, -1)
         return self.act(self.norm(y))
 
 
 class SpatialConv(nn.Module):
-    """Depth-wise 3x3x3 convolution and activation (AutoSAM Adapter's)."""
+    """Depth-wise 3x3x3 convolution and activation (AutoSAM Adapter)."""
 
     def __init__(self, channels: int, *, act: Activation) -> None:
         super().__init__()
@@ -63,20 +64,20 @@ class SpatialConv(nn.Module):
         self.act = act()
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (G, D, h, w, C) to the same shape."""
+        """Map x (G, D, h, w, C) to the same shape."""
         return self.act(self.conv(x.movedim(-1, 1)).movedim(1, -1))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Core:
-    """What stands in the middle of an adapter's bottleneck.
+    """The module inside an adapter's bottleneck.
 
     Attributes:
-        build: From the bottleneck's width, D, the activation and the position to a module that keeps (G, D, *S, C);
-            None for nothing at all.
-        tied: Its weights are tied to D.
-        moves: It may stand before or after the bottleneck as well.
-        skip: The bottleneck's features run past it too.
+        build: Makes the module from the bottleneck's width, D, the activation and the position; the module keeps the
+            shape (G, D, *S, C). None for a plain bottleneck.
+        tied: Whether the weights depend on D.
+        moves: Whether the module can also be placed before or after the bottleneck.
+        skip: Whether the module has a skip around it.
     """
 
     build: Callable[[int, int, Activation, DepthPosition], nn.Module] | None = None
@@ -87,7 +88,7 @@ class Core:
 
 CORES: dict[str, Core] = {
     "plain": Core(),
-    # Behind a zero `up` the outer depth MLP would still add its bias, so it starts at zero too.
+    # After a zero `up` the depth MLP would still add its bias, so its last layer starts at zero too.
     "depth_mlp": Core(
         build=lambda width, depth, act, position: DepthMLP(depth, act=act, zero=position == "after"),
         tied=True,
@@ -96,14 +97,14 @@ CORES: dict[str, Core] = {
     "depth_conv": Core(build=lambda width, depth, act, position: DepthConv(width, act=act)),
     "spatial": Core(build=lambda width, depth, act, position: SpatialConv(width, act=act), skip=False),
 }
-"""Kinds of adapters by the name that a configuration has for them."""
+"""Kinds of adapters by their name in the configuration."""
 
 
 def core_of(kind: AdapterKind) -> Core:
     """The core of a kind of adapter.
 
     Raises:
-        InputError: There is no such kind; the known ones are listed.
+        InputError: The kind is not known; lists the known ones.
     """
     if kind not in CORES:
         known = ", ".join(("none", *CORES))
@@ -112,17 +113,17 @@ def core_of(kind: AdapterKind) -> Core:
 
 
 class Adapter(nn.Module):
-    """Bottleneck with an optional depth core; input and output (G, D, *S, C).
+    """Bottleneck with an optional core that mixes slices; input and output (G, D, *S, C).
 
     S is (tokens,) or (h, w); the convolutional cores need (h, w).
 
     Args:
         channels: C.
-        kind: One of `CORES`.
-        depth: D, to which some cores are tied.
+        kind: Key of `CORES`.
+        depth: D, on which the weights of some cores depend.
         ratio: Width of the bottleneck as a share of C.
-        position: Where a core that moves stands: before the bottleneck, in its middle, or after it.
-        act: Name of the activation.
+        position: Place of a core that moves: before, in the middle of, or after the bottleneck.
+        act: Key of `ACTIVATIONS`.
     """
 
     def __init__(
@@ -145,7 +146,7 @@ class Adapter(nn.Module):
         self.core = None if core.build is None else core.build(width, depth, activation, position)
         self.skip = core.skip
         self.up = nn.Linear(width, channels)
-        _zero(self.up)
+        zero_init(self.up)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.core is None:
@@ -161,14 +162,13 @@ class Adapter(nn.Module):
 
 
 class Condition(nn.Module):
-    """How a prompt changes the bottleneck of an adapter: Med-SA's HyP and its rivals (model.md §4.5).
+    """Conditions the bottleneck of an adapter on a prompt: Med-SA's HyP and its alternatives (model.md §4.5).
 
-    A prompt without a condition counts as the zero vector, so what it does is what the biases have
-    learned; a null vector of its own would say the same twice.
+    A prompt without a condition counts as the zero vector; the biases learn what to do then.
 
     Args:
-        width: m, of the bottleneck.
-        cfg: Mode, p, layers.
+        width: m, width of the bottleneck.
+        cfg: Mode, width and layers.
         source: Length of the condition vector.
     """
 
@@ -182,21 +182,22 @@ class Condition(nn.Module):
         elif cfg.mode == "concat":
             self.mix = nn.Linear(width + cfg.width, width)
         layers = cfg.layers if cfg.mode == "hyper" else 0
-        self.maps = nn.ModuleList(nn.Linear(cfg.width, width * width) for _ in range(layers))
+        maps = [nn.Linear(cfg.width, width * width) for _ in range(layers)]
+        self.maps = nn.ModuleList(maps)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(layers))
-        for each in self.maps:
-            # The chain starts as "normalise, rectify" and not as noise.
+        for each in maps:
+            # Near the identity, so that the layers start as "normalise, rectify" instead of noise.
             nn.init.normal_(each.weight, std=0.02)
             with torch.no_grad():
                 each.bias.copy_(torch.eye(width).flatten())
 
     def forward(self, e: Tensor, condition: Tensor, known: Tensor, act: nn.Module) -> Tensor:
-        """The activated bottleneck.
+        """The bottleneck after conditioning and activation, (G, D, T, m).
 
         Args:
-            e: (G, D, T, m) before any activation.
+            e: (G, D, T, m), before the activation.
             condition: (G, D, 512).
-            known: (G, D) bool.
+            known: (G, D) bool, which prompts have a condition.
             act: The adapter's activation.
         """
         z = nn.functional.gelu(self.reduce(condition)) * known[..., None]
@@ -212,16 +213,15 @@ class Condition(nn.Module):
 
 
 class ConditionedAdapter(nn.Module):
-    """An adapter that every prompt tunes for itself: the HyP-Adapter of Med-SA (model.md §4.5).
+    """An adapter conditioned on the prompt: the HyP-Adapter of Med-SA (model.md §4.5).
 
     Args:
         channels: C.
-        kind: One of `CORES`; a core that is tied to D mixes the slices before the prompt has its say, others have no
-            place here.
+        kind: Key of `CORES`; a core with weights for D mixes the slices before the conditioning, others are not used.
         depth: D.
-        condition: Mode and sizes; not `none`.
+        condition: Mode and sizes; the mode is not "none".
         ratio: Width of the bottleneck as a share of C.
-        act: Name of the activation; `hyper` has its own.
+        act: Key of `ACTIVATIONS`; not used by the mode "hyper".
     """
 
     def __init__(
@@ -243,10 +243,10 @@ class ConditionedAdapter(nn.Module):
         self.core = core.build(width, depth, activation, "middle") if core.build is not None and core.tied else None
         self.condition = Condition(width, condition)
         self.up = nn.Linear(width, channels)
-        _zero(self.up)
+        zero_init(self.up)
 
     def forward(self, x: Tensor, condition: Tensor, known: Tensor) -> Tensor:
-        """x (G, D, T, C), condition (G, D, 512), known (G, D) bool; the correction alone."""
+        """Correction (G, D, T, C) for x (G, D, T, C), condition (G, D, 512) and known (G, D) bool."""
         e = self.down(x)
         if self.core is not None:
             e = e + self.core(e)
@@ -254,16 +254,16 @@ class ConditionedAdapter(nn.Module):
 
 
 class DepthBranch(nn.Module):
-    """What attention along the slices adds to attention within them: Med-SA's SD-Trans (model.md §4.4).
+    """Weights attention along the slices before it is added to attention within them: Med-SA's SD-Trans (§4.4).
 
-    The attention itself has no weights of its own, it borrows the block's; this is how much of it is let in. `gate` is
-    one number per block that starts at zero. The paper adds the branch as it is, which changes SAM from the start, with
-    a single slice too; the public release sends it through a third adapter without a skip, which is `adapter` here.
+    The attention uses the weights of the block. "gate" scales it with one number per block, which starts at zero. The
+    paper adds it unscaled, which changes SAM from the start; the public release passes it through a third adapter
+    without a skip, which is "adapter" here.
 
     Args:
         channels: C.
-        kind: gate or adapter.
-        ratio, act: Of the adapter.
+        kind: "gate" or "adapter".
+        ratio, act: Of the adapter, as for `Adapter`.
     """
 
     def __init__(self, channels: int, *, kind: DepthBranchKind, ratio: float, act: str) -> None:
@@ -273,13 +273,7 @@ class DepthBranch(nn.Module):
         self.adapter = None if gate else Adapter(channels, kind="plain", depth=1, ratio=ratio, act=act)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., C), attended along the slices; the same shape."""
+        """Weight x (..., C), the attention along the slices; the same shape."""
         if self.gate is not None:
             return self.gate * x
         return x if self.adapter is None else self.adapter(x)
-
-
-def _zero(layer: nn.Linear) -> None:
-    with torch.no_grad():
-        layer.weight.zero_()
-        layer.bias.zero_()

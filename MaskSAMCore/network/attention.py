@@ -1,34 +1,39 @@
-"""SAM's attention, with two interchangeable kernels and any rectangular grid (model.md §3.1, §3.2).
+"""SAM's attention with two interchangeable kernels, on any rectangular grid (model.md §3.1, §3.2).
 
-`reference` is what segment-anything and timm compute, operation by operation; `fast` gives the same
-numbers to rounding through PyTorch's fused kernel and never holds a (tokens x tokens) matrix.
+`reference` computes what segment-anything and timm do, operation by operation. `fast` gives the same numbers up to
+rounding with PyTorch's fused kernel, without a (tokens x tokens) matrix in memory.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from MaskSAMCore.errors import ModelError
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import image_encoder
+    from timm.models import tiny_vit
 
 Kernel = Literal["fast", "reference"]
 Resize = Literal["slice", "interpolate"]
 PLAIN_KEYS = 1024
-"""Most keys of an attention that may hold its matrix, see `attend`."""
+"""Largest number of keys for which `attend` may compute plain products."""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, scale: float | None = None) -> Tensor:
-    """Attention of q (..., L, E) to k and v (..., S, E), by the fused kernel wherever that is the fast one.
+    """Attention of q (..., L, E) to k and v (..., S, E), with the fused kernel except where that is slow.
 
-    On a CPU its backward pass takes several times as long in bfloat16 as that of plain products: what is trained there
-    holds its matrix, where that is small.
+    In bfloat16 on a CPU, the backward pass of the fused kernel takes several times as long as that of plain products,
+    which are used for training there if the matrix is small.
 
     Args:
-        mask: Broadcast to (..., L, S); bool, who is seen, or a bias.
-        scale: Of the products; None for 1 / sqrt(E).
+        q, k, v: Queries, keys and values.
+        mask: Broadcastable to (..., L, S); bool, which keys are attended to, or a bias.
+        scale: Factor of the products; None for 1 / sqrt(E).
     """
     trained = torch.is_grad_enabled() and q.requires_grad and q.device.type == "cpu" and q.dtype == torch.bfloat16
     if not trained or k.shape[-2] > PLAIN_KEYS:
@@ -40,9 +45,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, scale
 
 
 def to_windows(x: Tensor, size: int) -> Tensor:
-    """Cut (N, h, w, C) into windows (N * n_h * n_w, size, size, C), zero-padded below and right.
+    """Cut (N, h, w, C) into windows (N * n_h * n_w, size, size, C), zero-padded below and on the right.
 
-    The padding is computed with and takes part in the attention: SAM was trained that way.
+    The padding takes part in the attention, as in SAM's training.
     """
     h, w, c = x.shape[1:]
     down, right = -h % size, -w % size
@@ -53,7 +58,7 @@ def to_windows(x: Tensor, size: int) -> Tensor:
 
 
 def from_windows(windows: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Inverse of `to_windows` for a grid (h, w): (N, h, w, C), padding cut off."""
+    """Undo `to_windows` for a grid (h, w): (N, h, w, C) without the padding."""
     size = windows.shape[1]
     n_h, n_w = -(-grid[0] // size), -(-grid[1] // size)
     x = windows.unflatten(0, (-1, n_h, n_w)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
@@ -61,16 +66,15 @@ def from_windows(windows: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def relative_rows(table: Tensor, size: int, resize: Resize) -> Tensor:
-    """The (2 * size - 1, d) rows of a relative-position table for `size` tokens along its axis.
+    """Rows (2 * size - 1, d) of a relative-position table for `size` tokens along its axis.
 
     Args:
         table: (2 * n - 1, d), learned for n tokens; the row n - 1 + k belongs to the offset k.
         size: Tokens along the axis.
-        resize: `slice` keeps each offset's row; `interpolate` stretches the table linearly, as
-            segment-anything does by itself.
+        resize: "slice" keeps each offset's row; "interpolate" resizes the table linearly, as segment-anything does.
 
     Raises:
-        ModelError: `slice` was asked for more offsets than the table holds.
+        ModelError: With "slice", the table has too few offsets.
     """
     rows = 2 * size - 1
     if table.shape[0] == rows:
@@ -81,7 +85,7 @@ def relative_rows(table: Tensor, size: int, resize: Resize) -> Tensor:
     known = (table.shape[0] + 1) // 2
     if size > known:
         raise ModelError(
-            "the relative positions do not reach across the input",
+            "the input is larger than the relative positions of the weights",
             where="model.backbone.rel_pos_resize=slice",
             why=f"{size} tokens along an axis, the weights know {known}",
             remedy="Use a smaller patch or stem.upsample, or rel_pos_resize=interpolate.",
@@ -89,13 +93,13 @@ def relative_rows(table: Tensor, size: int, resize: Resize) -> Tensor:
     return table[known - size : known + size - 1]
 
 
-def vit_attention(attn: nn.Module, x: Tensor, *, kernel: Kernel, resize: Resize) -> Tensor:
+def vit_attention(attn: image_encoder.Attention, x: Tensor, *, kernel: Kernel, resize: Resize) -> Tensor:
     """Run the weights of segment-anything's `Attention` on x (N, h, w, C).
 
     Args:
         attn: The module whose qkv, proj, rel_pos_h and rel_pos_w are used.
-        x: (N, h, w, C), windows or whole maps, normalised already.
-        kernel: See the module's docstring; they differ by rounding only.
+        x: (N, h, w, C), windows or whole maps, after the layer norm.
+        kernel: "fast" or "reference"; see the module's docstring.
         resize: See `relative_rows`.
 
     Returns:
@@ -124,9 +128,9 @@ def _reference(qkv: Tensor, rows_h: Tensor, rows_w: Tensor, grid: tuple[int, int
 
 
 def _augmented(qkv: Tensor, rows_h: Tensor, rows_w: Tensor, grid: tuple[int, int], scale: float) -> Tensor:
-    """Fused attention; the bias travels as extra channels of q and k, so it is never a matrix.
+    """Fused attention with the position bias as extra channels of q and k, so that it is never a matrix.
 
-    Each query carries its bias towards every row and every column, each key a one-hot of its own.
+    Each query holds its bias for every row and every column, each key a one-hot vector of its own row and column.
     """
     h, w = grid
     q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
@@ -139,23 +143,23 @@ def _augmented(qkv: Tensor, rows_h: Tensor, rows_w: Tensor, grid: tuple[int, int
     own = torch.cat([row, column], 1).expand(q.shape[0], heads, tokens, h + w)
     query = torch.cat([q * scale, bias_h, bias_w], -1)
     key = torch.cat([k, own], -1)
-    # The fused kernels want one width for q, k and v; without this PyTorch falls back to plain matrices.
+    # The fused kernels need q, k and v of one width; otherwise PyTorch falls back to plain products.
     value = F.pad(v, (0, h + w))
     return attend(query, key, value, scale=1.0)[..., :width]
 
 
 def _by_pair(rows: Tensor, size: int) -> Tensor:
-    """(2 * size - 1, d) to (size, size, d): the row of each pair's offset, query first."""
+    """Rows (2 * size - 1, d) as (size, size, d), the row of each pair's offset; queries before keys."""
     at = torch.arange(size, device=rows.device)
     return rows[at[:, None] - at[None, :] + size - 1]
 
 
-def vit_depth_attention(attn: nn.Module, x: Tensor, depth: int) -> Tensor:
-    """The weights of segment-anything's `Attention` along the slices (model.md §4.4).
+def vit_depth_attention(attn: image_encoder.Attention, x: Tensor, depth: int) -> Tensor:
+    """Run the weights of segment-anything's `Attention` along the slices (model.md §4.4).
 
     Args:
-        attn: Its qkv and proj are used, not its position bias, which knows the two dimensions of a plane.
-        x: (B * D, h, w, C), depth fastest, normalised already; whole maps, never windows.
+        attn: The module whose qkv and proj are used; its position bias is for the plane and is not used.
+        x: (B * D, h, w, C), depth fastest, after the layer norm; whole maps, not windows.
         depth: D.
 
     Returns:
@@ -165,29 +169,29 @@ def vit_depth_attention(attn: nn.Module, x: Tensor, depth: int) -> Tensor:
     return attn.proj(_along_depth(q, k, v, depth, attn.scale))
 
 
-def tiny_depth_attention(attn: nn.Module, x: Tensor, depth: int) -> Tensor:
-    """The same with the weights of timm's TinyViT `Attention`, its norm included."""
+def tiny_depth_attention(attn: tiny_vit.Attention, x: Tensor, depth: int) -> Tensor:
+    """Run the weights of timm's TinyViT `Attention`, with its norm, along the slices; see `vit_depth_attention`."""
     qkv = attn.qkv(attn.norm(x)).unflatten(-1, (attn.num_heads, -1))
     q, k, v = qkv.split([attn.key_dim, attn.key_dim, attn.val_dim], dim=-1)
     return attn.proj(_along_depth(q, k, v, depth, attn.scale))
 
 
 def _along_depth(q: Tensor, k: Tensor, v: Tensor, depth: int, scale: float) -> Tensor:
-    """q, k, v (B * D, h, w, heads, c) to (B * D, h, w, heads * c); each position sees itself in every slice.
+    """Attention of every position to itself in all slices: q, k, v (B * D, h, w, heads, c) to (..., heads * c).
 
-    Plain products for both kernels: D is small, so their matrices are smaller than the tokens, and there are more
-    sequences than CUDA's fused kernels take.
+    Plain products for both kernels: D is small, so the matrices are smaller than the tokens, and there are more
+    sequences than CUDA's fused kernels accept.
     """
     q, k, v = (t.unflatten(0, (-1, depth)).movedim(1, -2) for t in (q, k, v))
     y = ((q * scale) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
     return y.movedim(-2, 1).flatten(0, 1).flatten(-2)
 
 
-def tiny_attention(attn: nn.Module, x: Tensor, *, kernel: Kernel) -> Tensor:
-    """Run the weights of timm's TinyViT `Attention` on windows x (N, tokens, C), its norm included.
+def tiny_attention(attn: tiny_vit.Attention, x: Tensor, *, kernel: Kernel) -> Tensor:
+    """Run the weights of timm's TinyViT `Attention`, with its norm, on windows x (N, tokens, C).
 
-    The bias table is gathered anew in every call: it costs next to nothing, and timm's own cache
-    outlives loaded weights and hands tensors of inference mode to training.
+    The bias table is gathered in every call, which is cheap. timm's own cache is not used: it survives the loading of
+    other weights, and passes tensors of inference mode to training.
 
     Returns:
         (N, tokens, C).

@@ -1,9 +1,10 @@
-"""SAM's plain vision transformers as adapted encoders, and the choice of a backbone (model.md §3)."""
+"""SAM's ViT encoders with adapters, and the choice of the backbone (model.md §3)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,6 +14,9 @@ from MaskSAMCore.network.attention import from_windows, to_windows, vit_attentio
 from MaskSAMCore.network.encoder import CANVAS, NECK_CHANNELS, AdaptedEncoder
 from MaskSAMCore.network.mobile import MobileEncoder
 from MaskSAMCore.network.types import Features, Level, fold, unfold
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import ImageEncoderViT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +39,12 @@ SIZES: dict[str, ViTSize] = {
 
 
 class ViTEncoder(AdaptedEncoder):
-    """SAM's ViT-B, -L or -H, or the test-sized one of the same classes.
+    """SAM's ViT-B, -L or -H, or a small one of the same classes for tests.
 
-    Its four levels are the outputs of the global-attention blocks, at stride 16.
+    Its four levels are the outputs of the blocks with global attention, at stride 16.
     """
+
+    sam: ImageEncoderViT
 
     def __init__(self, cfg: ModelConfig) -> None:
         size = SIZES[cfg.backbone.arch]
@@ -65,7 +71,7 @@ class ViTEncoder(AdaptedEncoder):
         return Features(levels=tuple(levels), embed=unfold(embed, depth))
 
     def _position(self, grid: tuple[int, int]) -> Tensor:
-        """The absolute positions (1, g_h, g_w, C) for a grid (model.md §3.1)."""
+        """Absolute positions (1, g_h, g_w, C) for a token grid (g_h, g_w) (model.md §3.1)."""
         table = self.sam.pos_embed
         if self.backbone.pos_mode == "crop":
             return table[:, : grid[0], : grid[1]]
@@ -94,14 +100,14 @@ class ViTEncoder(AdaptedEncoder):
 
 
 def build_encoder(cfg: ModelConfig) -> AdaptedEncoder:
-    """The encoder that `cfg.backbone.arch` names, with random weights; load SAM's into `.sam`."""
+    """Build the encoder of `cfg.backbone.arch` with random weights; SAM's are loaded into `.sam`."""
     if cfg.backbone.arch == "mobile":
         return MobileEncoder(cfg)
     return ViTEncoder(cfg)
 
 
-def image_encoder(size: ViTSize) -> nn.Module:
-    """SAM's own image encoder of that size, with random weights."""
+def image_encoder(size: ViTSize) -> ImageEncoderViT:
+    """SAM's image encoder of the given size, with random weights."""
     from segment_anything.modeling import ImageEncoderViT
 
     return ImageEncoderViT(

@@ -1,7 +1,7 @@
-"""Boxes: extents of masks, their fusion, and GIoU (model.md §6.3).
+"""Boxes of masks, their fusion, and the generalised IoU (model.md §6.3).
 
-Boxes are (x0, y0, x1, y1), half-open fractions of the patch, x along columns. A mask over the
-columns a..b has x0 = a / W, x1 = (b + 1) / W.
+Boxes are (x0, y0, x1, y1), half-open fractions of the patch, x along columns. A mask over the columns a to b has
+x0 = a / W, x1 = (b + 1) / W.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ EPS = 1e-7
 
 
 def hard_box(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Extents of binary masks.
+    """Bounding boxes of binary masks.
 
     Args:
         mask: (..., H, W) bool.
 
     Returns:
-        Boxes (..., 4) float32, zero where the mask is empty, and (...) bool, which are empty.
+        Boxes (..., 4) float32, zero where the mask is empty, and (...) bool, which masks are empty.
     """
     x0, x1 = _hard_extent(mask.any(-2))
     y0, y1 = _hard_extent(mask.any(-1))
@@ -31,17 +31,16 @@ def hard_box(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def soft_box(probability: Tensor) -> tuple[Tensor, Tensor]:
-    """Differentiable extents of soft masks; on binary masks equal to `hard_box`.
+    """Differentiable bounding boxes of soft masks; equal to `hard_box` for binary masks.
 
-    With r(x) the largest probability in column x, x0 is the mean of 1 minus the running maximum of r
-    from the left, x1 the mean of the running maximum from the right. Where the extents come out
-    inverted, nothing is there.
+    With r(x) the largest probability in column x, x0 is the mean of 1 minus the running maximum of r from the left, and
+    x1 the mean of the running maximum from the right. A mask counts as empty if x0 >= x1 or y0 >= y1.
 
     Args:
         probability: (..., H, W) in [0, 1].
 
     Returns:
-        Boxes (..., 4) float32, zero (without gradient) where empty, and (...) bool, which are empty.
+        Boxes (..., 4) float32, zero (without gradient) where empty, and (...) bool, which masks are empty.
     """
     probability = probability.float()
     x0, x1 = _soft_extent(probability.amax(-2))
@@ -52,11 +51,11 @@ def soft_box(probability: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def mask_to_box(logits: Tensor, *, grad: Literal["hard", "soft"] = "hard") -> tuple[Tensor, Tensor]:
-    """Boxes of mask logits: the extents of probability > 0.5, or differentiable ones.
+    """Bounding boxes of mask logits, at probability > 0.5.
 
     Args:
         logits: (..., H, W).
-        grad: `hard` has no gradient, `soft` has.
+        grad: "hard" uses `hard_box`, which has no gradient, "soft" `soft_box`, which has one.
 
     Returns:
         Boxes (..., 4) and (...) bool, which masks are empty.
@@ -73,19 +72,17 @@ def fuse_boxes(
     extents: Tensor | None,
     empty: Tensor | None,
 ) -> Tensor | None:
-    """The box that prompts SAM (model.md §6.3, the paper's Fig. 5 a-d).
-
-    `average` is the mean of both, and the learned box alone where the mask is empty. A fusion whose
-    parts do not all exist uses the one that does.
+    """Fuse learned boxes and boxes of masks into the boxes that prompt SAM (model.md §6.3, the paper's Fig. 5 a-d).
 
     Args:
-        kind: How to fuse.
+        kind: "average" is the mean of both, and the learned box where the mask is empty; "learned" and "mask" take one
+            of them. If only one of the two is given, it is returned.
         learned: (..., 4) or None.
-        extents: (..., 4) of the masks, or None.
-        empty: (...) bool, which masks are empty; with `extents`.
+        extents: (..., 4), boxes of the masks, or None.
+        empty: (...) bool, which masks are empty; required with `extents`.
 
     Returns:
-        (..., 4), or None for `none` and where there is nothing to fuse.
+        (..., 4), or None for "none" and if neither is given.
     """
     if kind == "none":
         return None
@@ -99,7 +96,7 @@ def fuse_boxes(
 
 
 def giou(a: Tensor, b: Tensor) -> Tensor:
-    """Generalised IoU of boxes (..., 4), which may broadcast; (...) in [-1, 1]."""
+    """Generalised IoU (...) in [-1, 1] of boxes (..., 4), which may broadcast."""
     low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
     inside = (high - low).clamp(min=0).prod(-1)
     union = _area(a) + _area(b) - inside

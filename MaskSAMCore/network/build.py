@@ -1,4 +1,4 @@
-"""The one constructor of the network, for training and inference alike."""
+"""Builds the network of a configuration, for training and inference."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ FROZEN = {"encoder.sam.": "image_encoder.", "prompts.sam.": "prompt_encoder.", "
 
 
 def build_model(cfg: ModelConfig) -> Segmenter:
-    """Build the network with SAM frozen and everything of ours trainable.
+    """Build the network of a configuration, with SAM frozen and all other parameters trainable.
 
     Raises:
-        InputError: The configuration describes no network.
-        PackageError: It needs a package that is not installed.
+        InputError: The configuration does not describe a network.
+        PackageError: A package that it needs is not installed.
     """
     check_network(cfg)
     model = NETWORKS[family_of(cfg)](cfg)
@@ -30,31 +30,31 @@ def build_model(cfg: ModelConfig) -> Segmenter:
 
 
 def check_network(cfg: ModelConfig) -> None:
-    """Refuse a configuration that describes no network, before anything is built.
+    """Check that a configuration describes a network, without building it.
 
     Raises:
-        InputError: Names the value.
+        InputError: Names the key and its value.
     """
     check_source(cfg)
     check_model(cfg)
 
 
 def is_frozen(name: str) -> bool:
-    """Whether a parameter or buffer of that name belongs to the pretrained SAM."""
+    """Whether the parameter or buffer of that name belongs to the pretrained SAM."""
     return name.startswith(tuple(FROZEN))
 
 
 def is_for_prompts(name: str) -> bool:
-    """Whether a parameter serves a user's prompts alone, so that a model trained without it still fits."""
+    """Whether the parameter of that name is used by a user's prompts only; a checkpoint may lack it."""
     return name.startswith(("fine.", "clicks.")) or name == "prompts.offsets" or ".condition." in name
 
 
 def adapts_encoder(name: str) -> bool:
-    """Whether a parameter changes the frozen encoder; untrained ones do not, so a model without them still fits."""
+    """Whether the parameter of that name adapts the encoder; it starts without effect, so a checkpoint may lack it."""
     return name.startswith(("encoder.adapters.", "encoder.depth_branches.", "encoder.depth_pe"))
 
 
 def freeze(model: nn.Module) -> None:
-    """Train exactly what does not belong to the pretrained SAM (model.md §3)."""
+    """Set `requires_grad` of all parameters: false for those of the pretrained SAM, else true (model.md §3)."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not is_frozen(name))

@@ -1,4 +1,4 @@
-"""Self-Prompt-SAM's generator: class logits at several scales, and one prompt per class and slice (model.md §6.4)."""
+"""Self-Prompt-SAM's prompt generator: one prompt per class and slice, from class logits (model.md §6.4)."""
 
 from __future__ import annotations
 
@@ -16,20 +16,19 @@ from MaskSAMCore.network.types import Features, Level, PromptBatch
 
 
 class ClassGenerator(PromptSource):
-    """The trunk, and a 1x1x1 convolution to K logits on its last stage (deep supervision: on every stage).
+    """A trunk with a 1x1x1 convolution to K class logits on its last stage (with deep supervision, on every stage).
 
-    Prompt c of a slice is class c, background included: the decoded masks compete for every voxel later on. It is
-    made of the classes that win, pixel by pixel: the box of where class c does, and the innermost pixel of that. Both
-    are zero where it does not (the paper's word), have no gradient, and stand before the decoder as point, corner,
-    corner. The mask prompt is the logit of c against all others, since SAM learned with logits; through it the
-    decoder's loss reaches the generator.
+    Prompt c of a slice belongs to class c, background included. Box and point come from the pixels where class c has
+    the highest logit: their bounding box, and the pixel furthest from their border. Both are zero for a class without
+    such pixels, as in the paper, and carry no gradient. The mask prompt is the logit of c against all other classes,
+    because SAM was trained with logits; through it the decoder's loss reaches the generator.
 
     Args:
-        cfg: Of the whole model.
+        cfg: Configuration of the whole model.
         levels: The encoder's feature levels.
     """
 
-    LIFTS = True
+    HAS_TRUNK = True
     trunk: Trunk
 
     def __init__(self, cfg: ModelConfig, levels: tuple[Level, ...]) -> None:
@@ -40,38 +39,38 @@ class ClassGenerator(PromptSource):
 
     @classmethod
     def check(cls, cfg: ModelConfig) -> None:
-        """What class prompts need (model.md §6.4, §7.5).
+        """Check that the configuration suits class prompts (model.md §6.4, §7.5).
 
         Raises:
-            InputError: Names the value.
+            InputError: Names the key.
         """
         if cfg.decoder.class_head or cfg.decoder.upsampler:
             raise InputError(
-                "prompt k is of class k: nothing has to be classified, and no queries are mixed",
+                "class prompts need neither class head nor upsampler, because prompt k belongs to class k",
                 where="model.decoder",
                 remedy="Set model.decoder.class_head=false and model.decoder.upsampler=false.",
             )
         source = cfg.source
         if source.points == "none" and not source.box and source.mask_prompt == "none":
             raise InputError(
-                "the generator has no prompt to give",
+                "the generator makes neither points, boxes nor masks",
                 where="model.source",
                 remedy="Set model.source.points=edt, model.source.box=true or model.source.mask_prompt=logits.",
             )
 
     def forward(self, features: Features, stages: list[Tensor], labels: Tensor | None = None) -> Proposal:
-        """Prompts of all classes in all slices, and the logits that are compared with the labels."""
+        """Make the prompts of all classes in all slices, and the class logits for the loss."""
         logits = self.logits(stages)
         prompts = self.prompts(logits[-1])
         return Proposal(prompts=prompts, masks=logits[-1], fused_boxes=prompts.boxes, stages=logits)
 
     def logits(self, stages: list[Tensor]) -> tuple[Tensor, ...]:
-        """Class logits (B, K, D, h_i, w_i) of the supervised stages, the last at the patch's own size."""
+        """Class logits (B, K, D, h_i, w_i) of the supervised stages, the last at the size of the patch."""
         last = stages[-len(self.heads) :]
         return tuple(head(stage) for head, stage in zip(self.heads, last, strict=True))
 
     def prompts(self, logits: Tensor) -> PromptBatch:
-        """Prompts (B, K, D, ...) of class logits (B, K, D, H, W)."""
+        """Prompts (B, K, D, ...) from class logits (B, K, D, H, W)."""
         with torch.no_grad():
             ids = torch.arange(self.classes, device=logits.device)
             won = logits.argmax(1, keepdim=True) == ids[:, None, None, None]
@@ -94,21 +93,21 @@ class ClassGenerator(PromptSource):
 
 
 def one_versus_rest(logits: Tensor) -> Tensor:
-    """The logit of each class against all others together: z_c - logsumexp of the others.
+    """Logit of each class against all others: z_c - logsumexp(z of the others).
 
     Args:
         logits: (B, K, ...), K >= 2.
 
     Returns:
-        The same shape; its sigmoid is the softmax of `logits`.
+        (B, K, ...); the sigmoid of it is the softmax of `logits`.
     """
-    # In terms of the softmax, log p - log(1 - p), a sure class would lose all its digits.
+    # log p - log(1 - p) of the softmax p would lose all digits where p is close to 1.
     rest = [torch.cat([logits[:, :c], logits[:, c + 1 :]], dim=1).logsumexp(1) for c in range(logits.shape[1])]
     return logits - torch.stack(rest, dim=1)
 
 
 def _points(masks: Tensor) -> Tensor:
-    """Centres (..., 1, 2), fractions x, y, of the innermost pixels of masks (..., H, W); zero where empty."""
+    """Centres (..., 1, 2) of the innermost pixels of masks (..., H, W), as fractions x, y; zero where empty."""
     place, empty = innermost(masks)
     height, width = masks.shape[-2:]
     centres = (place.flip(-1) + 0.5) / torch.tensor([width, height], device=masks.device)

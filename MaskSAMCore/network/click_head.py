@@ -1,42 +1,43 @@
-"""What was said, drawn at the patch's own size, corrects the mask where it was said."""
+"""The click head: corrects a mask from maps of its clicks and box, at the size of the patch."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from MaskSAMCore.network.convolution import Conv3d
+from MaskSAMCore.network.convolution import Conv3d, zero_init
 from MaskSAMCore.network.heads import resize_masks
-from MaskSAMCore.network.mask_recall import held, recalled
-from MaskSAMCore.network.trunk import IN_PLANE, WHOLE, ConvBlock, Kernel
+from MaskSAMCore.network.mask_recall import inside_box, recall_masks
+from MaskSAMCore.network.trunk import IN_PLANE, WHOLE, ConvBlock, Kernel, same_padding
 from MaskSAMCore.network.types import PromptBatch
 
 SIGMAS = (1.5, 6.0)
-"""Standard deviations, in voxels, of the spots that stand for a click: where it is, and what lies around it."""
+"""Standard deviations, in voxels, of the Gaussians drawn at a click: its place, and its surroundings."""
 MAPS = 2 * len(SIGMAS) + 2
 LOGIT_SCALE = 8.0
-"""Logits enter the convolutions divided by this."""
+"""Logits are divided by this before the convolutions."""
 
 
 class ClickHead(nn.Module):
-    """Two convolutions over the trunk's features, the mask so far, and maps of clicks, box and former mask.
+    """Corrects decoded masks with two convolutions over the trunk's features, the mask and maps of the prompts.
 
-    Not in the papers (`decoder.click_maps`): to SAM's decoder a click is a token beside image tokens of stride 16, so
-    that many clicks on one border gain little; here each lies on the very voxels that it means, as in interactive
-    networks that take clicks as channels. Starts at zero, or at the generator's masks where it recalls them.
+    Not in the papers (`decoder.click_maps`). For SAM's decoder a click is a token beside image tokens of stride 16, so
+    that further clicks on one border change little. Here every click is drawn at its voxels, as in interactive
+    networks that take clicks as input channels. The correction starts at zero, or at the recalled mask.
 
     Args:
         features: F, channels of the trunk's last stage.
-        in_plane: The convolutions stay within slices.
-        recalls: The generator's masks of what was meant are read and added (`decoder.click_masks`).
-        width: Channels between.
+        in_plane: Whether the convolutions stay within slices.
+        recalls: Whether the mask of the structure meant is recalled from the generator (`decoder.click_masks`).
+        width: Channels of the hidden layer.
     """
 
     def __init__(self, features: int, *, in_plane: bool, recalls: bool = False, width: int = 16) -> None:
         super().__init__()
         kernel: Kernel = IN_PLANE if in_plane else WHOLE
-        padding = tuple(k // 2 for k in kernel)
-        # Two convolutions that are added are one over all channels; the first is the same for all prompts of a patch.
+        padding = same_padding(kernel)
+        # One convolution over all channels, split in two: the part over the features is the same for all prompts of a
+        # patch. The names of these layers are those of the tensors in saved models.
         self.seen = Conv3d(features, width, kernel, padding=padding)
         self.said = Conv3d(MAPS + 1, width, kernel, padding=padding, bias=False)
         self.meant = Conv3d(1, width, kernel, padding=padding, bias=False) if recalls else None
@@ -44,17 +45,16 @@ class ClickHead(nn.Module):
         self.norm = nn.Sequential(nn.GroupNorm(width, width), nn.LeakyReLU(0.01))
         self.block = ConvBlock(width, width, kernel=kernel)
         self.last = nn.Conv3d(width, 1, 1)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        zero_init(self.last)
 
     def forward(self, masks: Tensor, fine: Tensor, prompts: PromptBatch, classes: Tensor | None = None) -> Tensor:
-        """Corrected logits.
+        """Corrected logits (B, Q, D, m, H, W).
 
         Args:
             masks: (B, Q, D, m, H, W) logits.
-            fine: (B, F, D, H, W).
-            prompts: What the masks answer.
-            classes: (B, K, D, H, W), the generator's class logits, for a head that recalls them.
+            fine: (B, F, D, H, W), features of the trunk.
+            prompts: The prompts that `masks` were decoded from.
+            classes: (B, K, D, H, W), class logits of the generator; required with `recalls`.
         """
         batch, queries, _, count = masks.shape[:4]
         size = (masks.shape[-2], masks.shape[-1])
@@ -62,7 +62,7 @@ class ClickHead(nn.Module):
         maps = prompt_maps(prompts, tuple(masks.shape[:3]), size, dtype=precise).to(masks.dtype)
         seen = self.seen(fine.to(masks.dtype)).repeat_interleave(queries, 0)
         if self.meant is not None and self.trust is not None and classes is not None:
-            meant = recalled(classes, prompts, queries).to(masks.dtype)
+            meant = recall_masks(classes, prompts, queries).to(masks.dtype)
             seen = seen + self.meant(meant.flatten(0, 1)[:, None] / LOGIT_SCALE)
             masks = masks + self.trust * meant[:, :, :, None]
         each = []
@@ -76,15 +76,15 @@ class ClickHead(nn.Module):
 def prompt_maps(
     prompts: PromptBatch, shape: tuple[int, ...], size: tuple[int, int], *, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """(B, Q, MAPS, D, H, W): clicks for and against at every scale, the inside of the box, the former mask.
+    """Draw prompts as maps (B, Q, MAPS, D, H, W): positive and negative clicks per scale, box, previous mask.
 
-    A prompt that was copied from another slice is drawn fainter the further away that is.
+    Prompts that were copied from another slice are divided by 1 + the distance to it in slices.
 
     Args:
-        prompts: With `points`, `boxes`, `masks` or some of them.
+        prompts: With at least one of `points`, `boxes` and `masks`.
         shape: (B, Q, D).
         size: (H, W).
-        dtype: Of the maps.
+        dtype: Type of the maps.
     """
     given = next(t for t in (prompts.points, prompts.boxes, prompts.masks) if t is not None)
     empty = torch.zeros(*shape, *size, device=given.device, dtype=dtype)
@@ -100,7 +100,7 @@ def prompt_maps(
 
 
 def _spots(prompts: PromptBatch, empty: Tensor) -> list[Tensor]:
-    """Per scale the clicks for and those against, each of the shape of `empty` (B, Q, D, H, W)."""
+    """Per scale the maps of the positive and of the negative clicks, each (B, Q, D, H, W) as `empty`."""
     if prompts.points is None or prompts.labels is None or not prompts.points.shape[3]:
         return [empty] * (2 * len(SIGMAS))
     x, y = prompts.points.to(empty.dtype).unbind(-1)
@@ -115,10 +115,10 @@ def _spots(prompts: PromptBatch, empty: Tensor) -> list[Tensor]:
 
 
 def _inside(prompts: PromptBatch, empty: Tensor) -> Tensor:
-    """1 inside of the box, of the shape of `empty` (B, Q, D, H, W)."""
+    """1 inside the box, else 0; (B, Q, D, H, W) as `empty`."""
     if prompts.boxes is None:
         return empty
-    wide, tall = (held(prompts.boxes, axis, empty.shape[4 - axis]) for axis in (0, 1))
+    wide, tall = (inside_box(prompts.boxes, axis, empty.shape[4 - axis]) for axis in (0, 1))
     inside = tall[..., :, None] & wide[..., None, :]
     if prompts.boxes_known is not None:
         inside = inside & prompts.boxes_known[..., None, None]

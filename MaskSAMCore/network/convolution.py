@@ -1,4 +1,4 @@
-"""Convolutions of volumes that a CPU computes as fast as it can."""
+"""A 3-D convolution that is fast on a CPU, and zero initialisation of layers."""
 
 from __future__ import annotations
 
@@ -9,32 +9,38 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SMALL = 20_480
-"""PyTorch leaves a convolution of one sample to its slow implementation on a CPU, unless channels x depth x height are
-more than that (`use_mkldnn` in its Convolution.cpp); width does not count."""
+"""PyTorch uses its slow CPU implementation for a single sample unless channels x depth x height exceed this number
+(`use_mkldnn` in its Convolution.cpp); the width does not count."""
 SPATIAL = (2, 3, 4)
 
 
-class Conv3d(nn.Conv3d):
-    """`nn.Conv3d`, which on a CPU takes the axes in another order where that is faster: up to nine times.
+def zero_init(layer: nn.Module) -> None:
+    """Set all parameters of a layer to zero, so that a branch which ends in it adds nothing at first."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
 
-    Weights, their names and the result are the same, up to rounding.
+
+class Conv3d(nn.Conv3d):
+    """`nn.Conv3d` that permutes the axes on a CPU if that avoids a slow implementation, up to nine times faster.
+
+    Weights and their names are those of `nn.Conv3d`; the result is the same up to rounding.
     """
 
-    def forward(self, input: Tensor) -> Tensor:
-        """(B, C, D, H, W) to (B, width, D', H', W')."""
-        if not self._slow(input):
-            return super().forward(input)
-        order = sorted(SPATIAL, key=lambda axis: -input.shape[axis])
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve x (B, C, D, H, W) to (B, width, D', H', W')."""
+        if not self._slow(x):
+            return super().forward(x)
+        order = sorted(SPATIAL, key=lambda axis: -x.shape[axis])
+        # `_slow` leaves only numbers in `padding`.
         stride, padding, dilation = (
-            [sizes[axis - 2] for axis in order]
-            for sizes in (self.stride, self.padding, self.dilation)  # type: ignore[misc]
+            [int(sizes[axis - 2]) for axis in order] for sizes in (self.stride, self.padding, self.dilation)
         )
-        x, weight = (t.permute(0, 1, *order) for t in (input, self.weight))
-        y = F.conv3d(x, weight, self.bias, stride, padding, dilation)
+        moved, weight = (t.permute(0, 1, *order) for t in (x, self.weight))
+        y = F.conv3d(moved, weight, self.bias, stride, padding, dilation)
         return y.permute(0, 1, *(2 + order.index(axis) for axis in SPATIAL))
 
     def _slow(self, x: Tensor) -> bool:
-        """Whether PyTorch takes its slow implementation, and would not with the smallest axis last."""
+        """Whether PyTorch would use its slow implementation, but not with the smallest axis last."""
         if x.device.type != "cpu" or x.dtype != torch.float32 or len(x) > 1 or self.groups > 1:
             return False
         if self.padding_mode != "zeros" or isinstance(self.padding, str) or not torch.backends.mkldnn.is_available():

@@ -1,12 +1,12 @@
-"""SAM's frozen mask decoder with adapter slots, whole slabs at a time (model.md §4.3, §7).
+"""SAM's frozen mask decoder with adapter slots, for all slices of a patch at once (model.md §4.3, §7).
 
-Everything is kept channels last, and the sequences are (B * Q * D) with depth fastest. Image tokens
-stay (B, 1, D, n, 256) for as long as all prompts of a slice share them.
+Tensors are channels last; sequences are (B * Q * D) with depth as the fastest index. Image tokens stay
+(B, 1, D, n, 256) as long as all prompts of a slice share them.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,43 +19,46 @@ from MaskSAMCore.network.adapters import Adapter, ConditionedAdapter, core_of
 from MaskSAMCore.network.attention import attend
 from MaskSAMCore.network.types import Decoded, Features, PromptTokens
 
+if TYPE_CHECKING:
+    from segment_anything.modeling.transformer import Attention
+
 EMBED_DIM = 256
 LAYERS = 2
 MASK_TOKENS = 4
 
 
 class Positions(NamedTuple):
-    """Where image tokens are: `plane` (1 or D, n, 256), plus `slices` (D, 1, 256) where the two are learned apart."""
+    """Positional encoding of the image tokens: `plane` (1 or D, n, 256), plus `slices` (D, 1, 256) if factorised."""
 
     plane: Tensor
     slices: Tensor | None = None
 
     def whole(self) -> Tensor:
-        """(1 or D, n, 256)."""
+        """The sum of both parts, (1 or D, n, 256)."""
         return self.plane if self.slices is None else self.plane + self.slices
 
-    def through(self, layer: nn.Module) -> Tensor:
-        """A linear layer of `whole`, at the cost of the parts: W(a + b) = Wa + Wb."""
+    def through(self, layer: nn.Linear) -> Tensor:
+        """Apply a linear layer to `whole` through its parts: W(a + b) = Wa + Wb."""
         y = layer(self.plane)
         return y if self.slices is None else y + F.linear(self.slices, layer.weight)
 
 
 class SamDecoder(nn.Module):
-    """Segment-anything's `MaskDecoder` (`.sam`, frozen) re-expressed with the slots of model.md §4.3.
+    """Runs segment-anything's `MaskDecoder` (`.sam`, frozen) with the adapter slots of model.md §4.3.
 
-    Tokens stand in the order [iou, mask0..mask3, sparse..., class] (§7.1). With fresh adapters, zero
-    depth positions and `class_head=False` it is SAM's decoder.
+    Tokens are in the order [iou, mask0..mask3, sparse..., class] (§7.1). With untrained adapters, zero depth positions
+    and `class_head=False` the result is that of SAM's decoder.
 
-    Two kernels give the same numbers up to rounding (`backbone.attention_kernel`): `reference` calls
-    SAM's attention and up-scaling modules as they are; `fast` projects the image tokens once for both
-    directions of a layer, keeps shared image tokens unrepeated, attends with
-    `scaled_dot_product_attention`, and runs the transposed convolutions as matrix products.
+    Two kernels give the same numbers up to rounding (`backbone.attention_kernel`): `reference` calls SAM's attention
+    and upscaling modules as they are; `fast` projects the image tokens once for both directions of a layer, does not
+    repeat shared image tokens, uses `scaled_dot_product_attention`, and computes the transposed convolutions as matrix
+    products.
 
     Args:
-        cfg: `patch[0]` is D; `grid` ties the full depth positions.
+        cfg: `patch[0]` is D; `grid` is the token grid of full depth positions.
 
     Attributes:
-        checkpointing: Recompute each chunk of queries in the backward pass instead of keeping it.
+        checkpointing: Whether each chunk of queries is recomputed in the backward pass.
     """
 
     def __init__(self, cfg: ModelConfig) -> None:
@@ -91,14 +94,14 @@ class SamDecoder(nn.Module):
         """Decode every prompt of every slice.
 
         Args:
-            f: Only `embed` (B, 256, D, g_h, g_w) is read.
+            f: Only `embed` (B, 256, D, g_h, g_w) is used.
             t: Tokens of B * Q * D prompts. Auxiliary class tokens are added to the global one.
             dense_pe: (1, 256, g_h, g_w) from `PromptTokenizer.dense_pe`.
-            multimask: Return SAM's three candidates instead of its single mask.
-            chunk: Prompts decoded at once, always with all their slices; None for all.
+            multimask: Whether to return SAM's three candidates instead of its single mask.
+            chunk: Number of prompts decoded at once, with all their slices; None for all.
 
         Raises:
-            ModelError: The slab's depth or grid is not the one that the weights are tied to.
+            ModelError: The weights are for another depth or token grid.
         """
         batch, depth, grid = f.embed.shape[0], f.depth, f.grid
         pe = self._positions(dense_pe, depth)
@@ -124,18 +127,20 @@ class SamDecoder(nn.Module):
         if len(parts) == 1:
             mask, quality, out, cls = parts[0]
         else:
-            mask, quality, out = (torch.cat([part[i] for part in parts], dim=1) for i in (0, 1, 2))
-            cls = None if self.class_head is None else torch.cat([part[3] for part in parts], dim=1)
+            masks, qualities, outs, classes = zip(*parts, strict=True)
+            mask, quality, out = (torch.cat(each, dim=1) for each in (masks, qualities, outs))
+            given = [each for each in classes if each is not None]
+            cls = torch.cat(given, dim=1) if given else None
         return Decoded(mask=mask, quality=quality, cls=cls, tokens=out)
 
     def _positions(self, dense_pe: Tensor, depth: int) -> Positions:
-        """SAM's encoding of the grid plus the learned encoding of the slices."""
+        """SAM's encoding of the token grid plus the learned encoding of the slices."""
         if self.tied and depth != self.depth:
             raise ModelError(
-                "slab has another depth than the model",
+                "the patch has another depth than the model",
                 where="decoder",
                 why=f"{depth} slices instead of {self.depth}",
-                remedy="Pad or crop the slab to the model's depth.",
+                remedy="Pad or crop the patch to the model's depth.",
             )
         plane = dense_pe.flatten(2).transpose(1, 2)
         if self.depth_pe is None:
@@ -144,15 +149,15 @@ class SamDecoder(nn.Module):
             return Positions(plane, self.depth_pe[:, None])
         if self.depth_pe.shape[2:] != dense_pe.shape[2:]:
             raise ModelError(
-                "image has another token grid than the model's full depth positions",
+                "the image has another token grid than the model's full depth positions",
                 where="decoder.depth_pe",
                 why=f"{tuple(dense_pe.shape[2:])} instead of {tuple(self.depth_pe.shape[2:])}",
-                remedy="Use the model's own patch size, or depth.pe_decoder=factorised.",
+                remedy="Use the model's patch size, or depth.pe_decoder=factorised.",
             )
         return Positions(plane + self.depth_pe.flatten(2).transpose(1, 2))
 
     def _tokens(self, t: PromptTokens) -> Tensor:
-        """(G, T, 256) in the order of model.md §7.1."""
+        """All tokens (G, T, 256) in the order of model.md §7.1."""
         count = t.sparse.shape[0]
         output = torch.cat([self.sam.iou_token.weight, self.sam.mask_tokens.weight])
         parts = [output.expand(count, -1, -1), t.sparse]
@@ -162,19 +167,19 @@ class SamDecoder(nn.Module):
         return torch.cat(parts, dim=1)
 
     def _condition(self, t: PromptTokens, shape: tuple[int, int, int]) -> tuple[Tensor | None, Tensor | None]:
-        """What tunes the conditioned adapters: (B, Q, D, 512) and, (B, Q, D), for which prompts there is one."""
+        """Condition of the adapters, (B, Q, D, 512), and which prompts have one, (B, Q, D) bool."""
         if not self.conditioned:
             return None, None
         if t.condition is None or t.conditioned is None:
-            raise ModelError("this decoder needs the prompts' condition", where="decoder", why="they came without it")
+            raise ModelError("this decoder needs the condition of the prompts", where="decoder", why="it is missing")
         known = t.conditioned.unflatten(0, shape)
         if self.training and self.condition_dropout:
-            # Hidden for all slices of a prompt, so that they stay of one kind.
+            # Dropped for all slices of a prompt together, because the adapters mix them.
             known = known & (torch.rand(*shape[:2], 1, device=known.device) >= self.condition_dropout)
         return t.condition.unflatten(0, shape), known
 
     def _ignored(self, sparse: Tensor) -> Tensor:
-        """(G, t) of the sparse tokens to (G, T) of all."""
+        """Pad the mask (G, t) of the sparse tokens to (G, T) of all tokens."""
         return F.pad(sparse, (1 + MASK_TOKENS, 0 if self.class_token is None else 1))
 
     def _decode(
@@ -189,9 +194,12 @@ class SamDecoder(nn.Module):
         grid: tuple[int, int],
         multimask: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """points (B, q, D, T, 256), image (B, 1, D, n, 256), dense (B, q, D, n, 256) or None."""
+        """Masks, quality, class logits and tokens of q prompts.
+
+        points (B, q, D, T, 256), image (B, 1, D, n, 256), dense (B, q, D, n, 256) or None.
+        """
         if self.reference:
-            # The order in memory decides how a product is summed: SAM's is channels first here.
+            # The memory layout decides the order of summation; SAM's is channels first here.
             image = image.transpose(-1, -2).expand(-1, points.shape[1], -1, -1, -1).contiguous().transpose(-1, -2)
         else:
             image = image.contiguous()
@@ -221,21 +229,27 @@ class SamDecoder(nn.Module):
         condition: tuple[Tensor | None, Tensor | None],
         ignored: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """One two-way block; x and points (B, q, D, T, 256), keys (B, 1 or q, D, n, 256), ignored (B, q, D, T)."""
+        """One two-way block.
+
+        x and points (B, q, D, T, 256), keys (B, 1 or q, D, n, 256), ignored (B, q, D, T).
+        """
         layer = self.sam.transformer.layers[index]
         first = layer.skip_first_layer_pe
         placed = x if first else x + points
-        a = _call(layer.self_attn, placed, placed, x) if ignored is None else _mix(layer.self_attn, placed, x, ignored)
+        if ignored is None:
+            a = _full_attention(layer.self_attn, placed, placed, x)
+        else:
+            a = _self_attention(layer.self_attn, placed, x, ignored)
         a = self._adapt(f"{index}_self", a)
         x = layer.norm1(a if first else x + a)
 
         to_image, to_tokens = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
         if self.reference:
             key = query = keys + pe.whole()
-            a = _call(to_image, x + points, key, keys)
+            a = _full_attention(to_image, x + points, key, keys)
         else:
             key, value, query = _project(keys, pe, to_image.k_proj, to_image.v_proj, to_tokens.q_proj)
-            a = _read_image(to_image, x + points, key, value)
+            a = _token_to_image(to_image, x + points, key, value)
         x = layer.norm2(x + self._adapt(f"{index}_t2i", a, *condition))
 
         m = layer.mlp(x)
@@ -244,10 +258,10 @@ class SamDecoder(nn.Module):
         x = layer.norm3(x + m)
 
         if self.reference and ignored is None:
-            a = _call(to_tokens, query, x + points, x)
+            a = _full_attention(to_tokens, query, x + points, x)
         else:
             query = to_tokens.q_proj(query) if self.reference else query
-            a = _write_image(to_tokens, query, x + points, x, ignored)
+            a = _image_to_token(to_tokens, query, x + points, x, ignored)
         if self.image_slot == "i2t":
             a = self._adapt_image(index, a, grid)
         keys = keys + a
@@ -256,7 +270,7 @@ class SamDecoder(nn.Module):
         return x, layer.norm4(keys)
 
     def _final(self, x: Tensor, points: Tensor, keys: Tensor, pe: Positions, head: int) -> Tensor:
-        """The last token-to-image attention, for the tokens that are read: the first `head` and the class token."""
+        """The last token-to-image attention, for the first `head` tokens and the class token."""
         if self.class_head is None:
             x, points = x[..., :head, :], points[..., :head, :]
         else:
@@ -264,9 +278,9 @@ class SamDecoder(nn.Module):
         transformer = self.sam.transformer
         attention = transformer.final_attn_token_to_image
         if self.reference:
-            a = _call(attention, x + points, keys + pe.whole(), keys)
+            a = _full_attention(attention, x + points, keys + pe.whole(), keys)
         else:
-            a = _read_image(attention, x + points, *_project(keys, pe, attention.k_proj, attention.v_proj))
+            a = _token_to_image(attention, x + points, *_project(keys, pe, attention.k_proj, attention.v_proj))
         return transformer.norm_final_attn(x + self._adapt("final", a))
 
     def _adapt(self, name: str, a: Tensor, condition: Tensor | None = None, known: Tensor | None = None) -> Tensor:
@@ -278,96 +292,98 @@ class SamDecoder(nn.Module):
         return self.token_adapters[name](x.flatten(0, 1), condition.flatten(0, 1), known.flatten(0, 1)).view_as(x)
 
     def _adapt_image(self, index: int, a: Tensor, grid: tuple[int, int]) -> Tensor:
-        """a (B, q, D, n, 256), seen by the adapter as (B * q, D, g_h, g_w, 256)."""
+        """Add the image adapter's correction to a (B, q, D, n, 256), reshaped to (B * q, D, g_h, g_w, 256)."""
         if str(index) not in self.image_adapters:
             return a
         return a + self.image_adapters[str(index)](a.flatten(0, 1).unflatten(2, grid)).reshape(a.shape)
 
     def _masks(self, keys: Tensor, hyper: Tensor, grid: tuple[int, int]) -> Tensor:
-        """keys (B, q, D, n, 256), hyper (B, q, D, m, 32) to (B, q, D, m, 4g_h, 4g_w).
+        """Mask logits (B, q, D, m, 4g_h, 4g_w) of keys (B, q, D, n, 256) and hyper (B, q, D, m, 32).
 
-        Both transposed convolutions have stride = kernel = 2, so each is one matrix product per
-        token; pixels are put in their places only after the channels are contracted away.
+        Both transposed convolutions have stride = kernel = 2, so each is one matrix product per token. Pixels are
+        rearranged after the channels have been summed.
         """
-        first, norm, act, second, last_act = self.sam.output_upscaling
-        y = _spread(first, keys)
-        y = act(F.layer_norm(y, y.shape[-1:], norm.weight, norm.bias, norm.eps))
-        y = last_act(_spread(second, y)).flatten(3, -2)
+        layers = self.sam.output_upscaling
+        norm = layers[1]
+        y = _upscale(layers[0], keys)
+        y = layers[2](F.layer_norm(y, y.shape[-1:], norm.weight, norm.bias, norm.eps))
+        y = layers[4](_upscale(layers[3], y)).flatten(3, -2)
         masks = (y @ hyper.to(y.dtype).transpose(-1, -2)).unflatten(3, (*grid, 2, 2, 2, 2))
         # (B, q, D, h, w, row, column, fine row, fine column, m)
         return masks.permute(0, 1, 2, 9, 3, 5, 7, 4, 6, 8).flatten(7, 9).flatten(4, 6)
 
     def _masks_as_sam(self, keys: Tensor, hyper: Tensor, grid: tuple[int, int]) -> Tensor:
-        """`_masks` by SAM's own modules."""
+        """`_masks` with SAM's own modules."""
         y = self.sam.output_upscaling(keys.flatten(0, 2).transpose(1, 2).unflatten(2, grid))
         masks = hyper.flatten(0, 2) @ y.flatten(2)
         return masks.unflatten(2, y.shape[2:]).unflatten(0, keys.shape[:3])
 
 
-def _call(attention: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """SAM's attention module on (B, 1 or Q, D, tokens, 256) inputs."""
+def _full_attention(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Call SAM's attention module with inputs (B, 1 or Q, D, tokens, 256)."""
     shape = torch.broadcast_shapes(q.shape[:3], k.shape[:3])
     q, k, v = (t.expand(*shape, -1, -1).flatten(0, 2) for t in (q, k, v))
     return attention(q=q, k=k, v=v).unflatten(0, shape)
 
 
-def _project(keys: Tensor, pe: Positions, *layers: nn.Module) -> tuple[Tensor, ...]:
+def _project(keys: Tensor, pe: Positions, *layers: nn.Linear) -> tuple[Tensor, ...]:
     """Project image tokens for several attentions at once: k of keys + pe, v of keys, q of keys + pe.
 
-    `layers` are the k, v and optionally q projections. The positions are projected apart, once for
-    all prompts: W(keys + pe) = W keys + W pe.
+    `layers` are the k, v and optionally q projections. The positions are projected separately, once for all prompts:
+    W(keys + pe) = W keys + W pe.
     """
     split = [layer.out_features for layer in layers]
     weight = torch.cat([layer.weight for layer in layers])
     placed = pe.through(layers[0])
-    plain = layers[1].bias.expand(*placed.shape[:-1], -1)  # type: ignore[operator]
+    plain = layers[1].bias.expand(*placed.shape[:-1], -1)
     offset = torch.cat([placed, plain, *(pe.through(layer) for layer in layers[2:])], dim=-1)
     y = F.linear(keys, weight)
     return (y + offset.to(y.dtype)).split(split, dim=-1)
 
 
-def _read_image(attention: nn.Module, x: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def _token_to_image(attention: Attention, x: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Tokens x (B, q, D, T, 256) attend to projected image tokens (B, 1 or q, D, n, 128)."""
     query = attention.q_proj(x)
     shape = query.shape
     if key.shape[1] == 1:
-        # All prompts of a slice look at the same tokens: they form one longer query.
+        # All prompts of a slice attend to the same tokens: they form one longer query.
         query = query.transpose(1, 2).flatten(2, 3)
-        y = _attention(query.flatten(0, 1), key.flatten(0, 2), value.flatten(0, 2), attention.num_heads)
+        y = _attend(query.flatten(0, 1), key.flatten(0, 2), value.flatten(0, 2), attention.num_heads)
         y = y.view(shape[0], shape[2], shape[1], *shape[3:]).transpose(1, 2)
     else:
-        y = _attention(query.flatten(0, 2), key.flatten(0, 2), value.flatten(0, 2), attention.num_heads).view(shape)
+        y = _attend(query.flatten(0, 2), key.flatten(0, 2), value.flatten(0, 2), attention.num_heads).view(shape)
     return attention.out_proj(y)
 
 
-def _write_image(
-    attention: nn.Module, query: Tensor, placed: Tensor, x: Tensor, ignored: Tensor | None = None
+def _image_to_token(
+    attention: Attention, query: Tensor, placed: Tensor, x: Tensor, ignored: Tensor | None = None
 ) -> Tensor:
     """Projected image tokens (B, 1 or q, D, n, 128) attend to tokens (B, q, D, T, 256) that are not ignored."""
     key, value = attention.k_proj(placed), attention.v_proj(x)
     query = query.expand(*key.shape[:3], -1, -1)
-    y = _attention(query.flatten(0, 2), key.flatten(0, 2), value.flatten(0, 2), attention.num_heads, ignored)
+    y = _attend(query.flatten(0, 2), key.flatten(0, 2), value.flatten(0, 2), attention.num_heads, ignored)
     return attention.out_proj(y).unflatten(0, key.shape[:3])
 
 
-def _mix(attention: nn.Module, placed: Tensor, x: Tensor, ignored: Tensor) -> Tensor:
+def _self_attention(attention: Attention, placed: Tensor, x: Tensor, ignored: Tensor) -> Tensor:
     """Tokens (B, q, D, T, 256) attend to those among them that are not ignored, (B, q, D, T) bool."""
     query, key, value = attention.q_proj(placed), attention.k_proj(placed), attention.v_proj(x)
-    y = _attention(query.flatten(0, 2), key.flatten(0, 2), value.flatten(0, 2), attention.num_heads, ignored)
+    y = _attend(query.flatten(0, 2), key.flatten(0, 2), value.flatten(0, 2), attention.num_heads, ignored)
     return attention.out_proj(y).unflatten(0, x.shape[:3])
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, heads: int, ignored: Tensor | None = None) -> Tensor:
-    """(G, L, E) and (G, S, E) twice to (G, L, E); ignored (..., S) bool, G of them."""
+def _attend(q: Tensor, k: Tensor, v: Tensor, heads: int, ignored: Tensor | None = None) -> Tensor:
+    """Multi-head attention of q (G, L, E) to k and v (G, S, E); `ignored` (..., S) bool has G rows."""
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
     allowed = None if ignored is None else ~ignored.flatten(0, -2)[:, None, None]
     return attend(q, k, v, mask=allowed).transpose(1, 2).flatten(2)
 
 
-def _spread(convolution: nn.Module, x: Tensor) -> Tensor:
-    """A 2x2 transposed convolution of stride 2 on (..., C): (..., 4, C') with row before column."""
+def _upscale(convolution: nn.ConvTranspose2d, x: Tensor) -> Tensor:
+    """Apply a 2x2 transposed convolution of stride 2 to (..., C): (..., 4, C'), rows before columns."""
     weight = convolution.weight.permute(2, 3, 1, 0)
-    y = F.linear(x, weight.flatten(0, 2), convolution.bias.repeat(4))
+    bias = None if convolution.bias is None else convolution.bias.repeat(4)
+    y = F.linear(x, weight.flatten(0, 2), bias)
     return y.unflatten(-1, (4, -1))
 
 

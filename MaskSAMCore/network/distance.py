@@ -1,7 +1,7 @@
-"""The innermost pixel of binary masks, by an exact Euclidean distance transform in torch (model.md §6.4).
+"""Innermost pixel of binary masks, by an exact Euclidean distance transform in PyTorch (model.md §6.4).
 
-Written as two passes of plain tensor operations, many masks at once: it runs where the masks are, so training on a GPU
-does not wait for the CPU, and the network needs no further library.
+Two passes of plain tensor operations over many masks at once. It runs on the device of the masks, so that training on
+a GPU does not wait for the CPU.
 """
 
 from __future__ import annotations
@@ -11,31 +11,31 @@ import torch.nn.functional as F
 from torch import Tensor
 
 GRID = 128
-"""Longest side, in pixels, of the grid that the transform runs on."""
+"""Longest side, in pixels, of the grid on which the transform is computed."""
 AT_ONCE = 1 << 25
-"""Distances that are held in memory together."""
+"""Largest number of distances in memory at once."""
 
 
-# An operator of its own: what counts or traces a network need not follow sizes that depend on the masks.
+# A custom operator, because tracing cannot follow shapes that depend on the values of the masks.
 @torch.library.custom_op("masksam::innermost", mutates_args=(), schema="(Tensor masks) -> (Tensor, Tensor)")
 def innermost(masks: Tensor) -> tuple[Tensor, Tensor]:
-    """The pixel of every mask that is furthest from the background, which also begins behind the picture's edge.
+    """The pixel of every mask that is furthest from the background; outside the image is background too.
 
-    Pictures larger than `GRID` are looked at on every n-th pixel; where such a grid misses all of a thin mask, its
-    first pixel is taken. So the point always lies inside the mask.
+    In images larger than `GRID` only every n-th pixel is considered. If these miss a thin mask, its first pixel is
+    taken, so that the point is always inside the mask.
 
     Args:
         masks: (..., H, W) bool.
 
     Returns:
-        (..., 2) int64 y, x, the first in row-major order among equals and zero for an empty mask; (...) bool, which
-        masks are empty.
+        (..., 2) int64 y, x, the first one in row-major order among equals, zero for an empty mask; and (...) bool,
+        which masks are empty.
     """
     *lead, height, width = masks.shape
     flat = masks.reshape(-1, height, width)
     step = -(-max(height, width) // GRID)
     coarse = flat[:, step // 2 :: step, step // 2 :: step]
-    # Most structures are in few slices.
+    # Most structures are absent from most slices.
     present = coarse.flatten(1).any(1).nonzero()[:, 0]
     place = flat.flatten(1).byte().argmax(1)
     if len(present):
@@ -54,25 +54,25 @@ def _sizes(masks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def squared_distance(masks: Tensor) -> Tensor:
-    """Squared distance of every pixel to the nearest background pixel, or the nearest one outside of the picture.
+    """Squared distance of every pixel to the nearest pixel that is background or outside the image.
 
     Args:
         masks: (N, H, W) bool.
 
     Returns:
-        (N, H, W) float32 whole numbers, zero in the background.
+        (N, H, W) float32, whole numbers, zero in the background.
     """
     _, height, width = masks.shape
     columns = torch.arange(-1, width + 1, device=masks.device, dtype=torch.float32)
     across = (columns[1:-1, None] - columns) ** 2
-    # What is behind the left and right edge is background, at distance zero from itself.
+    # The columns beyond the left and right edge are background, at distance zero.
     down = F.pad(_along_columns(masks).square(), (1, 1))
     size = max(1, AT_ONCE // (height * width * (width + 2)))
     return torch.cat([(part[:, :, None] + across).amin(-1) for part in down.split(size)])
 
 
 def _along_columns(masks: Tensor) -> Tensor:
-    """Distance (N, H, W) to the nearest background in the same column."""
+    """Distance (N, H, W) to the nearest background pixel in the same column."""
     height = masks.shape[1]
     row = torch.arange(height, device=masks.device, dtype=torch.float32)[:, None]
     above = torch.where(masks, -1.0, row).cummax(1).values

@@ -1,8 +1,7 @@
-"""What all backbones share: a frozen SAM encoder with adapter slots beside it (model.md §3, §4.3).
+"""Base class of the backbones: a frozen SAM encoder with adapter slots (model.md §3, §4.3).
 
-SAM's own modules are kept as they are, under `sam`; only the order in which they are called is
-written here and in the backbones, so that a slot stands where the papers put it. Whatever is trained
-lives outside `sam`.
+SAM's own modules are unchanged, under `sam`. This module and the backbones define the order in which they are called,
+with the adapter slots where the papers have them. All trained parameters are outside `sam`.
 """
 
 from __future__ import annotations
@@ -24,20 +23,20 @@ NECK_CHANNELS = 256
 
 
 class AdaptedEncoder(nn.Module):
-    """A frozen encoder `sam` with adapters and depth positions beside it; the base of all backbones.
+    """A frozen encoder `sam` with adapters and depth positions; base class of the backbones.
 
     Args:
-        cfg: The network's configuration.
-        sam: The pretrained modules; frozen here, and kept in evaluation mode for good.
+        cfg: Configuration of the whole model.
+        sam: The pretrained modules; they are frozen and stay in evaluation mode.
         widths: Channels of each block that has slots, in the order of the blocks.
-        levels: What `Features.levels` will hold, shallow to deep.
-        pe_width: Channels at the place where the depth positions are added.
+        levels: Channels and strides of `Features.levels`, shallow to deep.
+        pe_width: Channels where the depth positions are added.
 
     Attributes:
         adapters: One ModuleDict per block, slot name to Adapter.
-        depth_branches: One `DepthBranch` per block; none where the configuration has none.
-        depth_pe: (D, pe_width), zero at first; None where the configuration has none.
-        checkpointing: Recompute each block in the backward pass instead of keeping its activations.
+        depth_branches: One `DepthBranch` per block, or empty.
+        depth_pe: (D, pe_width), depth positions, which start at zero; or None.
+        checkpointing: Whether each block is recomputed in the backward pass.
         adapters_enabled: Set by `set_adapters`.
     """
 
@@ -66,33 +65,33 @@ class AdaptedEncoder(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> AdaptedEncoder:
-        """Switch our own modules; the frozen SAM stays in evaluation mode, its batch norms with it."""
+        """Set training mode; the frozen SAM stays in evaluation mode, because of its batch norms."""
         super().train(mode)
         self.sam.eval()
         return self
 
     def set_adapters(self, enabled: bool) -> None:
-        """Switch the adapters and the depth positions together; off, the encoder is SAM itself."""
+        """Switch adapters and depth positions on or off; without them the encoder is SAM's own."""
         self.adapters_enabled = enabled
 
     def forward(self, x: Tensor) -> Features:
         """Encode x (B, 3, D, S_h, S_w), both sizes multiples of 16.
 
         Raises:
-            ModelError: The input does not fit the weights in plane or in depth.
+            ModelError: The size of the input does not suit the weights, in the plane or in depth.
         """
         if self.adapters_enabled and self._tied_to_depth and x.shape[2] != self.depth:
             raise ModelError(
-                "the model cannot take that number of slices",
+                "the patch has another number of slices than the model",
                 where=f"input {tuple(x.shape)}",
-                why=f"{x.shape[2]} slices, its depth weights are for {self.depth}",
-                remedy=f"Feed patches of {self.depth} slices.",
+                why=f"{x.shape[2]} slices, the weights are for {self.depth}",
+                remedy=f"Use patches of {self.depth} slices.",
             )
         self._check(x)
         return self._encode(x, adapt=self.adapters_enabled)
 
     def frozen_features(self, x: Tensor) -> Features:
-        """The same for SAM itself, whatever the state of adapters; any number of slices (model.md §14.4)."""
+        """Encode x as SAM does, without adapters; any number of slices (model.md §14.4)."""
         self._check(x)
         return self._encode(x, adapt=False)
 
@@ -111,29 +110,32 @@ class AdaptedEncoder(nn.Module):
             )
 
     def _depth_slot(self, index: int, a: Tensor, attend: Callable[[], Tensor], adapt: bool) -> Tensor:
-        """The attention's output `a` (B*D, h, w, C) and, where there is a branch, that along the slices with it.
+        """Add attention along the slices to the attention's output `a` (B*D, h, w, C), if there is a branch.
 
         Args:
-            index: Of the block.
-            a: Windows reversed already.
+            index: Index of the block.
+            a: Output of the attention, after the windows are joined.
             attend: Runs the block's attention along depth on the whole map; (B*D, h, w, C).
-            adapt: Whether the branch is on.
+            adapt: Whether the branch is used.
         """
         if not adapt or not len(self.depth_branches):
             return a
         return a + self.depth_branches[index](attend())
 
+    def _slot(self, index: int, name: str) -> nn.Module | None:
+        """The adapter in a slot of a block; None where the slot is empty."""
+        slots = self.adapters[index]
+        return slots[name] if isinstance(slots, nn.ModuleDict) and name in slots else None
+
     def _attn_slot(self, index: int, a: Tensor, depth: int, adapt: bool) -> Tensor:
-        """`a + A(a)` for the attention's output a (B*D, h, w, C), windows reversed already."""
-        if not adapt or "attn" not in self.adapters[index]:
-            return a
-        return a + _over_depth(self.adapters[index]["attn"], a, depth)
+        """`a + A(a)` for the attention's output a (B*D, h, w, C), after the windows are joined."""
+        adapter = self._slot(index, "attn") if adapt else None
+        return a if adapter is None else a + _over_depth(adapter, a, depth)
 
     def _mlp_slot(self, index: int, x: Tensor, n: Tensor, depth: int, adapt: bool) -> Tensor:
-        """`x + s * A(n)`, n = the normalised input that the MLP beside it sees too; (B*D, h, w, C)."""
-        if not adapt or "mlp" not in self.adapters[index]:
-            return x
-        return torch.add(x, _over_depth(self.adapters[index]["mlp"], n, depth), alpha=self.scale)
+        """`x + s * A(n)` with n the normalised input of the MLP; both (B*D, h, w, C)."""
+        adapter = self._slot(index, "mlp") if adapt else None
+        return x if adapter is None else torch.add(x, _over_depth(adapter, n, depth), alpha=self.scale)
 
     def _add_depth_pe(self, x: Tensor, depth: int, adapt: bool) -> Tensor:
         """Add each slice's position to x (B*D, h, w, C) (model.md §5.2)."""

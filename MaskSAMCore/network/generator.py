@@ -1,4 +1,4 @@
-"""MaskSAM's prompt generator: masks, boxes and class tokens for N queries per slice (model.md §6.1-6.3)."""
+"""MaskSAM's prompt generator: masks, boxes and class tokens of N queries per slice (model.md §6.1-6.3)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ TOKEN_CELLS = 16
 
 
 class BoxHead(nn.Module):
-    """Boxes from 2x2 cells of all stages: always ordered, always inside the patch (model.md §6.2).
+    """Predicts boxes from 2x2 cells of all stages; they are ordered and inside the patch (model.md §6.2).
 
-    The release normalises the numbers before the sigmoid, which takes out the mean of what is
-    regressed. Here its scale and shift per query stay, its normalisation does not.
+    The release normalises the numbers before the sigmoid, which removes the mean of the regressed values. Here only
+    the scale and shift per query are kept, without the normalisation.
     """
 
     def __init__(self, channels: int, queries: int) -> None:
@@ -32,7 +32,7 @@ class BoxHead(nn.Module):
         self.shift = nn.Parameter(torch.zeros(queries))
 
     def forward(self, stages: list[Tensor]) -> Tensor:
-        """Stages (B, C_i, D, h_i, w_i) to boxes (B, N, D, 4), float32."""
+        """Boxes (B, N, D, 4) float32 from stages (B, C_i, D, h_i, w_i)."""
         z = self.conv(pool_stages(stages, BOX_CELLS)).float()
         z = z * self.scale[:, None, None, None] + self.shift[:, None, None, None]
         low, share = z.sigmoid().unbind(-2)
@@ -40,7 +40,7 @@ class BoxHead(nn.Module):
 
 
 class TokenHead(nn.Module):
-    """Auxiliary class tokens from 16x16 cells of all stages; 16 * 16 is the decoder's width (model.md §6.2)."""
+    """Predicts auxiliary class tokens from 16x16 cells of all stages; 16 * 16 is the decoder's width (§6.2)."""
 
     def __init__(self, channels: int, queries: int) -> None:
         super().__init__()
@@ -48,21 +48,21 @@ class TokenHead(nn.Module):
         self.norm = nn.InstanceNorm3d(queries, affine=True)
 
     def forward(self, stages: list[Tensor]) -> Tensor:
-        """Stages (B, C_i, D, h_i, w_i) to tokens (B, N, D, 256)."""
+        """Tokens (B, N, D, 256) from stages (B, C_i, D, h_i, w_i)."""
         return F.gelu(self.norm(self.conv(pool_stages(stages, TOKEN_CELLS)))).flatten(-2)
 
 
 class QueryGenerator(PromptSource):
-    """Trunk and heads; heads that the configuration leaves out yield None.
+    """A trunk with heads for masks, boxes and class tokens; each head can be left out.
 
-    Where query k is of class k (`ModelConfig.owns_masks`), the masks of the classes are class logits too.
+    If query k belongs to class k (`ModelConfig.owns_masks`), its masks are class logits too.
 
     Args:
-        cfg: Of the whole model.
+        cfg: Configuration of the whole model.
         levels: The encoder's feature levels.
     """
 
-    LIFTS = True
+    HAS_TRUNK = True
     trunk: Trunk
 
     def __init__(self, cfg: ModelConfig, levels: tuple[Level, ...]) -> None:
@@ -78,34 +78,35 @@ class QueryGenerator(PromptSource):
 
     @classmethod
     def check(cls, cfg: ModelConfig) -> None:
-        """Every class needs a query, and every query a class.
+        """Check that there are enough queries, and that every mask gets a class.
 
         Raises:
-            InputError: Names the value.
+            InputError: Names the key.
         """
         queries = cfg.source.queries
         if queries < cfg.classes:
             why = f"{queries} < {cfg.classes}"
-            raise InputError("fewer queries than classes", where="model.source.queries", why=why)
+            remedy = f"Set model.source.queries={cfg.classes} or more."
+            raise InputError("fewer queries than classes", where="model.source.queries", why=why, remedy=remedy)
         if cfg.decoder.kind == "none" and not cfg.owns_masks:
             raise InputError(
-                "without the decoder every mask must have its class",
+                "without the decoder query k must belong to class k",
                 where="model.decoder.kind",
                 remedy="Set model.loss.assignment=own and model.source.mask=true, or model.decoder.kind=sam.",
             )
         if not cfg.decoder.class_head:
             raise InputError(
-                "nothing says of which class a query is",
+                "the queries need a class head",
                 where="model.decoder.class_head",
                 remedy="Set model.decoder.class_head=true.",
             )
 
     def logits(self, stages: list[Tensor]) -> tuple[Tensor, ...]:
-        """The masks (B, N, D, H, W), if it has a head for them; those of the classes, where each has its own."""
+        """Mask logits (B, N, D, H, W), or (B, K, D, H, W) if query k belongs to class k; () without a mask head."""
         return () if self.mask_head is None else (self.mask_head(stages[-1])[:, : self.owned],)
 
     def forward(self, features: Features, stages: list[Tensor], labels: Tensor | None = None) -> Proposal:
-        """Prompts of all queries in all slices; see `PromptSource`."""
+        """Make the prompts of all queries in all slices."""
         masks = None if self.mask_head is None else self.mask_head(stages[-1])
         learned = None if self.box_head is None else self.box_head(stages)
         tokens = None if self.token_head is None else self.token_head(stages)
@@ -122,7 +123,7 @@ class QueryGenerator(PromptSource):
         return (boxes * size).floor() / size
 
     def _mask_prompt(self, masks: Tensor | None) -> Tensor | None:
-        """Masks as SAM's prompt encoder takes them: (B, N, D, 4g_h, 4g_w)."""
+        """Masks at the size that SAM's prompt encoder takes, (B, N, D, 4g_h, 4g_w)."""
         if masks is None or self.cfg.mask_prompt == "none":
             return None
         if self.cfg.mask_prompt == "binary":
@@ -134,8 +135,7 @@ class QueryGenerator(PromptSource):
 def pool_stages(stages: list[Tensor], cells: int) -> Tensor:
     """Average every slice of every stage over `cells` x `cells` bins: (B, sum of C_i, D, cells, cells).
 
-    The bins are those of adaptive average pooling. Written as two matrix products, its gradient is
-    the same in every run, on a GPU too.
+    The bins are those of adaptive average pooling. As two matrix products, its gradient is deterministic on a GPU too.
     """
     return torch.cat([_pool(stage, cells) for stage in stages], dim=1)
 
@@ -146,7 +146,7 @@ def _pool(x: Tensor, cells: int) -> Tensor:
 
 
 def _bins(size: int, cells: int) -> Tensor:
-    """(cells, size): each row averages one bin."""
+    """Matrix (cells, size) whose rows average one bin each."""
     index = torch.arange(cells)
     start, stop = index * size // cells, ((index + 1) * size + cells - 1) // cells
     position = torch.arange(size)
@@ -155,12 +155,12 @@ def _bins(size: int, cells: int) -> Tensor:
 
 
 def resize(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
-    """Masks (B, N, D, H, W) at the size of SAM's mask prompts; `mode` is "bilinear" for logits or "nearest"."""
+    """Resize masks (B, N, D, H, W) to `size`; `mode` is "bilinear" for logits or "nearest"."""
     if tuple(x.shape[-2:]) == size:
         return x
     align = None if mode == "nearest" else False
-    # Going down, averaging keeps thin structures that samples alone would miss.
+    # Antialiasing keeps thin structures that plain sampling would miss.
     smooth = mode == "bilinear" and x.shape[-1] > size[1]
-    # On a CPU, averaging knows no bfloat16.
+    # Antialiasing does not support bfloat16 on a CPU.
     y = F.interpolate(x.flatten(0, 1).float(), size=size, mode=mode, align_corners=align, antialias=smooth)
     return y.to(x.dtype).unflatten(0, x.shape[:2])

@@ -1,4 +1,4 @@
-"""From decoded masks to class scores at the patch's own size (model.md §6.5, §7.3, §8)."""
+"""Heads: class scores at the size of the patch from decoded masks (model.md §6.5, §7.3, §8)."""
 
 from __future__ import annotations
 
@@ -6,23 +6,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from MaskSAMCore.network.convolution import Conv3d
+from MaskSAMCore.network.convolution import Conv3d, zero_init
 
 
 def semantic(cls: Tensor, masks: Tensor) -> Tensor:
-    """Class scores of matched queries, P(c, v) = sum_q softmax(cls_q)[c] * sigmoid(mask_q(v)) (model.md §8).
+    """Class scores of queries, P(c, v) = sum_q softmax(cls_q)[c] * sigmoid(mask_q(v)) (model.md §8).
 
-    A score, not a normalised distribution; computed in fp32, one slice at a time, so no more than
-    one slice's probabilities stand beside the result.
+    The scores do not sum to 1. They are computed in float32, one slice at a time to save memory.
 
     Args:
-        cls: (B, Q, D, K + 1) logits, last "no object", which is dropped after the softmax.
+        cls: (B, Q, D, K + 1) logits, the last for "no object", which is dropped after the softmax.
         masks: (B, Q, D, H, W) logits.
 
     Returns:
         (B, K, D, H, W) float32.
     """
-    # Autocast would run the products in half precision.
+    # Autocast would compute the products in half precision.
     with torch.autocast(masks.device.type, enabled=False):
         weights = cls.float().softmax(-1)[..., :-1].permute(0, 2, 3, 1)
         batch, _, depth, *size = masks.shape
@@ -33,14 +32,14 @@ def semantic(cls: Tensor, masks: Tensor) -> Tensor:
 
 
 def argmax_head(masks: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Class scores of prompts whose class is known: query q is class q + 1 (model.md §6.5).
+    """Class scores of prompts whose class is known: query q belongs to class q + 1 (model.md §6.5).
 
-    A softmax over the logits with 0 for the background: the winner is the prompt with the highest
-    logit where that is above 0, else background, and the scores can be averaged like `semantic`'s.
+    The softmax over the logits, with 0 for the background. The class with the highest logit wins if that is above 0,
+    else the background.
 
     Args:
         masks: (B, K - 1, D, H, W) logits.
-        valid: (B, K - 1, D) bool; prompts that are not valid score 0.
+        valid: (B, K - 1, D) bool; prompts that are not valid get the score 0.
 
     Returns:
         (B, K, D, H, W) float32.
@@ -52,7 +51,7 @@ def argmax_head(masks: Tensor, valid: Tensor | None = None) -> Tensor:
 
 
 def resize_masks(masks: Tensor, size: tuple[int, int], *, mode: str = "bilinear") -> Tensor:
-    """(B, Q, D, h, w) to (B, Q, D, H, W) in the plane; the same tensor where nothing is to be done.
+    """Resize masks (B, Q, D, h, w) to (B, Q, D, H, W) in the plane; returns `masks` itself if the size fits.
 
     Args:
         masks: Logits, or 0/1 with `mode="nearest"`.
@@ -69,11 +68,11 @@ def resize_masks(masks: Tensor, size: tuple[int, int], *, mode: str = "bilinear"
 class MaskUpsampler(nn.Module):
     """Learned x4 upsampling with the queries as channels (model.md §7.3).
 
-    It mixes queries, so it is only for the generator's own Q = N; prompts of a user are resized.
+    It mixes queries, so it is used for the generator's N queries only; masks of a user's prompts are resized.
 
     Args:
         queries: N.
-        width: Channels in between.
+        width: Channels of the hidden layers.
     """
 
     def __init__(self, queries: int, *, width: int = 64) -> None:
@@ -93,14 +92,14 @@ class MaskUpsampler(nn.Module):
         )
 
     def forward(self, masks: Tensor) -> Tensor:
-        """masks (B, N, D, h, w) logits to (B, N, D, 4h, 4w)."""
+        """Map logits (B, N, D, h, w) to (B, N, D, 4h, 4w)."""
         return self.layers(masks)
 
 
 class MaskBlend(nn.Module):
-    """The decoded mask as a learned correction of the generator's: final = a * aux + b * sam.
+    """Weighted sum of the generator's and the decoded masks, with learned weights.
 
-    Not in the paper (`decoder.mask_residual`): SAM's decoder sees the mask prompt at stride 16 only.
+    Not in the paper (`decoder.mask_residual`): SAM's decoder gets the mask prompt at stride 16 only.
     """
 
     def __init__(self) -> None:
@@ -109,15 +108,15 @@ class MaskBlend(nn.Module):
         self.sam = nn.Parameter(torch.tensor(0.1))
 
     def forward(self, aux: Tensor, sam: Tensor) -> Tensor:
-        """aux and sam: logits of the same shape (B, N, D, H, W)."""
+        """Blend logits `aux` of the generator and `sam` of the decoder, both (B, N, D, H, W)."""
         return self.aux * aux + self.sam * sam
 
 
 class MultiClassHead(nn.Module):
-    """Self-Prompt-SAM's MC-Adapter: lets the decoded masks of the classes correct each other (model.md §7.6).
+    """Self-Prompt-SAM's MC-Adapter: a residual block over the decoded masks of all classes (model.md §7.6).
 
-    Two convolutions with four times as many channels between them, added to their input; the last one starts at zero,
-    so that a new head changes nothing.
+    Two convolutions with four times as many channels between them; the last one starts at zero, so that an untrained
+    head changes nothing.
 
     Args:
         classes: K.
@@ -131,31 +130,30 @@ class MultiClassHead(nn.Module):
             nn.GELU(),
             nn.Conv3d(4 * classes, classes, 1),
         )
-        nn.init.zeros_(self.layers[-1].weight)
-        nn.init.zeros_(self.layers[-1].bias)
+        zero_init(self.layers[-1])
 
     def forward(self, masks: Tensor) -> Tensor:
-        """masks (B, K, D, H, W) logits, one per class, to the same shape."""
+        """Map logits (B, K, D, H, W), one per class, to the same shape."""
         return masks + self.layers(masks)
 
 
-class FineMasks(nn.Module):
-    """What each mask token reads from the trunk's features at the patch's own size, beside SAM's own mask.
+class FineMaskHead(nn.Module):
+    """Adds a mask at the size of the patch, from each mask token and the trunk's features, to SAM's mask.
 
-    Not in the papers (`decoder.fine_masks`): SAM's masks have stride 4 of a frozen picture, the trunk's last stage
-    is what automatic mode draws its borders from. Starts at zero.
+    Not in the papers (`decoder.fine_masks`): SAM's masks have stride 4 and come from frozen features, the trunk's last
+    stage has the resolution of the patch. Starts at zero.
 
     Args:
         width: F, channels of the features.
+        token: Width of the mask tokens.
     """
 
     def __init__(self, width: int, *, token: int = 256) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(token, token), nn.ReLU(), nn.Linear(token, width + 1))
-        nn.init.zeros_(self.layers[-1].weight)
-        nn.init.zeros_(self.layers[-1].bias)
+        zero_init(self.layers[-1])
 
     def forward(self, tokens: Tensor, fine: Tensor) -> Tensor:
-        """tokens (B, Q, D, m, 256), fine (B, F, D, H, W) to logits (B, Q, D, m, H, W)."""
+        """Logits (B, Q, D, m, H, W) of tokens (B, Q, D, m, 256) and features `fine` (B, F, D, H, W)."""
         weight, bias = self.layers(tokens).split((fine.shape[1], 1), dim=-1)
         return torch.einsum("bqdmf,bfdhw->bqdmhw", weight, fine.to(weight.dtype)) + bias[..., None]

@@ -1,4 +1,4 @@
-"""The generator's own masks of what is meant: those under clicks, in a box, or covered by the former mask."""
+"""Mask recall: the generator's mask of the structure that a prompt refers to."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from MaskSAMCore.network.heads import resize_masks
 from MaskSAMCore.network.types import PromptBatch
 
 CERTAIN = 1e-3
-"""Probabilities keep this distance from 0 and 1."""
+"""Probabilities are clamped to [CERTAIN, 1 - CERTAIN] before the logit."""
 SHARPNESS = 20.0
-"""How much the structure that fits best counts before those that fit less, and what a mask covers by more than half
-before what it covers by less."""
+"""Inverse temperature of the softmax over structures, and of the sigmoid around a coverage of one half."""
 
 
-def recalled(classes: Tensor, prompts: PromptBatch, queries: int) -> Tensor:
-    """Logits (B, Q, D, H, W) of the structures that every prompt means, near 0 where it means none that is known.
+def recall_masks(classes: Tensor, prompts: PromptBatch, queries: int) -> Tensor:
+    """Logits (B, Q, D, H, W) of the structures that each prompt refers to; near 0 if it refers to none.
 
-    A former mask means the structures that it covers. What it leaves open clicks decide, each for the likeliest
-    structure at its voxel and several for all of theirs, and a box, for the structure that fills it best. So the
-    corrections of a mask, which lie where the generator is wrong, do not change what is meant. How well all that fits
-    decides how sure the answer is, and not whether its voxels count as inside: even a structure that was found in part
-    is better than none. Only the slices in which something was said are asked: where it is copied to, another
-    structure may lie. Nothing is learned through it. In full precision whatever the network runs in: to half of it a
-    probability of 0.999 is 1, whose logit is infinite.
+    A previous mask refers to the structures that it covers. Otherwise a click refers to the most probable structure at
+    its voxel (several clicks to all of theirs), and a box to the structure that fills it best. The previous mask comes
+    first, because corrective clicks lie where the generator is wrong. How well a structure fits scales the logits, not
+    their sign. Only the slices that a prompt was given in are evaluated, not those that it was copied to, because
+    another structure may lie there.
+
+    No gradient flows through the result. It is computed in float32: in bfloat16 a probability of 0.999 rounds to
+    1, whose logit is infinite.
 
     Args:
-        classes: (B, K, D, H, W), the generator's class logits; class 0 is the background.
-        prompts: What was said, if anything.
+        classes: (B, K, D, H, W), class logits of the generator; class 0 is the background.
+        prompts: Points, boxes and previous masks; each may be absent.
         queries: Q.
     """
     with torch.autocast(classes.device.type, enabled=False):
@@ -54,12 +54,12 @@ def recalled(classes: Tensor, prompts: PromptBatch, queries: int) -> Tensor:
 
 
 def _best(fits: Tensor, dim: int) -> Tensor:
-    """How well it fits, for the structure that fits best, and nearly nothing for the others along `dim`."""
+    """Scale `fits` by a sharp softmax along `dim`: the best fit is kept, the others become nearly 0."""
     return fits * (SHARPNESS * fits).softmax(dim)
 
 
 def _under_clicks(known: Tensor, points: Tensor, labels: Tensor) -> Tensor:
-    """(B, Q, K-1, D): the probability under the clicks for it of each structure that is the likeliest under one."""
+    """(B, Q, K-1, D): the highest probability of each structure under the positive clicks that it wins."""
     batch, _, depth, height, width = known.shape
     x = (points[..., 0].float() * width).long().clamp(0, width - 1)
     y = (points[..., 1].float() * height).long().clamp(0, height - 1)
@@ -70,10 +70,13 @@ def _under_clicks(known: Tensor, points: Tensor, labels: Tensor) -> Tensor:
 
 
 def _box_filled(known: Tensor, boxes: Tensor) -> Tensor:
-    """(B, Q, K-1, D): the share of each structure's voxels in that slice that the box holds, times how much of the
-    box's rows and columns they reach; stray voxels elsewhere cost no more than their number."""
+    """(B, Q, K-1, D): how well each structure fills the box.
+
+    The share of the structure's pixels in the slice that lie in the box, times the share of the box's rows and columns
+    that they reach.
+    """
     inside = (known > 0.5).float()
-    tall, wide = (held(boxes, axis, known.shape[4 - axis]).float() for axis in (1, 0))
+    tall, wide = (inside_box(boxes, axis, known.shape[4 - axis]).float() for axis in (1, 0))
     in_rows = torch.einsum("bqdw,bkdhw->bqkdh", wide, inside) * tall[:, :, None]
     in_columns = torch.einsum("bqdh,bkdhw->bqkdw", tall, inside) * wide[:, :, None]
     share = in_rows.sum(-1) / inside.sum((3, 4)).clamp(min=1)[:, None]
@@ -81,15 +84,17 @@ def _box_filled(known: Tensor, boxes: Tensor) -> Tensor:
     return share * reached / (tall.sum(-1) * wide.sum(-1)).clamp(min=1)[:, :, None]
 
 
-def held(boxes: Tensor, axis: int, count: int) -> Tensor:
-    """(B, Q, D, count) bool: the columns (axis 0) or rows (axis 1), of so many, whose centres a box holds."""
+def inside_box(boxes: Tensor, axis: int, count: int) -> Tensor:
+    """(B, Q, D, count) bool: which of `count` columns (axis 0) or rows (axis 1) have their centre inside the box."""
     at = (torch.arange(count, device=boxes.device, dtype=boxes.dtype) + 0.5) / count
     return (at >= boxes[..., axis, None]) & (at <= boxes[..., axis + 2, None])
 
 
 def _covered(known: Tensor, masks: Tensor, slices: Tensor | None) -> Tensor:
-    """(B, Q, K-1): the share of each structure that a former mask covers, where that is most of it, times how sure the
-    mask is and how much of it these structures are; over the slices that have one."""
+    """(B, Q, K-1): the share of each structure that a previous mask covers, near 0 if that is less than half.
+
+    Scaled by how certain the mask is and by how much of it the structures explain. Only slices with a mask count.
+    """
     former = resize_masks(masks.float(), (known.shape[3], known.shape[4]))
     there = known.new_ones(former.shape[:3]) if slices is None else slices.float()
     inside = (former > 0) * there[..., None, None]

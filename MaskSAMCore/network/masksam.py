@@ -1,4 +1,4 @@
-"""MaskSAM: a frozen SAM with 3-D adapters, fed by a generator of its own prompts (model.md §2)."""
+"""MaskSAM: a frozen SAM with 3-D adapters and a generator of automatic prompts (model.md §2)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from MaskSAMCore.network.backbone import build_encoder
 from MaskSAMCore.network.click_head import ClickHead
 from MaskSAMCore.network.decoder import SamDecoder
 from MaskSAMCore.network.heads import (
-    FineMasks,
+    FineMaskHead,
     MaskBlend,
     MaskUpsampler,
     MultiClassHead,
@@ -30,11 +30,11 @@ CHUNK = 8
 
 
 class MaskSAM(Segmenter):
-    """The whole network; build it with `network.build.build_model`, which also freezes SAM.
+    """The whole network; built by `network.build.build_model`, which also freezes SAM.
 
     Attributes:
-        decodes: Whether automatic mode goes on to SAM's decoder, or ends with the class logits of the prompts' source;
-            see `set_decoder`.
+        decodes: Whether automatic mode runs SAM's decoder, or ends with the generator's class logits; see
+            `set_decoder`.
     """
 
     def __init__(self, cfg: ModelConfig) -> None:
@@ -50,54 +50,51 @@ class MaskSAM(Segmenter):
         self.blend = MaskBlend() if cfg.decoder.mask_residual else None
         trunk = None if self.generator is None else self.generator.trunk
         width = 0 if trunk is None else trunk.channels[-1]
-        self.fine = FineMasks(width) if cfg.decoder.fine_masks and width else None
+        self.fine = FineMaskHead(width) if cfg.decoder.fine_masks and width else None
         self.clicks = None
         if cfg.decoder.click_maps and width:
             self.clicks = ClickHead(width, in_plane=cfg.source.in_plane > 0, recalls=cfg.decoder.click_masks)
 
     @property
     def reads_trunk(self) -> bool:
-        """Whether prompts read the trunk's features, beside SAM's."""
+        """Whether decoding a prompt uses the trunk's features, beside SAM's embedding."""
         return self.fine is not None or self.clicks is not None
 
     def set_adapters(self, enabled: bool) -> None:
-        """Switch the encoder's adapters and depth positions; off, the encoder is SAM itself."""
+        """Switch the encoder's adapters and depth positions on or off; without them the encoder is SAM's own."""
         self.encoder.set_adapters(enabled)
 
     def set_checkpointing(self, enabled: bool) -> None:
-        """Recompute the blocks of encoder and decoder in the backward pass."""
+        """Switch gradient checkpointing of encoder and decoder on or off."""
         self.encoder.checkpointing = self.decoder.checkpointing = enabled
 
     def encode(self, image: Tensor) -> Features:
-        """image (B, M, D, H, W), normalised as in preprocessing, to features."""
+        """Features of an image (B, M, D, H, W), normalised as in preprocessing."""
         return self.encoder(self.stem(image))
 
     def encode_frozen(self, image: Tensor) -> Features:
-        """The features of SAM itself, without adapters: the constant of model.md §14.4."""
+        """Features of an image (B, M, D, H, W) from SAM's own encoder, without adapters (model.md §14.4)."""
         return self.encoder.frozen_features(self.stem.frozen(image))
 
     def set_decoder(self, on: bool) -> None:
-        """Leave the decoder out of automatic mode (`on=False`), as long as it is not trained yet (model.md §9.4).
-
-        Prompts of a user are decoded all the same.
-        """
+        """Switch the mask decoder of automatic mode on or off (model.md §9.4); a user's prompts are always decoded."""
         self.decodes = on and self.cfg.decoder.kind == "sam"
 
     def _no_generator(self) -> ModelError:
         return ModelError(
             "this model has no prompt generator",
             where=f"model.source.kind={self.cfg.source.kind}",
-            remedy="It takes clicks and boxes only: give it prompts, or use a model that makes its own.",
+            remedy="It takes clicks and boxes only: give it prompts, or use a model for automatic segmentation.",
         )
 
-    def own_masks(self, features: Features, image: Tensor) -> tuple[Tensor, ...]:
-        """The generator's logits without the decoder: what its first steps are trained on.
+    def generator_logits(self, features: Features, image: Tensor) -> tuple[Tensor, ...]:
+        """Logits of the prompt generator, without the decoder; its first training steps use only these.
 
         Returns:
-            (B, N or K, D, h_i, w_i) of every supervised stage, the last at the patch's own size.
+            (B, N or K, D, h_i, w_i) of every supervised stage, the last at the size of the patch.
 
         Raises:
-            ModelError: The model has no generator, or one without masks.
+            ModelError: The model has no generator, or its generator makes no masks.
         """
         found = () if self.generator is None else self.generator.logits(self.generator.stages(features, image))
         if not found:
@@ -105,22 +102,22 @@ class MaskSAM(Segmenter):
         return found
 
     def tokenize(self, prompts: PromptBatch, grid: tuple[int, int]) -> PromptTokens:
-        """Prompts of any source in SAM's embedding space."""
+        """Embed prompts as SAM's prompt encoder does; `grid` is (g_h, g_w)."""
         return self.prompts(prompts, grid)
 
     def decode(
         self, features: Features, tokens: PromptTokens, *, multimask: bool = False, chunk: int | None = None
     ) -> Decoded:
-        """Masks of every prompt in every slice; see `SamDecoder`."""
+        """Masks of every prompt in every slice; see `SamDecoder.forward`."""
         dense_pe = self.prompts.dense_pe(features.grid)
         return self.decoder(features, tokens, dense_pe, multimask=multimask, chunk=chunk)
 
     def slab(self, image: Tensor, features: Features | None = None) -> Slab:
-        """What prompts read of a patch; the only part of a click's answer that takes the encoder (model.md §2.5).
+        """Encode a patch once for all its prompts (model.md §2.5).
 
         Args:
             image: (B, M, D, H, W), normalised as in preprocessing.
-            features: Features of the encoder if they are known already; else it is run.
+            features: Output of the encoder for `image`, if it was computed before.
         """
         features = self.encode(image) if features is None else features
         if self.generator is None or not self.reads_trunk:
@@ -128,7 +125,7 @@ class MaskSAM(Segmenter):
         return Slab(embed=features.embed, fine=self.generator.stages(features, image)[-1])
 
     def prompted(self, slab: Slab, prompts: PromptBatch, *, multimask: bool = False) -> Prompted:
-        """Masks of a user's prompts in every slice of an encoded patch; see `types.PromptBatch`."""
+        """Masks of a user's prompts in every slice of an encoded patch; `multimask` returns three candidates each."""
         features = Features(levels=(), embed=slab.embed)
         tokens = self.tokenize(prompts, slab.grid)
         decoded = self.decode(features, tokens, multimask=multimask, chunk=self._chunk())
@@ -149,11 +146,14 @@ class MaskSAM(Segmenter):
 
         Args:
             image: (B, M, D, H, W).
-            features: Features of the encoder if they are known already; else it is run.
-            labels: (B, D, H, W) classes, for a source that makes its prompts of them.
+            features: Output of the encoder for `image`, if it was computed before.
+            labels: (B, D, H, W) classes, for a prompt source that needs them.
 
         Returns:
-            Masks at the patch's size, class logits and the generator's own outputs.
+            Masks at the size of the patch, class logits, and the generator's outputs.
+
+        Raises:
+            ModelError: The model has no generator.
         """
         if self.generator is None:
             raise self._no_generator()
@@ -189,7 +189,7 @@ class MaskSAM(Segmenter):
         )
 
     def _chunk(self) -> int | None:
-        """Prompts decoded at once: all in training, unless memory counts more than time."""
+        """Number of prompts decoded at once; None for all, in training without checkpointing."""
         return None if self.training and not self.decoder.checkpointing else CHUNK
 
     def _to_patch(self, masks: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
@@ -198,7 +198,7 @@ class MaskSAM(Segmenter):
         return resize_masks(masks, (size[0], size[1]))
 
     def scores(self, outputs: QueryOutputs) -> Tensor:
-        """Class scores (B, K, D, H, W) in [0, 1] of a forward pass (model.md §8)."""
+        """Class scores (B, K, D, H, W) in [0, 1] from the output of `forward` (model.md §8)."""
         if self.cfg.head == "argmax":
             return argmax_head(outputs.masks, outputs.valid)
         if self.cfg.head in ("softmax", "multiclass") or not self.decodes:
@@ -208,7 +208,7 @@ class MaskSAM(Segmenter):
         return semantic(outputs.cls, outputs.masks)
 
     def segment_slab(self, image: Tensor) -> tuple[Tensor, Slab]:
-        """As `segment_patch`, and what prompts will read of the same patch."""
+        """`segment_patch` and `slab` of the same patch, with one run of the encoder."""
         if self.generator is None:
             raise self._no_generator()
         features = self.encode(image)

@@ -1,7 +1,7 @@
-"""From prompts in some slices of a patch to prompts in all of them: one rule for training and for users.
+"""Prompt broadcast: prompts given in some slices of a patch are copied to all of its slices.
 
-The depth adapters mix the slices of a patch, so every slice needs prompts. A slice without any of its
-own takes those of the nearest slice that has some, and is told how far away that is (model.md §13.3).
+The depth adapters mix the slices of a patch, so every slice needs prompts. A slice without prompts takes those of the
+nearest slice that has some, together with the distance to it (model.md §13.3). Training and inference share this rule.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from MaskSAMCore.network.types import PromptBatch
 
 @dataclass(frozen=True, kw_only=True)
 class SlicePrompts:
-    """What was said about one object in one slice; coordinates are fractions of the patch, x before y.
+    """Clicks and box of one object in one slice; coordinates are fractions of the patch, x before y.
 
     Attributes:
         points: (x, y) of every click.
-        labels: Of every click, 1 for the object and 0 for what is not of it.
+        labels: Label of every click: 1 inside the object, 0 outside.
         box: Half-open (x0, y0, x1, y1), or None.
     """
 
@@ -30,12 +30,12 @@ class SlicePrompts:
     box: tuple[float, float, float, float] | None = None
 
 
-def nearest(given: Sequence[int], z: int) -> int:
-    """The one of the slices `given` that is nearest to slice z; of two, the lower."""
+def nearest_slice(given: Sequence[int], z: int) -> int:
+    """The slice of `given` that is nearest to slice z; the lower one of two at the same distance."""
     return min(given, key=lambda other: (abs(other - z), other))
 
 
-def spread(
+def broadcast_prompts(
     prompts: Sequence[Sequence[Mapping[int, SlicePrompts]]],
     depth: int,
     *,
@@ -43,19 +43,19 @@ def spread(
     masks_known: Tensor | None = None,
     device: torch.device | str = "cpu",
 ) -> PromptBatch:
-    """The prompts of B patches with Q objects each, in every one of their slices.
+    """Prompts of B patches with Q objects each, in every slice.
 
     Args:
-        prompts: [b][q] maps slices of the patch, 0 to depth - 1, to what was said there; none means a mask only.
+        prompts: [b][q] maps slice indices, 0 to depth - 1, to the prompts given there; {} if there is a mask only.
         depth: D.
-        masks: (B, Q, D, 4g_h, 4g_w) logits of what the objects were before, or None.
-        masks_known: (B, Q, D) bool, where there was one; None for all.
-        device: Of the result.
+        masks: (B, Q, D, 4g_h, 4g_w) logits of the objects' previous masks, or None.
+        masks_known: (B, Q, D) bool, which slices have a previous mask; None means all.
+        device: Device of the result.
     """
     batch, queries = len(prompts), len(prompts[0])
-    said = [each for row in prompts for one in row for each in one.values()]
-    most = max((len(each.points) for each in said), default=0)
-    boxed = any(each.box is not None for each in said)
+    given = [each for row in prompts for one in row for each in one.values()]
+    most = max((len(each.points) for each in given), default=0)
+    boxed = any(each.box is not None for each in given)
     points = torch.zeros(batch, queries, depth, most, 2)
     labels = torch.full((batch, queries, depth, most), -1)
     boxes = torch.zeros(batch, queries, depth, 4)
@@ -64,7 +64,7 @@ def spread(
     for b, row in enumerate(prompts):
         for q, slices in enumerate(row):
             for z in range(depth) if slices else ():
-                source = nearest(list(slices), z)
+                source = nearest_slice(list(slices), z)
                 each, place = slices[source], (b, q, z)
                 offsets[place] = z - source
                 if each.points:
@@ -72,7 +72,7 @@ def spread(
                     labels[place][: len(each.points)] = torch.tensor(each.labels)
                 if each.box is not None:
                     boxes[place], known[place] = torch.tensor(each.box), True
-    # With nothing but a mask SAM still expects a token: its "not a point".
+    # With a mask only, SAM still expects one token: its "not a point".
     pointed = most > 0 or not boxed
     return PromptBatch(
         points=points.to(device) if pointed else None,

@@ -1,4 +1,4 @@
-"""What every source of automatic prompts is (model.md §6); `sources` lists them."""
+"""Base class of the prompt sources (model.md §6); `sources` lists them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from MaskSAMCore.network.types import Features, Level, PromptBatch
 
 @dataclass
 class Proposal:
-    """What a source makes of a patch.
+    """Output of a prompt source for a batch of patches.
 
     Attributes:
-        prompts: Q per slice, for SAM's decoder.
-        masks: (B, Q, D, H, W) logits that the prompts were made of, or None.
-        boxes: (B, Q, D, 4) in [0, 1], predicted beside the masks, or None.
-        fused_boxes: (B, Q, D, 4), the boxes of the prompts as they are trained, or None.
-        stages: Class logits (B, K, D, h_i, w_i) to be compared with the labels, the last at the patch's size, or None.
+        prompts: Q prompts per slice, for SAM's decoder.
+        masks: (B, Q, D, H, W) mask logits that the prompts were made of, or None.
+        boxes: (B, Q, D, 4) in [0, 1], predicted by a head of their own, or None.
+        fused_boxes: (B, Q, D, 4), the boxes of the prompts before rounding, or None.
+        stages: Class logits (B, K, D, h_i, w_i) for the loss, the last at the size of the patch, or None.
     """
 
     prompts: PromptBatch
@@ -32,54 +32,55 @@ class Proposal:
 
 
 class PromptSource(nn.Module):
-    """Prompts for one patch, from the encoder's features, from parameters, or from labels.
+    """Makes the prompts of a patch from the encoder's features or from labels.
 
     Args:
-        cfg: Of the whole model.
+        cfg: Configuration of the whole model.
         levels: The encoder's feature levels.
 
     Attributes:
-        LIFTS: Whether the source has a trunk that lifts the features to the patch's size; clicks can read it too.
-        trunk: That trunk.
+        HAS_TRUNK: Whether the source has a trunk, which upsamples the features to the size of the patch; the click
+            head uses its features too.
+        trunk: The trunk, or None.
     """
 
-    LIFTS: ClassVar[bool] = False
+    HAS_TRUNK: ClassVar[bool] = False
     trunk: Trunk | None
 
     def __init__(self, cfg: ModelConfig, levels: tuple[Level, ...]) -> None:
         super().__init__()
-        self.trunk = Trunk(cfg, levels) if self.LIFTS else None
+        self.trunk = Trunk(cfg, levels) if self.HAS_TRUNK else None
 
     @classmethod
     def check(cls, cfg: ModelConfig) -> None:
-        """Refuse a configuration that the source cannot work in; here none.
+        """Check that the source supports the configuration; the base class supports every one.
 
         Raises:
-            InputError: Names the value.
+            InputError: Names the key.
         """
 
     def stages(self, features: Features, image: Tensor) -> list[Tensor]:
-        """Features of the trunk, (B, C_i, D, h_i, w_i), the last at the patch's size; empty without a trunk.
+        """Feature maps of the trunk, (B, C_i, D, h_i, w_i), the last at the size of the patch; [] without a trunk.
 
         Args:
-            features: Of the encoder.
-            image: (B, M, D, H, W), the scan; read with `image_widths` only.
+            features: Output of the encoder.
+            image: (B, M, D, H, W), the scan; used with `source.image_widths` only.
         """
         return [] if self.trunk is None else self.trunk(features, image)
 
     def logits(self, stages: list[Tensor]) -> tuple[Tensor, ...]:
-        """What can be trained without the decoder: masks (B, Q or K, D, h_i, w_i) of every supervised stage, if any.
+        """Logits (B, Q or K, D, h_i, w_i) of every supervised stage, which can be trained without the decoder.
 
-        A source that goes with `decoder.kind="none"` has the scores of the K classes here.
+        A source that supports `decoder.kind="none"` returns logits of the K classes.
         """
         return ()
 
     def forward(self, features: Features, stages: list[Tensor], labels: Tensor | None = None) -> Proposal:
-        """Prompts of all slices.
+        """Make the prompts of all slices.
 
         Args:
-            features: Of the encoder.
-            stages: Of the method above, for the same patch.
+            features: Output of the encoder.
+            stages: Output of `stages` for the same patch.
             labels: (B, D, H, W) classes, in training only.
         """
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Prompts of any source, put into the words of SAM's own prompt encoder (model.md §1, §2.4, §6.7, §7.1)."""
+"""Embeds prompts with SAM's prompt encoder (model.md §1, §2.4, §6.7, §7.1)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ EMBED_DIM = 256
 
 
 class PromptTokenizer(nn.Module):
-    """SAM's frozen prompt encoder (`.sam`) behind `PromptBatch`.
+    """SAM's frozen prompt encoder (`.sam`) for a `PromptBatch`.
 
-    Coordinates are continuous fractions of the patch: the centre of voxel i of W lies at
-    (i + 0.5) / W, and a box whose columns span a..b is (a / W, (b + 1) / W). With `pos_mode="crop"`
-    the patch is the top-left part of SAM's canvas of 1024 pixels, with `"interpolate"` it fills it
-    (model.md §3.1).
+    Coordinates are fractions of the patch: the centre of voxel i of W lies at (i + 0.5) / W, and a box over the
+    columns a to b spans (a / W, (b + 1) / W). With `pos_mode="crop"` the patch is the top-left part of SAM's canvas of
+    1024 pixels, with `"interpolate"` it fills the canvas (model.md §3.1).
 
     Args:
-        cfg: `backbone.pos_mode`, and D where the slice offsets are learned; any grid is accepted at call time.
+        cfg: `backbone.pos_mode` is used, and D if slice offsets are learned. The token grid is given to `forward`.
     """
 
     def __init__(self, cfg: ModelConfig) -> None:
@@ -43,60 +42,59 @@ class PromptTokenizer(nn.Module):
     def forward(self, p: PromptBatch, grid: tuple[int, int]) -> PromptTokens:
         """Embed the prompts of every slice.
 
-        Tokens stand in SAM's order: points, then the box's two corners; without a box one padding
-        point follows the points, as SAM was trained. A prompt that is not `valid` becomes SAM's own
-        "not a point" and "no mask" embeddings whatever it holds, and passes no gradient. Points
-        labelled -1, and corners of boxes that are not known, fill up and are `ignored`.
+        Tokens are in SAM's order: points, then the two corners of the box; without boxes one padding point follows
+        the points, as SAM was trained. A prompt that is not `valid` gets SAM's "not a point" and "no mask" embeddings
+        and no gradient. Points labelled -1 and corners of unknown boxes are padding, and `ignored`.
 
         Args:
-            p: The prompts; at least one field besides `valid`.
+            p: The prompts; at least one of points, boxes, masks and class tokens.
             grid: (g_h, g_w) tokens of the image embedding.
 
         Raises:
-            PromptError: There is no prompt, points lack labels, or masks have another size than (4g_h, 4g_w).
+            PromptError: There is no prompt, points have no labels, or masks are not of size (4g_h, 4g_w).
         """
         batch = _leading_shape(p)
         count = batch[0] * batch[1] * batch[2]
         valid = None if p.valid is None else p.valid.reshape(count)
         weight = self.sam.no_mask_embed.weight
         none = torch.zeros(count, 0, dtype=torch.bool, device=weight.device)
-        sparse, speaks, fills = [weight.new_zeros(count, 0, EMBED_DIM)], [none], [none]
+        sparse, informative, padding = [weight.new_zeros(count, 0, EMBED_DIM)], [none], [none]
         if p.points is not None:
             if p.labels is None:
-                raise PromptError("points came without labels", remedy="Give 1, 0 or -1 for every point.")
+                raise PromptError("points were given without labels", remedy="Give 1, 0 or -1 for every point.")
             points, labels = p.points.flatten(0, 2), p.labels.flatten(0, 2)
             sparse.append(self._points(points, labels, valid, grid, pad=p.boxes is None))
-            # The padding point behind points without a box is SAM's own, and attended to.
+            # The padding point that SAM adds when there is no box is attended to.
             own = (0, 1) if p.boxes is None else (0, 0)
-            speaks.append(nn.functional.pad(labels >= 0, own))
-            fills.append(nn.functional.pad(labels < 0, own))
+            informative.append(nn.functional.pad(labels >= 0, own))
+            padding.append(nn.functional.pad(labels < 0, own))
         if p.boxes is not None:
             known = none.new_ones(count) if p.boxes_known is None else p.boxes_known.reshape(count)
             sparse.append(self._boxes(p.boxes.flatten(0, 2), _both(valid, p.boxes_known), grid))
-            speaks.append(known[:, None].expand(-1, 2))
-            # Without its box a prompt keeps the first corner, as the padding point that SAM expects there.
-            fills.append(torch.stack([torch.zeros_like(known), ~known], dim=1))
+            informative.append(known[:, None].expand(-1, 2))
+            # A prompt without a box keeps the first corner, as the padding point that SAM expects.
+            padding.append(torch.stack([torch.zeros_like(known), ~known], dim=1))
         tokens = PromptTokens(
             sparse=torch.cat(sparse, dim=1),
             dense=self._masks(p.masks, _both(valid, p.masks_known), grid),
             cls=None if p.class_tokens is None else _keep(p.class_tokens.flatten(0, 2), valid),
             queries=batch[1],
         )
-        spoken, filled = (torch.cat(each, dim=1) for each in (speaks, fills))
+        known_tokens, padded = (torch.cat(each, dim=1) for each in (informative, padding))
         if valid is not None:
-            spoken, filled = spoken & valid[:, None], filled & valid[:, None]
+            known_tokens, padded = known_tokens & valid[:, None], padded & valid[:, None]
         if self.offsets is not None and p.offsets is not None:
             offset = self.offsets[p.offsets.reshape(count).clamp(-self.reach, self.reach) + self.reach]
-            tokens.sparse = tokens.sparse + offset[:, None] * spoken[..., None]
-        tokens.condition, tokens.conditioned = _condition(tokens.sparse, spoken)
-        # Asking a GPU costs time, and automatic prompts never fill up.
-        doubtful = not p.complete and (p.points is not None or p.boxes_known is not None)
-        if doubtful and bool(filled.any()):
-            tokens.ignored = filled
+            tokens.sparse = tokens.sparse + offset[:, None] * known_tokens[..., None]
+        tokens.condition, tokens.conditioned = _condition(tokens.sparse, known_tokens)
+        # `any` waits for the GPU, and automatic prompts have no padding.
+        may_pad = not p.complete and (p.points is not None or p.boxes_known is not None)
+        if may_pad and bool(padded.any()):
+            tokens.ignored = padded
         return tokens
 
     def dense_pe(self, grid: tuple[int, int]) -> Tensor:
-        """(1, 256, g_h, g_w) positional encoding of the image tokens."""
+        """Positional encoding (1, 256, g_h, g_w) of the image tokens."""
         weight = self.sam.no_mask_embed.weight
         rows, columns = (torch.arange(size, device=weight.device, dtype=torch.float32) + 0.5 for size in grid)
         centres = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)
@@ -108,7 +106,7 @@ class PromptTokenizer(nn.Module):
             return self.sam.pe_layer.forward_with_coords(coordinates.float(), extent)
 
     def _pixels(self, grid: tuple[int, int], like: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """(width, height) of the encoder's input in pixels, and the (height, width) it is divided by."""
+        """(width, height) of the encoder's input in pixels, and the (height, width) that coordinates are divided by."""
         height, width = grid[0] * TOKEN_STRIDE, grid[1] * TOKEN_STRIDE
         extent = (CANVAS_PIXELS, CANVAS_PIXELS) if self.crop else (height, width)
         return torch.tensor([width, height], device=like.device, dtype=torch.float32), extent
@@ -116,7 +114,7 @@ class PromptTokenizer(nn.Module):
     def _points(
         self, points: Tensor, labels: Tensor, valid: Tensor | None, grid: tuple[int, int], *, pad: bool
     ) -> Tensor:
-        """points (G, P, 2), labels (G, P) to (G, P or P + 1, 256)."""
+        """Embed points (G, P, 2) with labels (G, P) as (G, P or P + 1, 256)."""
         if valid is not None:
             labels = torch.where(valid[:, None], labels, -1)
         if pad:
@@ -132,7 +130,7 @@ class PromptTokenizer(nn.Module):
         return code * known + kinds[labels.long() + 1]
 
     def _boxes(self, boxes: Tensor, valid: Tensor | None, grid: tuple[int, int]) -> Tensor:
-        """boxes (G, 4) to (G, 2, 256); the half-open box becomes the centres of its corner pixels."""
+        """Embed boxes (G, 4) as (G, 2, 256), through the centres of their corner pixels."""
         size, extent = self._pixels(grid, boxes)
         corners = _keep(boxes, valid).unflatten(-1, (2, 2)) * size
         corners = corners + corners.new_tensor([[0.5], [-0.5]])
@@ -141,7 +139,7 @@ class PromptTokenizer(nn.Module):
         return tokens if valid is None else torch.where(valid[:, None, None], tokens, self.sam.not_a_point_embed.weight)
 
     def _masks(self, masks: Tensor | None, valid: Tensor | None, grid: tuple[int, int]) -> Tensor:
-        """masks (B, Q, D, 4g_h, 4g_w) to (G, 256, g_h, g_w); no masks give (1, 256, 1, 1)."""
+        """Embed masks (B, Q, D, 4g_h, 4g_w) as (G, 256, g_h, g_w); (1, 256, 1, 1) if there are none."""
         nothing = self.sam.no_mask_embed.weight.reshape(1, EMBED_DIM, 1, 1)
         if masks is None:
             return nothing
@@ -171,25 +169,25 @@ def _leading_shape(p: PromptBatch) -> tuple[int, int, int]:
 
 
 def _both(valid: Tensor | None, known: Tensor | None) -> Tensor | None:
-    """(G,) bool of what is valid and known; None for all."""
+    """(G,) bool, which prompts are both valid and known; None means all."""
     if known is None:
         return valid
     return known.reshape(-1) if valid is None else known.reshape(-1) & valid
 
 
-def _condition(sparse: Tensor, speaks: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and maximum of the tokens that say something, in any order and number: (G, 512), (G,) bool."""
-    conditioned = speaks.any(1)
+def _condition(sparse: Tensor, informative: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and maximum (G, 512) of the tokens that are not padding, and (G,) bool, whether there are any."""
+    conditioned = informative.any(1)
     if not sparse.shape[1]:
         return sparse.new_zeros(len(sparse), 2 * EMBED_DIM), conditioned
-    kept = speaks[..., None]
-    mean = (sparse * kept).sum(1) / speaks.sum(1).clamp(min=1)[:, None]
+    kept = informative[..., None]
+    mean = (sparse * kept).sum(1) / informative.sum(1).clamp(min=1)[:, None]
     most = sparse.masked_fill(~kept, -torch.inf).amax(1)
     return torch.cat([mean, torch.where(conditioned[:, None], most, 0.0)], dim=-1), conditioned
 
 
 def _keep(x: Tensor, valid: Tensor | None) -> Tensor:
-    """x (G, ...) with zeros where not valid; NaN or infinity there neither passes nor flows back."""
+    """x (G, ...) with zeros where not valid; NaN and infinity there reach neither the result nor the gradient."""
     if valid is None:
         return x
     return torch.where(valid.reshape(-1, *[1] * (x.dim() - 1)), x, torch.zeros((), dtype=x.dtype, device=x.device))

@@ -1,4 +1,4 @@
-"""What training and inference ask of every network, and the networks that take no prompts."""
+"""Base classes of all networks: the interface that training and inference use."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from MaskSAMCore.network.types import Features, PromptBatch, Prompted, QueryOutp
 
 
 class Segmenter(nn.Module):
-    """A network that turns patches into class scores; build it with `network.build.build_model`.
+    """A network that maps patches to class scores; built by `network.build.build_model`.
 
     Attributes:
-        cfg: What it was built from.
-        decodes: Whether automatic mode runs all parts; see `set_decoder`.
+        cfg: The configuration it was built from.
+        decodes: Whether automatic mode runs the mask decoder; see `set_decoder`.
     """
 
     decodes = True
@@ -29,17 +29,17 @@ class Segmenter(nn.Module):
 
         Args:
             image: (B, M, D, H, W), normalised as in preprocessing.
-            features: Features of a frozen encoder where they are known already.
-            labels: (B, D, H, W) classes, for networks with ground-truth prompts.
+            features: Output of the encoder for `image`, if it was computed before.
+            labels: (B, D, H, W) classes, for networks that take prompts from the ground truth.
         """
         raise NotImplementedError
 
     def scores(self, outputs: QueryOutputs) -> Tensor:
-        """Class scores (B, K, D, H, W) in [0, 1] of a forward pass."""
+        """Class scores (B, K, D, H, W) in [0, 1] from the output of `forward`."""
         raise NotImplementedError
 
     def segment_patch(self, image: Tensor) -> Tensor:
-        """Image (B, M, D, H, W) to class scores (B, K, D, H, W)."""
+        """Class scores (B, K, D, H, W) of an image (B, M, D, H, W)."""
         return self.scores(self(image))
 
     def slab(self, image: Tensor, features: Features | None = None) -> Slab:
@@ -74,26 +74,57 @@ class Segmenter(nn.Module):
         )
 
     def set_adapters(self, enabled: bool) -> None:
-        """Switch what the frozen phase leaves out; nothing, unless the network has such a phase."""
+        """Switch the encoder's adapters on or off; does nothing if there are none."""
 
     def set_decoder(self, on: bool) -> None:
-        """Leave out what is not trained yet; nothing, unless the network learns in two stages (model.md §9.4)."""
+        """Switch the mask decoder of automatic mode on or off (model.md §9.4); does nothing if there is none."""
 
     def set_checkpointing(self, enabled: bool) -> None:
-        """Recompute activations in the backward pass instead of keeping them, where the network can."""
+        """Switch gradient checkpointing on or off; does nothing if the network has none."""
+
+    def encode(self, image: Tensor) -> Features:
+        """Features of an image (B, M, D, H, W), which `forward` takes; see `MaskSAM.encode`.
+
+        Raises:
+            ModelError: The network has no encoder that can be run alone.
+        """
+        raise self._lacks("encoder that can be run alone")
+
+    def encode_frozen(self, image: Tensor) -> Features:
+        """Features of the pretrained encoder alone; see `MaskSAM.encode_frozen`.
+
+        Raises:
+            ModelError: The network has no encoder that can be run alone.
+        """
+        raise self._lacks("encoder that can be run alone")
+
+    def generator_logits(self, features: Features, image: Tensor) -> tuple[Tensor, ...]:
+        """Logits of the prompt generator, without the decoder; see `MaskSAM.generator_logits`.
+
+        Raises:
+            ModelError: The network has no prompt generator.
+        """
+        raise self._lacks("prompt generator")
+
+    def _lacks(self, part: str) -> ModelError:
+        return ModelError(
+            f"this model has no {part}",
+            where=f"model.backbone.arch={self.cfg.backbone.arch}",
+            remedy="Use a model whose backbone is SAM's, slice by slice.",
+        )
 
 
 class DirectSegmenter(Segmenter):
-    """A network with one logit map per class: softmax over the classes, no prompts, nothing to cache for clicks."""
+    """A network with one logit map per class and no prompts."""
 
     def forward(self, image: Tensor, features: Features | None = None, labels: Tensor | None = None) -> QueryOutputs:
-        """Class logits as `QueryOutputs.masks` (B, K, D, H, W); only `image` (B, M, D, H, W) is read."""
+        """Class logits (B, K, D, H, W) as `QueryOutputs.masks`; only `image` (B, M, D, H, W) is used."""
         return QueryOutputs(masks=self.logits(image), cls=None)
 
     def logits(self, image: Tensor) -> Tensor:
-        """Image (B, M, D, H, W) to class logits (B, K, D, H, W)."""
+        """Class logits (B, K, D, H, W) of an image (B, M, D, H, W)."""
         raise NotImplementedError
 
     def scores(self, outputs: QueryOutputs) -> Tensor:
-        """Probabilities (B, K, D, H, W); they sum to 1, in float32 whatever the precision of the network."""
+        """Softmax probabilities (B, K, D, H, W), always float32."""
         return torch.softmax(outputs.masks.float(), dim=1)

@@ -1,4 +1,4 @@
-"""From the M modalities of a scan to the three channels that SAM was trained with (model.md §5.1)."""
+"""Maps the M channels of a scan to the three channels of SAM's input (model.md §5.1)."""
 
 from __future__ import annotations
 
@@ -13,20 +13,18 @@ SAM_CHANNELS = 3
 
 
 class ModalityStem(nn.Module):
-    """Lift (B, M, D, H, W) to (B, 3, D, up*H, up*W).
+    """Maps (B, M, D, H, W) to (B, 3, D, up * H, up * W), with `up = stem.upsample`.
 
-    `conv` is the papers' stack of 3-D convolutions, in-plane up-sampling included. With
-    `residual`, which is ours, `y = lift(up(x)) + gamma * branch(x)`: lift is a 1x1 convolution
-    that starts as the mean of the modalities, gamma (3,) starts at zero, and the branch loses its
-    last activation; a fresh network so sees the plain picture. That adds 3 M + 3 parameters to the
-    released stem, which `residual=False` gives exactly (33 945 at x4, 897 at x1, M = 1).
+    `stem.kind` is one of:
+        conv: The papers' stack of 3-D convolutions with in-plane upsampling. With `stem.residual`, which is not in the
+            papers, `y = lift(up(x)) + gamma * branch(x)`: `lift` is a 1x1 convolution that starts as the mean of the
+            channels, `gamma` (3,) starts at zero, and the branch has no last activation, so that an untrained network
+            sees the scan itself. This adds 3 M + 3 parameters to the released stem, which has 33 945 at x4 and 897 at
+            x1 for M = 1.
+        lean: The x1 stack with the residual at the size of the scan, upsampled afterwards; not in the papers.
+        repeat, none: No parameters; three channels are used as they are, any other number as their mean, repeated.
 
-    `lean`, ours too, is the x1 stack with that residual at the scan's own size, enlarged afterwards.
-
-    `repeat` and `none` have no parameters: three modalities are taken as they are, any other number as their
-    mean, three times.
-
-    Intensities are normalised by then: scans by themselves, colour pictures by SAM's own mean and deviation.
+    The input is normalised: scans as in preprocessing, colour pictures by SAM's mean and standard deviation.
     """
 
     def __init__(self, cfg: ModelConfig) -> None:
@@ -48,7 +46,7 @@ class ModalityStem(nn.Module):
             self.gamma = nn.Parameter(torch.zeros(SAM_CHANNELS))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, M, D, H, W) to (B, 3, D, up*H, up*W)."""
+        """Map x (B, M, D, H, W) to (B, 3, D, up * H, up * W)."""
         if self.branch is None:
             return self.frozen(x)
         if self.lift is None or self.gamma is None:
@@ -58,7 +56,7 @@ class ModalityStem(nn.Module):
         return self.lift(self._enlarge(x)) + self.gamma[:, None, None, None] * self.branch(x)
 
     def frozen(self, x: Tensor) -> Tensor:
-        """What the encoder sees when nothing is trained; same shapes as `forward` (model.md §14.4)."""
+        """The mapping without trained parameters, for the frozen encoder (model.md §14.4); shapes as of `forward`."""
         if self.kind in ("repeat", "none") and self.channels == SAM_CHANNELS:
             return self._enlarge(x)
         mean = x if self.channels == 1 else x.mean(1, keepdim=True)
@@ -72,7 +70,7 @@ class ModalityStem(nn.Module):
 
 
 def _branch(channels: int, upsample: int, *, last_act: bool) -> nn.Sequential:
-    """The released stack: x4 and x1 are the papers', x2 is x4 with one of its two up-samplings."""
+    """The released stack for x4 and x1; x2 is x4 with one of its two upsamplings."""
     if upsample == 1:
         layers = [*_conv(channels, 8), *_conv(8, SAM_CHANNELS)]
     else:
@@ -92,5 +90,5 @@ def _conv(inner: int, outer: int) -> list[nn.Module]:
 
 
 def _up(inner: int, outer: int) -> list[nn.Module]:
-    # The released counts of model.md §16.2 come out only with plain instance norms behind these.
+    # The released parameter counts (model.md §16.2) need instance norms without parameters here.
     return [nn.ConvTranspose3d(inner, outer, (1, 2, 2), stride=(1, 2, 2)), nn.InstanceNorm3d(outer), nn.GELU()]

@@ -1,9 +1,9 @@
-"""The generator's trunk: from the encoder's features to maps at the patch's resolution (model.md §6.1).
+"""The generator's trunk: upsamples the encoder's features to the size of the patch (model.md §6.1).
 
-Three bodies: the paper's pyramid over levels that all have stride 16 (ViT), the same idea over
-levels at their true strides (TinyViT), and the plain stack of Self-Prompt-SAM's first ablation row.
-Each goes from the tokens' grid to the patch's in-plane size by doublings; the scan itself, through a
-small encoder of its own, may join after each of them.
+There are three variants: the paper's pyramid over levels that all have stride 16 (ViT), the same idea over levels at
+their true strides (TinyViT), and the plain stack of Self-Prompt-SAM's first ablation. Each doubles height and width
+until the token grid has become the size of the patch. The scan, through a small encoder, can be fused after every
+doubling.
 """
 
 from __future__ import annotations
@@ -26,21 +26,26 @@ WHOLE: Kernel = (3, 3, 3)
 IN_PLANE: Kernel = (1, 3, 3)
 
 
+def same_padding(kernel: Kernel) -> Kernel:
+    """Padding (D, H, W) with which a convolution of stride 1 and an odd kernel keeps the size."""
+    depth, height, width = kernel
+    return depth // 2, height // 2, width // 2
+
+
 class ConvBlock(nn.Sequential):
     """Convolution, instance norm, leaky ReLU: the CB of model.md §6.1.
 
-    The instance norm is written as a group norm with one group per channel: the same numbers in less time on a CPU.
+    The instance norm is a group norm with one group per channel: the same numbers, faster on a CPU.
 
     Args:
-        channels, width: Before and after.
+        channels, width: Channels of input and output.
         kernel: (D, H, W), odd.
-        stride: In-plane.
+        stride: In-plane stride.
     """
 
     def __init__(self, channels: int, width: int, *, kernel: Kernel = WHOLE, stride: int = 1) -> None:
-        padding = tuple(k // 2 for k in kernel)
         super().__init__(
-            Conv3d(channels, width, kernel, stride=(1, stride, stride), padding=padding),
+            Conv3d(channels, width, kernel, stride=(1, stride, stride), padding=same_padding(kernel)),
             nn.GroupNorm(width, width),
             nn.LeakyReLU(0.01, inplace=True),
         )
@@ -49,15 +54,15 @@ class ConvBlock(nn.Sequential):
 class Up(nn.ConvTranspose3d):
     """Transposed convolution that doubles height and width: the UP of model.md §6.1.
 
-    Kernel and stride agree, so it is one matrix product per voxel; written as such it runs four
-    times as fast on a CPU as the general operator.
+    Kernel and stride are equal, so it is one matrix product per voxel, which runs four times as fast on a CPU as the
+    general operator.
     """
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__(channels, width, (1, 2, 2), stride=(1, 2, 2))
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """x (B, C, D, h, w) to (B, width, D, 2h, 2w)."""
+        """Map x (B, C, D, h, w) to (B, width, D, 2h, 2w)."""
         batch, _, depth, height, width = x.shape
         y = torch.einsum("bidhw,iouv->bodhuwv", x, self.weight[:, :, 0])
         y = y.reshape(batch, self.out_channels, depth, 2 * height, 2 * width)
@@ -65,7 +70,7 @@ class Up(nn.ConvTranspose3d):
 
 
 class Fuse(nn.Module):
-    """CB over the trunk's map and a skip, side by side."""
+    """A `ConvBlock` over the concatenated trunk and skip features."""
 
     def __init__(self, width: int, skip: int, *, kernel: Kernel = WHOLE) -> None:
         super().__init__()
@@ -76,7 +81,7 @@ class Fuse(nn.Module):
 
 
 class Body(nn.Module):
-    """What all trunks are: `grow` is called with 0, 1, ... doublings, each time with the map before.
+    """Base class of the trunk's variants; `grow` is called with 0, 1, ... doublings and the previous output.
 
     Attributes:
         channels: Per doubling, the channels of the stages that it adds.
@@ -85,21 +90,21 @@ class Body(nn.Module):
     channels: tuple[tuple[int, ...], ...]
 
     def grow(self, doublings: int, x: Tensor | None, features: Features) -> list[Tensor]:
-        """The stages that lie 2^doublings times as fine as the tokens; the last of them goes on.
+        """Stages at 2^doublings times the resolution of the tokens; the last is passed on.
 
         Args:
-            doublings: 0 for the stages at the tokens' grid.
-            x: (B, C, D, h, w), what went on from the doubling before; None for 0.
-            features: Of the encoder.
+            doublings: 0 for the stages at the token grid.
+            x: (B, C, D, h, w), last stage of the previous doubling; None for 0.
+            features: Output of the encoder.
         """
         raise NotImplementedError
 
 
 class Pyramid(Body):
-    """The paper's trunk, over levels of stride 16 (model.md §6.1).
+    """The paper's trunk over levels of stride 16 (model.md §6.1).
 
-    The deeper a level, the earlier it joins. Where the levels outnumber the doublings, the rest join
-    at the last stage through the same skip module, as in the release (§18.2 row 6).
+    Deeper levels are fused earlier. If there are more levels than doublings, the others are fused at the last stage
+    through the same skip module, as in the release (§18.2 row 6).
     """
 
     def __init__(self, levels: tuple[Level, ...], widths: tuple[int, ...], kernels: tuple[Kernel, ...]) -> None:
@@ -134,15 +139,14 @@ class Pyramid(Body):
 class ScaledPyramid(Body):
     """The trunk over levels at their true strides (TinyViT; model.md §3).
 
-    Every stage halves the stride and takes the levels that have it, deepest first. Skips are
-    1x1x1 convolutions with norm, which bring a frozen level to the trunk's width and scale. Stages
-    finer than the finest level go on without a skip, or are left to the scan. `widths[i]` belongs to
-    stride 16 / 2^i.
+    Every stage halves the stride and fuses the levels of that stride, deepest first. Skips are 1x1x1 convolutions with
+    norm, which adapt width and scale of a frozen level. Stages finer than the finest level have no skip, or fuse the
+    scan. `widths[i]` belongs to stride 16 / 2^i.
 
     Args:
-        levels: What the encoder's features are.
+        levels: The encoder's feature levels.
         widths, kernels: Per stage.
-        joined: Stages that the scan joins.
+        joined: Stages that the scan is fused into.
     """
 
     def __init__(
@@ -178,7 +182,7 @@ class ScaledPyramid(Body):
 
 
 class Stack(Body):
-    """The neck's output alone, doubled in size again and again (Self-Prompt-SAM's row S1)."""
+    """Upsamples the neck's output alone, without skips (Self-Prompt-SAM's ablation S1)."""
 
     def __init__(self, widths: tuple[int, ...], kernels: tuple[Kernel, ...]) -> None:
         super().__init__()
@@ -194,7 +198,7 @@ class Stack(Body):
 
 
 class ImageEncoder(nn.Module):
-    """The scan at several sizes, by convolutions of its own: stage j has stride 2^j in the slices.
+    """Convolutional features of the scan at several sizes; stage j has in-plane stride 2^j.
 
     Args:
         channels: M of the scan.
@@ -212,7 +216,7 @@ class ImageEncoder(nn.Module):
         self.stages = nn.ModuleList(stages)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """image (B, M, D, H, W) to (B, widths[j], D, H / 2^j, W / 2^j), finest first."""
+        """Maps (B, widths[j], D, H / 2^j, W / 2^j) of an image (B, M, D, H, W), finest first."""
         maps = []
         for stage in self.stages:
             image = stage(image)
@@ -221,14 +225,14 @@ class ImageEncoder(nn.Module):
 
 
 class Trunk(nn.Module):
-    """The configured trunk; with `image_widths`, the scan itself joins it.
+    """The configured trunk; with `source.image_widths`, it also fuses the scan.
 
     Args:
-        cfg: Of the whole model. `source.widths` shorter than the stages repeats its last value.
-        levels: What the encoder's features are.
+        cfg: Configuration of the whole model. The last value of `source.widths` is repeated for further stages.
+        levels: The encoder's feature levels.
 
     Attributes:
-        channels: Channels of every stage's output.
+        channels: Channels of the output of every stage.
 
     Raises:
         ModelError: A level's stride fits no stage of the trunk, or the scan has more sizes than the trunk.
@@ -262,11 +266,11 @@ class Trunk(nn.Module):
                 self.join[str(i)] = Fuse(widths[i], width, kernel=kernels[i])
 
     def forward(self, features: Features, image: Tensor) -> list[Tensor]:
-        """Maps of every stage, the last (B, C, D, H, W).
+        """Feature maps of every stage, the last (B, C, D, H, W).
 
         Args:
-            features: Of the encoder.
-            image: (B, M, D, H, W), the scan; read with `image_widths` only.
+            features: Output of the encoder.
+            image: (B, M, D, H, W), the scan; used with `source.image_widths` only.
         """
         scan = [] if self.image is None else self.image(image)
         stages: list[Tensor] = []
@@ -288,7 +292,7 @@ def _check_strides(strides: set[int], ups: int) -> None:
     fitting = {TOKEN_STRIDE >> i for i in range(ups + 1)}
     if not strides <= fitting:
         raise ModelError(
-            "the encoder has levels that the generator cannot take",
+            "the encoder has finer levels than the generator has stages",
             where="model.stem.upsample",
             why=f"strides {sorted(strides - fitting)} are finer than the patch",
             remedy="Choose a smaller stem.upsample, or source.trunk=stacked.",
@@ -298,8 +302,8 @@ def _check_strides(strides: set[int], ups: int) -> None:
 def _check_sizes(widths: tuple[int, ...], doublings: int) -> None:
     if len(widths) > doublings + 1:
         raise ModelError(
-            "the scan has more sizes than the generator",
+            "more widths than the generator has stages",
             where="model.source.image_widths",
-            why=f"{len(widths)} of them, and {doublings + 1} with model.stem.upsample",
+            why=f"{len(widths)} widths, {doublings + 1} stages with this model.stem.upsample",
             remedy="Give fewer widths, or choose a smaller stem.upsample.",
         )

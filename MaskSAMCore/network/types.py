@@ -1,7 +1,7 @@
-"""The tensors that travel between the parts of the network, and the one place that folds depth.
+"""Data classes passed between the parts of the network, and `fold`/`unfold` of the depth axis.
 
-Image-like tensors are (B, C, D, H, W). SAM's two-dimensional modules see (B*D, ...) with depth
-fastest, so every depth operator is a plain `unflatten(0, (-1, D))` (model.md §1).
+Image-like tensors are (B, C, D, H, W). SAM's two-dimensional modules get (B*D, ...) with depth as the fastest index,
+so that every operation along depth starts with `unflatten(0, (-1, D))` (model.md §1).
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from torch import Tensor
 
 
 def fold(x: Tensor) -> Tensor:
-    """(B, C, D, H, W) to (B*D, C, H, W)."""
+    """Move depth into the batch: (B, C, D, H, W) to (B*D, C, H, W)."""
     return x.transpose(1, 2).flatten(0, 1)
 
 
 def unfold(x: Tensor, depth: int) -> Tensor:
-    """(B*D, C, H, W) to (B, C, D, H, W)."""
+    """Undo `fold`: (B*D, C, H, W) to (B, C, D, H, W)."""
     return x.unflatten(0, (-1, depth)).transpose(1, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """One feature level of a backbone: its channels and its stride in encoder pixels."""
+    """Channels and stride (in pixels of the encoder's input) of one feature level of a backbone."""
 
     channels: int
     stride: int
@@ -32,10 +32,10 @@ class Level:
 
 @dataclass
 class Features:
-    """What the encoder returns; the unit that is cached.
+    """Output of the encoder for one batch of patches; cached when the encoder is frozen.
 
     Attributes:
-        levels: Shallow to deep, each (B, C_l, D, h_l, w_l).
+        levels: Feature maps from shallow to deep, each (B, C_l, D, h_l, w_l).
         embed: (B, 256, D, g_h, g_w) after SAM's neck.
     """
 
@@ -53,11 +53,12 @@ class Features:
 
 @dataclass
 class Slab:
-    """What prompts read of one encoded patch; the unit that is cached (model.md §2.5, §13.3).
+    """The part of an encoded patch that prompts need; cached for interactive use (model.md §2.5, §13.3).
 
     Attributes:
         embed: (B, 256, D, g_h, g_w) after SAM's neck.
-        fine: (B, F, D, H, W), the trunk's features at the patch's own size; None where prompts do not read them.
+        fine: (B, F, D, H, W), features of the generator's trunk at the size of the patch; None if prompts do not use
+            them.
     """
 
     embed: Tensor
@@ -76,26 +77,28 @@ class Slab:
         return self.embed.nbytes + (0 if self.fine is None else self.fine.nbytes)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Slab:
-        """The same on another device or in another precision."""
+        """A copy on another device or in another precision."""
         fine = None if self.fine is None else self.fine.to(device=device, dtype=dtype)
         return Slab(embed=self.embed.to(device=device, dtype=dtype), fine=fine)
 
 
 @dataclass
 class PromptBatch:
-    """Prompts of any source, Q per slice; coordinates are fractions of the patch, x before y.
+    """Q prompts per slice, from a generator, from labels or from a user.
+
+    Coordinates are fractions of the patch, x before y. A field that is None is absent from all prompts.
 
     Attributes:
-        points: (B, Q, D, P, 2) or None.
-        labels: (B, Q, D, P), 1 foreground, 0 background, -1 padding; with `points`.
-        boxes: (B, Q, D, 4) half-open (x0, y0, x1, y1) or None.
-        boxes_known: (B, Q, D) bool, whether there is a box; None for all.
-        masks: (B, Q, D, 4g_h, 4g_w) logits (or 0/1) or None.
-        masks_known: (B, Q, D) bool, whether there is a mask; None for all.
-        offsets: (B, Q, D) integers, slices from the one that the prompt was given in, 0 there; None for all 0.
-        class_tokens: (B, Q, D, 256) auxiliary class tokens or None.
-        valid: (B, Q, D) bool or None for all valid.
-        complete: No point is padding and every box is known, so that nobody has to look.
+        points: (B, Q, D, P, 2).
+        labels: (B, Q, D, P), 1 foreground, 0 background, -1 padding; required with `points`.
+        boxes: (B, Q, D, 4), half-open (x0, y0, x1, y1).
+        boxes_known: (B, Q, D) bool, which prompts have a box; None means all.
+        masks: (B, Q, D, 4g_h, 4g_w), logits or 0/1.
+        masks_known: (B, Q, D) bool, which prompts have a mask; None means all.
+        offsets: (B, Q, D) integers, distance in slices to the slice that the prompt was given in; None means 0.
+        class_tokens: (B, Q, D, 256), auxiliary class tokens.
+        valid: (B, Q, D) bool, which prompts exist; None means all.
+        complete: True if no point is padding and every box is known; saves a check that would wait for the GPU.
     """
 
     points: Tensor | None = None
@@ -119,9 +122,9 @@ class PromptTokens:
         dense: (G, 256, g_h, g_w), or (1, 256, 1, 1), SAM's "no mask" embedding, when there are no mask prompts.
         cls: (G, 256) auxiliary class tokens or None.
         queries: Q.
-        ignored: (G, t) bool, sparse tokens that only fill up and that nothing may attend to; None for none.
-        condition: (G, 512), mean and maximum of the sparse tokens that say something (model.md §4.5), zero without any.
-        conditioned: (G,) bool, whether there was one.
+        ignored: (G, t) bool, sparse tokens that are padding and must not be attended to; None means none.
+        condition: (G, 512), mean and maximum over the sparse tokens that are not padding, or 0 (model.md §4.5).
+        conditioned: (G,) bool, whether any sparse token is not padding.
     """
 
     sparse: Tensor
@@ -135,13 +138,13 @@ class PromptTokens:
 
 @dataclass
 class Decoded:
-    """What the mask decoder returns.
+    """Output of the mask decoder.
 
     Attributes:
         mask: (B, Q, D, m, 4g_h, 4g_w) logits; m = 1, or 3 with `multimask`.
         quality: (B, Q, D, m) SAM's estimate of the mask's IoU.
-        cls: (B, Q, D, K+1) class logits, last "no object"; None without class head.
-        tokens: (B, Q, D, m, 256) the decoder's output for each mask.
+        cls: (B, Q, D, K+1) class logits, the last for "no object"; None without a class head.
+        tokens: (B, Q, D, m, 256), the output token of each mask.
     """
 
     mask: Tensor
@@ -152,12 +155,12 @@ class Decoded:
 
 @dataclass
 class Prompted:
-    """Masks of given prompts, at the patch's own in-plane size.
+    """Masks of given prompts at the in-plane size of the patch.
 
     Attributes:
         masks: (B, Q, D, m, H, W) logits; m = 1, or 3 with `multimask`.
         quality: (B, Q, D, m) SAM's estimate of the mask's IoU.
-        cls: (B, Q, D, K+1) class logits, last "no object"; None without class head.
+        cls: (B, Q, D, K+1) class logits, the last for "no object"; None without a class head.
     """
 
     masks: Tensor
@@ -167,17 +170,17 @@ class Prompted:
 
 @dataclass
 class QueryOutputs:
-    """What the losses compare with the labels, at the patch's own in-plane size.
+    """Output of a training pass, compared with the labels by the losses.
 
     Attributes:
-        masks: (B, N, D, H, W) logits; of a class generator (B, K, D, H, W), which compete for every voxel.
-        cls: (B, N, D, K+1) logits, or None.
-        aux_masks: (B, N, D, H, W) logits of the generator, or None.
+        masks: (B, N, D, H, W) mask logits; (B, K, D, H, W) class logits if the generator makes one prompt per class.
+        cls: (B, N, D, K+1) class logits of the queries, or None.
+        aux_masks: (B, N, D, H, W) mask logits of the generator, or None.
         aux_boxes: (B, N, D, 4) boxes of the generator in [0, 1], or None.
         fused_boxes: (B, N, D, 4) boxes that prompted the decoder (for the matching cost), or None.
-        valid: (B, N, D) bool, which of the given prompts exist; None where the model made its own.
-        stages: Class logits (B, K, D, h_i, w_i) of the generator's supervised stages, the last at the patch's own size,
-            or None. Where nothing is decoded, the last is `masks` itself.
+        valid: (B, N, D) bool, which prompts exist; None if the model made the prompts itself.
+        stages: Class logits (B, K, D, h_i, w_i) of the generator's supervised stages, the last at the size of the
+            patch, or None. Without the decoder, the last stage is `masks` itself.
     """
 
     masks: Tensor

@@ -1,15 +1,16 @@
-"""AutoSAM Adapter's encoder: SAM's weights over tokens of three dimensions (model.md §10).
+"""AutoSAM Adapter's encoder: SAM's weights on three-dimensional tokens (model.md §10).
 
-The scan becomes a cube of tokens, not a stack of slices; SAM's blocks attend within shifted windows of 8x8x8 of them.
-SAM's own weights stay frozen under `sam`. What the paper trains of them, the norms and a table of relative depth
-positions that starts as the mean of SAM's own two, is kept here as the difference from SAM's: a fresh difference is
-zero, so nothing has to be copied when base weights are loaded, and weight decay pulls towards SAM.
+The scan becomes a cube of tokens instead of a stack of slices, and SAM's blocks attend within shifted windows of 8x8x8
+tokens. SAM's weights stay frozen under `sam`. The paper also trains the layer norms, and relative depth positions that
+start as the mean of SAM's two tables; both are stored as differences from SAM's values. They start at zero, so nothing
+has to be copied when base weights are loaded, and weight decay pulls towards SAM.
 """
 
 from __future__ import annotations
 
 from functools import partial
 from itertools import product
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +20,14 @@ from torch.utils.checkpoint import checkpoint
 from MaskSAMCore.config.schema import TOKEN_STRIDE, ModelConfig
 from MaskSAMCore.errors import ModelError
 from MaskSAMCore.network.adapters import Adapter
-from MaskSAMCore.network.attention import attend, relative_rows
+from MaskSAMCore.network.attention import Resize, attend, relative_rows
 from MaskSAMCore.network.backbone import SIZES, image_encoder
-from MaskSAMCore.network.convolution import Conv3d
+from MaskSAMCore.network.convolution import Conv3d, zero_init
 from MaskSAMCore.network.encoder import NECK_CHANNELS
 from MaskSAMCore.network.types import fold, unfold
+
+if TYPE_CHECKING:
+    from segment_anything.modeling.image_encoder import Attention
 
 WINDOW = 8
 LEVELS = 4
@@ -31,7 +35,7 @@ Cube = tuple[int, int, int]
 
 
 class NormShift(nn.Module):
-    """A frozen layer norm of SAM with a trained difference on its weight and bias; zero at first."""
+    """Trained differences on weight and bias of a frozen layer norm; they start at zero."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -39,40 +43,39 @@ class NormShift(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, norm: nn.LayerNorm, x: Tensor) -> Tensor:
-        """Normalise x (..., C)."""
+        """Apply `norm` with the differences added to x (..., C)."""
         return F.layer_norm(x, norm.normalized_shape, norm.weight + self.weight, norm.bias + self.bias, norm.eps)
 
 
 class DepthEmbedding(nn.Module):
-    """From tokens of slices to tokens of blocks: linear interpolation along depth, then a depth-wise convolution.
+    """Joins the tokens of slices along depth: linear interpolation, then a depth-wise convolution.
 
-    The patch embedding of SAM is the "1 x k x k" part of the paper's factorised embedding, this is its "k x 1 x 1".
-    The paper enlarges the scan along depth before both. An affine embedding and an interpolation whose weights sum to
-    one can be exchanged, so slices are embedded as they are; and as interpolation and convolution are linear both,
-    they are one small matrix per channel, and the enlarged tokens never exist.
+    SAM's patch embedding is the "1 x k x k" part of the paper's factorised embedding, this is the "k x 1 x 1" part. The
+    paper upsamples the scan along depth before both. An affine embedding commutes with an interpolation whose weights
+    sum to one, so the slices are embedded first. Interpolation and convolution are both linear, so they are combined
+    into one small matrix per channel, and the upsampled tokens are never in memory.
 
     Args:
         channels: C.
-        upsample: By how much the depth is enlarged.
+        upsample: Factor of the upsampling along depth.
     """
 
     def __init__(self, channels: int, upsample: int) -> None:
         super().__init__()
         self.upsample = upsample
         self.conv = nn.Conv1d(channels, channels, TOKEN_STRIDE, stride=TOKEN_STRIDE, groups=channels)
-        with torch.no_grad():
-            # The mean over the block, not noise as in the release.
-            self.conv.weight.fill_(1 / TOKEN_STRIDE)
-            self.conv.bias.zero_()  # type: ignore[union-attr]
+        zero_init(self.conv)
+        # Starts as the mean over the block, not as noise as in the release.
+        nn.init.constant_(self.conv.weight, 1 / TOKEN_STRIDE)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, C, D, h, w) to (B, C, D * upsample / 16, h, w)."""
+        """Map x (B, C, D, h, w) to (B, C, D * upsample / 16, h, w)."""
         one_hot = torch.eye(x.shape[2], dtype=x.dtype, device=x.device)[:, None]
         enlarged = F.interpolate(one_hot, scale_factor=float(self.upsample), mode="linear", align_corners=False)[:, 0]
         blocks = enlarged.unflatten(1, (-1, TOKEN_STRIDE))
         weight = torch.einsum("ck,ztk->ctz", self.conv.weight[:, 0].to(x.dtype), blocks)
         y = torch.einsum("bczhw,ctz->bcthw", x, weight)
-        return y + self.conv.bias.to(y.dtype)[:, None, None, None]  # type: ignore[union-attr]
+        return y if self.conv.bias is None else y + self.conv.bias.to(y.dtype)[:, None, None, None]
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -83,18 +86,18 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class VolumeEncoder(nn.Module):
-    """Scan to four cubes of tokens, from shallow to deep.
+    """Encodes a scan as four cubes of tokens, from shallow to deep.
 
     Attributes:
-        sam: SAM's image encoder; frozen, its 2-D neck unused.
-        checkpointing: Recompute each block in the backward pass.
+        sam: SAM's image encoder; frozen, its 2-D neck is not used.
+        checkpointing: Whether each block is recomputed in the backward pass.
     """
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         size, settings = SIZES[cfg.backbone.arch], cfg.enc_adapter
         self.cfg, self.checkpointing = cfg.backbone, False
-        # The small backbone of the tests knows fewer relative positions than a window of 8 needs.
+        # The small backbone for tests has fewer relative positions than a window of 8 needs.
         self.window = min(WINDOW, size.window)
         self.sam = image_encoder(size).requires_grad_(False)
         self.depth_conv = DepthEmbedding(size.width, cfg.stem.upsample)
@@ -118,19 +121,19 @@ class VolumeEncoder(nn.Module):
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """x (B, 3, D, S_h, S_w), enlarged in-plane only, to four (B, 256, T, g_h, g_w).
+        """Encode x (B, 3, D, S_h, S_w), upsampled in the plane only, as four cubes (B, 256, T, g_h, g_w).
 
         Raises:
-            ModelError: The depth is not that of the weights.
+            ModelError: The weights are for another depth.
         """
         t = self.depth_conv(unfold(self.sam.patch_embed(fold(x)).permute(0, 3, 1, 2), x.shape[2]))
         t = t.permute(0, 2, 3, 4, 1)
         if self.depth_pe is not None and t.shape[1] != len(self.depth_pe):
             raise ModelError(
-                "the model cannot take that number of slices",
+                "the patch has another number of slices than the model",
                 where=f"input {tuple(x.shape)}",
-                why=f"{t.shape[1]} tokens along depth, its weights are for {len(self.depth_pe)}",
-                remedy="Feed patches of the size that it was trained with.",
+                why=f"{t.shape[1]} tokens along depth, the weights are for {len(self.depth_pe)}",
+                remedy="Use patches of the size that the model was trained with.",
             )
         t = t + self._position((t.shape[2], t.shape[3]))
         if self.depth_pe is not None:
@@ -147,16 +150,17 @@ class VolumeEncoder(nn.Module):
         return levels
 
     def _position(self, grid: tuple[int, int]) -> Tensor:
-        """SAM's absolute positions, averaged down to the grid: (1, g_h, g_w, C)."""
+        """SAM's absolute positions, averaged to the token grid: (1, g_h, g_w, C)."""
         return F.adaptive_avg_pool2d(self.sam.pos_embed.permute(0, 3, 1, 2), grid).permute(0, 2, 3, 1)
 
     def block(self, index: int, x: Tensor) -> Tensor:
-        """One of SAM's blocks on a cube of tokens (B, T, h, w, C), with the adapter before it."""
-        block, norms = self.sam.blocks[index], self.norms[index]
+        """Run one of SAM's blocks, with the adapter before it, on a cube of tokens (B, T, h, w, C)."""
+        block = self.sam.blocks[index]
+        before_attention, before_mlp = self.norms[index].children()
         if len(self.adapters):
             x = x + self.adapters[index](x)
-        x = x + self._attend(index, norms[0](block.norm1, x))
-        return x + block.mlp(norms[1](block.norm2, x))
+        x = x + self._attend(index, before_attention(block.norm1, x))
+        return x + block.mlp(before_mlp(block.norm2, x))
 
     def _attend(self, index: int, n: Tensor) -> Tensor:
         attn, grid = self.sam.blocks[index].attn, n.shape[1:4]
@@ -165,23 +169,23 @@ class VolumeEncoder(nn.Module):
         attend = partial(cube_attention, attn, tables=tables, resize=self.cfg.rel_pos_resize)
         if self.cfg.attention == "sam2d":
             side = self.sam.blocks[index].window_size
-            window = (1, side, side) if side else (1, grid[1], grid[2])
+            window: Cube = (1, side, side) if side else (1, grid[1], grid[2])
             return windowed(attend, n, window, shift=(0, 0, 0), see_padding=True)
-        window = tuple(min(self.window, size) for size in grid)
-        # A grid that is one window wide has nothing to be shifted to, as in Swin.
-        shift = tuple(self.window // 2 if index % 2 == 0 and size > self.window else 0 for size in grid)
-        return windowed(attend, n, window, shift=shift, see_padding=False)  # type: ignore[arg-type]
+        depth, height, width = (min(self.window, size) for size in grid)
+        # No shift along an axis that is one window long, as in Swin.
+        shift = [self.window // 2 if index % 2 == 0 and size > self.window else 0 for size in grid]
+        return windowed(attend, n, (depth, height, width), shift=(shift[0], shift[1], shift[2]), see_padding=False)
 
 
 def windowed(attend: partial[Tensor], x: Tensor, window: Cube, *, shift: Cube, see_padding: bool) -> Tensor:
-    """Attention within windows of a cube of tokens.
+    """Attention within windows of a cube of tokens; (B, T, h, w, C).
 
     Args:
         attend: `cube_attention` of some weights, called with windows (N, *window, C) and a mask.
         x: (B, T, h, w, C).
-        window: Its sides.
-        shift: How far the windows are moved; what wraps around the cube's ends is kept apart, as in Swin.
-        see_padding: Whether tokens attend to the zeros that fill the last windows, as SAM was trained to.
+        window: Sides of the windows (d, h, w).
+        shift: Shift of the windows (d, h, w); tokens that wrap around do not attend to the others, as in Swin.
+        see_padding: Whether tokens attend to the zero padding of the last windows, as in SAM's training.
     """
     batch, *grid, channels = x.shape
     fill = [-size % side for size, side in zip(grid, window, strict=True)]
@@ -204,7 +208,7 @@ def windowed(attend: partial[Tensor], x: Tensor, window: Cube, *, shift: Cube, s
 
 
 def _regions(grid: list[int], fill: list[int], shift: Cube, device: torch.device) -> Tensor:
-    """A number for every place of the filled and shifted cube; only places of one number see each other."""
+    """Region number of every place of the padded and shifted cube; attention stays within a region."""
     axes = []
     for size, more, s in zip(grid, fill, shift, strict=True):
         at = torch.arange(size + more, device=device).roll(-s)
@@ -213,18 +217,19 @@ def _regions(grid: list[int], fill: list[int], shift: Cube, device: torch.device
 
 
 def cube_attention(
-    attn: nn.Module, x: Tensor, *, tables: tuple[Tensor, Tensor, Tensor], resize: str, mask: Tensor | None
+    attn: Attention, x: Tensor, *, tables: tuple[Tensor, Tensor, Tensor], resize: Resize, mask: Tensor | None
 ) -> Tensor:
-    """SAM's attention over cubes x (N, d, h, w, C), fused; its relative positions are the sum of three axes'.
+    """SAM's attention over cubes x (N, d, h, w, C), with relative positions along three axes.
 
-    As in `attention`, each query carries its bias towards every place along every axis, each key a one-hot of its own.
+    As in `attention`, each query holds its bias for every place along every axis, each key a one-hot vector of its own
+    place.
 
     Args:
         attn: The module whose qkv and proj are used.
-        x: Normalised tokens.
+        x: Tokens after the layer norm.
         tables: Relative positions (2n - 1, C / heads) along d, h and w.
-        resize: How a table meets another length; see `attention.relative_rows`.
-        mask: (N, tokens, tokens) bool, who sees whom; None for all.
+        resize: How tables are resized; see `attention.relative_rows`.
+        mask: (N, tokens, tokens) bool, which keys each query attends to; None for all.
     """
     n, *sides, c = x.shape
     tokens, heads = sides[0] * sides[1] * sides[2], attn.num_heads
@@ -233,14 +238,14 @@ def cube_attention(
     biases, places = [], []
     index = torch.tensor(list(product(*(range(side) for side in sides))), device=x.device)
     for axis, (letter, side) in enumerate(zip("dhw", sides, strict=True)):
-        rows = relative_rows(tables[axis], side, resize)  # type: ignore[arg-type]
+        rows = relative_rows(tables[axis], side, resize)
         at = torch.arange(side, device=x.device)
         pairs = rows[at[:, None] - at[None, :] + side - 1].to(q.dtype)
         biases.append(torch.einsum(f"nadhwc,{letter}kc->nadhwk", cube, pairs).flatten(2, 4))
         places.append(F.one_hot(index[:, axis], side).to(q.dtype))
     own = torch.cat(places, 1).expand(n, heads, -1, -1)
     query, key = torch.cat([q * attn.scale, *biases], -1), torch.cat([k, own], -1)
-    # The fused kernels want one width for q, k and v.
+    # The fused kernels need q, k and v of one width.
     value = F.pad(v, (0, own.shape[-1]))
     seen = None if mask is None else mask[:, None]
     y = attend(query, key, value, mask=seen, scale=1.0)[..., : v.shape[-1]]

@@ -1,4 +1,4 @@
-"""AutoSAM Adapter: SAM in three dimensions, whose prompts are a U-Net's (model.md §6.8, §10)."""
+"""AutoSAM Adapter: SAM's encoder in three dimensions, a prompt U-Net, and a decoder (model.md §6.8, §10)."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ MLA_WIDTH = 128
 
 
 def conv(channels: int, width: int) -> nn.Sequential:
-    """Convolution 3x3x3, instance norm, ReLU; neither has a bias, which the published counts show."""
+    """Convolution 3x3x3, instance norm, ReLU; no biases, as the published parameter counts imply."""
     return nn.Sequential(
         Conv3d(channels, width, 3, padding=1, bias=False), nn.InstanceNorm3d(width), nn.ReLU(inplace=True)
     )
 
 
 class PromptUNet(nn.Module):
-    """The paper's automatic prompt generator: a 3-D U-Net that replaces one level by its own map of it."""
+    """The paper's automatic prompt generator: a 3-D U-Net whose output replaces one level of the encoder."""
 
     def __init__(self, channels: int = NECK_CHANNELS) -> None:
         super().__init__()
@@ -39,9 +39,9 @@ class PromptUNet(nn.Module):
         self.out = nn.Conv3d(widths[0], channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, 256, T, h, w) to the same shape.
+        """Map x (B, 256, T, h, w) to the same shape.
 
-        Axes of fewer than four tokens are not halved: an instance norm needs more than one.
+        Axes of fewer than four tokens are not halved, because an instance norm needs more than one.
         """
         skips: list[Tensor] = []
         for stage in self.down:
@@ -57,10 +57,10 @@ class PromptUNet(nn.Module):
 
 
 class MlaDecoder(nn.Module):
-    """Multi-layer aggregation: all levels and the scan itself, side by side, to class logits (model.md §10.7).
+    """Multi-layer aggregation: concatenates all levels and the scan, and maps them to class logits (model.md §10.7).
 
-    `decoder.fusion_res=half` brings them together at twice the tokens' grid, as the release does: half the scan's size
-    with the presets. `full` does it at the scan's own, as the paper says, with eight times the work and memory.
+    `decoder.fusion_res=half` concatenates at twice the tokens' grid, as the release does: half the scan's size with the
+    presets. `full` does so at the scan's own size, as the paper says, with eight times the computation and memory.
     """
 
     def __init__(self, cfg: ModelConfig) -> None:
@@ -73,7 +73,7 @@ class MlaDecoder(nn.Module):
         self.head = Conv3d(MLA_WIDTH, cfg.classes, 3, padding=1, bias=False)
 
     def forward(self, levels: list[Tensor], image: Tensor) -> Tensor:
-        """Levels (B, 256, T, h, w) and image (B, M, D, H, W) to logits (B, K, D, H, W)."""
+        """Class logits (B, K, D, H, W) of levels (B, 256, T, h, w) and image (B, M, D, H, W)."""
         size = image.shape[2:] if self.full else [2 * n for n in levels[0].shape[2:]]
         maps = [_resize(stage(level), size) for stage, level in zip(self.levels, levels, strict=True)]
         fused = self.fuse(torch.cat([*maps, _resize(image, size).to(maps[0].dtype)], 1))
@@ -81,7 +81,7 @@ class MlaDecoder(nn.Module):
 
 
 class VolumeSAM(DirectSegmenter):
-    """AutoSAM Adapter: encoder, prompt U-Net, aggregation decoder; no SAM prompt encoder and no SAM decoder."""
+    """AutoSAM Adapter: encoder, prompt U-Net, aggregation decoder; without SAM's prompt encoder and mask decoder."""
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__(cfg)
@@ -93,11 +93,11 @@ class VolumeSAM(DirectSegmenter):
         self.mla = MlaDecoder(cfg)
 
     def set_checkpointing(self, enabled: bool) -> None:
-        """Recompute the encoder's blocks in the backward pass."""
+        """Switch gradient checkpointing of the encoder on or off."""
         self.encoder.checkpointing = enabled
 
     def logits(self, image: Tensor) -> Tensor:
-        """Image (B, M, D, H, W) to class logits (B, K, D, H, W); D times the stem's enlargement in multiples of 16."""
+        """Class logits (B, K, D, H, W) of an image (B, M, D, H, W); D * stem.upsample must be a multiple of 16."""
         levels = self.encoder(self.stem(image))
         if self.prompt_unet is not None and self.level is not None:
             levels[self.level] = self.prompt_unet(levels[self.level])

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage
 
-Box = tuple[float, float, float, float]
+Box2D = tuple[float, float, float, float]
 
 REACH = 1.5
 """Standard deviation, in pixels, of what a click that the network did not follow changes around it."""
@@ -89,7 +89,7 @@ def largest_component(mask: np.ndarray) -> np.ndarray:
     return kept
 
 
-def dilate_box(box: Sequence[float], share: float, size: Sequence[int]) -> Box:
+def dilate_box(box: Sequence[float], share: float, size: Sequence[int]) -> Box2D:
     """A box whose four edges are moved outwards by `share` of its sides, but not out of the picture.
 
     Args:
@@ -103,7 +103,7 @@ def dilate_box(box: Sequence[float], share: float, size: Sequence[int]) -> Box:
     return max(x0 - more_x, 0.0), max(y0 - more_y, 0.0), min(x1 + more_x, float(width)), min(y1 + more_y, float(height))
 
 
-def honour(logits: np.ndarray, clicks: Sequence[tuple[float, float, bool]]) -> np.ndarray:
+def enforce_clicks(logits: np.ndarray, clicks: Sequence[tuple[float, float, bool]]) -> np.ndarray:
     """The smallest smooth change of a slice's logits after which every click is on its side of the border.
 
     A Gaussian of `REACH` pixels stands on every click, with weights that lift those on the wrong side to `SURE` and

@@ -16,7 +16,7 @@ import numpy as np
 from MaskSAMCore.config.schema import Config, DataConfig
 from MaskSAMCore.errors import InputError
 from MaskSAMCore.labels import LabelTable
-from MaskSAMCore.volume import Grid, LabelMap, Volume, canonical_axes
+from MaskSAMCore.volume import Grid, LabelMap, Shape, Triple, Volume, canonical_axes, triple
 
 VIEWS: dict[str, tuple[int, int, int]] = {
     "axial": (0, 1, 2),
@@ -36,9 +36,6 @@ VOXELS_PER_CASE = 5000
 """Foreground voxels that each case adds to the intensity statistics."""
 
 _SIDE = re.compile(r"(?<![a-z])(left|right|l|r|lt|rt)(?![a-z])")
-
-Triple = tuple[float, float, float]
-Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,11 +104,11 @@ class Plan:
     def axes_of(self, grid: Grid) -> tuple[int, int, int]:
         """Which of the grid's axes (i, j, k) become depth, height and width."""
         perm, _ = canonical_axes(grid.affine)
-        return tuple(perm[2 - axis] for axis in VIEWS[self.view])  # type: ignore[return-value]
+        return triple(perm[2 - axis] for axis in VIEWS[self.view])
 
     def own_spacing(self, grid: Grid) -> Triple:
         """The grid's spacing (d, h, w), mm, before resampling."""
-        return tuple(grid.spacing[axis] for axis in self.axes_of(grid))  # type: ignore[return-value]
+        return triple(grid.spacing[axis] for axis in self.axes_of(grid))
 
     def voxels(self, grid: Grid) -> float:
         """About how many voxels a scan on this grid has once it is resampled."""
@@ -171,7 +168,7 @@ def modality_of(channels: Iterable[str]) -> str:
 def canonical_spacing(volume: Volume | LabelMap) -> Triple:
     """Spacing along (S, A, R), mm."""
     perm, _ = canonical_axes(volume.grid.affine)
-    return tuple(volume.grid.spacing[perm[axis]] for axis in (2, 1, 0))  # type: ignore[return-value]
+    return triple(volume.grid.spacing[perm[axis]] for axis in (2, 1, 0))
 
 
 def content_box(channels: np.ndarray, background: Iterable[float | None]) -> tuple[Shape, Shape]:
@@ -193,13 +190,13 @@ def content_box(channels: np.ndarray, background: Iterable[float | None]) -> tup
         used = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
         lower.append(max(int(used[0]) - 1, 0) if len(used) else 0)
         upper.append(min(int(used[-1]) + 2, size) if len(used) else size)
-    return tuple(lower), tuple(upper)  # type: ignore[return-value]
+    return triple(lower), triple(upper)
 
 
 def extent(channels: np.ndarray, normalisation: Sequence[str]) -> tuple[Shape, Shape]:
     """The corners of what is kept of a scan (M, ., ., .): its content, or all of a picture, black margins too."""
     if "rgb" in normalisation:
-        return (0, 0, 0), tuple(channels.shape[1:])  # type: ignore[return-value]
+        return (0, 0, 0), triple(channels.shape[1:])
     return content_box(channels, [empty_value(kind) for kind in normalisation])
 
 
@@ -244,7 +241,7 @@ def fingerprint(
         lower, upper = extent(array, kinds)
         size = [u - v for u, v in zip(upper, lower, strict=True)]
         spacings.append(canonical_spacing(volume))
-        shapes.append(tuple(size[2 - perm[axis]] for axis in (2, 1, 0)))
+        shapes.append(triple(size[2 - perm[axis]] for axis in (2, 1, 0)))
         inside = np.flatnonzero(labels.array)
         picked = rng.choice(inside, min(len(inside), VOXELS_PER_CASE), replace=False)
         flat = array.reshape(len(array), -1)
@@ -256,7 +253,7 @@ def fingerprint(
     pooled, spans = np.concatenate(foreground, axis=1), np.median(ranges, axis=0)
     return Fingerprint(
         spacings=tuple(spacings),
-        shapes=tuple(shapes),  # type: ignore[arg-type]
+        shapes=tuple(shapes),
         stats=tuple(_stats(values, span) for values, span in zip(pooled, spans, strict=True)),
         channels=tuple(channels),
         modality=modality_of(channels),
@@ -310,7 +307,7 @@ def make_plan(fingerprint: Fingerprint, cfg: Config) -> Plan:
     keep = keeps_slices(cfg.data, cfg.data.spacing or tuple(target[order]))
     if target[coarse] > ANISOTROPIC * target.min() and voxels[coarse] == voxels.min() and not keep:
         target[coarse] = np.percentile(spacings[:, coarse], 10)
-    spacing = cfg.data.spacing or tuple(round(float(s), 6) for s in target[order])
+    spacing = cfg.data.spacing or triple(round(float(s), 6) for s in target[order])
     if min(spacing) <= 0 or not np.isfinite(spacing).all():
         raise InputError("the target spacing must be positive", where="data.spacing", why=f"found {spacing} mm")
     sizes = shapes[:, order] * spacings[:, order] / np.array(spacing)
@@ -320,7 +317,7 @@ def make_plan(fingerprint: Fingerprint, cfg: Config) -> Plan:
     kinds = normalisation_of(fingerprint.channels, cfg.data.normalisation)
     return Plan(
         view=view,
-        spacing=spacing,  # type: ignore[arg-type]
+        spacing=spacing,
         patch=cfg.model.patch,
         normalisation=kinds,
         stats=tuple(
@@ -328,7 +325,7 @@ def make_plan(fingerprint: Fingerprint, cfg: Config) -> Plan:
             for stats, kind in zip(fingerprint.stats, kinds, strict=True)
         ),
         anisotropic=spacing[0] > ANISOTROPIC * min(spacing[1:]),
-        median_shape=tuple(max(1, round(float(n))) for n in median),  # type: ignore[arg-type]
+        median_shape=triple(max(1, round(float(n))) for n in median),
         channels=fingerprint.channels,
         modality=fingerprint.modality,
         keep_slices=keep,
@@ -357,7 +354,7 @@ def _picture_plan(fingerprint: Fingerprint, cfg: Config, kinds: tuple[str, ...])
         normalisation=kinds,
         stats=fingerprint.stats,
         anisotropic=True,
-        median_shape=tuple(max(1, round(float(n))) for n in sides),  # type: ignore[arg-type]
+        median_shape=triple(max(1, round(float(n))) for n in sides),
         channels=fingerprint.channels,
         modality=fingerprint.modality,
         longest=longest,

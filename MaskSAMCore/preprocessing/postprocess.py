@@ -54,7 +54,7 @@ def choose_largest(scores: dict[Largest, list[float]]) -> Largest:
     return max(fair, key=lambda mode: (float(np.nan_to_num(scores[mode]).mean()), mode == "none"))
 
 
-def largest_of(labels: Iterable[np.ndarray]) -> Largest:
+def suggest_largest(labels: Iterable[np.ndarray]) -> Largest:
     """The mode that label maps themselves suggest: what is in one piece in them should be so in a result.
 
     For models of few cases, where validation cases would have to be both judge and teacher. In one piece is what has

@@ -23,8 +23,6 @@ from MaskSAMCore.preprocessing.plan import (
     Fingerprint,
     MirrorRule,
     Plan,
-    Shape,
-    Triple,
     extent,
     fingerprint,
     fit_patch,
@@ -33,10 +31,10 @@ from MaskSAMCore.preprocessing.plan import (
     mirror_rule,
 )
 from MaskSAMCore.preprocessing.resample import Depth, pad_to, resample, resample_labels, take
-from MaskSAMCore.volume import LabelMap, Volume, canonical_axes
+from MaskSAMCore.volume import LabelMap, Shape, Triple, Volume, canonical_axes, triple
 
 __all__ = [
-    "ChannelStats", "Fingerprint", "MirrorRule", "Plan", "Prepared", "Record", "classes_to_ids", "fingerprint",
+    "ChannelStats", "Fingerprint", "MirrorRule", "Plan", "Prepared", "PreprocessingRecord", "classes_to_ids", "fingerprint",
     "fit_patch", "ids_to_classes", "make_plan", "mirror_rule", "pad_patch", "pad_to", "preprocess", "preprocess_labels",
     "restore_labels", "restore_probabilities", "take",
 ]  # fmt: skip
@@ -49,7 +47,7 @@ SAM_MEAN, SAM_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class PreprocessingRecord:
     """What was done to one scan; everything that the way back needs, as plain JSON values.
 
     Attributes:
@@ -78,7 +76,7 @@ class Record:
     @property
     def cropped(self) -> Shape:
         """(D, H, W) of the crop before resampling."""
-        return tuple(u - v for u, v in zip(self.upper, self.lower, strict=True))  # type: ignore[return-value]
+        return triple(u - v for u, v in zip(self.upper, self.lower, strict=True))
 
     @property
     def depth_mode(self) -> Depth:
@@ -106,7 +104,7 @@ class Prepared:
     """Network input of one scan: `image` (M, D, H, W) float32, and the record of how it came about."""
 
     image: np.ndarray
-    record: Record
+    record: PreprocessingRecord
 
 
 def _orient(array: np.ndarray, axes: tuple[int, int, int], flips: tuple[bool, bool, bool]) -> np.ndarray:
@@ -146,14 +144,14 @@ def preprocess(volume: Volume, plan: Plan) -> Prepared:
     source = volume.as_channels()
     _, reverse = canonical_axes(volume.grid.affine)
     order = [2 - c for c in VIEWS[plan.view]]
-    axes = tuple(2 - axis for axis in plan.axes_of(volume.grid))
-    flips = tuple(reverse[a] != (plan.view == "picture" and a != order[0]) for a in order)
-    source, nonfinite = _finite(_orient(source, axes, flips), volume)  # type: ignore[arg-type]
+    axes = triple(2 - axis for axis in plan.axes_of(volume.grid))
+    flips = triple(reverse[a] != (plan.view == "picture" and a != order[0]) for a in order)
+    source, nonfinite = _finite(_orient(source, axes, flips), volume)
     lower, upper = extent(source, plan.normalisation)
     spacing = plan.own_spacing(volume.grid)
     cropped = source[(slice(None), *(slice(a, b) for a, b in zip(lower, upper, strict=True)))]
     target = plan.spacing_for(spacing)
-    shape = tuple(max(1, round(n * s / t)) for n, s, t in zip(cropped.shape[1:], spacing, target, strict=True))
+    shape = triple(max(1, round(n * s / t)) for n, s, t in zip(cropped.shape[1:], spacing, target, strict=True))
     if plan.longest:
         shape = fitted(cropped.shape[1:], plan.longest)
     nearest = max(spacing[0] / min(spacing[1:]), target[0] / min(target[1:])) > ANISOTROPIC
@@ -161,18 +159,18 @@ def preprocess(volume: Volume, plan: Plan) -> Prepared:
     for index, (channel, kind, stats) in enumerate(zip(cropped, plan.normalisation, plan.stats, strict=True)):
         normal, constant = _normalise(channel, kind, stats, index)
         depth: Depth = "nearest" if nearest else "same"
-        image[index] = resample(torch.from_numpy(normal), shape, mode="cubic", depth=depth).numpy()  # type: ignore[arg-type]
+        image[index] = resample(torch.from_numpy(normal), shape, mode="cubic", depth=depth).numpy()
         flat.append(constant)
     if all(flat):
         LOG.warning("%s: the image is constant; there is nothing to segment", volume.source or "volume")
-    record = Record(
+    record = PreprocessingRecord(
         source_shape=volume.grid.shape,
-        axes=axes,  # type: ignore[arg-type]
-        flips=flips,  # type: ignore[arg-type]
+        axes=axes,
+        flips=flips,
         lower=lower,
         upper=upper,
         spacing=spacing,
-        shape=shape,  # type: ignore[arg-type]
+        shape=shape,
         nearest_depth=bool(nearest),
         constant=all(flat),
         nonfinite=nonfinite + volume.nonfinite,
@@ -250,7 +248,9 @@ def _class_type(classes: int) -> type[np.unsignedinteger]:
     return np.uint8 if classes <= 256 else np.uint16
 
 
-def preprocess_labels(labelmap: LabelMap, record: Record, plan: Plan, labels: LabelTable | None = None) -> np.ndarray:
+def preprocess_labels(
+    labelmap: LabelMap, record: PreprocessingRecord, plan: Plan, labels: LabelTable | None = None
+) -> np.ndarray:
     """A label map on the scan's grid to (D, H, W) classes on the network's.
 
     Args:
@@ -269,7 +269,7 @@ def preprocess_labels(labelmap: LabelMap, record: Record, plan: Plan, labels: La
     return np.ascontiguousarray(resample_labels(classes, record.shape, depth=record.depth_mode))
 
 
-def restore_probabilities(scores: Tensor, record: Record) -> Iterator[np.ndarray]:
+def restore_probabilities(scores: Tensor, record: PreprocessingRecord) -> Iterator[np.ndarray]:
     """Class by class, scores as probabilities (Z, Y, X) float32 on the scan's grid; they sum to 1.
 
     Scores that are no distribution are divided by their sum. Where all of them are 0, and outside the crop, the
@@ -289,7 +289,7 @@ def restore_probabilities(scores: Tensor, record: Record) -> Iterator[np.ndarray
         yield out
 
 
-def restore_labels(scores: Tensor | np.ndarray, record: Record) -> np.ndarray:
+def restore_labels(scores: Tensor | np.ndarray, record: PreprocessingRecord) -> np.ndarray:
     """The most probable class (Z, Y, X) on exactly the scan's grid; two classes in memory at a time.
 
     Args:
@@ -312,7 +312,7 @@ def restore_labels(scores: Tensor | np.ndarray, record: Record) -> np.ndarray:
     return out
 
 
-def _restored(score: Tensor | np.ndarray, record: Record) -> Tensor:
+def _restored(score: Tensor | np.ndarray, record: PreprocessingRecord) -> Tensor:
     tensor = torch.as_tensor(score).detach().to("cpu", torch.float32)
     if tuple(tensor.shape) != record.shape:
         raise GeometryError(

@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from MaskSAMCore.volume import Shape, Slices, triple
+
 SHRINK = 2.0
 """Masks and scores are antialiased where an axis shrinks by more than this."""
 
 Depth = Literal["same", "nearest"]
-Shape = tuple[int, int, int]
 
 
 def resample(x: Tensor, shape: Shape, *, mode: Literal["cubic", "linear"], depth: Depth = "same") -> Tensor:
@@ -77,7 +78,7 @@ def resample_labels(classes: np.ndarray, shape: Shape, *, depth: Depth = "same")
     return out
 
 
-def take(array: np.ndarray, start: tuple[int, int, int], size: Shape) -> np.ndarray:
+def take(array: np.ndarray, start: Shape, size: Shape) -> np.ndarray:
     """A copy of a patch that may reach over the border, where the nearest voxel is repeated.
 
     This is the one padding rule of training and inference, for images and labels alike: what lies behind the
@@ -101,7 +102,7 @@ def take(array: np.ndarray, start: tuple[int, int, int], size: Shape) -> np.ndar
     return inside
 
 
-def pad_to(array: np.ndarray, size: Shape) -> tuple[np.ndarray, tuple[slice, slice, slice]]:
+def pad_to(array: np.ndarray, size: Shape) -> tuple[np.ndarray, Slices]:
     """Centre a volume in at least `size`, borders repeated, and the slices that cut it out again.
 
     Args:
@@ -109,9 +110,9 @@ def pad_to(array: np.ndarray, size: Shape) -> tuple[np.ndarray, tuple[slice, sli
         size: Least (D, H, W); an axis that is long enough keeps its length.
     """
     shape = array.shape[-3:]
-    full = tuple(max(n, p) for n, p in zip(shape, size, strict=True))
-    before = tuple((f - n) // 2 for f, n in zip(full, shape, strict=True))
-    crop = tuple(slice(b, b + n) for b, n in zip(before, shape, strict=True))
+    full = triple(max(n, p) for n, p in zip(shape, size, strict=True))
+    before = triple((f - n) // 2 for f, n in zip(full, shape, strict=True))
+    crop = triple(slice(b, b + n) for b, n in zip(before, shape, strict=True))
     if full == tuple(shape):
-        return array, crop  # type: ignore[return-value]
-    return take(array, tuple(-b for b in before), full), crop  # type: ignore[return-value,arg-type]
+        return array, crop
+    return take(array, triple(-b for b in before), full), crop

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from MaskSAMCore.network.masksam import MaskSAM
+from MaskSAMCore.network.segmenter import Segmenter
 from MaskSAMCore.network.types import Features
 from MaskSAMCore.preprocessing.resample import pad_to
 from MaskSAMCore.preprocessing.windows import starts
@@ -128,7 +128,7 @@ def build_cache(
     folder: Path,
     cases: Sequence[str],
     copies: Copies,
-    model: MaskSAM,
+    model: Segmenter,
     *,
     count: int,
     key: dict[str, Any],
@@ -161,7 +161,7 @@ def build_cache(
     return [f"{case}.{copy}" for case, copy in todo]
 
 
-def _write_entry(target: Path, image: np.ndarray, label: np.ndarray, model: MaskSAM, *, seed: int) -> None:
+def _write_entry(target: Path, image: np.ndarray, label: np.ndarray, model: Segmenter, *, seed: int) -> None:
     partial = target.with_name(target.name + ".part")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -191,7 +191,7 @@ def _structure_voxels(label: np.ndarray, seed: int) -> np.ndarray:
 
 
 @torch.inference_mode()
-def _features(image: np.ndarray, windows: Sequence[tuple[int, int]], model: MaskSAM) -> list[np.ndarray]:
+def _features(image: np.ndarray, windows: Sequence[tuple[int, int]], model: Segmenter) -> list[np.ndarray]:
     height, width = model.cfg.patch[1:]
     device = next(model.parameters()).device
     volume = torch.from_numpy(np.ascontiguousarray(image)).float()

@@ -14,10 +14,10 @@ from torch import Tensor
 from MaskSAMCore.data.simulate import box_with_overlap, error_click, jitter_box, random_clicks, ring_clicks
 from MaskSAMCore.losses.set_loss import prompt_loss
 from MaskSAMCore.network.heads import resize_masks
-from MaskSAMCore.network.prompt_broadcast import SlicePrompts, spread
+from MaskSAMCore.network.prompt_broadcast import SlicePrompts, broadcast_prompts
 from MaskSAMCore.network.segmenter import Segmenter
 from MaskSAMCore.network.types import PromptBatch, Slab
-from MaskSAMCore.preprocessing.masks import Box, bounds, dilate_box, honour, interior_point, tight_box
+from MaskSAMCore.preprocessing.masks import Box2D, bounds, dilate_box, enforce_clicks, interior_point, tight_box
 
 Start = Literal["click", "box", "onward", "mask"]
 
@@ -63,7 +63,7 @@ class User:
     target: np.ndarray
     label: int = 0
     clicks: dict[int, list[tuple[float, float, bool]]] = field(default_factory=dict)
-    boxes: dict[int, Box] = field(default_factory=dict)
+    boxes: dict[int, Box2D] = field(default_factory=dict)
     before: np.ndarray | None = None
     known: np.ndarray | None = None
     home: int | None = None
@@ -171,7 +171,7 @@ def _first_clicks(user: User, z: int, rng: np.random.Generator, single: bool) ->
             user.click(z, y, x, False)
 
 
-def _drawn_box(mask: np.ndarray, rng: np.random.Generator) -> Box:
+def _drawn_box(mask: np.ndarray, rng: np.random.Generator) -> Box2D:
     tight = tight_box(mask)
     if tight is None:
         raise ValueError("a box needs something to stand around")
@@ -260,7 +260,7 @@ def assemble(
     if masks is not None:
         masks = resize_masks(masks.clamp(-LOGIT_LIMIT, LOGIT_LIMIT), model.cfg.mask_size)
     said = [[user.said() for user in row] for row in users]
-    return spread(said, users[0][0].target.shape[0], masks=masks, masks_known=known, device=device)
+    return broadcast_prompts(said, users[0][0].target.shape[0], masks=masks, masks_known=known, device=device)
 
 
 def _stack(rows: Sequence[Sequence[np.ndarray]], device: torch.device) -> Tensor:
@@ -308,7 +308,7 @@ def _answer(model: Segmenter, slab: Slab, users: Sequence[Sequence[User]], logit
     for b, row in enumerate(users):
         for q, user in enumerate(row):
             for z, clicks in user.clicks.items():
-                array[b, q, z] = honour(array[b, q, z], clicks)
+                array[b, q, z] = enforce_clicks(array[b, q, z], clicks)
     return torch.from_numpy(array).to(slab.embed.device)
 
 

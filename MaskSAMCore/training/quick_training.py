@@ -19,7 +19,7 @@ from MaskSAMCore.data.splits import Split
 from MaskSAMCore.device import autocast_dtype, trains_in_bf16
 from MaskSAMCore.errors import ResourceError
 from MaskSAMCore.losses.set_loss import build_loss
-from MaskSAMCore.network.masksam import MaskSAM
+from MaskSAMCore.network.segmenter import Segmenter
 from MaskSAMCore.network.types import Features
 from MaskSAMCore.preprocessing.plan import Shape, fit_patch, mirror_rule
 from MaskSAMCore.progress import CancelToken, Progress
@@ -154,7 +154,7 @@ class Lesson:
 
     def __init__(
         self,
-        model: MaskSAM,
+        model: Segmenter,
         config: Config,
         *,
         dataset: PreparedDataset,
@@ -189,7 +189,7 @@ class Lesson:
         )
 
     @property
-    def model(self) -> MaskSAM:
+    def model(self) -> Segmenter:
         """The network; see `averaged` for its weights."""
         return self._learner.model
 
@@ -277,7 +277,7 @@ class Lesson:
         """
         learner = self._learner
         learner.model.train()
-        learner.model.encoder.set_adapters(False)
+        learner.model.set_adapters(False)
         began, length = self.clock.passed, self.clock.left - reserve
         batches = prefetch(self.pool.batch, range(self.rules.steps[1]))
         first = began
@@ -293,7 +293,7 @@ class Lesson:
                     self._look_ahead((self.clock.passed - first) / (FIRST_STEPS - 1), began + length)
         finally:
             batches.close()  # type: ignore[attr-defined]
-            learner.model.encoder.set_adapters(True)
+            learner.model.set_adapters(True)
         if self.steps < FIRST_STEPS:
             self._look_ahead((self.clock.passed - began) / max(self.steps, 1), began + length)
 

@@ -103,7 +103,7 @@ def generator_step(
     criterion: SetLoss, features: Features, image: torch.Tensor, labels: torch.Tensor, model: MaskSAM
 ) -> None:
     """Forward and backward pass of the generator alone."""
-    criterion.generator(model.own_masks(features, image), labels, None)["loss"].backward()
+    criterion.generator(model.generator_logits(features, image), labels, None)["loss"].backward()
 
 
 def with_instance_norms(model: MaskSAM) -> MaskSAM:

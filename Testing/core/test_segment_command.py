@@ -26,7 +26,9 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "models" / "toy"
     folder.mkdir(parents=True)
     card = make_card()
-    monkeypatch.setattr("MaskSAMCore.zoo.installed.load_model", lambda name, device, **_: (Threshold().to(device), card))
+    monkeypatch.setattr(
+        "MaskSAMCore.zoo.installed.load_model", lambda name, device, **_: (Threshold().to(device), card)
+    )
     monkeypatch.setattr("MaskSAMCore.zoo.installed.find_model", lambda name: folder)
     monkeypatch.setattr("MaskSAMCore.zoo.model_folder.load_card", lambda path: card)
     return folder

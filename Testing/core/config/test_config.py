@@ -138,15 +138,15 @@ def test_class_prompts_end_in_class_logits_and_nothing_else_does(setting: str, w
 
 def test_a_generator_needs_a_prompt_to_give_and_a_decoder_that_takes_it() -> None:
     mute = ["model.source.points=none", "model.source.box=false", "model.source.mask_prompt=none"]
-    with pytest.raises(InputError, match="no prompt to give"):
+    with pytest.raises(InputError, match="neither points, boxes nor masks"):
         check_network(override(presets.get("selfprompt-acdc"), mute).model)
-    with pytest.raises(InputError, match="does not go with the source") as caught:
+    with pytest.raises(InputError, match="not supported by the prompt source") as caught:
         check_network(replace(PROMPTS_ONLY, decoder=DecoderConfig(kind="none", class_head=False)))
     assert caught.value.where == "model.decoder.kind"
     assert "model.decoder.kind=sam" in caught.value.remedy
     own = ModelConfig(decoder=DecoderConfig(kind="none"), loss=LossConfig(assignment="own"))
     check_network(own)
-    with pytest.raises(InputError, match="must have its class"):
+    with pytest.raises(InputError, match="query k must belong to class k"):
         check_network(replace(own, loss=LossConfig()))
 
 

@@ -169,7 +169,7 @@ def test_without_the_decoder_the_scores_are_the_generators() -> None:
     model = build_model(config()).eval()
     image = torch.randn(1, 1, *model.cfg.patch)
     with torch.no_grad():
-        last = model.own_masks(model.encode(image), image)[-1]
+        last = model.generator_logits(model.encode(image), image)[-1]
         decoded = model.segment_patch(image)
         model.set_decoder(False)
         alone = model.segment_patch(image)
@@ -179,7 +179,9 @@ def test_without_the_decoder_the_scores_are_the_generators() -> None:
         torch.testing.assert_close(model.segment_patch(image), decoded)
         row = build_model(config("S2")).eval()
         row.set_decoder(True)
-        torch.testing.assert_close(row.segment_patch(image), row.own_masks(row.encode(image), image)[-1].softmax(1))
+        torch.testing.assert_close(
+            row.segment_patch(image), row.generator_logits(row.encode(image), image)[-1].softmax(1)
+        )
 
 
 def test_the_multi_class_head_starts_as_nothing_and_then_mixes_classes() -> None:

@@ -9,7 +9,7 @@ from torch import nn
 from MaskSAMCore.config import presets
 from MaskSAMCore.network.build import build_model, is_for_prompts
 from MaskSAMCore.network.click_head import LOGIT_SCALE, MAPS, SIGMAS, ClickHead, prompt_maps
-from MaskSAMCore.network.prompt_broadcast import SlicePrompts, spread
+from MaskSAMCore.network.prompt_broadcast import SlicePrompts, broadcast_prompts
 from MaskSAMCore.network.types import PromptBatch
 
 DEPTH, SIZE = 4, (12, 20)
@@ -18,7 +18,7 @@ SHAPE = (1, 1, DEPTH)
 
 def said(**slices: SlicePrompts) -> PromptBatch:
     """What was said in some slices, `z2=...`, copied to the others."""
-    return spread([[{int(name[1:]): each for name, each in slices.items()}]], DEPTH)
+    return broadcast_prompts([[{int(name[1:]): each for name, each in slices.items()}]], DEPTH)
 
 
 def click(y: int, x: int, label: int = 1) -> SlicePrompts:
@@ -56,7 +56,7 @@ def test_a_box_is_its_inside_and_a_mask_its_logits() -> None:
     torch.testing.assert_close(maps[4, 1], inside / 2)
     masks = torch.randn(1, 1, DEPTH, *SIZE)
     known = torch.tensor([[[True, False, True, True]]])
-    former = prompt_maps(spread([[{}]], DEPTH, masks=masks, masks_known=known), SHAPE, SIZE)[0, 0, 5]
+    former = prompt_maps(broadcast_prompts([[{}]], DEPTH, masks=masks, masks_known=known), SHAPE, SIZE)[0, 0, 5]
     assert not former[1].any()
     torch.testing.assert_close(former[0] * LOGIT_SCALE, masks[0, 0, 0])
     both = prompt_maps(said(z0=click(3, 3), z3=box), SHAPE, SIZE)[0, 0]
@@ -70,16 +70,16 @@ def test_it_starts_at_zero_and_then_follows_the_clicks(in_plane: bool) -> None:
     head = ClickHead(3, in_plane=in_plane)
     masks, fine = torch.randn(2, 3, DEPTH, 2, *SIZE), torch.randn(2, 3, DEPTH, *SIZE)
     words = [[{1: click(3, 4 + q)} for q in range(3)] for _ in range(2)]
-    assert torch.equal(head(masks, fine, spread(words, DEPTH)), masks)
+    assert torch.equal(head(masks, fine, broadcast_prompts(words, DEPTH)), masks)
     nn.init.normal_(head.last.weight)
     with torch.no_grad():
-        one = head(masks, fine, spread(words, DEPTH))
+        one = head(masks, fine, broadcast_prompts(words, DEPTH))
         assert one.shape == masks.shape
         assert not torch.allclose(one, masks)
-        alone = head(masks[1:, 2:, :, 1:], fine[1:], spread([words[1][2:]], DEPTH))
+        alone = head(masks[1:, 2:, :, 1:], fine[1:], broadcast_prompts([words[1][2:]], DEPTH))
         torch.testing.assert_close(alone[0, 0, :, 0], one[1, 2, :, 1], atol=1e-5, rtol=1e-4)
         words[0][0] = {1: click(9, 15)}
-        other = head(masks, fine, spread(words, DEPTH))
+        other = head(masks, fine, broadcast_prompts(words, DEPTH))
         changed = (one - other).abs().amax(dim=(3, 4, 5))
         assert (changed[0, 0] > 0).all()
         assert not changed[0, 1:].any()
@@ -95,7 +95,7 @@ def test_the_network_has_one_and_it_serves_prompts_alone() -> None:
     with torch.no_grad():
         slab = network.slab(torch.randn(1, 1, 4, 16, 16))
         points = [
-            network.prompted(slab, spread([[{1: SlicePrompts(points=((x, 0.5),), labels=(1,))}]], 4)).masks
+            network.prompted(slab, broadcast_prompts([[{1: SlicePrompts(points=((x, 0.5),), labels=(1,))}]], 4)).masks
             for x in (0.2, 0.8)
         ]
     assert not torch.allclose(*points)

@@ -13,7 +13,7 @@ from MaskSAMCore.config.schema import ConditionConfig
 from MaskSAMCore.network.adapters import ConditionedAdapter
 from MaskSAMCore.network.build import build_model
 from MaskSAMCore.network.masksam import MaskSAM
-from MaskSAMCore.network.prompt_broadcast import SlicePrompts, spread
+from MaskSAMCore.network.prompt_broadcast import SlicePrompts, broadcast_prompts
 from MaskSAMCore.network.types import PromptBatch, Slab
 
 MODES = ["add", "concat", "hyper"]
@@ -124,26 +124,30 @@ def test_boxes_and_points_side_by_side_equal_each_alone():
     network = model()
     box = SlicePrompts(box=(0.1, 0.2, 0.7, 0.8))
     click = SlicePrompts(points=((0.4, 0.4), (0.9, 0.9), (0.6, 0.3)), labels=(1, 0, 1))
-    both = masks(network, spread([[{1: box}, {2: click}]], DEPTH))
-    torch.testing.assert_close(both[:, :1], masks(network, spread([[{1: box}]], DEPTH)), atol=1e-9, rtol=1e-9)
-    torch.testing.assert_close(both[:, 1:], masks(network, spread([[{2: click}]], DEPTH)), atol=1e-9, rtol=1e-9)
+    both = masks(network, broadcast_prompts([[{1: box}, {2: click}]], DEPTH))
+    torch.testing.assert_close(
+        both[:, :1], masks(network, broadcast_prompts([[{1: box}]], DEPTH)), atol=1e-9, rtol=1e-9
+    )
+    torch.testing.assert_close(
+        both[:, 1:], masks(network, broadcast_prompts([[{2: click}]], DEPTH)), atol=1e-9, rtol=1e-9
+    )
 
 
 def test_every_slice_takes_the_nearest_prompts_and_knows_how_far_they_are():
     one = SlicePrompts(points=((0.25, 0.5),), labels=(1,))
     two = SlicePrompts(points=((0.5, 0.5), (0.75, 0.5)), labels=(0, 1), box=(0.0, 0.0, 0.5, 0.5))
-    batch = spread([[{1: one, 4: two}]], 6)
+    batch = broadcast_prompts([[{1: one, 4: two}]], 6)
     assert batch.offsets.tolist() == [[[-1, 0, 1, -1, 0, 1]]]
     assert batch.labels[0, 0].tolist() == [[1, -1]] * 3 + [[0, 1]] * 3
     assert batch.points[0, 0, 2, 0].tolist() == [0.25, 0.5]
     assert batch.boxes_known.tolist() == [[[False] * 3 + [True] * 3]]
-    assert spread([[{0: one, 2: two}]], 3).offsets.tolist() == [[[0, 1, 0]]]
+    assert broadcast_prompts([[{0: one, 2: two}]], 3).offsets.tolist() == [[[0, 1, 0]]]
 
 
 def test_offsets_matter_and_only_where_they_differ():
     network = model()
     said = SlicePrompts(points=((0.4, 0.6),), labels=(1,))
-    first, second = (spread([[{z: said}]], DEPTH) for z in (0, 2))
+    first, second = (broadcast_prompts([[{z: said}]], DEPTH) for z in (0, 2))
     assert not torch.allclose(masks(network, first), masks(network, second), atol=1e-5)
     first.offsets = second.offsets
     torch.testing.assert_close(masks(network, first), masks(network, second))
@@ -155,18 +159,18 @@ def test_masks_of_some_slices_and_none_of_others():
     torch.manual_seed(3)
     logits = torch.randn(1, 1, DEPTH, 16, 16, dtype=torch.float64)
     known = torch.tensor([[[True, True, False, False]]])
-    some = masks(network, spread(said, DEPTH, masks=logits, masks_known=known))
+    some = masks(network, broadcast_prompts(said, DEPTH, masks=logits, masks_known=known))
     noise = torch.where(known[..., None, None], logits, torch.nan)
-    torch.testing.assert_close(masks(network, spread(said, DEPTH, masks=noise, masks_known=known)), some)
-    none = spread(said, DEPTH, masks=logits, masks_known=torch.zeros_like(known))
-    torch.testing.assert_close(masks(network, none), masks(network, spread(said, DEPTH)))
-    assert not torch.allclose(some, masks(network, spread(said, DEPTH)), atol=1e-6)
+    torch.testing.assert_close(masks(network, broadcast_prompts(said, DEPTH, masks=noise, masks_known=known)), some)
+    none = broadcast_prompts(said, DEPTH, masks=logits, masks_known=torch.zeros_like(known))
+    torch.testing.assert_close(masks(network, none), masks(network, broadcast_prompts(said, DEPTH)))
+    assert not torch.allclose(some, masks(network, broadcast_prompts(said, DEPTH)), atol=1e-6)
 
 
 def test_a_mask_alone_is_a_prompt():
     network = model()
     logits = torch.randn(1, 1, DEPTH, 16, 16, dtype=torch.float64)
-    assert torch.isfinite(masks(network, spread([[{}]], DEPTH, masks=logits))).all()
+    assert torch.isfinite(masks(network, broadcast_prompts([[{}]], DEPTH, masks=logits))).all()
 
 
 def test_candidates_differ_and_have_the_patch_size():
@@ -218,5 +222,5 @@ def test_a_single_mask_of_a_single_slice():
     network = build_model(replace(cfg, patch=(1, 16, 16), dec_tokens=tokens)).eval()
     with torch.no_grad():
         flat = network.slab(torch.randn(1, 1, 1, 16, 16))
-        out = network.prompted(flat, spread([[{}]], 1, masks=torch.randn(1, 1, 1, 16, 16)))
+        out = network.prompted(flat, broadcast_prompts([[{}]], 1, masks=torch.randn(1, 1, 1, 16, 16)))
     assert out.masks.shape == (1, 1, 1, 1, 16, 16)

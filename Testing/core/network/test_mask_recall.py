@@ -10,8 +10,8 @@ import torch
 from MaskSAMCore.config import presets
 from MaskSAMCore.errors import InputError
 from MaskSAMCore.network.build import build_model, is_for_prompts
-from MaskSAMCore.network.mask_recall import recalled
-from MaskSAMCore.network.prompt_broadcast import SlicePrompts, spread
+from MaskSAMCore.network.mask_recall import recall_masks
+from MaskSAMCore.network.prompt_broadcast import SlicePrompts, broadcast_prompts
 from MaskSAMCore.network.types import PromptBatch
 
 DEPTH, SIZE = 3, (16, 24)
@@ -45,7 +45,7 @@ def box(y0: int, x0: int, y1: int, x1: int) -> SlicePrompts:
 
 
 def meant(classes: torch.Tensor, said: dict[int, SlicePrompts], **masks: torch.Tensor) -> torch.Tensor:
-    return recalled(classes, spread([[said]], DEPTH, **masks), 1)[0, 0]
+    return recall_masks(classes, broadcast_prompts([[said]], DEPTH, **masks), 1)[0, 0]
 
 
 @pytest.mark.parametrize(
@@ -131,13 +131,13 @@ def test_a_former_mask_means_what_it_covers(classes, labels) -> None:
 
 def test_every_prompt_has_its_own_answer_and_nothing_is_learned_through_it(classes) -> None:
     classes.requires_grad_()
-    batch = spread([[{1: clicks((5, 5))}, {0: box(2, 2, 10, 10)}], [{1: clicks((8, 18))}, {}]], DEPTH)
-    found = recalled(classes.expand(2, -1, -1, -1, -1), batch, 2)
+    batch = broadcast_prompts([[{1: clicks((5, 5))}, {0: box(2, 2, 10, 10)}], [{1: clicks((8, 18))}, {}]], DEPTH)
+    found = recall_masks(classes.expand(2, -1, -1, -1, -1), batch, 2)
     assert found.shape == (2, 2, DEPTH, *SIZE)
     assert not found.requires_grad
     assert not torch.allclose(found[0, 0], found[0, 1])
     assert found[1, 1].abs().max() == 0
-    assert recalled(classes, PromptBatch(), 2).abs().max() == 0
+    assert recall_masks(classes, PromptBatch(), 2).abs().max() == 0
 
 
 def test_the_network_answers_with_it_before_it_has_learned_to_click() -> None:
@@ -155,11 +155,11 @@ def test_the_network_answers_with_it_before_it_has_learned_to_click() -> None:
     assert all(is_for_prompts(name) for name in added)
     with torch.no_grad():
         slab = network.slab(torch.randn(1, 1, 4, 16, 16))
-        said = spread([[{1: SlicePrompts(points=((0.5, 0.5),), labels=(1,))}]], 4)
+        said = broadcast_prompts([[{1: SlicePrompts(points=((0.5, 0.5),), labels=(1,))}]], 4)
         with_it = network.prompted(slab, said).masks
         network.clicks.trust.zero_()
         without = network.prompted(slab, said).masks
-        own = recalled(network.generator.logits([slab.fine])[-1], said, 1)
+        own = recall_masks(network.generator.logits([slab.fine])[-1], said, 1)
     torch.testing.assert_close(with_it - without, own[:, :, :, None], atol=1e-4, rtol=1e-3)
     with pytest.raises(InputError, match="click_masks"):
         build_model(replace(owned, loss=replace(owned.loss, assignment="cheapest")))

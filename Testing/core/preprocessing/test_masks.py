@@ -10,7 +10,7 @@ import pytest
 from MaskSAMCore.preprocessing.masks import (
     bounds,
     dilate_box,
-    honour,
+    enforce_clicks,
     interior_point,
     interior_voxel,
     largest_component,
@@ -123,7 +123,7 @@ def test_every_click_is_honoured_with_as_little_change_as_it_takes():
     for count in (1, 2, 6, 20):
         places = rng.choice(40 * 50, count, replace=False)
         clicks = [(p // 50, p % 50, bool(rng.random() < 0.5)) for p in places]
-        out = honour(logits, clicks)
+        out = enforce_clicks(logits, clicks)
         assert all((out[y, x] > 0) == positive for y, x, positive in clicks)
         far = np.ones(out.shape, bool)
         for y, x, _ in clicks:
@@ -134,12 +134,12 @@ def test_every_click_is_honoured_with_as_little_change_as_it_takes():
 def test_clicks_that_are_followed_change_nothing():
     logits = np.full((8, 8), -2.0, np.float32)
     logits[2:5, 2:5] = 2
-    assert honour(logits, [(3, 3, True), (6, 6, False), (30, 3, True)]) is logits
-    assert honour(logits, []) is logits
+    assert enforce_clicks(logits, [(3, 3, True), (6, 6, False), (30, 3, True)]) is logits
+    assert enforce_clicks(logits, []) is logits
 
 
 def test_opposite_clicks_side_by_side_are_both_honoured():
-    out = honour(np.zeros((9, 9), np.float32) - 4, [(4, 4, True), (4, 5, False), (4, 3, True)])
+    out = enforce_clicks(np.zeros((9, 9), np.float32) - 4, [(4, 4, True), (4, 5, False), (4, 3, True)])
     assert out[4, 4] > 0
     assert out[4, 3] > 0
     assert out[4, 5] < 0

@@ -23,7 +23,7 @@ from MaskSAMCore.evaluation.hold_out import plan_hold_out
 from MaskSAMCore.network.build import build_model
 from MaskSAMCore.network.masksam import MaskSAM
 from MaskSAMCore.network.types import Features
-from MaskSAMCore.preprocessing.postprocess import largest_of
+from MaskSAMCore.preprocessing.postprocess import suggest_largest
 from MaskSAMCore.progress import Cancelled, CancelToken, no_progress
 from MaskSAMCore.training import pool
 from MaskSAMCore.training.batches import Batch
@@ -468,13 +468,13 @@ def ball(*centres: tuple[int, int, int], value: int = 1) -> np.ndarray:
     ],
 )
 def test_labels_tell_what_is_in_one_piece(maps, mode):
-    assert largest_of(maps) == mode
+    assert suggest_largest(maps) == mode
 
 
 def test_a_stray_voxel_does_not_make_two_pieces():
     array = ball((6, 12, 12))
     array[0, 0, 0] = 1
-    assert largest_of([array]) == "both"
+    assert suggest_largest([array]) == "both"
 
 
 def test_the_clock_tells_how_much_of_the_whole_time_is_over(time):

@@ -118,13 +118,13 @@ def test_a_model_of_the_first_stage_is_its_generator_and_the_last_one_is_whole(r
     assert not model.decodes
     image = torch.randn(1, 1, 4, 16, 16)
     with torch.no_grad():
-        own = model.own_masks(model.encode(image), image)[-1].softmax(1)
+        own = model.generator_logits(model.encode(image), image)[-1].softmax(1)
         torch.testing.assert_close(model.segment_patch(image), own)
     whole, card = installed.load_model(run / "model")
     assert card.config.model.decoder.kind == "sam"
     assert whole.decodes
     with torch.no_grad():
-        own = whole.own_masks(whole.encode(image), image)[-1].softmax(1)
+        own = whole.generator_logits(whole.encode(image), image)[-1].softmax(1)
         assert not torch.allclose(whole.segment_patch(image), own)
 
 
@@ -234,7 +234,7 @@ def test_queries_that_have_their_class_are_trained_in_two_stages_too(phantom_dat
     assert not model.decodes
     image = torch.randn(1, 1, 4, 16, 16)
     with torch.no_grad():
-        masks = model.own_masks(model.encode(image), image)[-1]
+        masks = model.generator_logits(model.encode(image), image)[-1]
         torch.testing.assert_close(model.segment_patch(image), masks.softmax(1))
     assert train.main(arguments(phantom_data, tmp_path / "run", settings=(*own, "train.epochs=2"))) == 0
     whole, card = installed.load_model(tmp_path / "run/model")
