@@ -38,10 +38,10 @@ class Term:
     type: Code
     modifier: Code | None = None
 
-    def label(self, id: int, *, mirror: str = "") -> Label:
+    def label(self, number: int, *, mirror: str = "") -> Label:
         """The structure as an entry of a label table."""
         return Label(
-            id=id,
+            id=number,
             name=self.name,
             color=self.color,
             category=self.category,

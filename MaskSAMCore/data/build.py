@@ -22,9 +22,10 @@ from MaskSAMCore.data.dataset import (
 )
 from MaskSAMCore.data.raw import RawDataset, read_case, read_dataset
 from MaskSAMCore.data.splits import SPLIT_FILES, Split, folds, load_splits
-from MaskSAMCore.data.verify import file_hash, verify_dataset
+from MaskSAMCore.data.verify import verify_dataset
 from MaskSAMCore.errors import DatasetError, InputError
 from MaskSAMCore.io.atomic import FolderLock, sweep_parts, write_json
+from MaskSAMCore.io.hashing import file_sha256
 from MaskSAMCore.preprocessing.plan import Fingerprint, Plan, fingerprint, make_plan
 from MaskSAMCore.progress import CancelToken, Progress, no_progress
 from MaskSAMCore.volume import LabelMap, Volume
@@ -215,7 +216,7 @@ def _hash_sources(dataset: RawDataset, progress: Progress, cancel: CancelToken |
             cancel.check()
         progress(index, len(dataset.cases), "hashing the data set")
         files = [*case.images, *([case.label] if case.label else [])]
-        hashes[case.id] = {f"{p.parent.name}/{p.name}": file_hash(p) for p in files}
+        hashes[case.id] = {f"{p.parent.name}/{p.name}": file_sha256(p) for p in files}
     progress(len(dataset.cases), len(dataset.cases), "hashing the data set")
     return hashes
 
@@ -250,7 +251,7 @@ def _split_rule(dataset: RawDataset, config: Config) -> dict[str, Any]:
     return {
         "folds": config.train.folds,
         "seed": config.data.split_seed,
-        "file": file_hash(path) if path else "",
+        "file": file_sha256(path) if path else "",
         "patients": owners,
     }
 

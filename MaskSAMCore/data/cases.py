@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from MaskSAMCore.config.serialize import to_dict
-from MaskSAMCore.data.dataset import CASES, FORMAT, array_hash, case_files
+from MaskSAMCore.data.dataset import CASES, FORMAT, case_files
 from MaskSAMCore.data.raw import RawCase, RawDataset, read_case
 from MaskSAMCore.errors import DatasetError, MaskSAMError
 from MaskSAMCore.io.atomic import atomic_path, write_json
+from MaskSAMCore.io.hashing import file_sha256
 from MaskSAMCore.preprocessing.plan import Plan
 from MaskSAMCore.preprocessing.preprocess import preprocess, preprocess_labels
 from MaskSAMCore.progress import Progress
@@ -111,9 +112,9 @@ class CaseWriter:
             held, entry = side["key"], side["entry"]
             if held != key:
                 return None, "stale: its sources or the plan have changed"
-            entry["files"]["record"] = array_hash(files["record"])
+            entry["files"]["record"] = file_sha256(files["record"])
             for kind, path in files.items():
-                if array_hash(path) != entry["files"][kind]:
+                if file_sha256(path) != entry["files"][kind]:
                     return None, f"damaged: {path.name} is not what was written"
         except FileNotFoundError:
             return None, "incomplete: an earlier run was interrupted"
@@ -136,12 +137,12 @@ class CaseWriter:
         for kind, array in arrays.items():
             with atomic_path(files[kind], overwrite=True) as part, part.open("wb") as stream:
                 np.save(stream, array)
-            entry["files"][kind] = array_hash(files[kind])
+            entry["files"][kind] = file_sha256(files[kind])
         entry["shape"] = list(ready.image.shape)
         entry["voxels"] = np.bincount(classes.ravel(), minlength=self.dataset.labels.classes).tolist()
         side = {"key": key, "entry": entry, "record": to_dict(ready.record)}
         write_json(files["record"], side, overwrite=True)
-        return entry | {"files": entry["files"] | {"record": array_hash(files["record"])}}
+        return entry | {"files": entry["files"] | {"record": file_sha256(files["record"])}}
 
     def _remove_unknown_files(self) -> None:
         """Remove cases that the data set no longer has."""

@@ -9,7 +9,6 @@ cases/ID.json            the record (the way back to the scan), patient, sources
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from MaskSAMCore.config.schema import Config
 from MaskSAMCore.config.serialize import from_dict
 from MaskSAMCore.data.splits import Split
 from MaskSAMCore.errors import DatasetError, InputError
+from MaskSAMCore.io.hashing import file_sha256
 from MaskSAMCore.labels import LabelTable
 from MaskSAMCore.preprocessing.plan import Plan, keeps_slices, normalisation_of, windowed
 from MaskSAMCore.preprocessing.preprocess import PreprocessingRecord
@@ -59,15 +59,6 @@ class PreparedCase:
 def is_prepared(folder: str | Path) -> bool:
     """Whether a folder holds a finished cache, rather than a raw data set."""
     return (Path(folder) / MANIFEST).is_file()
-
-
-def array_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 class PreparedDataset:
@@ -171,7 +162,7 @@ class PreparedDataset:
         found = []
         for kind, path in self._files(case).items():
             expected = self._entries[case]["files"][kind]
-            actual = array_hash(path) if path.is_file() else "missing"
+            actual = file_sha256(path) if path.is_file() else "missing"
             if actual != expected:
                 found.append(f"{CASES}/{path.name}: sha256 {actual[:12]}, the manifest has {expected[:12]}")
         return found

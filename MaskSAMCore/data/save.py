@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from MaskSAMCore.data.raw import RawCase, RawDataset, label_ids, read_dataset
-from MaskSAMCore.data.verify import file_hash
 from MaskSAMCore.errors import InputError, ResourceError
 from MaskSAMCore.io.atomic import SCRATCH, FolderLock, atomic_files, write_json
 from MaskSAMCore.io.formats import to_labels
+from MaskSAMCore.io.hashing import file_sha256
 from MaskSAMCore.io.images import replace_nonfinite, write_array
 from MaskSAMCore.labels import Label
 from MaskSAMCore.preprocessing.plan import modality_of
@@ -233,8 +233,8 @@ class _Description:
         """The case that has this very scan."""
         size = image.stat().st_size
         same = (case for case in self._cases if case.images and case.images[0].stat().st_size == size)
-        wanted = file_hash(image)
-        return next((case for case in same if file_hash(case.images[0]) == wanted), None)
+        wanted = file_sha256(image)
+        return next((case for case in same if file_sha256(case.images[0]) == wanted), None)
 
     def unused(self, name: str) -> str:
         """The name, or with a number where another case has it, also in other capitals."""

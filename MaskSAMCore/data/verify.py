@@ -1,8 +1,7 @@
-"""Everything that is wrong with a data set, in one report, before the first step (faults.md rows 26, 27, 33, 40, 41)."""
+"""Check a data set and report every problem before the first step (faults.md rows 26, 27, 33, 40, 41)."""
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +9,8 @@ import numpy as np
 from MaskSAMCore.data.raw import RawCase, RawDataset, patient_of, read_case, read_dataset
 from MaskSAMCore.data.splits import load_splits
 from MaskSAMCore.errors import DatasetError, MaskSAMError
+from MaskSAMCore.io.hashing import file_sha256
 from MaskSAMCore.progress import CancelToken, Progress, no_progress
-
-_CHUNK = 1 << 20
 
 
 def verify_dataset(
@@ -42,7 +40,7 @@ def verify_dataset(
         problems += [f"{case.id}: {text}" for text in found]
         present |= ids
         read += not found
-        twin = seen.setdefault(file_hash(case.images[0]), case.id) if not found else case.id
+        twin = seen.setdefault(file_sha256(case.images[0]), case.id) if not found else case.id
         if twin != case.id:
             problems.append(f"{case.id}: {case.images[0].name} holds the same scan as case {twin}")
     progress(len(complete), len(complete), "checking the data set")
@@ -55,15 +53,6 @@ def verify_dataset(
             "cannot be trained on", where=dataset.folder, problems=problems, remedy="Mend the cases or remove them."
         )
     return dataset
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _check_case(dataset: RawDataset, case: RawCase) -> tuple[list[str], set[int]]:

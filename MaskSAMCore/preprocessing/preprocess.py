@@ -34,8 +34,8 @@ from MaskSAMCore.preprocessing.resample import Depth, pad_to, resample, resample
 from MaskSAMCore.volume import LabelMap, Shape, Triple, Volume, canonical_axes, triple
 
 __all__ = [
-    "ChannelStats", "Fingerprint", "MirrorRule", "Plan", "Prepared", "PreprocessingRecord", "classes_to_ids", "fingerprint",
-    "fit_patch", "ids_to_classes", "make_plan", "mirror_rule", "pad_patch", "pad_to", "preprocess", "preprocess_labels",
+    "ChannelStats", "Fingerprint", "MirrorRule", "Plan", "Prepared", "PreprocessingRecord", "classes_to_ids",
+    "fingerprint", "fit_patch", "ids_to_classes", "make_plan", "mirror_rule", "pad_patch", "pad_to", "preprocess", "preprocess_labels",
     "restore_labels", "restore_probabilities", "take",
 ]  # fmt: skip
 

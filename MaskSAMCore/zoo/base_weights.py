@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from MaskSAMCore.errors import InputError, MaskSAMError, ModelError, did_you_mean
 from MaskSAMCore.io.atomic import FolderLock, write_json
+from MaskSAMCore.io.hashing import file_sha256
 from MaskSAMCore.progress import CancelToken, Progress, no_progress
 from MaskSAMCore.zoo import download
-from MaskSAMCore.zoo.download import PackageSource, Source, UrlSource, file_sha256
+from MaskSAMCore.zoo.download import PackageSource, Source, UrlSource
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -27,6 +27,7 @@ from typing import IO
 
 from MaskSAMCore import __version__
 from MaskSAMCore.errors import ModelError
+from MaskSAMCore.io.hashing import file_sha256
 from MaskSAMCore.progress import CancelToken, Progress, no_progress
 
 CHUNK = 1 << 20
@@ -126,15 +127,6 @@ def download(
         part.unlink()
         raise ModelError("download broke off and was deleted", where=url, why=f"{done} of {total} bytes arrived")
     _judge(part, expected=sha256, found=digest.hexdigest(), origin=url)
-
-
-def file_sha256(path: Path) -> str:
-    """Hash of a file's content, read in blocks."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(CHUNK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def expect_sha256(path: Path, sha256: str, *, origin: str) -> None:

@@ -23,9 +23,9 @@ from MaskSAMCore.config.schema import Config, Largest
 from MaskSAMCore.config.serialize import from_dict, to_dict
 from MaskSAMCore.errors import InputError, ModelError, ResourceError
 from MaskSAMCore.io.atomic import sync_file, sync_folder, write_json, write_text
+from MaskSAMCore.io.hashing import file_sha256
 from MaskSAMCore.labels import LabelTable
 from MaskSAMCore.zoo.base_weights import BASES, cached_sha256, compare_states, find_base, load_base
-from MaskSAMCore.zoo.download import file_sha256
 
 if TYPE_CHECKING:
     import torch

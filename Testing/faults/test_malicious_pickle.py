@@ -69,7 +69,7 @@ def test_a_pickle_in_the_place_of_a_models_tensors_is_never_opened(tmp_path: Pat
     torch.save({"x": Evil(mark)}, weights)
     card = (folder / "model.json").read_text()
     old = model_folder.load_card(folder).weights_sha256
-    from MaskSAMCore.zoo.download import file_sha256
+    from MaskSAMCore.io.hashing import file_sha256
 
     (folder / "model.json").write_text(card.replace(old, file_sha256(weights)))
     with pytest.raises(ModelError, match="weights cannot be read"):

@@ -16,7 +16,7 @@ from MaskSAMCore.config import presets
 from MaskSAMCore.errors import ModelError
 from MaskSAMCore.network.build import build_model
 from MaskSAMCore.zoo import base_weights, installed, model_folder
-from MaskSAMCore.zoo.download import file_sha256
+from MaskSAMCore.io.hashing import file_sha256
 from Testing.models import tiny_model
 
 
