@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from MaskSAMCore.inference.prompts import Placed
 from MaskSAMCore.network.prompt_broadcast import SlicePrompts
-from MaskSAMCore.preprocessing.masks import Box
+from MaskSAMCore.preprocessing.masks import Box2D
 
 
 def by_slice(placed: Iterable[Placed]) -> dict[int, SlicePrompts]:
@@ -36,7 +36,7 @@ def is_positive(prompts: SlicePrompts) -> bool:
     return prompts.box is not None or 1 in prompts.labels
 
 
-def extent(prompts: SlicePrompts) -> Box:
+def extent(prompts: SlicePrompts) -> Box2D:
     """Bounding box (x0, y0, x1, y1) of clicks and box."""
     spans = [(x, y, x, y) for x, y in prompts.points] + ([] if prompts.box is None else [prompts.box])
     x0, y0, x1, y1 = zip(*spans, strict=True)

@@ -20,27 +20,14 @@ from MaskSAMCore.preprocessing.plan import (
     ANISOTROPIC,
     VIEWS,
     ChannelStats,
-    Fingerprint,
-    MirrorRule,
     Plan,
     extent,
-    fingerprint,
-    fit_patch,
     fitted,
-    make_plan,
-    mirror_rule,
 )
-from MaskSAMCore.preprocessing.resample import Depth, pad_to, resample, resample_labels, take
+from MaskSAMCore.preprocessing.resample import Depth, resample, resample_labels
 from MaskSAMCore.volume import LabelMap, Shape, Triple, Volume, canonical_axes, triple
 
-__all__ = [
-    "ChannelStats", "Fingerprint", "MirrorRule", "Plan", "Prepared", "PreprocessingRecord", "classes_to_ids",
-    "fingerprint", "fit_patch", "ids_to_classes", "make_plan", "mirror_rule", "pad_patch", "pad_to", "preprocess", "preprocess_labels",
-    "restore_labels", "restore_probabilities", "take",
-]  # fmt: skip
-
 LOG = logging.getLogger(__name__)
-pad_patch = pad_to
 _SMALLEST_STD = 1e-8
 SAM_MEAN, SAM_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 """Of red, green and blue from 0 to 255, as SAM was trained."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from MaskSAMCore.preprocessing.preprocess import pad_to, preprocess, preprocess_labels, restore_labels
+from MaskSAMCore.preprocessing.preprocess import preprocess, preprocess_labels, restore_labels
+from MaskSAMCore.preprocessing.resample import pad_to
 from MaskSAMCore.volume import Grid, LabelMap, Volume
 from Testing.core.preprocessing.test_preprocess import plan
 

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from MaskSAMCore import __version__
 from MaskSAMCore.config import presets
 from MaskSAMCore.errors import ModelError
+from MaskSAMCore.io.hashing import file_sha256
 from MaskSAMCore.network.build import build_model
 from MaskSAMCore.zoo import base_weights, installed, model_folder
-from MaskSAMCore.io.hashing import file_sha256
 from Testing.models import tiny_model
 
 

@@ -18,14 +18,8 @@ from MaskSAMCore.data.verify import verify_dataset
 from MaskSAMCore.errors import DatasetError, InputError
 from MaskSAMCore.inference.frame import Frame
 from MaskSAMCore.io.images import read_labels, read_volume
-from MaskSAMCore.preprocessing.preprocess import (
-    SAM_MEAN,
-    SAM_STD,
-    fingerprint,
-    make_plan,
-    preprocess,
-    preprocess_labels,
-)
+from MaskSAMCore.preprocessing.plan import fingerprint, make_plan
+from MaskSAMCore.preprocessing.preprocess import SAM_MEAN, SAM_STD, preprocess, preprocess_labels
 from MaskSAMCore.volume import Grid, LabelMap, Volume
 from Testing.picture_phantom import picture_case, write_pictures
 

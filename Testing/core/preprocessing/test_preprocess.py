@@ -28,13 +28,12 @@ from MaskSAMCore.preprocessing.plan import (
 from MaskSAMCore.preprocessing.preprocess import (
     classes_to_ids,
     ids_to_classes,
-    pad_to,
     preprocess,
     preprocess_labels,
     restore_labels,
     restore_probabilities,
-    take,
 )
+from MaskSAMCore.preprocessing.resample import pad_to, take
 from MaskSAMCore.volume import Grid, LabelMap, Volume
 
 STATS = ChannelStats(p005=-100.0, p995=200.0, mean=50.0, std=25.0, low=-1000.0, high=300.0)

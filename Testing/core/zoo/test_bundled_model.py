@@ -15,7 +15,8 @@ from MaskSAMCore.io.images import read_labels, read_volume, write_volume
 from MaskSAMCore.network.masksam import MaskSAM
 from MaskSAMCore.preprocessing.masks import interior_voxel
 from MaskSAMCore.preprocessing.plan import Plan
-from MaskSAMCore.preprocessing.preprocess import pad_to, preprocess, preprocess_labels
+from MaskSAMCore.preprocessing.preprocess import preprocess, preprocess_labels
+from MaskSAMCore.preprocessing.resample import pad_to
 from MaskSAMCore.training.prompted import click_dice
 from MaskSAMCore.volume import Grid, Volume
 from MaskSAMCore.worker.client import EngineClient

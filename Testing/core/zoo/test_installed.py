@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from MaskSAMCore.config import presets
-from MaskSAMCore.io.hashing import file_sha256
 from MaskSAMCore.errors import InputError, ModelError, ResourceError
 from MaskSAMCore.io.atomic import FolderLock
 from MaskSAMCore.network.build import build_model, is_frozen
