@@ -56,6 +56,7 @@ def test_a_segmentation_that_was_written_lies_where_it_lay(tmp_path: Path) -> No
     assert (found.array == reference.array).mean() >= SAME
 
 
+@pytest.mark.slow
 def test_a_trained_model_answers_a_click_as_it_did(model: Path) -> None:
     volume = read_volume(SCAN)
     with np.load(SAMPLES / "results" / "clicked.npz") as stored:

@@ -132,7 +132,6 @@ def test_a_run_resumes_and_ends(interrupted: Interrupted) -> None:
     after = interrupted.rows()
     assert after[: len(rows)] == rows
     assert int(after[-1]["step"]) == ALL
-    assert float(after[-1]["val dice"]) > 0.9
     _, card = load_model(run / "model")
     assert card.provenance["steps"] == ALL
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import shutil
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +78,12 @@ STAGES = (
 # -- small files -----------------------------------------------------------------------------------------------------
 
 
-def patterned(model: torch.nn.Module) -> torch.nn.Module:
-    """Give the large tensors values that repeat, in place of random ones: nobody's files can be compressed less."""
+def patterned(model: torch.nn.Module, *, frozen: bool) -> torch.nn.Module:
+    """Give the large tensors that are trained, or all of them, values that repeat, which compress better."""
     table = torch.randn(509, generator=torch.Generator().manual_seed(1))
-    for _, tensor in sorted(model.state_dict().items()):
-        if tensor.is_floating_point() and tensor.numel() > 4096:
+    fixed = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    for name, tensor in sorted(model.state_dict().items()):
+        if tensor.is_floating_point() and tensor.numel() > 4096 and (frozen or name not in fixed):
             places = torch.arange(tensor.numel()) % len(table)
             tensor.copy_(rounded(table[places].view_as(tensor) * float(tensor.std())))
     return model
@@ -156,47 +159,58 @@ def leaves(config: dict[str, Any], above: str = "") -> list[tuple[str, Any]]:
     return found
 
 
-def make_run(out: Path, scratch: Path, cases: Path, recipe: Path) -> Path:
-    """The cache, and a recipe's run that was interrupted in its first stage; returns the model of the whole run."""
+class Interrupted(BaseException):
+    """The power went."""
+
+
+@contextlib.contextmanager
+def small_networks(*, frozen: bool) -> Iterator[None]:
+    """Trainings start from a `patterned` network."""
     new_model = runs.new_model
 
-    def small(*options: Any) -> Any:
+    def patched(*options: Any) -> Any:
         model, base = new_model(*options)
-        return patterned(model), base
+        return patterned(model, frozen=frozen), base
 
-    runs.new_model = small
-    run, cache, kept = scratch / "run", scratch / "cache", {}
+    runs.new_model = patched
+    yield
+    runs.new_model = new_model
+
+
+def make_run(out: Path, scratch: Path, cases: Path, recipe: Path) -> Path:
+    """The cache, and a recipe's run that was interrupted in its first stage. Returns the cache."""
+    run, cache = scratch / "run", scratch / "cache"
     assert prepare.main([str(cases), "-o", str(cache), "--preset", "tiny", *words(SETTINGS)]) == 0
     pack(cache, out / "cache.tar.xz")
     save = checkpoint.save
 
     def watched(folder: Path, state: checkpoint.Checkpoint) -> Path:
-        if folder.parent.name == "stage-1" and state.step == STOPPED:
-            kept["state"] = state
-            shutil.copytree(run, scratch / "interrupted" / "run", ignore=shutil.ignore_patterns("*.png", "model"))
-        return save(folder, state)
+        if state.step < STOPPED:
+            return save(folder, state)
+        shutil.rmtree(folder)
+        tensors = {name: rounded(tensor) for name, tensor in state.tensors.items()}
+        save(folder, checkpoint.Checkpoint(tensors=tensors, meta=state.meta))
+        raise Interrupted
 
     checkpoint.save = watched
-    assert train.main([str(cache), "-o", str(run), "--recipe", str(recipe), "--device", "cpu"]) == 0
+    with small_networks(frozen=False), contextlib.suppress(Interrupted):
+        train.main([str(cache), "-o", str(run), "--recipe", str(recipe), "--device", "cpu"])
     checkpoint.save = save
-    interrupted = scratch / "interrupted" / "run"
-    for folder in ("checkpoints", "overlays", "features"):
-        shutil.rmtree(interrupted / "stage-1" / folder, ignore_errors=True)
-    for path in interrupted.rglob(".*"):
-        path.unlink()
-    state = kept["state"]
-    tensors = {name: rounded(tensor) for name, tensor in state.tensors.items()}
-    save(interrupted / "stage-1" / "checkpoints", checkpoint.Checkpoint(tensors=tensors, meta=state.meta))
-    pack(interrupted, out / "run.tar.xz")
-    return run / "model"
+    for path in [*run.rglob("*.png"), *run.rglob("model")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    pack(run, out / "run.tar.xz")
+    return cache
 
 
 def words(settings: tuple[str, ...]) -> list[str]:
     return [word for setting in settings for word in ("--set", setting)]
 
 
-def make_model(out: Path, scratch: Path, trained: Path) -> Path:
-    """The run's model, with rounded weights."""
+def make_model(out: Path, scratch: Path, cache: Path, recipe: Path) -> Path:
+    """The model of a whole run of the recipe, with rounded weights."""
+    with small_networks(frozen=True):
+        assert train.main([str(cache), "-o", str(scratch / "whole"), "--recipe", str(recipe), "--device", "cpu"]) == 0
+    trained = scratch / "whole" / "model"
     card = from_dict(ModelCard, json.loads((trained / "model.json").read_text(encoding="utf-8")))
     tensors = {name: rounded(each.float()) for name, each in load_file(str(trained / "weights.safetensors")).items()}
     folder = save_model(scratch / "model", card, tensors, (trained / "README.md").read_text(encoding="utf-8"))
@@ -331,8 +345,8 @@ def main(out: Path, scratch: Path) -> None:
     recipe = make_recipes(out, resources)
     make_bundled(out, resources)
     make_scene(out, scratch)
-    model = make_model(out, scratch, make_run(out, scratch, cases, recipe))
-    make_results(out, scratch, cases, model)
+    cache = make_run(out, scratch, cases, recipe)
+    make_results(out, scratch, cases, make_model(out, scratch, cache, recipe))
 
 
 if __name__ == "__main__":
