@@ -179,7 +179,8 @@ def test_every_picture_that_the_package_names_is_in_the_repository(repo: Path, e
     addresses = [extension.about["ICONURL"], *extension.about["SCREENSHOTURLS"].split()]
     assert len(addresses) >= 2
     for address in addresses:
-        assert address.startswith(files) and (repo / address.removeprefix(files)).is_file(), address
+        assert address.startswith(files)
+        assert (repo / address.removeprefix(files)).is_file(), address
     icon = (repo / extension.about["ICONURL"].removeprefix(files)).read_bytes()
     assert struct.unpack(">II", icon[16:24]) == (128, 128)
 

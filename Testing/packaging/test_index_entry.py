@@ -55,8 +55,7 @@ def test_the_entry_keeps_to_the_rules_that_no_schema_knows(repo: Path, entry: di
     address = urlsplit(entry["scm_url"])
     assert address.scheme == "https"
     assert address.path.split("/")[-1] == f"Slicer{name}"
-    assert entry["scm_type"] == "git" and entry["scm_revision"] == "main", (
-        "a branch, so that no update needs a new entry"
-    )
+    assert entry["scm_type"] == "git"
+    assert entry["scm_revision"] == "main", "a branch, so that no update needs a new entry"
     assert entry["build_dependencies"] == ["PyTorch"]
     assert entry["category"] == "Segmentation"
