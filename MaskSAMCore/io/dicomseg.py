@@ -1,4 +1,4 @@
-"""DICOM SEG: a segmentation that refers to the series it was made on, for PACS."""
+"""Writes DICOM SEG: a segmentation that refers to the series it was made on, for PACS."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _MAY_BE_EMPTY = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
     "AccessionNumber", "ReferringPhysicianName",
 )  # fmt: skip
-"""DICOM's type 2 attributes, which anonymised files often lack and which may be empty."""
+"""Type 2 attributes of DICOM, which may be empty; anonymised files often lack them."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Stack:
-    """The planes of a series, ascending along their normal, their grid (RAS mm), and label ids (K, J, I) on it."""
+    """Planes of a series, ascending along their normal, their grid (RAS mm), and label ids (K, J, I) on the grid."""
 
     planes: list[Slice]
     grid: Grid
@@ -47,21 +47,20 @@ def write_dicom_seg(
     allow_uncoded: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Write a DICOM SEG that refers to the series it was made on; complete or absent.
+    """Write a DICOM SEG atomically, which refers to the series that was segmented.
 
     Args:
-        labelmap: On exactly the grid of the series, its axes in any order and sense, with its label table.
+        labelmap: On the grid of the series, with axes in any order and direction, and its label table.
         source: Folder of the scan, or its files.
-        path: The .dcm to write.
-        series: Which series of the folder, as for `dicom.read_series`; without it, of several the one that has the
-            label map's grid.
-        model, version: What segmented it, for the record.
-        allow_uncoded: Whether a structure without codes may go out as Tissue.
+        path: The .dcm file to write.
+        series: Series of the folder, as for `dicom.choose_series`; None for the one with the grid of the label map.
+        model, version: Name and version of the model, for the header.
+        allow_uncoded: Whether structures without codes are written as Tissue.
         overwrite: Whether an existing file may be replaced.
 
     Raises:
-        InputError: No segment, a structure without codes, or a source that cannot be read.
-        GeometryError: The label map lies on another grid (a series that was resampled cannot be referred to).
+        InputError: There is no segment, a structure has no codes, or the source cannot be read.
+        GeometryError: The label map is on another grid, for example because the series was resampled.
     """
     where = source if isinstance(source, (str, os.PathLike)) else Path(source[0]).parent
     stack = _stack(labelmap, source, series, where)
@@ -71,18 +70,18 @@ def write_dicom_seg(
         raise InputError("nothing is segmented", where=path, remedy="A DICOM SEG needs at least one structure")
     files = list(dict.fromkeys(p.path for p in stack.planes))
     if len(files) > 1 and len(files) != len(stack.planes):
-        raise InputError("several multi-frame files cannot be referred to at once", where=where)
+        raise InputError("a DICOM SEG of several multi-frame files is not supported", where=where)
     try:
         made = _segmentation(stack, labels, files, model, version)
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         why = f"{type(error).__name__}: {error}"
-        raise InputError("the series cannot carry a DICOM SEG", where=where, why=why) from error
+        raise InputError("a DICOM SEG cannot be made for the series", where=where, why=why) from error
     with atomic_path(path, overwrite=overwrite, inputs=files) as part:
         made.save_as(part)
 
 
 def _stack(labelmap: LabelMap, source: Any, series: str | None, where: object) -> _Stack:
-    """The series that is meant, with the label map brought onto its grid."""
+    """The series that the label map belongs to, with the label map on its grid."""
     offered = [each for each in list_series(source) if not each.problem] if series is None else []
     if len(offered) < 2:
         return _place(labelmap, offered[0] if offered else choose_series(source, series), where)
@@ -90,7 +89,7 @@ def _stack(labelmap: LabelMap, source: Any, series: str | None, where: object) -
         with contextlib.suppress(GeometryError):
             return _place(labelmap, each, where)
     lines = "\n  ".join(each.line() for each in offered)
-    raise GeometryError("the segmentation lies on the grid of no volume", where=where, why=f"found\n  {lines}\n")
+    raise GeometryError("no volume has the grid of the segmentation", where=where, why=f"found\n  {lines}\n")
 
 
 def _place(labelmap: LabelMap, series: Series, where: object) -> _Stack:
@@ -105,7 +104,7 @@ def _place(labelmap: LabelMap, series: Series, where: object) -> _Stack:
 
 
 def _coded(labels: Sequence[Label], allow_uncoded: bool) -> list[Label]:
-    """Labels with category and type: their own, else by their name; the rest as Tissue, or refused."""
+    """Complete missing codes of labels by their names; others become Tissue, or are an error."""
     out, missing = [], []
     for label in labels:
         if not has_codes(label):
@@ -125,7 +124,7 @@ def _coded(labels: Sequence[Label], allow_uncoded: bool) -> list[Label]:
 
 
 def _segmentation(stack: _Stack, labels: Sequence[Label], files: Sequence[Path], model: str, version: str) -> Any:
-    """The data set, in memory; raises what highdicom raises."""
+    """Build the DICOM data set in memory."""
     import highdicom as hd
     import pydicom
     from pydicom.sr.codedict import codes
@@ -154,7 +153,7 @@ def _segmentation(stack: _Stack, labels: Sequence[Label], files: Sequence[Path],
 
 
 def _frames(stack: _Stack, labels: Sequence[Label], files: Sequence[Path]) -> np.ndarray:
-    """Segment numbers, frame by frame in the order of the files (J, I)."""
+    """Segment numbers (frames, J, I), in the order of the files."""
     kind = np.uint8 if len(labels) < 256 else np.uint16
     numbers: np.ndarray = np.zeros(int(stack.array.max()) + 1, dtype=kind)
     for number, label in enumerate(labels, start=1):
@@ -194,10 +193,9 @@ def _description(number: int, label: Label, algorithm: Any) -> Any:
 
 
 def _complete(image: Any, step_mm: float) -> None:
-    """Add to a header in memory what highdicom takes for granted; the file is not touched.
+    """Add attributes that highdicom requires to a header in memory; the file is unchanged.
 
-    Anonymised files lack type 2 attributes; multi-frame files may hold the geometry, equal in all frames of one stack,
-    in each frame instead of once.
+    Anonymised files lack type 2 attributes. Multi-frame files may have the geometry in each frame instead of once.
     """
     for name in _MAY_BE_EMPTY:
         if name not in image:

@@ -229,7 +229,7 @@ def nothing() -> LabelMap:
     [
         (flat(), segmented(LIVER), InputError, "constant"),
         (scan(), elsewhere(), GeometryError, "differ"),
-        (scan(), twins(), InputError, "one name"),
+        (scan(), twins(), InputError, "same name"),
         (scan(), nothing(), InputError, "nothing is segmented"),
         (scan(modality="CT"), segmented(LIVER), InputError, "two modalities"),
     ],
