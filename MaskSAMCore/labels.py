@@ -1,4 +1,4 @@
-"""The label table: what the integers of a label map mean, with DICOM codes and colours."""
+"""Label tables: names, DICOM codes and colours of the integers of a label map."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ PALETTE = (
 )  # fmt: skip
 
 APART = 75.0
-"""Distance of two colours, in steps of red, green and blue, from which on they are told apart over a grey scan."""
+"""Smallest RGB distance of two colours that can be distinguished on a grey scan."""
 
 Color = tuple[int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Code:
-    """One coded concept, as DICOM writes it."""
+    """A coded concept of DICOM."""
 
     scheme: str
     value: str
@@ -34,11 +34,11 @@ class Label:
     """One structure of a label map.
 
     Attributes:
-        id: Its integer in the label map; 0 is the background and no label.
-        name: As shown to the user.
+        id: The integer in the label map, from 1; 0 is the background.
+        name: Name shown to the user.
         color: (r, g, b), 0 to 255.
-        category, type, modifier: DICOM SegmentedPropertyCategory, Type and laterality, where known.
-        mirror: Name of the structure that it becomes when left and right are swapped; "" for itself.
+        category, type, modifier: DICOM SegmentedPropertyCategory, Type and laterality; None if not known.
+        mirror: Name of the label that it becomes when left and right are exchanged; "" if it stays the same.
     """
 
     id: int
@@ -56,15 +56,19 @@ class LabelTable:
 
     Attributes:
         labels: The structures; class c of the network is `labels[c - 1]`.
-        mirrored: Whether left-right mirroring is legal: the data set declared its pairs, or that
-            none of its labels has a side.
+        mirrored: Whether left-right mirroring is allowed, because the data set declares its pairs, or that no label has
+            a side.
     """
 
     labels: tuple[Label, ...]
     mirrored: bool = False
 
     def check(self, *, where: object = "") -> None:
-        """Raise InputError for duplicate or empty names, duplicate ids, ids below 1, or half a pair."""
+        """Check the table.
+
+        Raises:
+            InputError: A name is empty, a name or id occurs twice, an id is not 1 to 65535, or a pair is not mutual.
+        """
         names = [label.name for label in self.labels]
         ids = [label.id for label in self.labels]
         if any(not name.strip() for name in names):
@@ -72,32 +76,32 @@ class LabelTable:
         for values, what in ((names, "name"), ([str(i) for i in ids], "id")):
             twice = sorted({v for v in values if values.count(v) > 1})
             if twice:
-                raise InputError(f"label {what} used twice", where=where, why=", ".join(twice))
+                raise InputError(f"a label {what} is used twice", where=where, why=", ".join(twice))
         if any(i < 1 or i > 65535 for i in ids):
             raise InputError("label ids must be 1 to 65535", where=where, why=f"found {ids}")
         partner = {label.name: label.mirror for label in self.labels}
         for name, other in partner.items():
             if other and partner.get(other) != name:
-                raise InputError("left-right pair is not mutual", where=where, why=f"{name} mirrors to {other}")
+                raise InputError("a left-right pair is not mutual", where=where, why=f"{name} mirrors to {other}")
 
     def only(self, names: Iterable[str]) -> LabelTable:
-        """The table of these structures alone, their ids as they were; capitals matter only where names differ by them.
+        """The table of the named structures only, with unchanged ids; case is ignored unless names differ by it.
 
         Raises:
-            InputError: There is no such structure, or none was named; lists all that there are.
+            InputError: A structure does not exist, or none was named; lists all structures.
         """
-        kept, strange = [], []
+        kept, unknown = [], []
         for name in names:
             same = [label for label in self.labels if label.name == name]
             same = same or [label for label in self.labels if label.name.casefold() == name.casefold()]
             kept += same
-            strange += [] if same else [name]
-        if strange or not kept:
-            what = "no such structure" if strange else "no structure was named"
+            unknown += [] if same else [name]
+        if unknown or not kept:
+            what = "no such structure" if unknown else "no structure was named"
             known = [label.name for label in self.labels]
-            guess = did_you_mean(strange[0], known) if strange else ""
+            guess = did_you_mean(unknown[0], known) if unknown else ""
             remedy = f"{guess} There are {', '.join(known)}.".strip()
-            raise InputError(what, where=", ".join(strange), remedy=remedy)
+            raise InputError(what, where=", ".join(unknown), remedy=remedy)
         there = {label.name for label in kept}
         labels = tuple(
             replace(label, mirror=label.mirror if label.mirror in there else "")
@@ -107,16 +111,16 @@ class LabelTable:
         return LabelTable(labels=labels, mirrored=self.mirrored and len(labels) == len(self.labels))
 
     def paired(self, pairs: Iterable[Sequence[str]]) -> LabelTable:
-        """The table with these pairs of names declared as left and right of each other, and all others as without side.
+        """The table with the given pairs of names as left and right, and all other labels without a side.
 
         Raises:
-            InputError: A name is no label, or in more than one pair.
+            InputError: A name is not a label, or is in more than one pair.
         """
         flat = [name for pair in pairs for name in pair]
         names = {label.name for label in self.labels}
         wrong = [name for name in flat if name not in names] or sorted({n for n in flat if flat.count(n) > 1})
         if wrong or len(flat) % 2:
-            why = f"{wrong[0]} is no label, or in more than one pair" if wrong else "a pair has two names"
+            why = f"{wrong[0]} is not a label, or is in more than one pair" if wrong else "a pair has two names"
             remedy = f"The labels are {', '.join(sorted(names))}."
             raise InputError("left-right pairs do not fit the labels", where="left_right_pairs", why=why, remedy=remedy)
         other = dict(zip(flat[::2], flat[1::2], strict=True)) | dict(zip(flat[1::2], flat[::2], strict=True))
@@ -125,17 +129,17 @@ class LabelTable:
 
     @property
     def classes(self) -> int:
-        """K, background included."""
+        """Number of classes K, background included."""
         return len(self.labels) + 1
 
     def mirror_classes(self) -> list[int]:
-        """Class order after a left-right flip: entry c is the class that c becomes (0 stays 0)."""
+        """Classes after left and right are exchanged: entry c is the class that c becomes."""
         index = {label.name: i for i, label in enumerate(self.labels, start=1)}
         return [0] + [index[label.mirror or label.name] for label in self.labels]
 
 
 def distinct(color: Color, others: Collection[Color]) -> Color:
-    """The colour, or that of the palette which is farthest from the others where one of them looks like it."""
+    """The colour itself, or the palette colour farthest from the others if one of them is too similar."""
     if _nearest(color, others) >= APART:
         return color
     return max(PALETTE, key=lambda one: _nearest(one, others))

@@ -55,7 +55,7 @@ def _work(options: argparse.Namespace) -> int:
     print(f"  made {len(report.built)}, made again {len(report.rebuilt)}, kept {len(report.kept)}")
     for case, reason in report.rebuilt:
         print(f"  {case}: {reason}")
-    for note, files in report.notes:
+    for note, files in report.warnings:
         print(f"  {files} file(s): {note}")
     spacing = " x ".join(f"{s:g}" for s in plan.spacing)
     size = " x ".join(map(str, plan.median_shape))

@@ -1,4 +1,4 @@
-"""Common structure names with their DICOM codes, side and usual colour."""
+"""DICOM codes, side and usual colour of common structures, by name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from MaskSAMCore.labels import Code, Label, LabelTable, distinct
 CONTEXT = "Segmentation category and type - DICOM master list"
 ANATOMY = "Anatomic codes - DICOM master list"
 TISSUE = Code(scheme="SCT", value="85756007", meaning="Tissue")
-_SAY_NOTHING = {(TISSUE.scheme, TISSUE.value), ("SRT", "T-D0050")}
+_UNSPECIFIC = {(TISSUE.scheme, TISSUE.value), ("SRT", "T-D0050")}
 _SIDES = {"left": "Left", "right": "Right", "l": "Left", "r": "Right", "lt": "Left", "rt": "Right"}
 _BLANKS = re.compile(r"[\s_\-.,()/]+")
 _SEPARATORS = str.maketrans({"~": " ", "^": " ", "|": " ", "\n": " ", "\r": " "})
@@ -23,13 +23,13 @@ _SEPARATORS = str.maketrans({"~": " ", "^": " ", "|": " ", "\n": " ", "\r": " "}
 
 @dataclass(frozen=True, kw_only=True)
 class Term:
-    """One structure as DICOM and Slicer know it.
+    """A structure of the terminology.
 
     Attributes:
-        name: As shown to the user.
-        color: (r, g, b), 0 to 255, as Slicer shows it.
+        name: Name shown to the user.
+        color: (r, g, b), 0 to 255, as in Slicer.
         category, type: DICOM SegmentedPropertyCategory and Type.
-        modifier: Laterality, where the name has a side.
+        modifier: Laterality, or None if the structure has no side.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Term:
     modifier: Code | None = None
 
     def label(self, number: int, *, mirror: str = "") -> Label:
-        """The structure as an entry of a label table."""
+        """The structure as the label with id `number`."""
         return Label(
             id=number,
             name=self.name,
@@ -61,7 +61,7 @@ def _code(value: Mapping[str, str]) -> Code:
 
 @cache
 def _table() -> tuple[dict[str, dict], dict[str, Code], dict[str, Code]]:
-    """Entries by every name they go by, the categories, and the sides."""
+    """Entries by name and alias, the categories, and the sides."""
     path = resource("Terminology", "structures.json")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -73,7 +73,7 @@ def _table() -> tuple[dict[str, dict], dict[str, Code], dict[str, Code]]:
                 entries.setdefault(" ".join(_words(alias)), entry)
     except OSError as error:
         raise InputError(
-            "the installation lacks a file", where=path, why=str(error), remedy="Install it again"
+            "a file of the installation is missing", where=path, why=str(error), remedy="Install MaskSAM again"
         ) from error
     except (KeyError, TypeError, ValueError) as error:
         raise InputError("the table of structures is damaged", where=path, why=str(error)) from error
@@ -96,9 +96,9 @@ def _term(entry: dict, side: str | None) -> Term:
 
 
 def lookup(name: str) -> Term | None:
-    """The structure that a name means, in any case and with any separators, or None if it is not known.
+    """Look a structure up by name, ignoring case and separators; None if it is not known.
 
-    A side is taken from a first or last word: "left kidney", "Kidney_L", "parotid right".
+    The first or last word may name the side: "left kidney", "Kidney_L", "parotid right".
     """
     entries, _, _ = _table()
     words = _words(name)
@@ -115,16 +115,14 @@ def lookup(name: str) -> Term | None:
 
 
 def describe(table: LabelTable, *, about: str = "") -> LabelTable:
-    """The table with codes, and colours of coded structures, filled in where its labels have none.
+    """Fill in missing codes, and the usual colours of the coded structures.
 
-    Names stay, but for those that mean something only within their data set: "anterior" of a data set
-    about the hippocampus becomes "Anterior hippocampus".
-
-    The colours that go with the codes are nearly one within an organ, such as the chambers of the heart: where two
-    would look alike, the second gets another. Two sides of a pair may look alike.
+    A name is completed if it is clear only within its data set: "anterior" in a data set named "hippocampus" becomes
+    "Anterior hippocampus". Structures of one organ often have nearly the same usual colour; a colour that is too
+    similar to an earlier one is replaced, except within a left-right pair.
 
     Args:
-        table: Labels as a data set names them.
+        table: Labels of a data set.
         about: Name of the data set.
     """
     labels: list[Label] = []
@@ -148,13 +146,13 @@ def _triple(code: Code | None) -> str:
 
 
 def terminology_entry(label: Label) -> str:
-    """The label's codes as Slicer serialises them; an uncoded label is Slicer's own default, Tissue."""
+    """Serialise the codes of a label as Slicer does; a label without codes becomes Tissue, Slicer's default."""
     category, kind = (label.category, label.type) if label.category and label.type else (TISSUE, TISSUE)
     return "~".join((CONTEXT, _triple(category), _triple(kind), _triple(label.modifier), ANATOMY, "^^", "^^"))
 
 
 def parse_terminology(entry: str) -> tuple[Code | None, Code | None, Code | None]:
-    """Category, type and modifier of a serialised entry; None where one is empty or malformed."""
+    """Category, type and modifier of a serialised entry; None for each that is empty or malformed."""
     codes = []
     for part in (entry.split("~") + [""] * 4)[1:4]:
         fields = part.split("^")
@@ -164,7 +162,7 @@ def parse_terminology(entry: str) -> tuple[Code | None, Code | None, Code | None
 
 
 def has_codes(label: Label) -> bool:
-    """Whether its codes say what it is; Tissue, which Slicer gives to every new segment, does not."""
+    """Whether a label has specific codes; Tissue, Slicer's default for new segments, is not."""
     if label.category is None or label.type is None:
         return False
-    return (label.type.scheme, label.type.value) not in _SAY_NOTHING
+    return (label.type.scheme, label.type.value) not in _UNSPECIFIC

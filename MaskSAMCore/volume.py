@@ -1,6 +1,6 @@
-"""Volumes and the space they lie in: LPS/RAS and ijk/kji are converted here and nowhere else.
+"""Volumes, label maps and their grids; all conversions between LPS and RAS, and ijk and kji.
 
-Arrays are always `(K, J, I)` = `(Z, Y, X)`, with channels before them; affines are 4x4, `(i, j, k, 1)` to RAS mm.
+Arrays are `(K, J, I)` = `(Z, Y, X)`, with channels before them. Affines are 4x4 and map `(i, j, k, 1)` to RAS mm.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from MaskSAMCore.errors import GeometryError, InputError
 from MaskSAMCore.labels import LabelTable
 
 SAME_GRID_MM = 1e-3
-"""Grids whose voxels lie closer together than this are one grid."""
+"""Grids whose voxels are at most this far apart are the same grid."""
 SNAP_FRACTION = 0.05
-"""A grid off by less than this share of its smallest spacing is snapped to the one that was expected."""
+"""`match_grid` accepts a deviation of up to this share of the smallest spacing."""
 SKEW_TOLERANCE = 1e-3
-"""Largest entry of `D^T D - I` that still counts as an orthonormal direction matrix."""
+"""Directions are orthonormal if no entry of `D^T D - I` exceeds this."""
 
 _FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -43,18 +43,18 @@ def triple(values: Iterable[T]) -> tuple[T, T, T]:
 
 
 def lps_to_ras(affine: np.ndarray) -> np.ndarray:
-    """Affine (4x4), or points `(..., 3)`, from LPS mm (ITK, DICOM) to RAS mm (Slicer, NIfTI)."""
+    """Convert an affine (4x4) or points `(..., 3)` from LPS mm (ITK, DICOM) to RAS mm (Slicer, NIfTI)."""
     values = np.asarray(affine, dtype=np.float64)
     return _FLIP @ values if values.shape == (4, 4) else values * (-1.0, -1.0, 1.0)
 
 
 def ras_to_lps(affine: np.ndarray) -> np.ndarray:
-    """Affine (4x4), or points `(..., 3)`, from RAS mm to LPS mm; its own inverse."""
+    """Convert an affine (4x4) or points `(..., 3)` from RAS mm to LPS mm; the inverse of `lps_to_ras`."""
     return lps_to_ras(affine)
 
 
 def flip_order(values: Sequence) -> tuple:
-    """Three values in ijk order as kji, or the other way round."""
+    """Reverse three values from ijk to kji order or back."""
     if len(values) != 3:
         raise InputError("three values are needed to swap ijk and kji", why=f"got {len(values)}")
     return tuple(values)[::-1]
@@ -62,11 +62,11 @@ def flip_order(values: Sequence) -> tuple:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Grid:
-    """A lattice of voxels in space.
+    """A regular grid of voxels in space.
 
     Attributes:
         shape: `(K, J, I)`.
-        affine: `(4, 4)` float64, voxel `(i, j, k, 1)` to RAS mm, voxel centres at integers; kept read-only.
+        affine: `(4, 4)` float64, maps `(i, j, k, 1)` to RAS mm, voxel centres at integers; read-only.
     """
 
     shape: Shape
@@ -95,7 +95,7 @@ class Grid:
 
     @cached_property
     def directions(self) -> np.ndarray:
-        """`(3, 3)`: unit vectors of i, j, k in RAS, as columns."""
+        """Unit vectors of i, j, k in RAS, as the columns of a `(3, 3)` matrix."""
         return self.affine[:3, :3] / np.asarray(self.spacing)
 
     @property
@@ -110,12 +110,12 @@ class Grid:
 
     @property
     def center(self) -> Triple:
-        """Middle of the volume, RAS mm."""
+        """Centre of the volume, RAS mm."""
         return triple(self.to_ras((np.array(self.shape[::-1]) - 1) / 2).tolist())
 
     @property
     def skew(self) -> float:
-        """Largest entry of `|D^T D - I|`: 0 where the axes are at right angles."""
+        """Largest entry of `|D^T D - I|`: 0 if the axes are at right angles."""
         return float(np.abs(self.directions.T @ self.directions - np.eye(3)).max())
 
     @cached_property
@@ -123,26 +123,30 @@ class Grid:
         return np.linalg.inv(self.affine)
 
     def to_ras(self, points_ijk: np.ndarray | Sequence) -> np.ndarray:
-        """Points `(..., 3)` in ijk voxels (fractions allowed) to RAS mm."""
+        """Convert points `(..., 3)` in ijk voxels (fractions allowed) to RAS mm."""
         return np.asarray(points_ijk, dtype=np.float64) @ self.affine[:3, :3].T + self.affine[:3, 3]
 
     def to_ijk(self, points_ras: np.ndarray | Sequence) -> np.ndarray:
-        """Points `(..., 3)` in RAS mm to ijk voxels, as floats."""
+        """Convert points `(..., 3)` in RAS mm to ijk voxels, as floats."""
         return np.asarray(points_ras, dtype=np.float64) @ self._inverse[:3, :3].T + self._inverse[:3, 3]
 
     def contains(self, points_ras: np.ndarray | Sequence) -> np.ndarray:
-        """Boolean `(...)`: whether RAS points lie inside a voxel (half a voxel beyond the outer centres)."""
+        """Whether points `(..., 3)` in RAS mm lie inside a voxel (up to half a voxel beyond the outer centres)."""
         ijk = self.to_ijk(points_ras)
         return np.all((ijk >= -0.5) & (ijk <= np.array(self.shape[::-1]) - 0.5), axis=-1)
 
     def check(self, *, where: object = "") -> Grid:
-        """The grid itself, or GeometryError: empty, not finite, without spacing, or flat (singular)."""
+        """Return the grid if it is usable.
+
+        Raises:
+            GeometryError: It has no voxels, or its affine is not finite, projective or singular.
+        """
         if min(self.shape) < 1:
             raise GeometryError("the volume has no voxels", where=where, why=f"its size (k, j, i) is {self.shape}")
         text = np.array2string(self.affine, precision=6, suppress_small=True)
         remedy = "Correct the geometry in the header, or export the scan again"
         if not np.isfinite(self.affine).all():
-            raise GeometryError("the affine holds NaN or Inf", where=where, why=text, remedy=remedy)
+            raise GeometryError("the affine contains NaN or Inf", where=where, why=text, remedy=remedy)
         if not np.array_equal(self.affine[3], (0, 0, 0, 1)):
             raise GeometryError("the affine is projective", where=where, why=text, remedy=remedy)
         if min(self.spacing) < 1e-6:
@@ -152,18 +156,18 @@ class Grid:
         return self
 
     def distance_mm(self, other: Grid) -> float:
-        """Farthest that two voxels of one index lie apart, mm; infinite where the sizes differ."""
+        """Largest distance of two voxels with the same index, mm; infinite if the sizes differ."""
         if self.shape != other.shape:
             return float("inf")
         corners = np.array(list(product(*((0, n - 1) for n in self.shape[::-1]))), dtype=np.float64)
         return float(np.linalg.norm(self.to_ras(corners) - other.to_ras(corners), axis=1).max())
 
     def same_as(self, other: Grid, tolerance_mm: float = SAME_GRID_MM) -> bool:
-        """Whether both have one size and every voxel lies within `tolerance_mm` of its counterpart."""
+        """Whether the sizes agree and every voxel lies within `tolerance_mm` of its counterpart."""
         return self.distance_mm(other) <= tolerance_mm
 
     def crop(self, slices: Slices) -> Grid:
-        """The grid of `array[slices]`; slices in kji, with step 1 and inside the volume."""
+        """The grid of `array[slices]`, for slices in kji with step 1."""
         bounds = [s.indices(n) for s, n in zip(slices, self.shape, strict=True)]
         affine = self.affine.copy()
         affine[:3, 3] = self.to_ras([b[0] for b in bounds][::-1])
@@ -172,10 +176,10 @@ class Grid:
 
 
 def match_grid(found: Grid, expected: Grid, *, where: object = "") -> Grid:
-    """`expected`, if `found` is the same lattice within `SNAP_FRACTION` of a voxel.
+    """Return `expected` if `found` agrees with it within `SNAP_FRACTION` of a voxel.
 
     Raises:
-        GeometryError: The sizes differ, or the voxels lie farther apart than the tolerance.
+        GeometryError: The sizes differ, or voxels are farther apart than the tolerance.
     """
     limit = max(SNAP_FRACTION * min(expected.spacing), SAME_GRID_MM)
     if found.shape != expected.shape:
@@ -184,28 +188,26 @@ def match_grid(found: Grid, expected: Grid, *, where: object = "") -> Grid:
         why = f"voxels lie up to {apart:.4g} mm apart, allowed are {limit:.4g} mm"
     else:
         return expected
-    raise GeometryError(
-        "two grids that belong together differ", where=where, why=why, remedy="Resample one to the other"
-    )
+    raise GeometryError("the grids differ", where=where, why=why, remedy="Resample one to the other")
 
 
 def _check_array(array: np.ndarray, grid: Grid, ndims: tuple[int, ...], where: str) -> None:
     if array.ndim not in ndims or tuple(array.shape[-3:]) != grid.shape:
         why = f"the array is {tuple(array.shape)}, the grid (k, j, i) is {grid.shape}"
-        raise GeometryError("voxels and grid do not fit", where=where, why=why)
+        raise GeometryError("the array does not have the size of the grid", where=where, why=why)
 
 
 @dataclass(kw_only=True, eq=False)
 class Volume:
-    """An image with its place in space.
+    """An image with its grid.
 
     Attributes:
-        array: `(K, J, I)`, or `(C, K, J, I)` with several channels; float32 as the readers give it.
-        grid: Its lattice, RAS mm.
+        array: `(K, J, I)`, or `(C, K, J, I)` with several channels; the readers return float32.
+        grid: Grid of the voxels, RAS mm.
         source: The file or folder, for messages.
-        modality: "CT", "MR", or None where the file does not say.
-        nonfinite: Number of NaN and Inf voxels that the reader replaced; training refuses any.
-        warnings: What the reader had to decide; each was logged too.
+        modality: "CT", "MR", or None if not known.
+        nonfinite: Number of NaN and Inf voxels that the reader replaced.
+        warnings: Messages of the reader, which were logged too.
     """
 
     array: np.ndarray
@@ -220,15 +222,15 @@ class Volume:
 
     @property
     def channels(self) -> int:
-        """Number of channels; 1 for a plain `(K, J, I)` array."""
+        """Number of channels; 1 for a `(K, J, I)` array."""
         return 1 if self.array.ndim == 3 else self.array.shape[0]
 
     def as_channels(self) -> np.ndarray:
-        """`(C, K, J, I)` view, also of a volume with one channel."""
+        """The array as `(C, K, J, I)`, as a view."""
         return self.array[None] if self.array.ndim == 3 else self.array
 
     def crop(self, slices: Slices) -> Volume:
-        """The part inside kji slices, as a view."""
+        """The part of the volume inside kji slices, as a view."""
         view = self.array[(..., *slices)]
         return Volume(
             array=view,
@@ -242,7 +244,7 @@ class Volume:
 
 @dataclass(kw_only=True, eq=False)
 class LabelMap:
-    """A segmentation: `array` `(K, J, I)` of integers, 0 = background, on `grid`; `labels` says what they mean."""
+    """A segmentation: integers `(K, J, I)` on a grid, 0 for background, with the table of their meanings."""
 
     array: np.ndarray
     grid: Grid
@@ -252,23 +254,23 @@ class LabelMap:
     def __post_init__(self) -> None:
         _check_array(self.array, self.grid, (3,), self.source)
         if not np.issubdtype(self.array.dtype, np.integer):
-            raise InputError("a label map holds integers", where=self.source, why=f"its type is {self.array.dtype}")
+            raise InputError("a label map must hold integers", where=self.source, why=f"its type is {self.array.dtype}")
 
     def volumes_ml(self) -> dict[int, float]:
-        """Volume of every label that occurs, by id, mL."""
+        """Volume in mL of every label that occurs, by id."""
         ids, counts = np.unique(self.array, return_counts=True)
         return {int(i): int(n) * self.grid.voxel_volume_ml for i, n in zip(ids, counts, strict=True) if i}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Roi:
-    """A box with its sides along RAS: `center` and full `size`, mm."""
+    """A box parallel to the RAS axes, given by `center` and full `size`, mm."""
 
     center: Triple
     size: Triple
 
     def slices(self, grid: Grid) -> Slices:
-        """kji slices of the smallest block of voxels that holds every voxel centre inside the box.
+        """kji slices of the smallest block with every voxel whose centre is inside the box.
 
         Raises:
             InputError: A size is not positive, a number is not finite, or the box misses the volume.
@@ -276,7 +278,8 @@ class Roi:
         center, size = np.asarray(self.center, np.float64), np.asarray(self.size, np.float64)
         place = f"region of interest, centre {tuple(self.center)}, size {tuple(self.size)} mm RAS"
         if center.shape != (3,) or size.shape != (3,) or not np.isfinite([center, size]).all() or (size <= 0).any():
-            raise InputError("needs three finite numbers each, and sizes above 0", where=place)
+            remedy = "Give three finite numbers each, and sizes above 0"
+            raise InputError("the region is not usable", where=place, remedy=remedy)
         corners = center + 0.5 * size * np.array(list(product((-1, 1), repeat=3)))
         ijk = grid.to_ijk(corners)
         low = np.maximum(np.ceil(ijk.min(axis=0) - 1e-6), 0).astype(int)
@@ -291,15 +294,15 @@ class Roi:
 
 
 def crop_roi(grid: Grid, center_ras: Sequence[float], size_mm: Sequence[float]) -> Slices:
-    """kji slices of a RAS box given by centre and full size, mm; see `Roi.slices`."""
+    """kji slices of a box given by centre and full size, RAS mm; see `Roi.slices`."""
     return Roi(center=triple(map(float, center_ras)), size=triple(map(float, size_mm))).slices(grid)
 
 
 def canonical_axes(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
-    """Which source axis runs closest to R, A and S, and whether it runs the other way.
+    """The source axes closest to R, A and S, and whether they run in the opposite direction.
 
     Returns:
-        `perm`, `flips`: new ijk axis `a` is source ijk axis `perm[a]`, reversed where `flips[a]`.
+        `perm`, `flips`: new ijk axis `a` is source ijk axis `perm[a]`, reversed if `flips[a]`.
     """
     matrix = np.asarray(affine, dtype=np.float64)[:3, :3]
     cosines = matrix / np.linalg.norm(matrix, axis=0)
@@ -311,12 +314,12 @@ def canonical_axes(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[bool
 
 @dataclass(frozen=True, kw_only=True)
 class Reorientation:
-    """How an array was brought to RAS order, and the exact way back.
+    """Reorientation of an array to RAS order, and its exact inverse.
 
     Attributes:
-        perm, flips: As `canonical_axes` gives them, in ijk.
-        source: The grid before.
-        target: The grid after.
+        perm, flips: As returned by `canonical_axes`, in ijk.
+        source: Grid before the reorientation.
+        target: Grid after the reorientation.
     """
 
     perm: tuple[int, int, int]
@@ -328,7 +331,7 @@ class Reorientation:
         return (..., *(slice(None, None, -1 if flip else 1) for flip in self.flips[::-1]))
 
     def apply(self, array: np.ndarray) -> np.ndarray:
-        """Array on the source grid `(..., K, J, I)` to the target grid, as a view."""
+        """Reorient an array `(..., K, J, I)` on the source grid to the target grid, as a view."""
         _check_array(array, self.source, tuple(range(3, array.ndim + 1)), "reorientation")
         lead = array.ndim - 3
         order = [lead + 2 - self.perm[2 - axis] for axis in range(3)]
@@ -336,10 +339,10 @@ class Reorientation:
         return moved[self._turns()]
 
     def undo(self, array: np.ndarray) -> np.ndarray:
-        """Array on the target grid `(..., K, J, I)` back to the source grid, as a view.
+        """Reorient an array `(..., K, J, I)` on the target grid back to the source grid, as a view.
 
         Raises:
-            GeometryError: The array has not the size of the target grid.
+            GeometryError: The array does not have the size of the target grid.
         """
         _check_array(array, self.target, tuple(range(3, array.ndim + 1)), "reorientation")
         lead = array.ndim - 3
@@ -360,15 +363,15 @@ def _reoriented_grid(grid: Grid, perm: tuple[int, int, int], flips: tuple[bool, 
 
 
 def reorient(array: np.ndarray, grid: Grid) -> tuple[np.ndarray, Grid, Reorientation]:
-    """Bring an array to the axis order closest to RAS, by swaps and flips only: no voxel changes its value or place.
+    """Permute and flip the axes of an array to the order closest to RAS; voxels keep their value and position.
 
     Args:
         array: `(..., K, J, I)` on `grid`.
-        grid: Its lattice, possibly oblique; only the order and sense of its axes change.
+        grid: Grid of the array, possibly oblique; only the order and direction of its axes change.
 
     Returns:
-        The array as a view, its new grid, and the record whose `undo` restores the old order exactly
-        (`record.source` is the old grid itself, so the affine comes back bit for bit).
+        The array as a view, its new grid, and the reorientation, whose `undo` is exact: `record.source` is the old grid
+        itself, so that the affine is restored bit for bit.
     """
     grid.check(where="reorientation")
     perm, flips = canonical_axes(grid.affine)

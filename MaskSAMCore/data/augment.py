@@ -1,8 +1,8 @@
-"""nnU-Net's augmentation (model.md §12.3) on torch tensors, one generator per sample, on the CPU or a GPU.
+"""nnU-Net's augmentation (model.md §12.3) on PyTorch tensors, on the CPU or a GPU, with one generator per sample.
 
-Space first, as one resampling of the case (image linear, labels linear on one-hot), so that a rotated patch shows
-what really lies beside it; then intensities; then mirroring, which exchanges paired labels (faults.md row 22).
-Slices thicker than `plan.ANISOTROPIC` pixels are treated in-plane only.
+First the spatial transforms, as one resampling of the whole case (linear for images and for one-hot labels), so that a
+rotated patch contains the surrounding tissue; then intensities; then mirroring, which exchanges paired labels
+(faults.md row 22). Scans with slices thicker than `plan.ANISOTROPIC` pixels are augmented in-plane only.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from MaskSAMCore.preprocessing.resample import take
 from MaskSAMCore.volume import Shape, triple
 
 IN_PLANE_TURN = 6.0
-"""Rotation of anisotropic patches as a multiple of `rotation_degrees`: 30 degrees become the full circle."""
+"""In-plane rotation of anisotropic patches, as a multiple of `rotation_degrees`: 30 degrees become 180."""
 ONE_HOT_CLASSES = 8
-"""Most classes in a patch for linear labels; with more, the nearest label is taken."""
+"""Labels of a patch with more classes than this are resampled with the nearest voxel."""
 CONTROL_POINTS = 4
-"""Of the elastic deformation, per axis."""
+"""Control points of the elastic deformation along each axis."""
 
 
 @dataclass(frozen=True)
 class Warp:
-    """Where an output voxel comes from: centre + matrix @ (offset from the patch's centre) + displacement.
+    """Spatial transform: source = centre + matrix @ (offset from the centre of the patch) + displacement.
 
     Attributes:
-        matrix: (3, 3) float64 over (d, h, w) voxels.
-        field: (3, c, c, c) displacements of control points in voxels, or None.
+        matrix: (3, 3) float64, in (d, h, w) voxels.
+        field: (3, c, c, c), displacements of control points in voxels, or None.
     """
 
     matrix: np.ndarray
@@ -43,13 +43,13 @@ class Warp:
 
 
 def generator(*seeds: int) -> Generator:
-    """A CPU generator that is a pure function of some integers, such as seed, step and sample."""
+    """A CPU generator seeded by integers, such as seed, step and sample."""
     state = int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0])
     return Generator().manual_seed(state >> 1)
 
 
 def for_fixed_copies(cfg: AugmentConfig) -> AugmentConfig:
-    """The same ranges with high probabilities, for the few copies of the frozen-feature cache (model.md §14.4)."""
+    """`cfg` with higher probabilities, for the few copies in the cache of frozen features (model.md §14.4)."""
     return replace(
         cfg,
         rotation=min(1.0, 4 * cfg.rotation),
@@ -61,13 +61,13 @@ def for_fixed_copies(cfg: AugmentConfig) -> AugmentConfig:
 
 
 def draw_warp(cfg: AugmentConfig, plan: Plan, size: Shape, rng: Generator) -> Warp | None:
-    """Draw rotation, scaling and deformation of one sample; None (most often) for none.
+    """Draw rotation, scaling and deformation of one sample; None if there is none.
 
     Args:
         cfg: Probabilities and ranges.
-        plan: Its spacing makes the rotation rigid in mm; `anisotropic` keeps it in-plane.
+        plan: `spacing` makes the rotation rigid in mm; `anisotropic` restricts it to the plane.
         size: (D, H, W) of the patch.
-        rng: Of this sample.
+        rng: Generator of this sample.
     """
     turn, scale, bend = (_chance(rng, p) for p in (cfg.rotation, cfg.scaling, cfg.elastic))
     if not (turn or scale or bend):
@@ -86,7 +86,7 @@ def draw_warp(cfg: AugmentConfig, plan: Plan, size: Shape, rng: Generator) -> Wa
 
 
 def _rotation(angles: Sequence[float]) -> np.ndarray:
-    """Rotations about d, then h, then w."""
+    """Matrix of rotations about d, then h, then w; angles in radians."""
     result = np.eye(3)
     for axis, angle in enumerate(angles):
         a, b = (i for i in range(3) if i != axis)
@@ -107,16 +107,16 @@ def _draw_field(plan: Plan, size: Shape, rng: Generator) -> Tensor:
 def extract(
     image: np.ndarray, label: np.ndarray, start: tuple[int, int, int], size: Shape, warp: Warp | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Cut a patch out of a case, through a warp about the patch's centre.
+    """Cut a patch out of a case, with a spatial transform about its centre.
 
-    Beyond the case its border is repeated, for image and label alike; slices that lie outside are not valid.
+    Beyond the case its border is repeated, for image and label; slices outside the case are not valid.
 
     Args:
         image: (M, Z, Y, X), memory-mapped or not.
         label: (Z, Y, X) classes.
-        start: First voxel; may lie outside.
+        start: First voxel; may be outside the case.
         size: (D, H, W).
-        warp: None cuts voxels out as they are.
+        warp: The transform; None cuts the voxels out unchanged.
 
     Returns:
         Image (M, D, H, W) float32, label (D, H, W) int64, valid (D,) bool.
@@ -140,7 +140,7 @@ def extract(
 
 
 def _sources(warp: Warp, size: Shape) -> Tensor:
-    """(D, H, W, 3) source offsets in voxels from the patch's centre."""
+    """Source offsets (D, H, W, 3) in voxels from the centre of the patch."""
     axes = [torch.arange(n, dtype=torch.float32) - (n - 1) / 2 for n in size]
     offsets = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
     points = offsets @ torch.from_numpy(warp.matrix.T.copy()).float()
@@ -151,7 +151,7 @@ def _sources(warp: Warp, size: Shape) -> Tensor:
 
 
 def _look_up(image: Tensor, label: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Image (M, ...) and label (...) at (D, H, W, 3) voxel coordinates; the border is repeated."""
+    """Sample image (M, ...) and label (...) at voxel coordinates (D, H, W, 3); the border is repeated."""
     extent = torch.tensor([max(n - 1, 1) for n in label.shape], device=points.device)
     grid = (points / extent * 2 - 1).flip(-1)[None]
     picture = _grid_sample(image, grid, "bilinear")
@@ -170,13 +170,13 @@ def _grid_sample(x: Tensor, grid: Tensor, mode: str) -> Tensor:
 
 
 def intensity(image: Tensor, cfg: AugmentConfig, rng: Generator, *, in_plane: bool) -> Tensor:
-    """Change the intensities of one sample; every channel has its own numbers.
+    """Augment the intensities of one sample, with parameters drawn for every channel.
 
     Args:
         image: (M, D, H, W) float32, normalised; not modified.
         cfg: Probabilities.
-        rng: Of this sample.
-        in_plane: Blur and resolution act within slices only.
+        rng: Generator of this sample.
+        in_plane: Whether blur and lower resolution are restricted to the plane.
     """
     image = image.clone()
     if _chance(rng, cfg.noise):
@@ -230,7 +230,7 @@ def _draw_gamma(rng: Generator) -> float:
 
 
 def _gamma(x: Tensor, exponent: float) -> Tensor:
-    """Power law over the patch's own range; mean and deviation are kept."""
+    """Gamma transform over the range of the patch, with unchanged mean and standard deviation."""
     low, span = x.min(), x.max() - x.min()
     if span <= 1e-6:
         return x
@@ -240,14 +240,14 @@ def _gamma(x: Tensor, exponent: float) -> Tensor:
 
 
 def draw_mirror(rule: MirrorRule, probability: float, rng: Generator) -> list[int]:
-    """Draw the axes along which one sample is mirrored, of those that `rule` allows; `probability` is each one's."""
+    """Draw the axes along which one sample is mirrored; each allowed axis has the given probability."""
     return [axis for axis in rule.axes if _chance(rng, probability)]
 
 
 def flip(
     image: Tensor, label: Tensor, valid: Tensor, rule: MirrorRule, axes: Sequence[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mirror one sample; a left-right mirroring exchanges paired classes.
+    """Mirror one sample; mirroring left and right exchanges paired classes.
 
     Args:
         image: (M, D, H, W).
@@ -265,7 +265,7 @@ def flip(
 
 
 def flip_scores(scores: Tensor, rule: MirrorRule, axes: Sequence[int]) -> Tensor:
-    """The same of scores (K, D, H, W) of the classes."""
+    """Mirror class scores (K, D, H, W) as `flip` does labels."""
     if not axes:
         return scores
     return scores.flip([a + 1 for a in axes])[list(rule.swap) if rule.left_right in axes else slice(None)]
@@ -274,7 +274,7 @@ def flip_scores(scores: Tensor, rule: MirrorRule, axes: Sequence[int]) -> Tensor
 def augment(
     image: Tensor, label: Tensor, valid: Tensor, cfg: AugmentConfig, rng: Generator, *, plan: Plan, mirror: MirrorRule
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Augment a batch of patches; the sampler, which knows what lies beside a patch, does better with the space.
+    """Augment a batch of patches without their surroundings; `sampling` resamples whole cases instead.
 
     Args:
         image: (B, M, D, H, W) float32.
@@ -282,7 +282,7 @@ def augment(
         valid: (B, D) bool.
         cfg: Probabilities and ranges.
         rng: CPU generator.
-        plan: Of the data set.
+        plan: Plan of the data set.
         mirror: From `plan.mirror_rule`.
 
     Returns:
@@ -296,7 +296,7 @@ def augment(
             points = _sources(warp, size).to(picture.device)
             points = points + torch.tensor([(n - 1) / 2 for n in size], device=picture.device)
             picture, classes = _look_up(picture.float(), classes, points)
-            # the slice that a slice's centre comes from says whether it shows anything
+            # A slice is valid if the slice that its centre comes from is.
             rows = points[..., 0].mean(dim=(1, 2)).round().long().clamp_(0, size[0] - 1)
             good = good[rows]
         picture = intensity(picture, cfg, rng, in_plane=plan.anisotropic)
@@ -308,7 +308,7 @@ def augment(
 def augment_case(
     image: np.ndarray, label: np.ndarray, cfg: AugmentConfig, rng: Generator, *, plan: Plan, mirror: MirrorRule
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One augmented copy of a whole case, of the same size (see `for_fixed_copies`).
+    """Make an augmented copy of a whole case, of the same size (see `for_fixed_copies`).
 
     Args:
         image: (M, Z, Y, X).
@@ -316,7 +316,7 @@ def augment_case(
         cfg, rng, plan, mirror: As for `augment`.
 
     Returns:
-        Image float32 and label of the type that was given.
+        Image (M, Z, Y, X) float32, and label (Z, Y, X) of its previous type.
     """
     size = triple(label.shape)
     picture, classes, valid = extract(image, label, (0, 0, 0), size, draw_warp(cfg, plan, size, rng))

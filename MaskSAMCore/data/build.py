@@ -1,4 +1,7 @@
-"""Making the prepared cache: verify, plan, preprocess; resumable, every file atomic, the manifest last."""
+"""Builds the cache of preprocessed cases: verify, plan, preprocess.
+
+An interrupted build is continued. Every file is written atomically, the manifest last.
+"""
 
 from __future__ import annotations
 
@@ -38,19 +41,19 @@ _NUMBER = re.compile(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?")
 
 @dataclass(frozen=True, kw_only=True)
 class BuildReport:
-    """What `prepare` did.
+    """Result of `prepare`.
 
     Attributes:
-        built: Cases made for the first time.
-        kept: Cases that were there, whole and unchanged.
-        rebuilt: Cases made again, each with the reason.
-        notes: What the readers had to decide, each with the number of files.
+        built: Cases that were made for the first time.
+        kept: Cases that were complete and unchanged.
+        rebuilt: Cases that were made again, each with the reason.
+        warnings: Warnings of the readers, each with the number of files.
     """
 
     built: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     rebuilt: tuple[tuple[str, str], ...] = ()
-    notes: tuple[tuple[str, int], ...] = ()
+    warnings: tuple[tuple[str, int], ...] = ()
 
 
 def prepare(
@@ -63,29 +66,29 @@ def prepare(
     progress: Progress = no_progress,
     cancel: CancelToken | None = None,
 ) -> tuple[PreparedDataset, BuildReport]:
-    """Preprocess a raw data set once (product.md §2).
+    """Preprocess a raw data set into a cache (product.md §2).
 
-    A second call keeps every case whose sources, plan and files are unchanged; a call that was interrupted is
-    continued. The data set is verified before anything is written.
+    Cases whose sources, plan and files are unchanged are kept, and an interrupted call is continued. The data set is
+    verified before anything is written.
 
     Args:
-        source: nnU-Net raw folder (or ACDC's own).
-        target: Cache folder; made if it does not exist.
-        config: `data` and `model.patch` are used, and `train.folds` for the splits; the number of channels is the data
-            set's.
-        overwrite: Rebuild everything, also over the cache of another data set.
-        workers: Threads; each holds one case in memory.
-        progress: Told about every case.
-        cancel: Asked between cases.
+        source: Folder in nnU-Net's raw format, or of the ACDC challenge.
+        target: Cache folder; created if it does not exist.
+        config: `data`, `model.patch` and, for the splits, `train.folds` are used; the number of channels is that of the
+            data set.
+        overwrite: Whether to rebuild everything, and to replace the cache of another data set.
+        workers: Number of threads; each has one case in memory.
+        progress: Called for every case.
+        cancel: Checked between cases.
 
     Raises:
-        DatasetError: The data set has problems; all are listed.
-        InputError: The target is no cache, or another data set's.
+        DatasetError: The data set has problems; lists all of them.
+        InputError: The target is not a cache, or that of another data set.
     """
     source, target = Path(source), Path(target)
-    with _ReaderWarnings() as notes:
+    with _ReaderWarnings() as collected:
         ready, report = _prepare(source, target, config, overwrite, workers, progress, cancel)
-    return ready, replace(report, notes=notes.counted())
+    return ready, replace(report, warnings=collected.counted())
 
 
 def _prepare(
@@ -134,7 +137,7 @@ def _prepare(
 
 
 def _paired(dataset: RawDataset, config: Config) -> RawDataset:
-    """With the pairs that the configuration declares."""
+    """The data set with the left-right pairs of `data.left_right_pairs`, if that is set."""
     pairs = config.data.left_right_pairs
     return dataset if pairs is None else replace(dataset, labels=dataset.labels.paired(pairs))
 
@@ -159,7 +162,7 @@ def _manifest(
 
 
 class _ReaderWarnings(logging.Filter):
-    """Gathers the readers' warnings, which would come three times for every file, and counts them by kind."""
+    """Collects the warnings of the readers, which would be logged three times per file, and counts the files."""
 
     def __enter__(self) -> _ReaderWarnings:
         self.files: dict[str, set[str]] = {}
@@ -170,28 +173,29 @@ class _ReaderWarnings(logging.Filter):
         logging.getLogger(_READERS).removeFilter(self)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        where, _, note = record.getMessage().partition(": ")
-        self.files.setdefault(_NUMBER.sub("#", note), set()).add(where)
+        where, _, message = record.getMessage().partition(": ")
+        self.files.setdefault(_NUMBER.sub("#", message), set()).add(where)
         return False
 
     def counted(self) -> tuple[tuple[str, int], ...]:
-        return tuple(sorted((note, len(files)) for note, files in self.files.items()))
+        return tuple(sorted((message, len(files)) for message, files in self.files.items()))
 
 
 def _check_target(target: Path, source: Path, overwrite: bool) -> None:
     if not target.exists():
         return
     if not target.is_dir():
-        raise InputError("is a file, not a folder", where=target, remedy="Name a folder for the cache.")
+        raise InputError("is a file, not a folder", where=target, remedy="Choose a folder for the cache.")
     if target.resolve() == source.resolve():
-        raise InputError("the cache cannot be the data set's own folder", where=target)
+        remedy = "Choose another folder."
+        raise InputError("the cache cannot be the data set's own folder", where=target, remedy=remedy)
     names = {p.name for p in target.iterdir() if not p.name.startswith(".")}
     if names and not names & {MANIFEST, CASES, FINGERPRINT}:
         raise InputError(
-            "the folder holds something else",
+            "the folder holds something else than a cache",
             where=target,
             why=", ".join(sorted(names)[:5]),
-            remedy="Name a new folder.",
+            remedy="Choose a new folder.",
         )
     if MANIFEST in names and not overwrite:
         try:
@@ -204,7 +208,7 @@ def _check_target(target: Path, source: Path, overwrite: bool) -> None:
                 "the folder holds the cache of another data set",
                 where=target,
                 why=f"{held}, not {wanted}",
-                remedy="Name a new folder, or use --overwrite.",
+                remedy="Choose a new folder, or use --overwrite.",
             )
 
 
@@ -224,13 +228,13 @@ def _hash_sources(dataset: RawDataset, progress: Progress, cancel: CancelToken |
 def _unchanged(
     target: Path, dataset: RawDataset, config: Config, hashes: dict[str, dict[str, str]]
 ) -> PreparedDataset | None:
-    """The cache, if nothing at all would change; else None, and the reason is logged."""
+    """The cache, if nothing would change; else None, with the reason as a warning."""
     try:
         ready = PreparedDataset(target)
         ready.verify()
         ready.check_config(config)
     except DatasetError as error:
-        LOG.warning("the cache is rebuilt where needed: %s", error)
+        LOG.warning("the cache will be rebuilt where needed: %s", error)
         return None
     sources = {entry["id"]: entry["sources"] for entry in ready.manifest["cases"]}
     rule = _split_rule(dataset, config)
@@ -240,12 +244,12 @@ def _unchanged(
     same = sources == hashes and ready.labels == dataset.labels and ready.plan.channels == dataset.channels
     if same and asked == held and ready.manifest["splits_from"] == rule:
         return ready
-    LOG.warning("%s: the data set or the settings have changed since the cache was made", target)
+    LOG.warning("%s: data set or settings have changed since the cache was made; it will be updated", target)
     return None
 
 
 def _split_rule(dataset: RawDataset, config: Config) -> dict[str, Any]:
-    """Where the splits come from; another rule makes the manifest again, not the cases."""
+    """Origin of the splits; if it changes, the manifest is written again, but not the cases."""
     path = next((dataset.folder / name for name in SPLIT_FILES if (dataset.folder / name).is_file()), None)
     owners = key_of({case.id: case.patient for case in dataset.cases})
     return {
@@ -272,7 +276,7 @@ def _fingerprint(
             if held["key"] == key:
                 return from_dict(Fingerprint, held["fingerprint"])
         except (ValueError, KeyError, TypeError, InputError) as error:
-            LOG.warning("%s is damaged and made again (%s)", path, error)
+            LOG.warning("%s is damaged and will be made again (%s)", path, error)
 
     def cases() -> Iterator[tuple[Volume, LabelMap]]:
         for index, case in enumerate(dataset.cases):

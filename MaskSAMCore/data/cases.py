@@ -1,4 +1,4 @@
-"""The files of one prepared case: made, kept if nothing has changed, or made again with the reason."""
+"""Writes the preprocessed cases of a cache; unchanged cases are kept."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ POINTS_PER_CLASS = 1000
 
 
 def key_of(*parts: Any) -> str:
-    """A hash of plain JSON values."""
+    """SHA-256 of JSON values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -38,11 +38,13 @@ class CaseWriter:
     """Writes the cases of one data set into one cache.
 
     Attributes:
-        dataset, plan, target: What is prepared, how, and where to.
+        dataset: The raw data set.
+        plan: Parameters of the preprocessing.
+        target: Folder of the cache.
         sources: SHA-256 of every source file, by case and file name.
-        overwrite: Make every case again.
-        check: Called before every case; raises to stop.
-        built, kept, rebuilt: What was done, `rebuilt` with reasons.
+        overwrite: Whether to make every case again.
+        check: Called before every case; raises an exception to stop.
+        built, kept, rebuilt: Cases as in `BuildReport`.
     """
 
     dataset: RawDataset
@@ -56,10 +58,10 @@ class CaseWriter:
     rebuilt: list[tuple[str, str]] = field(default_factory=list)
 
     def write(self, workers: int, progress: Progress) -> list[dict[str, Any]]:
-        """Write all cases with `workers` threads; returns their entries of the manifest.
+        """Write all cases with `workers` threads, and return their entries of the manifest.
 
         Raises:
-            DatasetError: A case failed; it is named.
+            DatasetError: A case cannot be prepared; names it.
         """
         entries = []
         with ThreadPoolExecutor(max(1, workers)) as pool:
@@ -84,7 +86,7 @@ class CaseWriter:
             self.kept.append(case.id)
             return entry
         if reason:
-            LOG.warning("%s: %s, so it is made again", case.id, reason)
+            LOG.warning("%s will be prepared again: %s", case.id, reason)
             self.rebuilt.append((case.id, reason))
         else:
             self.built.append(case.id)
@@ -94,16 +96,16 @@ class CaseWriter:
             raise DatasetError("a case cannot be prepared", where=case.id, problems=[str(error)]) from error
 
     def _key(self, case: RawCase) -> str:
-        """Everything that the case's files depend on."""
+        """Hash of everything that the files of the case depend on."""
         how = to_dict(self.plan)
         del how["patch"], how["median_shape"]
         if "ct" not in self.plan.normalisation:
-            del how["stats"]  # a case more would make every other one stale for nothing
+            del how["stats"]  # not used, and every new case would change them
         ids = [label.id for label in self.dataset.labels.labels]
         return key_of(FORMAT, how, ids, self.sources[case.id], case.patient)
 
     def _existing(self, case: RawCase, key: str) -> tuple[dict[str, Any] | None, str]:
-        """The entry of a case that is already there and whole; else None and why it must be made again."""
+        """The entry of a case that exists and is current, or None and the reason to make it again ("" if it is new)."""
         files = case_files(self.target, case.id)
         if not any(path.exists() for path in files.values()):
             return None, ""
@@ -111,15 +113,15 @@ class CaseWriter:
             side = json.loads(files["record"].read_text(encoding="utf-8"))
             held, entry = side["key"], side["entry"]
             if held != key:
-                return None, "stale: its sources or the plan have changed"
+                return None, "its sources or the plan have changed"
             entry["files"]["record"] = file_sha256(files["record"])
             for kind, path in files.items():
                 if file_sha256(path) != entry["files"][kind]:
-                    return None, f"damaged: {path.name} is not what was written"
+                    return None, f"{path.name} is damaged"
         except FileNotFoundError:
-            return None, "incomplete: an earlier run was interrupted"
+            return None, "it is incomplete, because an earlier run was interrupted"
         except (ValueError, OSError, KeyError, TypeError) as error:
-            return None, f"damaged: {error}"
+            return None, f"it is damaged ({error})"
         return entry, ""
 
     def _make(self, case: RawCase, key: str) -> dict[str, Any]:
@@ -145,16 +147,16 @@ class CaseWriter:
         return entry | {"files": entry["files"] | {"record": file_sha256(files["record"])}}
 
     def _remove_unknown_files(self) -> None:
-        """Remove cases that the data set no longer has."""
+        """Remove the files of cases that are no longer in the data set."""
         keep = {path for case in self.dataset.cases for path in case_files(self.target, case.id).values()}
         for path in (self.target / CASES).iterdir():
             if path not in keep and path.suffix in (".npy", ".json"):
-                LOG.warning("%s belongs to no case of the data set and is removed", path)
+                LOG.warning("%s was removed, because the data set no longer has this case", path)
                 path.unlink()
 
 
 def _points(classes: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """(n, 4) int32: class, d, h, w of at most `POINTS_PER_CLASS` voxels of each structure."""
+    """Class, d, h, w of at most `POINTS_PER_CLASS` voxels of each structure, (n, 4) int32."""
     rng = np.random.default_rng(seed)
     flat, rows = classes.ravel(), []
     for value in range(1, count):

@@ -1,10 +1,10 @@
-"""The prepared cache: preprocessed arrays that training maps into memory; needs numpy and torch only.
+"""Reads the cache of preprocessed cases, which training maps into memory.
 
 manifest.json            format, plan, labels, cases with their hashes, splits; written last
 cases/ID.image.npy       (M, D, H, W) float16, normalised
 cases/ID.label.npy       (D, H, W) classes, uint8 or uint16
 cases/ID.points.npy      (n, 4) int32: class, d, h, w of some voxels of every class
-cases/ID.json            the record (the way back to the scan), patient, sources, hashes
+cases/ID.json            record of the preprocessing, patient, sources, hashes
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MANIFEST = "manifest.json"
 CASES = "cases"
 ARRAYS = ("image", "label", "points")
 _OPEN_CASES = 128
-_REMEDY = "Run prepare again on the data set; it rebuilds what is stale or damaged and keeps the rest."
+_REMEDY = "Run prepare on the data set again; it rebuilds what is outdated or damaged and keeps the rest."
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class PreparedCase:
     """One case of the cache, mapped into memory.
 
     Attributes:
-        id, patient: As in the data set.
+        id, patient: Names in the data set.
         image: (M, D, H, W) float16.
         label: (D, H, W) classes.
-        points: (n, 4) class, d, h, w.
-        record: The way back to the scan's grid.
+        points: (n, 4), class, d, h, w of some voxels.
+        record: Record of the preprocessing, for the inverse.
     """
 
     id: str
@@ -57,26 +57,26 @@ class PreparedCase:
 
 
 def is_prepared(folder: str | Path) -> bool:
-    """Whether a folder holds a finished cache, rather than a raw data set."""
+    """Whether a folder holds a complete cache, not a raw data set."""
     return (Path(folder) / MANIFEST).is_file()
 
 
 class PreparedDataset:
-    """A finished cache. Each case's hash is checked when it is first opened, and all of them by `verify`.
+    """A complete cache; the hashes of a case are checked when it is first opened, all of them by `verify`.
 
     Args:
-        folder: With `manifest.json`.
+        folder: Folder with `manifest.json`.
 
     Attributes:
         manifest: The manifest as read.
-        name, licence, description, modality: Of the data set.
-        plan, labels, splits: Typed parts of the manifest.
-        ids: Cases, ordered.
-        patients: Case to patient.
+        name, licence, description, modality: Properties of the data set.
+        plan, labels, splits: Parts of the manifest.
+        ids: Cases, sorted.
+        patients: Patient by case.
 
     Raises:
         InputError: The folder does not exist.
-        DatasetError: It holds no finished cache, one of another format, or files are missing.
+        DatasetError: The cache is incomplete, has another format, or files are missing.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -118,7 +118,9 @@ class PreparedDataset:
         """
         if not 0 <= index < len(self.splits):
             raise InputError(
-                "there is no such fold", where=f"--fold {index}", why=f"{self.name} has {len(self.splits)}"
+                "there is no such fold",
+                where=f"--fold {index}",
+                why=f"{self.name} has {len(self.splits)} folds, counted from 0",
             )
         return self.splits[index]
 
@@ -126,17 +128,17 @@ class PreparedDataset:
         """One case; its arrays are read-only.
 
         Raises:
-            DatasetError: It is unknown, or a file is not what was prepared.
+            DatasetError: The case is not in the cache, or a file has changed.
         """
         ready = self._open.get(case)
         if ready is not None:
             return ready
         if case not in self._entries:
-            raise DatasetError("holds no such case", where=self.folder, problems=[case])
+            raise DatasetError("the cache has no such case", where=self.folder, problems=[case], remedy=_REMEDY)
         if case not in self._checked:
             problems = self.problems(case)
             if problems:
-                raise DatasetError("is stale or damaged", where=self.folder, problems=problems, remedy=_REMEDY)
+                raise DatasetError("is outdated or damaged", where=self.folder, problems=problems, remedy=_REMEDY)
             self._checked.add(case)
         files = self._files(case)
         side = json.loads(files["record"].read_text(encoding="utf-8"))
@@ -154,11 +156,11 @@ class PreparedDataset:
         return ready
 
     def hashes(self, cases: Sequence[str]) -> dict[str, dict[str, str]]:
-        """SHA-256 of the files of some cases, by case and kind, as the manifest has them."""
+        """SHA-256 of the files of some cases, by case and kind, from the manifest."""
         return {case: dict(self._entries[case]["files"]) for case in cases}
 
     def problems(self, case: str) -> list[str]:
-        """What differs between a case's files and the manifest; empty if all is well."""
+        """Differences between the files of a case and the manifest, one line each."""
         found = []
         for kind, path in self._files(case).items():
             expected = self._entries[case]["files"][kind]
@@ -171,7 +173,7 @@ class PreparedDataset:
         """Check every hash (faults.md row 43).
 
         Raises:
-            DatasetError: With one line for every file that is not what was prepared.
+            DatasetError: Files have changed; lists all of them.
         """
         problems = []
         for index, case in enumerate(self.ids):
@@ -182,15 +184,15 @@ class PreparedDataset:
             problems += found
         progress(len(self.ids), len(self.ids), "checking the cache")
         if problems:
-            raise DatasetError("is stale or damaged", where=self.folder, problems=problems, remedy=_REMEDY)
+            raise DatasetError("is outdated or damaged", where=self.folder, problems=problems, remedy=_REMEDY)
 
     def check_config(self, config: Config) -> None:
-        """Refuse a configuration that asks for other preprocessing than this cache holds.
+        """Check that a configuration has the preprocessing of this cache.
 
-        The patch, sampling and augmentation are free: they are applied to the cached arrays.
+        Patch, sampling and augmentation may differ, because they are applied to the cached arrays.
 
         Raises:
-            DatasetError: Names every setting that differs.
+            DatasetError: Settings differ; lists all of them.
         """
         data, plan = config.data, self.plan
         problems = []
@@ -222,14 +224,14 @@ class PreparedDataset:
 
 
 def case_files(folder: Path, case: str) -> dict[str, Path]:
-    """The files of a case by kind."""
+    """Paths of the files of a case, by kind."""
     files = {kind: folder / CASES / f"{case}.{kind}.npy" for kind in ARRAYS}
     return files | {"record": folder / CASES / f"{case}.json"}
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
-        raise InputError("the cache does not exist", where=folder, remedy="Make it with prepare.")
+        raise InputError("the cache does not exist", where=folder, remedy="Run prepare on the data set.")
     path = folder / MANIFEST
     if not path.is_file():
         raise DatasetError("holds no finished cache", where=folder, problems=[f"{MANIFEST} is missing"], remedy=_REMEDY)
@@ -240,6 +242,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT:
         raise DatasetError(
-            "has another format", where=path, problems=[f"found {found}, this version reads {FORMAT}"], remedy=_REMEDY
+            "the cache has another format",
+            where=path,
+            problems=[f"found {found}, this version reads {FORMAT}"],
+            remedy=_REMEDY,
         )
     return manifest

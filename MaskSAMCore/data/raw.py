@@ -1,13 +1,17 @@
-"""Training data as it lies on disk: nnU-Net's raw format, and the folders that the ACDC challenge hands out.
+"""Reads raw training data: nnU-Net's raw format, and the folders of the ACDC challenge.
 
-`dataset.json` as nnU-Net version 2 defines it (`channel_names`, `labels`, `file_ending`), and, all optional:
-`name`, `description`, `licence` or `license`, `left_right_pairs` (pairs of label names; an empty list says that no
-label has a side), `patients` (case to patient, where a patient has several cases), `allow_empty` (cases without any
-structure are meant), `terminology` (label name to `category`, `type`, `modifier`: [scheme, value, meaning]), `colors`
-(label name to [r, g, b], 0 to 255), `structures` (case to the names of the labels in it, kept by `save.save_case`).
+`dataset.json` is that of nnU-Net version 2 (`channel_names`, `labels`, `file_ending`), with optional keys:
 
-With a `file_ending` of .png, .jpg or .tif the cases are colour pictures: one file per case, whatever number of channels
-is declared, and as labels pictures whose pixel values are the labels; beside .jpg pictures they end in .png.
+    name, description, licence (or license)
+    left_right_pairs   pairs of label names; an empty list states that no label has a side
+    patients           case to patient, for patients with several cases
+    allow_empty        whether cases without any structure are allowed
+    terminology        label name to `category`, `type`, `modifier`, each [scheme, value, meaning]
+    colors             label name to [r, g, b], 0 to 255
+    structures         case to the names of its labels; written by `save.save_case`
+
+With a `file_ending` of .png, .jpg or .tif the cases are colour pictures: one file per case, whatever channels are
+declared. Their label maps are pictures whose pixel values are the labels; those of .jpg pictures end in .png.
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ _CHANNEL = re.compile(r"_(\d{4})$")
 
 @dataclass(frozen=True, kw_only=True)
 class RawCase:
-    """One scan: its `images` (one file per channel, or a picture) and its label map; None where that is missing."""
+    """Files of one case: `images` (one per channel, or a picture), and the label map or None if it is missing."""
 
     id: str
     patient: str
@@ -43,16 +47,17 @@ class RawCase:
 
 @dataclass(frozen=True, kw_only=True)
 class RawDataset:
-    """A described data set, its files listed but not opened.
+    """Description and files of a data set; the files have not been opened.
 
     Attributes:
-        folder: Where it lies.
+        folder: Folder of the data set.
+        name, licence, description: From dataset.json.
         channels: Names of the channels.
-        labels: Structures ordered by id; class c of the network is `labels.labels[c - 1]`.
-        cases: Ordered by id.
-        allow_empty: Cases without any structure are meant.
-        pictures: The cases are colour pictures.
-        problems: What was wrong with the list of files; `verify_dataset` reports it with the rest.
+        labels: Structures, sorted by id; class c of the network is `labels.labels[c - 1]`.
+        cases: Cases, sorted by id.
+        allow_empty: Whether cases without any structure are allowed.
+        pictures: Whether the cases are colour pictures.
+        problems: Problems with the list of files, which `verify_dataset` reports with all others.
     """
 
     folder: Path
@@ -68,26 +73,26 @@ class RawDataset:
 
     @property
     def files(self) -> int:
-        """Image files of a case."""
+        """Number of image files of a case."""
         return 1 if self.pictures else len(self.channels)
 
 
 def read_dataset(folder: str | Path) -> RawDataset:
-    """Read the description and list the cases; opens no image.
+    """Read the description of a data set and list its cases, without opening images.
 
     Raises:
         InputError: The folder does not exist.
-        DatasetError: It is no data set, or its description cannot be used; every reason is listed.
+        DatasetError: It is not a data set, or dataset.json has problems; lists all of them.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError("the data set does not exist", where=folder)
+        raise InputError("the data set does not exist", where=folder, remedy="Check the path.")
     if (folder / "dataset.json").is_file():
         return _read_nnunet(folder)
     if any(folder.glob("patient*/Info.cfg")):
         return _read_acdc(folder)
     raise DatasetError(
-        "is no data set",
+        "is not a data set",
         where=folder,
         problems=["dataset.json is missing"],
         remedy="Give a folder in nnU-Net's raw format: dataset.json, imagesTr, labelsTr.",
@@ -95,13 +100,13 @@ def read_dataset(folder: str | Path) -> RawDataset:
 
 
 def read_case(dataset: RawDataset, case: RawCase) -> tuple[Volume, LabelMap]:
-    """Scan and labels on one grid; a label map off by less than the stated tolerance is snapped (faults.md row 26).
+    """Read scan and labels of a case on the grid of the scan, within a tolerance (faults.md row 26).
 
     Raises:
         InputError: A file is missing or unreadable, or the grids differ.
     """
     if case.label is None or len(case.images) != dataset.files:
-        raise InputError("the case is incomplete", where=case.id)
+        raise InputError("an image or the label map of the case is missing", where=case.id)
     volume = read_volume(case.images[0] if len(case.images) == 1 else list(case.images))
     labels = read_labels(case.label)
     grid = match_grid(labels.grid, volume.grid, where=f"{case.label.name} and {case.images[0].name}")
@@ -109,7 +114,7 @@ def read_case(dataset: RawDataset, case: RawCase) -> tuple[Volume, LabelMap]:
 
 
 def patient_of(case: str, patients: Mapping[str, str] | None = None) -> str:
-    """The patient of a case: as declared, else its name without a trailing frame, phase or visit."""
+    """The patient of a case: as declared, or the case's name without a trailing frame, phase or visit."""
     return (patients or {}).get(case) or _SAME_PATIENT.sub("", case)
 
 
@@ -129,9 +134,9 @@ def _read_nnunet(folder: Path) -> RawDataset:
     if not isinstance(ending, str) or not ending.startswith("."):
         problems.append(f'file_ending must be text like ".nii.gz", found {ending!r}')
     if not isinstance(patients, dict):
-        problems.append("patients must be an object of case and patient")
+        problems.append("patients must be an object with the patient of each case")
     if problems or labels is None:
-        raise DatasetError("cannot be used", where=path, problems=problems)
+        raise DatasetError("cannot be used", where=path, problems=problems, remedy="Correct the file.")
     pictures = ending.lower() in PICTURE_SUFFIXES
     if pictures:
         channels = COLOURS
@@ -151,7 +156,7 @@ def _read_nnunet(folder: Path) -> RawDataset:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose keys differ; JSON itself would silently keep the last of two."""
+    """A JSON object; a key that occurs twice is an error (json would keep the last one)."""
     keys = [key for key, _ in pairs]
     twice = sorted({key for key in keys if keys.count(key) > 1})
     if twice:
@@ -178,11 +183,11 @@ def _labels(data: dict[str, Any], problems: list[str]) -> LabelTable | None:
     raw = label_ids(raw)
     wrong = [name for name, i in raw.items() if not isinstance(i, int) or isinstance(i, bool)]
     if wrong:
-        problems.append(f"labels: {', '.join(wrong)}: expected one integer (regions of several labels are not known)")
+        problems.append(f"labels: {', '.join(wrong)}: expected one integer each (regions are not supported)")
         return None
     ids = {name: i for name, i in raw.items() if i != 0}
     if not ids:
-        problems.append("labels: there is no structure besides the background")
+        problems.append("labels: there is no structure except the background")
         return None
     pairs = _pairs(data.get("left_right_pairs"), set(ids), problems)
     mirror = {a: b for pair in pairs or [] for a, b in (pair, pair[::-1])}
@@ -200,7 +205,7 @@ def _labels(data: dict[str, Any], problems: list[str]) -> LabelTable | None:
 
 
 def label_ids(raw: dict[str, Any]) -> dict[str, Any]:
-    """`labels` as name to id; nnU-Net version 1 wrote id to name."""
+    """`labels` as id by name; nnU-Net version 1 wrote names by id."""
     if all(isinstance(v, str) for v in raw.values()) and all(str(k).isdigit() for k in raw):
         return {name: int(number) for number, name in raw.items()}
     return raw
@@ -216,7 +221,7 @@ def _pairs(raw: Any, names: set[str], problems: list[str]) -> list[tuple[str, st
     for first, second in raw:
         unknown = [str(n) for n in (first, second) if n not in names]
         if unknown:
-            problems.append(f"left_right_pairs: {', '.join(unknown)} is no label")
+            problems.append(f"left_right_pairs: {', '.join(unknown)} is not a label")
         else:
             pairs.append((first, second))
     flat = [n for pair in pairs for n in pair]
@@ -232,13 +237,16 @@ def _label(name: str, number: int, position: int, mirror: str, codes: Any = None
     if known:
         label = replace(label, color=tuple(color))
     if isinstance(codes, dict):
-        given = {
-            key: Code(scheme=str(v[0]), value=str(v[1]), meaning=str(v[2]))
-            for key, v in codes.items()
-            if key in ("category", "type", "modifier") and isinstance(v, list) and len(v) == 3
-        }
-        label = replace(label, **given)  # type: ignore[arg-type]
+        category, kind, modifier = (_code(codes.get(key)) for key in ("category", "type", "modifier"))
+        label = replace(label, category=category, type=kind, modifier=modifier)
     return label
+
+
+def _code(parts: object) -> Code | None:
+    if not isinstance(parts, list) or len(parts) != 3:
+        return None
+    scheme, value, meaning = map(str, parts)
+    return Code(scheme=scheme, value=value, meaning=meaning)
 
 
 def _list_cases(
@@ -256,7 +264,7 @@ def _list_cases(
             problems.append(f"imagesTr/{path.name}: the name must end in a channel, such as _0000{ending}")
             continue
         found.setdefault(stem[: match.start()], {})[int(match.group(1))] = path
-    # a JPEG cannot hold labels
+    # JPEG compression changes values, so label maps are PNG
     kept = ".png" if ending.lower() in (".jpg", ".jpeg") else ending
     masks = {p.name[: -len(kept)]: p for p in sorted(labels.glob(f"*{kept}")) if not p.name.startswith(".")}
     cases = []
@@ -266,7 +274,7 @@ def _list_cases(
             if channel not in have:
                 problems.append(f"{case}: imagesTr/{case}_{channel:04d}{ending} is missing")
         for channel in sorted(set(have) - set(range(channels))):
-            problems.append(f"{case}: {have[channel].name} is a channel that dataset.json does not name")
+            problems.append(f"{case}: {have[channel].name} is a channel that is not in dataset.json")
         if case not in masks:
             problems.append(f"{case}: labelsTr/{case}{kept} is missing")
         paths = tuple(have[c] for c in range(channels) if c in have)
@@ -277,7 +285,7 @@ def _list_cases(
 
 
 def _read_acdc(folder: Path) -> RawDataset:
-    """The ACDC challenge's own folders: patientXXX/patientXXX_frameYY.nii.gz and ..._gt.nii.gz (ED and ES)."""
+    """Read the folders of the ACDC challenge: patientXXX/patientXXX_frameYY.nii.gz and ..._gt.nii.gz (ED and ES)."""
     names = ("right ventricle", "myocardium", "left ventricle")
     labels = tuple(_label(name, i, i - 1, "") for i, name in enumerate(names, start=1))
     cases, problems = [], []
@@ -295,7 +303,7 @@ def _read_acdc(folder: Path) -> RawDataset:
         licence="CC BY-NC-SA 4.0",
         description="Automated Cardiac Diagnosis Challenge; O. Bernard et al., IEEE TMI 37(11), 2018",
         channels=("cine MRI",),
-        # the ventricles are told apart by their walls, not by the side they lie on; the papers mirror them too
+        # Ventricles differ in their walls, not only in their side; the papers mirror them too.
         labels=describe(LabelTable(labels=labels, mirrored=True)),
         cases=tuple(cases),
         problems=tuple(problems),

@@ -1,4 +1,4 @@
-"""Batches of patches as pure functions of (seed, step, rank), so that a resumed run sees what it would have seen."""
+"""Random patches of preprocessed cases, as a function of (seed, step, rank), so that runs can be resumed."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from MaskSAMCore.volume import Shape
 
 @dataclass(frozen=True)
 class Patches:
-    """A batch.
+    """A batch of patches.
 
     Attributes:
         image: (B, M, D, H, W) float32.
         label: (B, D, H, W) int64.
-        valid: (B, D) bool; False for slices that only pad a short volume.
-        cases: Id of every sample's case.
-        scores: (B, K, D, H, W) float32 of the classes, where the sampler was given any.
+        valid: (B, D) bool; False for slices that are padding.
+        cases: Case of every sample.
+        scores: (B, K, D, H, W) float32, class scores; None if the sampler has none.
     """
 
     image: Tensor
@@ -43,24 +43,24 @@ def _order(count: int, seed: int, epoch: int) -> np.ndarray:
 
 
 class PatchSampler:
-    """Draws patches of prepared cases; every case once before any comes again.
+    """Draws patches of preprocessed cases; every case is drawn once per epoch.
 
-    The last `foreground` share of each batch is centred on a voxel of a random structure of its case (model.md
-    §12.3); a batch of one is so with that probability.
+    The last `foreground` share of each batch is centred on a voxel of a random structure of its case (model.md §12.3);
+    with a batch of one, this is a probability.
 
     Args:
         dataset: The cache.
         ids: Cases to draw from.
         patch: (D, H, W).
         batch: B, per process.
-        foreground: Share of structure patches.
-        seed: Of everything that is drawn.
+        foreground: Share of patches centred on a structure.
+        seed: Seed of all random numbers.
         augment: Augmentation, or None.
-        mirror: From `plan.mirror_rule`; needed for `augment`.
-        scores: Gives the class scores (K, Z, Y, X) of a case; cut, warped and mirrored like its labels.
+        mirror: From `plan.mirror_rule`; required with `augment`.
+        scores: Returns the class scores (K, Z, Y, X) of a case, which are transformed as its labels are.
 
     Raises:
-        InputError: There are no cases, or augmentation was asked for without its mirror rule.
+        InputError: There are no cases, or `augment` is given without `mirror`.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class PatchSampler:
         if not ids:
             raise InputError("there is no case to train on", where=dataset.folder)
         if augment is not None and mirror is None:
-            raise InputError("augmentation needs to know which mirroring is allowed", where="PatchSampler")
+            raise InputError("augmentation needs the rule for mirroring", where="PatchSampler")
         self.dataset, self.ids, self.patch, self.size = dataset, tuple(ids), patch, batch
         self.foreground, self.seed, self.augment, self.mirror = foreground, seed, augment, mirror
         self.scores = scores
@@ -88,7 +88,7 @@ class PatchSampler:
         """The batch of micro-step `step` for process `rank` of `world`.
 
         Raises:
-            DatasetError: A case cannot be read; it is named (faults.md rows 43, 44).
+            DatasetError: A case cannot be read; names it (faults.md rows 43, 44).
         """
         samples, cases = [], []
         first = (step * world + rank) * self.size
@@ -99,7 +99,7 @@ class PatchSampler:
                 samples.append(self._sample(case, first + index, index))
             except (OSError, ValueError, IndexError) as error:
                 problem = f"{type(error).__name__}: {error}"
-                raise DatasetError("a case cannot be used", where=case, problems=[problem]) from error
+                raise DatasetError("the case cannot be read", where=case, problems=[problem]) from error
             cases.append(case)
         images, labels, valids, scores = zip(*samples, strict=True)
         given = None if self.scores is None else torch.stack(scores)
@@ -128,7 +128,7 @@ class PatchSampler:
         return *flip(image, label, valid, self.mirror, axes), scores
 
     def _target(self, points: np.ndarray, index: int, rng: np.random.Generator) -> np.ndarray | None:
-        """A voxel that the patch must hold, or None."""
+        """A voxel (d, h, w) that the patch must contain, or None."""
         chance = rng.random()
         if self.size == 1:
             wanted = chance < self.foreground
@@ -144,8 +144,9 @@ class PatchSampler:
 def place_patch(
     shape: Sequence[int], patch: Shape, target: np.ndarray | None, rng: np.random.Generator
 ) -> tuple[int, int, int]:
-    """First voxel of a patch: around `target` if given, else anywhere; inside the case along every axis that is long
-    enough, and centred, as `resample.pad_to` does it, along the others.
+    """First voxel of a patch around `target`, or of a random patch if it is None.
+
+    The patch is inside the case along every axis that is long enough, and centred along the others as `pad_to` does.
     """
     start = []
     for axis, (size, length) in enumerate(zip(shape, patch, strict=True)):

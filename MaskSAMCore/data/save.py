@@ -1,7 +1,7 @@
-"""Adding a segmented scan to a training data set in nnU-Net's raw format.
+"""Adds segmented scans to a training data set in nnU-Net's raw format, and removes them.
 
-A label keeps its id over all cases: structures are matched by name with those that dataset.json has, new ones get the
-lowest free id. A scan that the data set has already is not added twice: its labels are replaced.
+A structure has the same id in all cases: structures are matched by name with those in dataset.json, and new ones get
+the lowest free id. If the data set already has the scan, its labels are replaced.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ BACKGROUND = "background"
 UNKNOWN_CHANNEL = "image"
 MOST_CHARACTERS = 60
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)", re.IGNORECASE)
-"""Names that Windows gives to no file, whatever its suffix."""
+"""Names that are reserved on Windows, with any suffix."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SavedCase:
-    """A case as it was saved.
+    """Result of `save_case`.
 
     Attributes:
-        name: Of the case; its files are imagesTr/NAME_0000 and labelsTr/NAME.
-        labels: Ids of its structures by their names in dataset.json.
-        replaced: The data set had this scan already, and its old labels are gone.
-        notes: What the user should know, a line each.
+        name: Name of the case; its files are imagesTr/NAME_0000 and labelsTr/NAME.
+        labels: Ids of its structures, by name in dataset.json.
+        replaced: Whether the data set already had the scan, and its labels were replaced.
+        warnings: Messages for the user.
     """
 
     name: str
     labels: Mapping[str, int]
     replaced: bool
-    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 def save_case(
@@ -64,27 +64,29 @@ def save_case(
     progress: Progress = no_progress,
     cancel: CancelToken | None = None,
 ) -> SavedCase:
-    """Add a scan with its labels to a data set, which is begun where there is none; complete or not at all.
+    """Add a scan with its labels to a data set; the files are complete or unchanged.
 
     Args:
-        folder: Of the data set; made where it does not exist.
-        volume: The scan, one channel `(K, J, I)`; saved on its own grid, as int16 where that loses nothing.
-        labels: On the same grid, with its label table; ids and order do not matter, names do.
-        name: For the case; made safe for every file system, and unique.
+        folder: Folder of the data set; created if it does not exist.
+        volume: The scan, one channel `(K, J, I)`; saved on its grid, as int16 if that is lossless.
+        labels: Labels on the same grid, with a label table; structures are matched by name.
+        name: Name for the case; changed if it is not a valid or unique file name.
+        progress: Called with the steps.
+        cancel: Checked between the steps.
 
     Raises:
-        InputError: No structure, a constant scan, two structures of one name, a folder of another modality or of
-            something else.
-        DatasetError: Its dataset.json cannot be used.
-        ResourceError: Another process holds the folder; the disk is full; or another program holds a file that must be
-            replaced: the new files are kept, and the message tells where (faults.md row 60).
+        InputError: There is no structure, the scan is constant, two structures have one name, or the folder holds
+            another modality or is not a data set.
+        DatasetError: dataset.json has problems.
+        ResourceError: Another process uses the folder; the disk is full; or another program has a file open that must
+            be replaced: the new files are kept, and the message says where (faults.md row 60).
     """
     folder, token = Path(folder), cancel or CancelToken()
     match_grid(labels.grid, volume.grid, where=volume.source)
-    array, notes = _usable(volume)
+    array, warnings = _usable(volume)
     _make(folder)
     with FolderLock(folder):
-        for left in folder.glob(f"{SCRATCH}*"):  # of a process that died; nobody else saves here now
+        for left in folder.glob(f"{SCRATCH}*"):  # of a process that was killed; the lock excludes others
             shutil.rmtree(left, ignore_errors=True)
         description = _Description(folder, volume.modality)
         for part in (IMAGES, LABELS):
@@ -110,19 +112,24 @@ def save_case(
     progress(3, 3, "saved")
     replaced = known is not None and known.label is not None
     if replaced:
-        notes.append(f"the data set had this scan as case {case}: its labels were replaced")
+        warnings.append(f"the data set already had this scan, as case {case}: its labels were replaced")
     return SavedCase(
-        name=case, labels=description.structure_ids(case), replaced=replaced, notes=(*notes, *description.notes)
+        name=case,
+        labels=description.structure_ids(case),
+        replaced=replaced,
+        warnings=(*warnings, *description.warnings),
     )
 
 
 def remove_case(folder: str | Path, name: str) -> None:
-    """Take a case out of a data set, with the structures that no other case has; the last one takes all with it.
+    """Remove a case from a data set, with the structures that no other case has.
+
+    With the last case dataset.json is removed too.
 
     Raises:
         InputError: There is no such case.
-        DatasetError: The data set's dataset.json cannot be used.
-        ResourceError: Another process holds the folder, or another program a file.
+        DatasetError: dataset.json has problems.
+        ResourceError: Another process uses the folder, or another program has a file open.
     """
     folder = Path(folder)
     known = {case.id: case for case in read_dataset(folder).cases}
@@ -145,57 +152,58 @@ def remove_case(folder: str | Path, name: str) -> None:
 
 
 def safe_name(text: str) -> str:
-    """A name of ASCII letters, digits, - and _ that every file system takes; "case" where nothing is left."""
+    """A valid file name of ASCII letters, digits, - and _ made from `text`; "case" if nothing is left."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     name = re.sub(r"[^A-Za-z0-9-]+", "_", plain)[:MOST_CHARACTERS].strip("_-").removesuffix("_0000") or "case"
     return f"{name}_" if _DEVICES.fullmatch(name) else name
 
 
 def _usable(volume: Volume) -> tuple[np.ndarray, list[str]]:
-    """The voxels as they will be saved, and what was done to them."""
+    """The voxels in the type in which they are saved, and messages about changes."""
     array = volume.array
     if array.ndim != 3:
-        raise InputError("a training case has one channel here", where=volume.source, why=f"found {volume.channels}")
-    notes = []
+        raise InputError("a training case must have one channel", where=volume.source, why=f"found {volume.channels}")
+    warnings = []
     if not np.isfinite(array).all():
         array = np.array(array, np.float32)
         bad = replace_nonfinite(array, where=volume.source)
-        notes.append(f"{bad} voxels were NaN or Inf: they were saved as the smallest or the largest finite value")
+        warnings.append(f"{bad} voxels were NaN or Inf: they were saved as the smallest or the largest finite value")
     if array.min() == array.max():
         raise InputError("the scan is constant", where=volume.source, why=f"every voxel is {float(array.flat[0]):g}")
     low, high = np.iinfo(np.int16).min, np.iinfo(np.int16).max
     if all(low <= plane.min() and plane.max() <= high and (plane == np.rint(plane)).all() for plane in array):
-        return array.astype(np.int16), notes
-    return array.astype(np.float32, copy=False), notes
+        return array.astype(np.int16), warnings
+    return array.astype(np.float32, copy=False), warnings
 
 
 def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ResourceError("the training folder cannot be made", where=folder, why=error.strerror or "") from error
+        why, remedy = error.strerror or "", "Check the permissions, or choose another folder."
+        raise ResourceError("the training folder cannot be created", where=folder, why=why, remedy=remedy) from error
 
 
 def _key(name: str) -> str:
-    """What two spellings of one structure's name have in common."""
+    """Normalised name of a structure: lower case, words separated by one space."""
     return " ".join(re.findall(r"[^\W_]+", name.casefold())) or name
 
 
 class _Description:
-    """dataset.json, and how one more case changes it.
+    """The content of dataset.json, updated when a case is added or removed.
 
     Attributes:
-        data: Its content.
-        ending: Of the data set's files.
-        notes: What the user should know.
+        data: The JSON object.
+        ending: Ending of the data set's files.
+        warnings: Messages for the user.
 
     Raises:
-        InputError: The folder holds another modality, several channels, or something that is no data set.
-        DatasetError: It cannot be used.
+        InputError: The folder holds another modality, several channels, or is not a data set.
+        DatasetError: dataset.json has problems.
     """
 
     def __init__(self, folder: Path, modality: str | None) -> None:
-        self.notes: list[str] = []
+        self.warnings: list[str] = []
         self._folder = folder
         self._dataset: RawDataset | None = None
         path = folder / DESCRIPTION
@@ -223,30 +231,30 @@ class _Description:
         there = modality_of(dataset.channels)
         if modality and there and modality != there:
             why = f"the folder holds {there}, this scan is {modality}"
-            raise InputError("scans of two modalities make no data set", where=dataset.folder, why=why, remedy=remedy)
+            raise InputError("a data set has one modality", where=dataset.folder, why=why, remedy=remedy)
 
     @property
     def _cases(self) -> tuple[RawCase, ...]:
         return self._dataset.cases if self._dataset else ()
 
     def case_of(self, image: Path) -> RawCase | None:
-        """The case that has this very scan."""
+        """The case with the same image file; None if there is none."""
         size = image.stat().st_size
         same = (case for case in self._cases if case.images and case.images[0].stat().st_size == size)
         wanted = file_sha256(image)
         return next((case for case in same if file_sha256(case.images[0]) == wanted), None)
 
     def unused(self, name: str) -> str:
-        """The name, or with a number where another case has it, also in other capitals."""
+        """The name, with a number if another case has it (ignoring case)."""
         taken = {case.id.casefold() for case in self._cases}
         tries = (name, *(f"{name}-{number}" for number in range(2, len(taken) + 3)))
         return next(each for each in tries if each.casefold() not in taken)
 
     def add(self, case: str, labels: LabelMap) -> np.ndarray:
-        """Note a case and its structures; returns the data set's id for every id of the label map.
+        """Add a case and its structures; returns the data set's id for every id of the label map.
 
         Raises:
-            InputError: It has no structure, or two of one name.
+            InputError: The case has no structure, or two with one name.
         """
         found = self._matched(labels)
         before = self.data["structures"].get(case, [])
@@ -258,7 +266,7 @@ class _Description:
                 self._describe(name, label)
         absent = [name for name, number in self._ids.items() if number and name not in found]
         if absent:
-            self.notes.append(f"{', '.join(absent)}: not in this case, whose other voxels count as background")
+            self.warnings.append(f"{', '.join(absent)}: not in this case, whose other voxels count as background")
         self.data["labels"] = self._ids
         self.data["numTraining"] = len({case, *(each.id for each in self._cases)})
         numbers: np.ndarray = np.zeros(max(int(labels.array.max()), 0) + 1, np.uint16)
@@ -267,7 +275,7 @@ class _Description:
         return numbers
 
     def remove(self, case: str) -> None:
-        """Note that a case goes, and with it the structures that no other one has."""
+        """Remove a case, and the structures that no other case has."""
         before = self.data["structures"].pop(case, [])
         if self._dataset:
             self._dataset = replace(self._dataset, cases=tuple(each for each in self._cases if each.id != case))
@@ -276,11 +284,11 @@ class _Description:
         self.data["numTraining"] = len(self._cases)
 
     def structure_ids(self, case: str) -> dict[str, int]:
-        """Ids of a case's structures by name."""
+        """Ids of the structures of a case, by name."""
         return {name: self._ids[name] for name in self.data["structures"][case]}
 
     def _matched(self, labels: LabelMap) -> dict[str, Label]:
-        """The structures that have voxels, by their names in the data set."""
+        """The structures with voxels, by their names in the data set."""
         known: dict[str, str] = {}
         described = {label.id: label.name for label in self._dataset.labels.labels} if self._dataset else {}
         for name, number in self._ids.items():
@@ -293,18 +301,18 @@ class _Description:
             if label.id not in present:
                 continue
             if self._ids.get(name) == 0:
-                self.notes.append(f"{label.name}: counts as background, as its name says")
+                self.warnings.append(f"{label.name}: counts as background because of its name")
             elif name in found:
                 why = f"{found[name].name!r} and {label.name!r}"
-                raise InputError("two structures have one name", where=why, remedy="Rename one of them.")
+                raise InputError("two structures have the same name", where=why, remedy="Rename one of them.")
             else:
                 found[name] = label
         if not found:
-            raise InputError("nothing is segmented", remedy="A training case needs at least one structure.")
+            raise InputError("nothing is segmented", remedy="Segment at least one structure first.")
         return found
 
     def _drop(self, names: list[str], case: str) -> None:
-        """Forget those of a case's former structures that no case has any more; training refuses such labels."""
+        """Remove those of the former structures of a case that no case has any more; training refuses such labels."""
         held = self.data["structures"]
         if any(each.id not in held for each in self._cases):
             return

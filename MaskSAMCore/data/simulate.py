@@ -1,7 +1,7 @@
-"""The simulated user: clicks and boxes made from a target mask, for training and for evaluation (model.md §6.6).
+"""Simulated clicks and boxes for a target mask, in training and evaluation (model.md §6.6).
 
-Whatever is drawn comes from the generator that is handed in, so the same generator gives the same prompts. Clicks are
-array indices with voxel centres at integers, boxes are as in `masks`.
+All random numbers come from the given generator. Clicks are array indices with voxel centres at integers, boxes are as
+in `preprocessing.masks`.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from scipy import ndimage
 from MaskSAMCore.errors import InputError
 from MaskSAMCore.preprocessing.masks import Box2D, bounds, interior_point, interior_voxel, largest_component
 
-# Directions shorter than this would need steps of many box sides.
 _LEAST_DIRECTION = 0.05
+"""Shorter directions would need steps of many box sides; see `box_with_overlap`."""
 
 
 @dataclass(frozen=True)
 class Click:
-    """A click.
+    """A click on a voxel.
 
     Attributes:
-        position: Index of a voxel, in the order of the array's axes.
-        positive: Whether it says "this belongs to the structure".
+        position: Index of the voxel, in the order of the axes of the array.
+        positive: True for a click inside the structure, False for one outside.
     """
 
     position: tuple[int, ...]
@@ -40,12 +40,12 @@ def _choose(mask: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarra
 
 
 def random_clicks(mask: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Different pixels of a mask, each as likely as any other.
+    """Draw different pixels of a mask uniformly: positive clicks.
 
     Args:
         mask: (H, W).
-        count: How many; all pixels if there are fewer.
-        rng: Source of chance.
+        count: Number of pixels; all pixels if there are fewer.
+        rng: Random generator.
 
     Returns:
         (n, 2) float, (y, x).
@@ -56,14 +56,14 @@ def random_clicks(mask: np.ndarray, count: int, rng: np.random.Generator) -> np.
 def ring_clicks(
     mask: np.ndarray, count: int, rng: np.random.Generator, *, ring: float = 10, forbidden: np.ndarray | None = None
 ) -> np.ndarray:
-    """Different background pixels near a mask: negative clicks.
+    """Draw different background pixels near a mask uniformly: negative clicks.
 
     Args:
         mask: (H, W).
-        count: How many; all that there are if fewer.
-        rng: Source of chance.
-        ring: Greatest distance from the mask, in pixels.
-        forbidden: (H, W), further pixels where no click may be.
+        count: Number of pixels; all if there are fewer.
+        rng: Random generator.
+        ring: Largest distance from the mask, in pixels.
+        forbidden: (H, W), pixels where no click may be.
 
     Returns:
         (n, 2) float, (y, x); n is 0 for an empty mask.
@@ -87,22 +87,21 @@ def error_click(
     rng: np.random.Generator | None = None,
     spacing: Sequence[float] | None = None,
 ) -> Click | None:
-    """The next click of a user who corrects the largest error.
+    """The next corrective click: on the largest face-connected component of missing or of superfluous voxels.
 
-    Missing and superfluous voxels are taken apart into components that touch by their faces; among equally large ones
-    a missing part comes first, then the first in row-major order.
+    Among equally large components a missing one comes first, then the first in row-major order.
 
     Args:
-        predicted: (H, W) or (D, H, W), what the model gave.
-        target: The truth, of the same shape.
-        rng: Source of chance for a random voxel of the component, as in training; None takes its innermost voxel.
-        spacing: Of the array's axes, for the innermost voxel; None if all are equal.
+        predicted: (H, W) or (D, H, W), mask of the model.
+        target: The true mask, of the same shape.
+        rng: Random generator for a random voxel of the component, as in training; None for its innermost voxel.
+        spacing: Spacing of the axes, for the innermost voxel; None if all are equal.
 
     Returns:
-        A positive click on a missing part, a negative one on a superfluous part, or None if there is no error.
+        A positive click on a missing component, a negative one on a superfluous one, or None if there is no error.
 
     Raises:
-        InputError: The two are of different shapes, or of neither two nor three axes.
+        InputError: The shapes differ, or have neither two nor three axes.
     """
     if predicted.shape != target.shape or target.ndim not in (2, 3):
         shapes = f"{tuple(predicted.shape)} and {tuple(target.shape)}"
@@ -129,17 +128,17 @@ def error_click(
 def jitter_box(
     box: Sequence[float], size: Sequence[int], rng: np.random.Generator, *, share: float = 0.1, most: float = 20.0
 ) -> Box2D:
-    """A box as a hurried user draws it, by SAM's rule for its training.
+    """Shift the edges of a box at random, as in SAM's training.
 
     Args:
         box: (x0, y0, x1, y1).
-        size: (H, W) of the picture, which the result does not leave.
-        rng: Source of chance.
-        share: Standard deviation of each coordinate's shift, as a share of the box's side along that axis.
-        most: Greatest shift, in pixels.
+        size: (H, W) of the image.
+        rng: Random generator.
+        share: Standard deviation of the shifts, as a share of the side of the box along the axis.
+        most: Largest shift, in pixels.
 
     Returns:
-        A box, at least one pixel wide and high.
+        A box inside the image, at least one pixel wide and high.
     """
     corners = np.asarray(box, float).reshape(2, 2)
     shift = np.clip(rng.standard_normal((2, 2)) * share * (corners[1] - corners[0]), -most, most)
@@ -159,15 +158,15 @@ def _iou(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def box_with_overlap(box: Sequence[float], iou: float, rng: np.random.Generator) -> Box2D:
-    """A box of a given overlap with another one, its edges moved in a random direction until that is reached.
+    """Move the edges of a box in a random direction until it has the given overlap with the original.
 
     Args:
         box: (x0, y0, x1, y1).
-        iou: Intersection over union of the result with `box`, reached to 1e-9.
-        rng: Source of chance.
+        iou: Intersection over union of the result and `box`, to 1e-9.
+        rng: Random generator.
 
     Returns:
-        A box that may leave the picture.
+        A box that may extend beyond the image.
 
     Raises:
         InputError: `box` is empty, or `iou` is not in (0, 1].
@@ -183,7 +182,7 @@ def box_with_overlap(box: Sequence[float], iou: float, rng: np.random.Generator)
     def moved(step: float) -> Box2D:
         return x0 + step * dx0, y0 + step * dy0, x1 + step * dx1, y1 + step * dy1
 
-    # The overlap only falls along any direction, down to nothing, so every direction reaches `iou` exactly once.
+    # Along any direction the overlap decreases monotonically to 0, so there is exactly one solution.
     near, far = 0.0, 1.0
     while _iou(moved(far), box) > iou:
         far *= 2

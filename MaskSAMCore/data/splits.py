@@ -1,4 +1,4 @@
-"""Who is trained on and who is validated on: the data set's own splits, else seeded folds over patients."""
+"""Training and validation cases: the splits of the data set, or random folds over patients."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SPLIT_FILES = ("splits.json", "splits_final.json")
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Case ids of one fold."""
+    """Training and validation cases of one fold."""
 
     train: tuple[str, ...]
     val: tuple[str, ...]
@@ -26,13 +26,13 @@ class Split:
 def folds(
     ids: Sequence[str], n: int = 5, seed: int = 0, *, patient: Callable[[str], str] | Mapping[str, str] | None = None
 ) -> tuple[Split, ...]:
-    """Seeded cross-validation over patients; depends on the ids alone, not on their order.
+    """Random folds over patients for cross-validation; independent of the order of the ids.
 
     Args:
         ids: Cases.
-        n: Folds; fewer patients than that give as many folds as patients.
-        seed: Of the shuffle.
-        patient: The patient of a case; without it every case is a patient.
+        n: Number of folds, at most the number of patients.
+        seed: Seed of the shuffle.
+        patient: Patient by case; None if every case is a patient of its own.
 
     Raises:
         DatasetError: There are fewer than two patients, or an id occurs twice.
@@ -40,14 +40,14 @@ def folds(
     names = sorted(ids)
     if len(set(names)) != len(names):
         twice = sorted({i for i in names if names.count(i) > 1})
-        raise DatasetError("case ids occur twice", problems=twice)
+        raise DatasetError("case ids occur more than once", problems=twice)
     owner = {case: _patient(case, patient) for case in names}
     patients = sorted(set(owner.values()))
     if len(patients) < 2:
         raise DatasetError(
             "cannot be split",
             problems=[f"{len(names)} case(s) of {len(patients)} patient(s)"],
-            remedy="Training needs two patients at least: one to learn from, one to validate on.",
+            remedy="Training needs at least two patients: one to train on, one to validate on.",
         )
     count = max(2, min(n, len(patients)))
     shuffled = [patients[i] for i in np.random.default_rng(seed).permutation(len(patients))]
@@ -65,14 +65,14 @@ def folds(
 def leave_out(
     structures: Mapping[str, Collection[int]], count: int, seed: int = 0, *, patient: Mapping[str, str]
 ) -> Split:
-    """Cases to judge a model by, drawn by patient, and the others to learn from; no structure is left without a lesson.
+    """Draw cases to hold out for evaluation, by patient; every structure stays in at least one training case.
 
     Args:
-        structures: Cases, each with the structures that it holds.
-        count: Cases to leave out; fewer where patients and structures do not allow so many, more only for one patient
-            with all their cases.
-        seed: Of the shuffle.
-        patient: Case to patient.
+        structures: Structures by case.
+        count: Number of cases to hold out. There are fewer if patients or structures do not allow it, and more only if
+            the first patient has more cases.
+        seed: Seed of the shuffle.
+        patient: Patient by case.
     """
     owners: dict[str, list[str]] = {}
     for case in sorted(structures):
@@ -81,8 +81,8 @@ def leave_out(
     left: list[str] = []
     for name in order:
         rest = [case for case in structures if case not in left and case not in owners[name]]
-        taught = {number for case in rest for number in structures[case]}
-        lost = {number for case in owners[name] for number in structures[case]} - taught
+        remaining = {number for case in rest for number in structures[case]}
+        lost = {number for case in owners[name] for number in structures[case]} - remaining
         fits = len(left) + len(owners[name]) <= count or (not left and count > 0)
         if fits and rest and not lost:
             left += owners[name]
@@ -92,14 +92,14 @@ def leave_out(
 def load_splits(
     folder: Path, ids: Sequence[str], patient: Callable[[str], str] | Mapping[str, str] | None = None
 ) -> tuple[Split, ...] | None:
-    """Explicit splits of a data set, or None where it has none.
+    """Read the splits of a data set; None if it has none.
 
     `splits.json` or `splits_final.json` holds one object or a list of them, each with `train` and `val` (or
-    `validation`): ids of cases, or of patients, which stand for all their cases. Cases that are named nowhere are
-    left out, so a test set may be kept aside.
+    `validation`): names of cases, or of patients for all their cases. Cases that are not named are not used, so that a
+    test set can be kept apart.
 
     Raises:
-        DatasetError: The file is damaged, names an unknown case, or has one patient in both halves.
+        DatasetError: The file is damaged, names an unknown case, or has a patient in both halves.
     """
     path = next((folder / name for name in SPLIT_FILES if (folder / name).is_file()), None)
     if path is None:
@@ -113,7 +113,7 @@ def load_splits(
     result = tuple(_entry(entry, f"fold {i}", ids, patient, problems) for i, entry in enumerate(entries))
     problems += check_splits(result, patient)
     if problems or not result:
-        raise DatasetError("has splits that cannot be used", where=path, problems=problems or ["it holds no fold"])
+        raise DatasetError("the splits cannot be used", where=path, problems=problems or ["the file has no fold"])
     return result
 
 
@@ -142,7 +142,7 @@ def _entry(
 
 
 def check_splits(splits: Sequence[Split], patient: Callable[[str], str] | Mapping[str, str] | None = None) -> list[str]:
-    """One line for every patient (or case) that sits in both halves of a fold (faults.md row 40)."""
+    """One line for every patient (or case) in both halves of a fold (faults.md row 40)."""
     problems = []
     for index, split in enumerate(splits):
         train = {_patient(case, patient) for case in split.train}

@@ -1,4 +1,4 @@
-"""Check a data set and report every problem before the first step (faults.md rows 26, 27, 33, 40, 41)."""
+"""Checks a data set before training and reports all its problems (faults.md rows 26, 27, 33, 40, 41)."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from MaskSAMCore.progress import CancelToken, Progress, no_progress
 def verify_dataset(
     folder: str | Path, *, progress: Progress = no_progress, cancel: CancelToken | None = None
 ) -> RawDataset:
-    """Open every file of a data set and check it.
+    """Open and check every file of a data set.
 
-    Refused are: missing files, unreadable files, image and label on different grids, NaN or Inf, constant images,
-    label values that were not declared, cases without any structure (unless `allow_empty`), one scan under two
-    names, structures that no case has, splits with one patient in both halves, fewer than two patients.
+    Problems are: missing and unreadable files, images and labels on different grids, NaN or Inf, constant images, label
+    values that are not declared, cases without structures (unless `allow_empty`), a scan that occurs twice, structures
+    that are in no case, splits with a patient in both halves, fewer than two patients.
 
     Raises:
         InputError: The folder does not exist.
-        DatasetError: With one line per problem, each naming its case or file.
+        DatasetError: There are problems; one line for each, with its case or file.
     """
     dataset = read_dataset(folder)
     problems = list(dataset.problems)
@@ -42,7 +42,7 @@ def verify_dataset(
         read += not found
         twin = seen.setdefault(file_sha256(case.images[0]), case.id) if not found else case.id
         if twin != case.id:
-            problems.append(f"{case.id}: {case.images[0].name} holds the same scan as case {twin}")
+            problems.append(f"{case.id}: {case.images[0].name} is the same scan as in case {twin}")
     progress(len(complete), len(complete), "checking the data set")
     if read and read == len(complete):
         unused = [label.name for label in dataset.labels.labels if label.id not in present]
@@ -50,22 +50,22 @@ def verify_dataset(
     problems += _check_patients(dataset)
     if problems:
         raise DatasetError(
-            "cannot be trained on", where=dataset.folder, problems=problems, remedy="Mend the cases or remove them."
+            "cannot be trained on", where=dataset.folder, problems=problems, remedy="Correct the cases or remove them."
         )
     return dataset
 
 
 def _check_case(dataset: RawDataset, case: RawCase) -> tuple[list[str], set[int]]:
-    """Problems of one case, and the label ids that it holds."""
+    """Problems of one case, and the ids of its structures."""
     try:
         volume, labels = read_case(dataset, case)
     except MaskSAMError as error:
         return [str(error)], set()
     problems = []
     if volume.nonfinite:
-        problems.append(f"{volume.nonfinite} voxels are NaN or Inf, which training refuses")
+        problems.append(f"{volume.nonfinite} voxels are NaN or Inf")
     flat = [channel.min() == channel.max() for channel in volume.as_channels()]
-    if dataset.pictures and not all(flat):  # a picture may well lack a colour
+    if dataset.pictures and not all(flat):  # one constant colour is not an error in a picture
         flat = [False] * len(flat)
     for index, (channel, name) in enumerate(zip(volume.as_channels(), dataset.channels, strict=True)):
         path = case.images[min(index, dataset.files - 1)]
@@ -75,11 +75,11 @@ def _check_case(dataset: RawDataset, case: RawCase) -> tuple[list[str], set[int]
     declared = {label.id for label in dataset.labels.labels}
     for value, count in zip(values.tolist(), counts.tolist(), strict=True):
         if value and value not in declared:
-            problems.append(f"label value {value} ({count} voxels) was not declared in dataset.json")
+            problems.append(f"label value {value} ({count} voxels) is not declared in dataset.json")
     ids = {int(v) for v in values} & declared
     if not ids and not dataset.allow_empty:
         problems.append(
-            'the label map is empty; remove the case, or write "allow_empty": true in dataset.json if that is meant'
+            'the label map is empty; remove the case, or set "allow_empty": true in dataset.json if that is intended'
         )
     return problems, ids
 
@@ -90,7 +90,7 @@ def _check_patients(dataset: RawDataset) -> list[str]:
     if dataset.cases and len(set(owner.values())) < 2:
         names = ", ".join(owner)
         problems.append(
-            f"a single patient ({names}) cannot be split into training and validation; two are needed at least"
+            f"a single patient ({names}) cannot be split into training and validation; at least two are needed"
         )
     try:
         load_splits(dataset.folder, list(owner), owner or patient_of)

@@ -1,4 +1,4 @@
-"""Files that are complete or absent, and folders that one process holds at a time."""
+"""Atomic writing of files, and folder locks between processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from MaskSAMCore.errors import InputError, MaskSAMError, ResourceError
 
 LOCK_NAME = ".masksam.lock"
 SCRATCH = ".masksam-"
-"""How the folders of `atomic_files` are called while they are filled."""
+"""Prefix of the temporary folders of `atomic_files`."""
 _LOCK_BYTE = 1 << 30
 _RETRIES, _RETRY_SECONDS = 10, 0.2
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT if hasattr(errno, "EDQUOT") else errno.ENOSPC, errno.EFBIG)
@@ -36,22 +36,23 @@ def _same_file(a: Path, b: Path) -> bool:
 
 
 def check_target(target: str | os.PathLike, *, overwrite: bool = False, inputs: Iterable[Path] = ()) -> Path:
-    """Whether `target` may be written, asked before the work starts.
+    """Check that `target` may be written, before the work starts; returns it as a path.
 
     Raises:
-        InputError: It exists and `overwrite` is false, is an input, a folder or read-only, or its folder is missing.
+        InputError: It exists and `overwrite` is false, is one of `inputs`, a folder or read-only, or its folder is
+            missing or read-only.
     """
     target = Path(target)
     if any(_same_file(target, Path(i)) for i in inputs):
         why = "the output is also an input"
-        raise InputError("input files are never changed", where=target, why=why, remedy="Choose another output")
+        raise InputError("input files are not overwritten", where=target, why=why, remedy="Choose another output")
     if target.is_dir():
-        raise InputError("the output is an existing folder", where=target, remedy="Name a file")
+        raise InputError("the output is an existing folder", where=target, remedy="Give the name of a file")
     if not target.parent.is_dir():
         raise InputError("the output folder does not exist", where=target.parent, remedy="Create it first")
     if target.exists():
         if not overwrite:
-            raise InputError("exists already", where=target, remedy="Use --overwrite, or choose another output")
+            raise InputError("already exists", where=target, remedy="Use --overwrite, or choose another output")
         if not os.access(target, os.W_OK) or not target.stat().st_mode & 0o222:
             raise InputError("is read-only", where=target, remedy="Choose another output")
     if not os.access(target.parent, os.W_OK | os.X_OK):
@@ -65,7 +66,7 @@ def _suffixes(name: str) -> str:
 
 
 def _replace(part: Path, target: Path) -> None:
-    """Rename onto the target, or keep the result beside it where another program holds that."""
+    """Rename onto the target; if another program has it open, keep the result beside it."""
     try:
         _rename_with_retries(part, target)
     except PermissionError as error:
@@ -76,10 +77,10 @@ def _replace(part: Path, target: Path) -> None:
 
 
 def _rename_with_retries(source: Path, target: Path) -> None:
-    """Rename, again and again for two seconds: Windows refuses while another program has one of the two open.
+    """Rename with retries for two seconds, because Windows refuses while another program has a file open.
 
     Raises:
-        PermissionError: It still does.
+        PermissionError: It still refuses.
     """
     for _ in range(_RETRIES - 1):
         try:
@@ -96,22 +97,22 @@ def _unused_path(path: Path) -> Path:
 
 def _target_in_use(target: Path, kept: Path) -> ResourceError:
     why = f"the result was kept as {kept}"
-    remedy = "Close the program that has the old file open, then move the new one there"
-    return ResourceError("another program holds the output", where=target, why=why, remedy=remedy)
+    remedy = "Close the program that has the old file open, then move the new file there"
+    return ResourceError("another program has the output open", where=target, why=why, remedy=remedy)
 
 
 @contextlib.contextmanager
 def atomic_files(targets: Sequence[Path], *, home: Path, kept: Path) -> Iterator[Path]:
-    """A folder whose files replace the targets of their names when the block ends well: all of them, or none.
+    """Write several files together: a temporary folder whose files replace the targets, all of them or none.
 
     Args:
-        targets: The files to make or replace; the block writes each of them into the folder.
-        home: Where the folder is made, on the disk of the targets.
-        kept: What the folder becomes where another program holds a target, so that the work is not lost.
+        targets: Files to create or replace; the block writes a file of each name into the folder.
+        home: Parent of the temporary folder, on the disk of the targets.
+        kept: New name of the folder if another program has a target open, so that the files are not lost.
 
     Raises:
-        ResourceError: The folder cannot be made; or another program holds a target, even after two seconds of trying:
-            names the place of the new files. The old ones are where they were.
+        ResourceError: The folder cannot be created; or another program has a target open, even after two seconds: the
+            message says where the new files are, and the old ones are unchanged.
     """
     try:
         scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=home))
@@ -134,13 +135,13 @@ def atomic_files(targets: Sequence[Path], *, home: Path, kept: Path) -> Iterator
 
 
 class _Replacements:
-    """Files on their way from a folder to their targets, and the way back.
+    """Replaces targets by the files of a folder, and can undo that.
 
     Attributes:
-        folder: Where they come from.
-        stuck: The target that another program holds.
-        lost: Targets whose old files could not be put back and lie in the folder.
-        kept: The folder stays.
+        folder: The folder with the new files.
+        stuck: The target that another program has open, or None.
+        lost: Targets whose old files could not be restored and are in the folder.
+        kept: Whether the folder is kept.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -173,16 +174,16 @@ class _Replacements:
                 self.lost.append(target)
 
     def keep(self, place: Path) -> None:
-        """Rename the folder, if that can be done."""
+        """Keep the folder, renamed if possible."""
         self.kept = True
         with contextlib.suppress(OSError):
             self.folder = self.folder.rename(place)
         for target in self.lost:
-            _log.error("%s: the old file could not be put back and lies in %s", target, self.folder)
+            _log.error("%s: the old file could not be restored; it is in %s", target, self.folder)
 
 
 def sync_file(path: Path) -> None:
-    """Force a file's bytes to the disk."""
+    """Flush a file to the disk."""
     descriptor = os.open(path, os.O_RDWR)
     try:
         os.fsync(descriptor)
@@ -191,7 +192,7 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Force a folder's entries to the disk, where the system can."""
+    """Flush the entries of a folder to the disk, on systems that support it."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -204,18 +205,18 @@ def sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_path(target: str | os.PathLike, *, overwrite: bool = False, inputs: Iterable[Path] = ()) -> Iterator[Path]:
-    """A temporary path beside `target` that becomes it when the block ends well, and vanishes when it does not.
+    """Write a file atomically: a temporary path that replaces `target` after the block, or is removed on an error.
 
-    The temporary carries the target's suffix, so that writers which choose a format by name work.
+    The temporary path has the suffix of the target, for writers that choose the format by name.
 
     Args:
-        target: The file to make.
+        target: The file to write.
         overwrite: Whether an existing file may be replaced.
-        inputs: Files that must never be the target, `overwrite` or not.
+        inputs: Files that must not be the target, whatever `overwrite` is.
 
     Raises:
         InputError: The target may not be written (see `check_target`).
-        ResourceError: The disk is full, or another program holds the target; the old file is intact.
+        ResourceError: The disk is full, or another program has the target open; the old file is unchanged.
     """
     target = check_target(target, overwrite=overwrite, inputs=inputs)
     part = target.with_name(f".{uuid.uuid4().hex[:12]}.part{_suffixes(target.name)}")
@@ -241,23 +242,23 @@ def atomic_path(target: str | os.PathLike, *, overwrite: bool = False, inputs: I
 
 
 def write_bytes(target: str | os.PathLike, data: bytes, *, overwrite: bool = False) -> None:
-    """Write a whole file, or leave what was there."""
+    """Write a file atomically; on an error the old file is unchanged."""
     with atomic_path(target, overwrite=overwrite) as part:
         part.write_bytes(data)
 
 
 def write_text(target: str | os.PathLike, text: str, *, overwrite: bool = False) -> None:
-    """Write a whole UTF-8 file with Unix line ends, or leave what was there."""
+    """Write a UTF-8 file with Unix line ends atomically."""
     write_bytes(target, text.encode("utf-8"), overwrite=overwrite)
 
 
 def write_json(target: str | os.PathLike, value: Any, *, overwrite: bool = False) -> None:
-    """Write `value` as indented JSON; NaN and Inf are refused, since JSON has none."""
+    """Write `value` as indented JSON atomically; NaN and Inf raise ValueError."""
     write_text(target, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", overwrite=overwrite)
 
 
 def sweep_parts(folder: str | os.PathLike, *, older_than_s: float = 86400.0) -> list[Path]:
-    """Remove temporaries that a killed run left in `folder` more than `older_than_s` ago; returns them."""
+    """Remove and return temporary files in `folder` that are older than `older_than_s` seconds."""
     gone = []
     for part in Path(folder).glob(".????????????.part*"):
         with contextlib.suppress(OSError):
@@ -268,7 +269,7 @@ def sweep_parts(folder: str | os.PathLike, *, older_than_s: float = 86400.0) -> 
 
 
 def try_lock(descriptor: int) -> bool:
-    """Take the operating system's lock, which ends with the process; False where another holds it."""
+    """Take the operating system's lock on a file, which ends with the process; False if another process has it."""
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -288,10 +289,10 @@ def try_lock(descriptor: int) -> bool:
 
 
 class FolderLock:
-    """Keeps a second run out of a folder; a lock left by a dead process of this machine is taken over.
+    """Lock of a folder against other processes; used as a context manager, or with `acquire` and `release`.
 
-    Use as a context manager, or with `acquire` and `release`. The operating system drops the lock when the
-    process ends in whatever way; the file beside the data names the holder.
+    The operating system releases the lock when the process ends. The lock file names the process, for messages; the
+    file of a process of this machine that has ended is taken over.
     """
 
     def __init__(self, folder: str | os.PathLike) -> None:
@@ -304,7 +305,7 @@ class FolderLock:
 
         Raises:
             InputError: The folder does not exist.
-            ResourceError: Another process holds it; names its id, machine and start.
+            ResourceError: Another process has the lock; names its id, machine and start.
         """
         if not self.folder.is_dir():
             raise InputError("the folder does not exist", where=self.folder)
@@ -331,12 +332,12 @@ class FolderLock:
         holder = _read_holder(descriptor)
         if not locked or (holder and holder.get("host") != socket.gethostname()):
             name = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}, since {holder.get('since', '?')}"
-            remedy = "Wait for it or end it"
+            remedy = "Wait until it ends, or end it"
             if locked:
-                remedy = f"If that process is gone, delete {self.path}"
+                remedy = f"If that process has ended, delete {self.path}"
             raise ResourceError("another run uses this folder", where=self.folder, why=name, remedy=remedy)
         if holder:
-            _log.warning("%s: took over the lock of process %s, which is gone", self.folder, holder.get("pid"))
+            _log.warning("%s: took over the lock of process %s, which has ended", self.folder, holder.get("pid"))
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         text = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since})
         os.ftruncate(descriptor, 0)
@@ -344,7 +345,7 @@ class FolderLock:
         os.write(descriptor, text.encode())
 
     def release(self) -> None:
-        """Give the folder free; does nothing where it is not held."""
+        """Release the folder; does nothing if it is not locked."""
         if self._descriptor is None:
             return
         with contextlib.suppress(OSError):

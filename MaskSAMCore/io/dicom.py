@@ -1,6 +1,6 @@
-"""DICOM series as volumes: every slice where its own header puts it, or a refusal that says why.
+"""Reads DICOM series as volumes, with the geometry of each slice's own header.
 
-Slices are never sheared, and a gap is never averaged away.
+Series with missing slices, gantry tilt or irregular spacing are refused, or resampled on request.
 """
 
 from __future__ import annotations
@@ -33,14 +33,18 @@ from MaskSAMCore.volume import SKEW_TOLERANCE, Grid, Volume, lps_to_ras
 __all__ = ["Series", "choose_series", "list_series", "read_series", "stack_geometry"]
 
 SPACING_TOLERANCE = 0.01
-"""Gaps between slices may differ by this share of the smallest one."""
+"""The distances of slices may differ by this share of the smallest one."""
 WANDER_MM = 0.1
-"""Slices may lie this far off the straight line from the first to the last, within their planes."""
+"""Slices may deviate this far from the straight line from the first to the last."""
 _log = logging.getLogger(__name__)
 
 
 def _gap_problem(heights: np.ndarray, where: object) -> str:
-    """What is irregular about ascending slice positions, "" if nothing; missing slices raise GeometryError."""
+    """Description of irregular distances of ascending positions, "" if there are none.
+
+    Raises:
+        GeometryError: Slices are missing.
+    """
     gaps = np.diff(heights)
     base = float(gaps.min()) if gaps.size else 0.0
     if gaps.size == 0 or float(gaps.max()) - base <= SPACING_TOLERANCE * base:
@@ -59,14 +63,14 @@ def _gap_problem(heights: np.ndarray, where: object) -> str:
 
 
 def stack_geometry(chosen: Series, *, where: object = "") -> tuple[list[Slice], np.ndarray, np.ndarray, str]:
-    """Order the planes of a series along their normal.
+    """Sort the planes of a series along their normal.
 
     Returns:
         The planes, ascending; their heights (K,), mm; the LPS affine `(4, 4)` with the mean step as k; and what is
-        irregular about the spacing ("" if nothing).
+        irregular about the spacing ("" if it is regular).
 
     Raises:
-        GeometryError: Duplicate positions, missing slices, planes that wander sideways, singular directions.
+        GeometryError: Positions occur twice, slices are missing or not in a line, or directions are singular.
     """
     heights = plane_heights(chosen.slices)
     order = np.argsort(heights, kind="stable")
@@ -82,9 +86,7 @@ def stack_geometry(chosen: Series, *, where: object = "") -> tuple[list[Slice], 
         wander = np.linalg.norm(places - (places[0] + share[:, None] * (places[-1] - places[0])), axis=1)
         if wander.max() > WANDER_MM:
             name = planes[int(wander.argmax())].path.name
-            raise GeometryError(
-                "slices are not stacked in a line", where=where, why=f"{name} is {wander.max():.3g} mm off"
-            )
+            raise GeometryError("slices are not in a line", where=where, why=f"{name} is {wander.max():.3g} mm off")
         step = (places[-1] - places[0]) / (len(planes) - 1)
     else:
         step = plane_normal(planes[0]) * (planes[0].thickness or 1.0)
@@ -110,12 +112,12 @@ def _rescale(data: Any, index: int, path: Path) -> tuple[float, float]:
     slope = 1.0 if slope is None else float(slope)
     inter = 0.0 if inter is None else float(inter)
     if not np.isfinite([slope, inter]).all() or slope == 0:
-        raise InputError("its rescale values are unusable", where=path, why=f"slope {slope}, intercept {inter}")
+        raise InputError("its rescale values are not usable", where=path, why=f"slope {slope}, intercept {inter}")
     return slope, inter
 
 
 def _decode(path: Path) -> Iterator[np.ndarray]:
-    """Frames of a file as real values `(J, I)` float32, in the file's order."""
+    """Frames of a file as rescaled values `(J, I)` float32, in the order of the file."""
     import pydicom
     from pydicom.pixels import apply_modality_lut, iter_pixels
     from pydicom.uid import UID, RLELossless
@@ -123,7 +125,8 @@ def _decode(path: Path) -> Iterator[np.ndarray]:
     data = pydicom.dcmread(path, force=True)
     syntax = UID(str(data.file_meta.get("TransferSyntaxUID") or "1.2.840.10008.1.2"))
     if not syntax.is_transfer_syntax:
-        raise InputError("its transfer syntax is unknown", where=path, why=str(syntax))
+        remedy = "Export it uncompressed"
+        raise InputError("its transfer syntax is not known", where=path, why=str(syntax), remedy=remedy)
     if syntax.is_compressed and syntax != RLELossless:
         yield from _decode_by_gdcm(path, data, syntax)
         return
@@ -138,12 +141,12 @@ def _decode(path: Path) -> Iterator[np.ndarray]:
 
 
 def _decode_by_gdcm(path: Path, data: Any, syntax: Any) -> Iterator[np.ndarray]:
-    """JPEG, JPEG-LS and JPEG 2000 by SimpleITK's GDCM, which applies the rescale itself."""
+    """Decode JPEG, JPEG-LS and JPEG 2000 with SimpleITK's GDCM, which applies the rescale itself."""
     import SimpleITK as sitk
 
     frames = int(data.get("NumberOfFrames") or 1)
     if len({_rescale(data, n, path) for n in range(frames)}) > 1:
-        why = "compressed frames with a rescale of their own each"
+        why = "its compressed frames have different rescale values"
         raise InputError("cannot be decoded", where=path, why=why, remedy="Export it uncompressed")
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
@@ -157,13 +160,13 @@ def _decode_by_gdcm(path: Path, data: Any, syntax: Any) -> Iterator[np.ndarray]:
         ) from error
     view = sitk.GetArrayViewFromImage(image)
     if view.ndim > 3:
-        raise InputError("colour pixels are no scan", where=path, why=f"decoded to {view.shape}")
+        raise InputError("colour pixels are not supported", where=path, why=f"decoded to {view.shape}")
     for raw in view.reshape(-1, *view.shape[-2:]):
         yield np.array(raw, dtype=np.float32)
 
 
 def _fill(planes: list[Slice], out: np.ndarray) -> None:
-    """Decode every file once, its frames into their planes of `out` (K, J, I)."""
+    """Decode every file once, and copy its frames into their planes of `out` (K, J, I)."""
     wanted: dict[Path, dict[int, int]] = {}
     for k, plane in enumerate(planes):
         wanted.setdefault(plane.path, {})[plane.frame] = k
@@ -180,20 +183,21 @@ def _fill(planes: list[Slice], out: np.ndarray) -> None:
                 "its pixels cannot be decoded", where=path, why=why, remedy="Export the series again"
             ) from error
         if done < len(frames):
-            raise InputError("holds fewer frames than it says", where=path, why=f"{done} of {len(frames)} were found")
+            why, remedy = f"{done} of {len(frames)} were found", "Export the series again"
+            raise InputError("has fewer frames than its header says", where=path, why=why, remedy=remedy)
 
 
 def read_series(path: str | os.PathLike, *, series: str | None = None, resample: bool = False) -> Volume:
-    """Read one DICOM volume as float32 with its rescale applied; geometry from each slice's own vectors.
+    """Read one DICOM volume as float32 with the rescale applied.
 
     Args:
-        path: A folder (searched with its subfolders), one file, or a DICOMDIR.
-        series: Which volume, as `list_series` names it; needed where there are several.
-        resample: Whether tilted stacks (gantry tilt) and irregular spacing may be resampled; else they are refused.
+        path: A folder (with its subfolders), a file, or a DICOMDIR.
+        series: The volume, as for `choose_series`; required if there are several.
+        resample: Whether gantry tilt and irregular spacing may be resampled; else they are an error.
 
     Raises:
-        InputError: No or several volumes, malformed files, pixels that cannot be decoded.
-        GeometryError: Missing slices, duplicate positions, tilt or irregular spacing that was not to be resampled.
+        InputError: There is no or more than one volume, a file is malformed, or pixels cannot be decoded.
+        GeometryError: Slices are missing or occur twice, or gantry tilt or irregular spacing needs `resample`.
     """
     chosen = choose_series(path, series)
     where = f"{path}, series {chosen.key}"
@@ -201,16 +205,16 @@ def read_series(path: str | os.PathLike, *, series: str | None = None, resample:
     grid = Grid(shape=(len(planes), *planes[0].size), affine=lps_to_ras(affine)).check(where=where)
     step = grid.affine[:3, 2]
     tilt = float(np.degrees(np.arccos(min(1.0, abs(grid.directions[:, 2] @ lps_to_ras(plane_normal(planes[0])))))))
-    ask = "Ask for resampling (resample=True, --resample), or export an untilted, regular series"
+    remedy = "Use --resample (resample=True) for resampling, or export a regular series without tilt"
     if irregular and not resample:
-        raise GeometryError("slice spacing is irregular", where=where, why=irregular, remedy=ask)
+        raise GeometryError("slice spacing is irregular", where=where, why=irregular, remedy=remedy)
     if grid.skew > SKEW_TOLERANCE and not resample:
         matrix = np.array2string(grid.directions, precision=5, suppress_small=True)
         why = f"slices are shifted sideways, gantry tilt {tilt:.2f} degrees; directions\n{matrix}\n"
-        raise GeometryError("its axes are not at right angles", where=where, why=why, remedy=ask)
-    notes = list(chosen.warnings)
+        raise GeometryError("its axes are not at right angles", where=where, why=why, remedy=remedy)
+    warnings = list(chosen.warnings)
     if len(planes) == 1:
-        notes.append(f"holds one slice: its thickness is taken as {np.linalg.norm(step):.4g} mm")
+        warnings.append(f"has one slice: its thickness is taken as {np.linalg.norm(step):.4g} mm")
     array: np.ndarray = np.empty(grid.shape, dtype=np.float32)
     _fill(planes, array)
     modality = chosen.modality if chosen.modality in ("CT", "MR") else None
@@ -220,11 +224,11 @@ def read_series(path: str | os.PathLike, *, series: str | None = None, resample:
         changed = grid.affine.copy()
         changed[:3, 2] = step * (gap * (len(planes) - 1) / (heights[-1] - heights[0]))
         grid = Grid(shape=(count, *grid.shape[1:]), affine=changed)
-        notes.append(f"irregular slices were resampled to {gap:.4g} mm: {irregular}")
+        warnings.append(f"irregular slices were resampled to {gap:.4g} mm: {irregular}")
     if grid.skew > SKEW_TOLERANCE:
         target = upright_grid(grid).check(where=where)
         array, grid = resample_onto(array, grid, target), target
-        notes.append(f"a gantry tilt of {tilt:.2f} degrees was straightened by resampling")
-    for note in notes:
-        _log.warning("%s: %s", where, note)
-    return Volume(array=array, grid=grid, source=str(path), modality=modality, warnings=tuple(notes))
+        warnings.append(f"a gantry tilt of {tilt:.2f} degrees was removed by resampling")
+    for message in warnings:
+        _log.warning("%s: %s", where, message)
+    return Volume(array=array, grid=grid, source=str(path), modality=modality, warnings=tuple(warnings))

@@ -1,4 +1,4 @@
-"""DICOM SEG: a segmentation that refers to the series it was made on, for PACS."""
+"""Writes DICOM SEG: a segmentation that refers to the series it was made on, for PACS."""
 
 from __future__ import annotations
 
@@ -30,21 +30,20 @@ def write_dicom_seg(
     allow_uncoded: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Write a DICOM SEG that refers to the series it was made on; complete or absent.
+    """Write a DICOM SEG atomically, which refers to the series that was segmented.
 
     Args:
-        labelmap: On exactly the grid of the series, its axes in any order and sense, with its label table.
+        labelmap: On the grid of the series, with axes in any order and direction, and its label table.
         source: Folder of the scan, or its files.
-        path: The .dcm to write.
-        series: Which series of the folder, as for `dicom.read_series`; without it, of several the one that has the
-            label map's grid.
-        model, version: What segmented it, for the record.
-        allow_uncoded: Whether a structure without codes may go out as Tissue.
+        path: The .dcm file to write.
+        series: Series of the folder, as for `dicom.choose_series`; None for the one with the grid of the label map.
+        model, version: Name and version of the model, for the header.
+        allow_uncoded: Whether structures without codes are written as Tissue.
         overwrite: Whether an existing file may be replaced.
 
     Raises:
-        InputError: No segment, a structure without codes, or a source that cannot be read.
-        GeometryError: The label map lies on another grid (a series that was resampled cannot be referred to).
+        InputError: There is no segment, a structure has no codes, or the source cannot be read.
+        GeometryError: The label map is on another grid, for example because the series was resampled.
     """
     stack = find_source(labelmap, source, series)
     present = set(np.unique(labelmap.array).tolist())
@@ -53,18 +52,18 @@ def write_dicom_seg(
         raise InputError("nothing is segmented", where=path, remedy="A DICOM SEG needs at least one structure")
     files = stack.files
     if len(files) > 1 and len(files) != len(stack.planes):
-        raise InputError("several multi-frame files cannot be referred to at once", where=stack.where)
+        raise InputError("a DICOM SEG of several multi-frame files is not supported", where=stack.where)
     try:
         made = _segmentation(stack, labels, files, model, version)
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         why = f"{type(error).__name__}: {error}"
-        raise InputError("the series cannot carry a DICOM SEG", where=stack.where, why=why) from error
+        raise InputError("a DICOM SEG cannot be made for the series", where=stack.where, why=why) from error
     with atomic_path(path, overwrite=overwrite, inputs=files) as part:
         made.save_as(part)
 
 
 def _coded(labels: Sequence[Label], allow_uncoded: bool) -> list[Label]:
-    """Labels with category and type: their own, else by their name; the rest as Tissue, or refused."""
+    """Complete missing codes of labels by their names; others become Tissue, or are an error."""
     out, missing = [], []
     for label in labels:
         if not has_codes(label):
@@ -84,7 +83,7 @@ def _coded(labels: Sequence[Label], allow_uncoded: bool) -> list[Label]:
 
 
 def _segmentation(stack: SourceStack, labels: Sequence[Label], files: Sequence[Path], model: str, version: str) -> Any:
-    """The data set, in memory; raises what highdicom raises."""
+    """Build the DICOM data set in memory."""
     with optional_package("dicom", what="writing DICOM SEG"):
         import highdicom as hd
     import pydicom
@@ -112,7 +111,7 @@ def _segmentation(stack: SourceStack, labels: Sequence[Label], files: Sequence[P
 
 
 def _frames(stack: SourceStack, labels: Sequence[Label], files: Sequence[Path]) -> np.ndarray:
-    """Segment numbers, frame by frame in the order of the files (J, I)."""
+    """Segment numbers (frames, J, I), in the order of the files."""
     kind = np.uint8 if len(labels) < 256 else np.uint16
     numbers: np.ndarray = np.zeros(int(stack.array.max()) + 1, dtype=kind)
     for number, label in enumerate(labels, start=1):

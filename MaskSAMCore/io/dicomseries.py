@@ -1,4 +1,4 @@
-"""What a DICOM folder offers: its files sorted into volumes; of several none is chosen silently."""
+"""Lists the volumes in DICOM folders, and chooses one; never silently if there are several."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _SPLIT_BY = (
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
-    """One plane of a file; positions and directions in LPS mm, as DICOM has them."""
+    """One plane of a file, with DICOM's positions and directions in LPS mm."""
 
     path: Path
     frame: int
@@ -49,16 +49,16 @@ class Slice:
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """One volume that a folder offers.
+    """One volume of a DICOM folder.
 
     Attributes:
-        key: What `read_series(series=...)` takes: the series' UID, with "#2", "#3", ... for further volumes inside it.
-        description, modality, number: As the files say.
-        files: The files it comes from.
-        slices: Its planes, in the order of their files; none where it has no place in space.
-        problem: Why it is no volume to segment ("" if it is): localiser, no pixel data, no position, colour.
-        part: What sets it apart from the other volumes of its series.
-        warnings: What was decided while listing.
+        key: Identifier for `read_series(series=...)`: the UID of the series, with "#2", "#3", ... for further volumes.
+        description, modality, number: Attributes of the series.
+        files: Files of the volume.
+        slices: Planes in the order of the files; empty if they have no position.
+        problem: Why it cannot be segmented (localiser, no pixel data, no position, colour); "" if it can.
+        part: Attributes in which it differs from the other volumes of its series.
+        warnings: Messages about the files.
     """
 
     key: str
@@ -72,14 +72,14 @@ class Series:
     warnings: tuple[str, ...] = ()
 
     def line(self) -> str:
-        """One line for a list to choose from."""
+        """Description of the volume in one line."""
         size = f"{self.slices[0].size[1]}x{self.slices[0].size[0]}x{len(self.slices)}" if self.slices else "-"
         text = f"{self.key}  {self.modality or '?'}  {size}  {self.description or '(no description)'}"
         return text + (f" [{self.part}]" if self.part else "") + (f" - {self.problem}" if self.problem else "")
 
 
 def _check_dicomdir(path: Path) -> None:
-    """Refuse an index whose references leave its folder, even where nothing would follow them."""
+    """Raise InputError if a DICOMDIR refers to files outside its folder."""
     import pydicom
 
     folder = path.parent.resolve()
@@ -122,7 +122,7 @@ def _files(path: Path) -> list[Path]:
             except OSError as error:
                 raise InputError("cannot be read", where=file, why=str(error)) from error
     if not found:
-        raise InputError("holds no DICOM file", where=folder)
+        raise InputError("contains no DICOM file", where=folder, remedy="Check the path")
     return sorted(found)
 
 
@@ -133,20 +133,20 @@ def _read_header(path: Path) -> Any:
     try:
         header = pydicom.dcmread(path, defer_size=1024, specific_tags=_TAGS, force=True)
         if not header or ("SOPClassUID" not in header and "Rows" not in header):
-            raise InputError("is no DICOM image", where=path, why="it holds no known element")
+            raise InputError("is not a DICOM image", where=path, why="it has no known element")
         for tag in _TAGS:
             if "Pixel" not in tag or tag == "PixelSpacing":
                 header.get(tag)
         return header
     except (InvalidDicomError, *MALFORMED) as error:
-        remedy = "Take the file out of the folder, or export the series again"
+        remedy = "Remove the file from the folder, or export the series again"
         raise InputError(
             "is a malformed DICOM file", where=path, why=f"{type(error).__name__}: {error}", remedy=remedy
         ) from error
 
 
 def find_attribute(name: str, groups: list[Any]) -> Any:
-    """An attribute in the first functional group, shared or of the frame, that has it, one sequence deep."""
+    """Value of an attribute from the first of `groups` that has it, directly or in a sequence; None if none has."""
     for group in groups:
         if group is None:
             continue
@@ -159,7 +159,7 @@ def find_attribute(name: str, groups: list[Any]) -> Any:
 
 
 def _numbers(value: Any, count: int) -> Any:
-    """`count` finite numbers as a tuple, or None."""
+    """The value as a tuple of `count` finite numbers; None if it is not one."""
     if value is None or len(value) != count:
         return None
     numbers = tuple(float(v) for v in value)
@@ -167,7 +167,7 @@ def _numbers(value: Any, count: int) -> Any:
 
 
 def _slices(header: Any, path: Path) -> list[Slice]:
-    """The planes of a file; empty where it says not where they lie."""
+    """The planes of a file; empty if they have no position."""
     shared = (header.get("SharedFunctionalGroupsSequence") or [None])[0]
     frames = header.get("PerFrameFunctionalGroupsSequence") or [None]
     count = int(header.get("NumberOfFrames") or 1)
@@ -210,6 +210,11 @@ def _problem(header: Any, planes: list[Slice]) -> str:
 
 
 def plane_normal(plane: Slice) -> np.ndarray:
+    """Unit normal (3,) of a plane, LPS.
+
+    Raises:
+        GeometryError: The orientation is singular.
+    """
     normal = np.cross(plane.orientation[:3], plane.orientation[3:])
     length = float(np.linalg.norm(normal))
     if length < 1e-3:
@@ -224,11 +229,12 @@ def plane_heights(planes: list[Slice] | tuple[Slice, ...]) -> np.ndarray:
 
 
 def stacked_twice(planes: list[Slice]) -> bool:
+    """Whether two planes have the same position."""
     return len(planes) > 1 and bool(np.diff(np.sort(plane_heights(planes))).min() < SAME_PLACE_MM)
 
 
 def _split(planes: list[Slice]) -> list[tuple[str, list[Slice]]]:
-    """Parts with one plane per position, set apart by the first attribute (or all of them) that can."""
+    """Split planes into volumes with one plane per position, by the first attribute (or all) that allows it."""
     if not stacked_twice(planes):
         return [("", planes)]
     varying = [n for n in range(len(_SPLIT_BY)) if len({p.marks[n] for p in planes}) > 1]
@@ -246,7 +252,7 @@ def _split(planes: list[Slice]) -> list[tuple[str, list[Slice]]]:
 
 
 def _stacks(planes: list[Slice]) -> Iterator[tuple[str, list[Slice]]]:
-    """Planes of one series, parted by size, spacing and direction, then by what repeats."""
+    """Split the planes of one series by size, spacing and orientation, then by `_split`."""
     kinds: dict[tuple, list[Slice]] = {}
     for plane in planes:
         key = (plane.size, np.round(plane.spacing, 4).tobytes(), (np.round(plane.orientation, 3) + 0.0).tobytes())
@@ -257,12 +263,12 @@ def _stacks(planes: list[Slice]) -> Iterator[tuple[str, list[Slice]]]:
 
 
 def list_series(path: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Series]:
-    """Every volume that a DICOM folder (searched with its subfolders), file or DICOMDIR offers, and what else is there.
+    """List the volumes of a DICOM folder (with its subfolders), file or DICOMDIR, or of a list of them.
 
-    A list of paths offers what they hold together.
+    Files that are not volumes are listed too, with their problem.
 
     Raises:
-        InputError: Nothing there, a malformed file, or a DICOMDIR that refers outside its folder.
+        InputError: There is no DICOM file, a file is malformed, or a DICOMDIR refers to files outside its folder.
     """
     paths = [path] if isinstance(path, (str, os.PathLike)) else path
     headers = [(file, _read_header(file)) for each in paths for file in _files(Path(each))]
@@ -281,7 +287,7 @@ def _series(uid: str, group: list[tuple[Path, Any]]) -> list[Series]:
     for file, header in group:
         instance = str(header.get("SOPInstanceUID", file))
         if instance in seen:
-            warnings.append(f"{file.name} repeats {seen[instance].name} and was left out")
+            warnings.append(f"{file.name} is a duplicate of {seen[instance].name} and was ignored")
             continue
         seen[instance] = file
         try:
@@ -314,22 +320,22 @@ def _series(uid: str, group: list[tuple[Path, Any]]) -> list[Series]:
 
 
 def _holding(offered: list[Series], path: Any, name: str) -> list[Series]:
-    """Those with a file of this name; a plain number is none."""
+    """The series with a file of this name; none if the name is a number."""
     if not isinstance(path, (str, os.PathLike)) or name.isdigit():
         return []
     return [series for series in offered if Path(path) / name in series.files]
 
 
 def choose_series(path: str | os.PathLike | Sequence[str | os.PathLike], series: str | None = None) -> Series:
-    """The one volume meant, or the only one there is.
+    """Choose one volume; without `series`, the only one.
 
     Args:
         path: As for `list_series`.
-        series: Its key, or the unique end of that; or one of its files, named from the folder `path` ("./1" where the
-            name is a number); or its place in the list from 1.
+        series: Key of the volume, or a unique end of it; or one of its files, relative to the folder `path` ("./1" if
+            the name is a number); or its number in the list, from 1.
 
     Raises:
-        InputError: Several fit, or none; lists them all.
+        InputError: No or more than one volume matches; lists all volumes.
     """
     offered = list_series(path)
     lines = "\n  ".join(f"{n}: {s.line()}" for n, s in enumerate(offered, start=1))

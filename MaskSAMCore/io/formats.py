@@ -1,4 +1,4 @@
-"""What a file is by its content, and its raw arrays: the formats beneath `images` and `segmentations`."""
+"""Detects file formats by content, and reads their arrays; used by `images` and `segmentations`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from MaskSAMCore.volume import SKEW_TOLERANCE, Grid, lps_to_ras
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 LABEL_SUFFIXES = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".mha")
 INTEGER_TOLERANCE = 1e-4
-_READ = "It reads NIfTI (.nii, .nii.gz), NRRD, MetaImage (.mha, .mhd), DICOM folders, and PNG, JPEG and TIFF pictures"
+_READ = "Give NIfTI (.nii, .nii.gz), NRRD, MetaImage (.mha, .mhd), a DICOM folder, or a PNG, JPEG or TIFF picture"
 _KINDS = (
     (b"PK\x03\x04", "a ZIP archive"),
     (b"%PDF", "a PDF"), (b"<", "an HTML or XML page"), (b"version https://git-lfs", "a Git LFS pointer"),
@@ -27,18 +27,23 @@ _KINDS = (
 
 
 def suffix_of(path: str | os.PathLike) -> str:
-    """The suffix that names the format, lower case: ".seg.nrrd" and ".nii.gz" are one; "" if it is none of ours."""
+    """The known suffix of a path in lower case, such as ".seg.nrrd" or ".nii.gz"; "" if it has none."""
     name = Path(path).name.lower()
     return next((s for s in (*LABEL_SUFFIXES, *IMAGE_SUFFIXES) if name.endswith(s)), "")
 
 
 def _head(path: Path) -> tuple[bytes, bool]:
-    """The first 544 bytes, decompressed if need be, and whether they were compressed."""
+    """The first 544 bytes, decompressed, and whether the file is compressed."""
     with nifti.open_stream(path) as stream:
         return stream.read(544), isinstance(stream, gzip.GzipFile)
 
 
 def existing_path(path: str | os.PathLike) -> Path:
+    """The path, if it can be accessed.
+
+    Raises:
+        InputError: It does not exist or cannot be accessed.
+    """
     path = Path(path)
     try:
         path.stat()
@@ -49,10 +54,10 @@ def existing_path(path: str | os.PathLike) -> Path:
 
 
 def sniff(path: Path) -> tuple[str, list[str]]:
-    """What a file is by its content: "nifti", "nrrd", "meta", "dicom" or "picture"; warns where its name differs.
+    """Detect the format by content, "nifti", "nrrd", "meta", "dicom" or "picture", and warnings about the name.
 
     Raises:
-        InputError: It is none of them; says what it looks like.
+        InputError: The format is not known; says what the file seems to be.
     """
     head, packed = _head(path)
     name = path.name.lower()
@@ -77,15 +82,19 @@ def sniff(path: Path) -> tuple[str, list[str]]:
         kind = f"not gzip but {kind}"
     elif name.endswith((".nii", ".nii.gz")) and len(head) < 348:
         kind = "too short for a NIfTI header: truncated"
-    raise InputError("is no image that can be read", where=path, why=f"it is {kind}", remedy=_READ)
+    raise InputError("is not an image that can be read", where=path, why=f"it is {kind}", remedy=_READ)
 
 
 def choose_index(count: int, chosen: int | None, what: str, path: Path) -> int:
-    """The one that was chosen of several frames or channels, or the only one."""
+    """Index of the chosen frame or channel, or 0 if there is only one.
+
+    Raises:
+        InputError: There are several and none was chosen, or the index does not exist.
+    """
     if chosen is None:
         if count > 1:
             remedy = f"Choose one with {what}=0 to {count - 1}"
-            raise InputError(f"holds {count} {what}s", where=path, why="one is needed", remedy=remedy)
+            raise InputError(f"has {count} {what}s", where=path, why="one is needed", remedy=remedy)
         return 0
     if not 0 <= chosen < count:
         raise InputError(f"has no {what} {chosen}", where=path, why=f"it has {count}, counted from 0")
@@ -93,6 +102,7 @@ def choose_index(count: int, chosen: int | None, what: str, path: Path) -> int:
 
 
 def read_nifti(path: Path, frame: int | None, channel: int | None) -> tuple[np.ndarray, Grid, list[str]]:
+    """Read one frame and channel of a NIfTI as float32 `(K, J, I)`, with its grid and warnings."""
     header = nifti.read_header(path)
     at = choose_index(header.frames, frame, "frame", path)
     array, header = nifti.read_nifti(path, frame=at, channel=choose_index(header.channels, channel, "channel", path))
@@ -100,13 +110,13 @@ def read_nifti(path: Path, frame: int | None, channel: int | None) -> tuple[np.n
 
 
 def read_channels(path: str | os.PathLike) -> tuple[list[np.ndarray], Grid]:
-    """All channels of an NRRD or MetaImage as float32 `(K, J, I)`; the file is decoded once per channel."""
+    """Read all channels of an NRRD or MetaImage, each float32 `(K, J, I)`; the file is decoded once per channel."""
     import SimpleITK as sitk
 
     path = existing_path(path)
     kind, _ = sniff(path)
     if kind in ("nifti", "picture"):
-        raise InputError("is no NRRD", where=path)
+        raise InputError("is not an NRRD or MetaImage file", where=path)
     check_text_header(path, kind)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
@@ -123,7 +133,7 @@ def read_channels(path: str | os.PathLike) -> tuple[list[np.ndarray], Grid]:
 
 
 def grid_of(image: Any) -> Grid:
-    """The lattice of a SimpleITK image, in RAS."""
+    """The grid of a SimpleITK image, RAS mm."""
     affine = np.eye(4)
     affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()
@@ -131,6 +141,7 @@ def grid_of(image: Any) -> Grid:
 
 
 def read_itk(path: Path, kind: str, frame: int | None, channel: int | None) -> tuple[np.ndarray, Grid, list[str]]:
+    """Read one frame and channel of an NRRD or MetaImage as float32 `(K, J, I)`, with its grid and warnings."""
     import SimpleITK as sitk
 
     check_text_header(path, kind)
@@ -156,17 +167,17 @@ def read_itk(path: Path, kind: str, frame: int | None, channel: int | None) -> t
         image = sitk.JoinSeries(image)
     view = sitk.GetArrayViewFromImage(image)
     if np.iscomplexobj(view):
-        raise InputError("complex voxels are not supported", where=path)
+        raise InputError("complex voxels are not supported", where=path, remedy="Save it as real numbers")
     array = np.empty(view.shape[:3], dtype=np.float32)
     nifti.to_real(view if view.ndim == 3 else view[..., part], 1.0, 0.0, array)
     return array, grid_of(image), []
 
 
 def to_labels(array: np.ndarray, *, where: object = "") -> np.ndarray:
-    """Whole numbers 0 to 65535 as uint8, or uint16 where an id is above 255.
+    """Convert whole numbers from 0 to 65535 to uint8, or to uint16 if one is above 255.
 
     Raises:
-        InputError: A fraction, a NaN or an id out of range; names the first voxel (i, j, k).
+        InputError: A value is a fraction, NaN or out of range; names the first such voxel (i, j, k).
     """
     if np.issubdtype(array.dtype, np.integer) and int(array.min()) >= 0 and int(array.max()) <= 65535:
         return array.astype(np.uint8 if int(array.max()) < 256 else np.uint16, copy=False)
@@ -177,7 +188,7 @@ def to_labels(array: np.ndarray, *, where: object = "") -> np.ndarray:
         if not good.all():
             j, i = (int(v[0]) for v in np.nonzero(~good))
             why = f"voxel (i, j, k) = ({i}, {j}, {k}) holds {plane[j, i]}"
-            raise InputError("is no label map: ids are whole numbers from 0 to 65535", where=where, why=why)
+            raise InputError("is not a label map: ids are whole numbers from 0 to 65535", where=where, why=why)
         top = max(top, int(np.rint(plane.max())))
     out = np.empty(array.shape, dtype=np.uint8 if top < 256 else np.uint16)
     for k, plane in enumerate(array):

@@ -1,6 +1,6 @@
-"""Images and label maps as files: NIfTI, NRRD, MetaImage, pictures, and DICOM by way of `dicom.py`.
+"""Reads and writes images and label maps: NIfTI, NRRD, MetaImage, pictures, and DICOM through `dicom`.
 
-What a file is, is decided by its content; every header is checked before anything is allocated.
+The format is detected by content, and every header is checked before memory is allocated.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 def replace_nonfinite(array: np.ndarray, *, where: object = "") -> int:
-    """Replace NaN and -Inf by the smallest finite value and +Inf by the largest, in place; returns how many there were.
+    """Replace NaN and -Inf by the smallest finite value and +Inf by the largest, in place; returns their number.
 
     Raises:
         InputError: No voxel is finite.
@@ -50,7 +50,7 @@ def replace_nonfinite(array: np.ndarray, *, where: object = "") -> int:
         if good.size:
             low, high = min(low, float(good.min())), max(high, float(good.max()))
     if count and not math.isfinite(low):
-        raise InputError("holds no finite voxel", where=where, why=f"all {count} are NaN or Inf")
+        raise InputError("has no finite voxel", where=where, why=f"all {count} are NaN or Inf")
     if count:
         for plane in array:
             np.nan_to_num(plane, copy=False, nan=low, posinf=high, neginf=low)
@@ -62,14 +62,14 @@ def _straighten(volume: Volume, allowed: bool) -> Volume:
         return volume
     matrix = np.array2string(volume.grid.directions, precision=5, suppress_small=True)
     if not allowed:
-        remedy = "Ask for resampling (resample=True, --resample) to bring it onto a grid at right angles"
+        remedy = "Use --resample (resample=True) to resample it to a grid with axes at right angles"
         raise GeometryError(
             "its axes are not at right angles", where=volume.source, why=f"directions\n{matrix}\n", remedy=remedy
         )
     target = upright_grid(volume.grid).check(where=volume.source)
     array = resample_onto(volume.array, volume.grid, target)
-    note = f"was resampled from skewed axes to right angles: size (k, j, i) {volume.grid.shape} to {target.shape}"
-    return replace(volume, array=array, grid=target, warnings=(*volume.warnings, note))
+    message = f"was resampled from skewed axes to right angles: size (k, j, i) {volume.grid.shape} to {target.shape}"
+    return replace(volume, array=array, grid=target, warnings=(*volume.warnings, message))
 
 
 def finish_volume(array: np.ndarray, grid: Grid, source: str, warnings: Sequence[str], resample: bool) -> Volume:
@@ -93,7 +93,7 @@ def _read_one(path: Path, frame: int | None, channel: int | None, resampled: boo
     path = existing_path(path)
     if path.is_dir() or (path.name.upper() == "DICOMDIR"):
         return _read_dicom(path, series, resampled)
-    kind, notes = sniff(path)
+    kind, warnings = sniff(path)
     if kind == "dicom":
         return _read_dicom(path, series, resampled)
     if kind == "picture":
@@ -103,9 +103,9 @@ def _read_one(path: Path, frame: int | None, channel: int | None, resampled: boo
         array, grid, more = read_nifti(path, frame, channel)
     else:
         array, grid, more = read_itk(path, kind, frame, channel)
-    volume = finish_volume(array, grid, str(path), [*notes, *more], resampled)
-    for note in volume.warnings:
-        _log.warning("%s: %s", path, note)
+    volume = finish_volume(array, grid, str(path), [*warnings, *more], resampled)
+    for message in volume.warnings:
+        _log.warning("%s: %s", path, message)
     return volume
 
 
@@ -128,23 +128,24 @@ def read_volume(
     Args:
         paths: A NIfTI, NRRD or MetaImage file, a DICOM folder or file, or a PNG, JPEG or TIFF picture; or a list of
             scans, one per channel.
-        frame: Which frame of a 4-D file, from 0; needed where there are several.
-        channel: Which channel of a colour or vector file, from 0; needed where there are several.
-        resample: Whether skewed axes (gantry tilt, shear) and irregular slices may be resampled; else refused.
-        series: Which DICOM series, as `dicom.list_series` names it.
+        frame: Index of the frame of a 4-D file, from 0; required if there are several.
+        channel: Index of the channel of a colour or vector file, from 0; required if there are several.
+        resample: Whether skewed axes (gantry tilt, shear) and irregular slices may be resampled; else they are an
+            error.
+        series: DICOM series, as for `dicom.choose_series`.
 
     Returns:
-        `(K, J, I)`, or `(C, K, J, I)` for a list of more than one, on the first one's grid; a picture is
-        `(3, 1, J, I)` with its colours from 0 to 255, unless a channel was chosen.
+        `(K, J, I)`, or `(C, K, J, I)` for a list of more than one, on the grid of the first; `(3, 1, J, I)` from 0 to
+        255 for a picture, unless a channel was chosen.
 
     Raises:
-        InputError: Missing, truncated, damaged or unknown file; a choice that is needed; a value out of range.
-        GeometryError: A singular, NaN or skewed affine, or channels on different grids.
+        InputError: A file is missing, truncated, damaged or of an unknown format, or a choice is missing or invalid.
+        GeometryError: The affine is singular, NaN or skewed, or the channels have different grids.
     """
     if isinstance(paths, (str, os.PathLike)):
         return _read_one(Path(paths), frame, channel, resample, series)
     if not paths:
-        raise InputError("no scan was given")
+        raise InputError("no scan was given", remedy="Give at least one file")
     return stack_channels([_read_one(Path(p), frame, channel, resample, series) for p in paths])
 
 
@@ -160,7 +161,7 @@ def stack_channels(parts: Sequence[Volume]) -> Volume:
     first = parts[0]
     colour = next((p for p in parts if p.channels > 1), None)
     if colour is not None:
-        raise InputError("holds all its channels itself", where=colour.source, remedy="Give it alone.")
+        raise InputError("has several channels already", where=colour.source, remedy="Give it alone.")
     for other in parts[1:]:
         match_grid(other.grid, first.grid, where=f"{other.source} and {first.source}")
     array: np.ndarray = np.empty((len(parts), *first.grid.shape), dtype=np.float32)
@@ -178,18 +179,18 @@ def stack_channels(parts: Sequence[Volume]) -> Volume:
 
 
 def read_labels(path: str | os.PathLike) -> LabelMap:
-    """Read a label map; `.seg.nrrd` brings its label table, other formats have none.
+    """Read a label map, with its label table from `.seg.nrrd`; other formats have none.
 
     Raises:
-        InputError: As for `read_volume`, or a voxel that is no id.
-        GeometryError: As for `read_volume`; a skewed label map is never resampled.
+        InputError: As for `read_volume`, or a voxel is not an id.
+        GeometryError: As for `read_volume`; skewed label maps are not resampled.
     """
     path = existing_path(path)
     if path.is_dir():
-        raise InputError("a label map is one file", where=path)
-    kind, notes = sniff(path)
+        raise InputError("is a folder; a label map is one file", where=path, remedy="Give the file")
+    kind, warnings = sniff(path)
     if kind == "dicom":
-        raise InputError("a DICOM file is no label map that is read here", where=path, remedy="Convert it to .nii.gz")
+        raise InputError("label maps are not read from DICOM", where=path, remedy="Convert it to .nii.gz")
     if kind == "nrrd" and suffix_of(path) == ".seg.nrrd":
         from MaskSAMCore.io.segmentations import read_seg_nrrd
 
@@ -198,8 +199,8 @@ def read_labels(path: str | os.PathLike) -> LabelMap:
         labels, grid = read_label_picture(path)
         return LabelMap(array=labels, grid=grid, source=str(path))
     array, grid, more = read_nifti(path, None, None) if kind == "nifti" else read_itk(path, kind, None, None)
-    for note in (*notes, *more):
-        _log.warning("%s: %s", path, note)
+    for message in (*warnings, *more):
+        _log.warning("%s: %s", path, message)
     grid.check(where=path)
     if grid.skew > SKEW_TOLERANCE:
         raise GeometryError("its axes are not at right angles", where=path, why=f"directions\n{grid.directions}")
@@ -221,10 +222,10 @@ def image_of(array: np.ndarray, grid: Grid) -> Any:
 def write_array(
     array: np.ndarray, grid: Grid, path: str | os.PathLike, *, overwrite: bool = False, inputs: Iterable[Path] = ()
 ) -> None:
-    """Write `(K, J, I)` voxels to .nii, .nii.gz, .nrrd or .mha (compressed but for .nii); complete or absent.
+    """Write `(K, J, I)` voxels atomically to .nii, .nii.gz, .nrrd or .mha; compressed except for .nii.
 
     Raises:
-        InputError: Unknown suffix, or the target may not be written.
+        InputError: The suffix is not known, or the target may not be written.
         GeometryError: The grid cannot be stored exactly.
         ResourceError: The disk is full.
     """
@@ -243,7 +244,7 @@ def write_array(
         elif suffix == ".mha":
             _write_mha(array, grid, part)
         else:
-            raise InputError("the format is not known by this suffix", where=path, remedy="Use .nii.gz, .nrrd or .mha")
+            raise InputError("the suffix is not known", where=path, remedy="Use .nii.gz, .nii, .nrrd or .mha")
 
 
 def _write_mha(array: np.ndarray, grid: Grid, part: Path) -> None:
@@ -260,14 +261,15 @@ def write_volume(
 ) -> None:
     """Write a volume of one channel; see `write_array`."""
     if volume.channels > 1:
-        raise InputError("one channel per file", where=path, why=f"the volume has {volume.channels}")
+        why, remedy = f"the volume has {volume.channels}", "Write each channel to a file of its own"
+        raise InputError("a file has one channel", where=path, why=why, remedy=remedy)
     write_array(volume.as_channels()[0], volume.grid, path, overwrite=overwrite, inputs=inputs)
 
 
 def write_labels(
     labelmap: LabelMap, path: str | os.PathLike, overwrite: bool = False, *, inputs: Iterable[Path] = ()
 ) -> None:
-    """Write a label map as uint8 or uint16; `.seg.nrrd` goes to `segmentations.write_seg_nrrd`. See `write_array`."""
+    """Write a label map as uint8 or uint16, with its label table for `.seg.nrrd`; see `write_array`."""
     if suffix_of(path) == ".seg.nrrd":
         from MaskSAMCore.io.segmentations import write_seg_nrrd
 

@@ -1,6 +1,7 @@
-"""NIfTI-1 and -2 as files: the header checked before anything is allocated, one rule for the geometry, exact errors.
+"""Reads NIfTI-1 and -2, and writes NIfTI-1; the header is checked before memory is allocated.
 
-ITK's NIfTI writer does not notice a full disk, and its reader hides which of the two transforms it took; this does not.
+Used instead of ITK, whose writer does not notice a full disk, and whose reader does not say which of the two transforms
+it used.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from MaskSAMCore.errors import GeometryError, InputError
 from MaskSAMCore.volume import SAME_GRID_MM, SKEW_TOLERANCE, Grid
 
 DEFLATE_LIMIT = 1040
-"""No deflate stream expands to more than about 1032 times its size."""
+"""Largest ratio of decompressed to compressed size; deflate reaches about 1032."""
 
 _V1 = {
     "dim": (40, "i2", 8), "intent": (68, "i2", 1), "datatype": (70, "i2", 1), "bitpix": (72, "i2", 1),
@@ -43,16 +44,16 @@ _CODES = {"uint8": 2, "int16": 4, "int32": 8, "float32": 16, "float64": 64, "int
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What a NIfTI header says, checked.
+    """A checked NIfTI header.
 
     Attributes:
-        grid: The lattice of one 3-D frame, RAS mm; `skew` of it may be above the tolerance.
+        grid: Grid of one 3-D frame, RAS mm; it may be skewed.
         frames, channels: Sizes of the fourth and fifth axis; a colour type has 3 or 4 channels.
         dtype: Type of one stored number, with its byte order.
-        color: Whether the channels lie beside each other in each voxel.
+        color: Whether the channels of a voxel are stored together.
         offset: Bytes before the first voxel.
-        slope, inter: Conversion to real values; 1 and 0 where the file says none.
-        warnings: What had to be decided.
+        slope, inter: Scaling to real values; 1 and 0 if the file has none.
+        warnings: Messages about ambiguous or corrected values.
     """
 
     grid: Grid
@@ -68,7 +69,7 @@ class Header:
 
 @contextlib.contextmanager
 def open_stream(path: Path) -> Iterator[io.BufferedIOBase]:
-    """The file's bytes, decompressed where its content (not its name) says gzip; damage becomes an InputError."""
+    """Open a file, decompressed if its content (not its name) is gzip; errors of reading become InputError."""
     try:
         with open(path, "rb") as file:
             packed = file.read(2) == b"\x1f\x8b"
@@ -79,14 +80,14 @@ def open_stream(path: Path) -> Iterator[io.BufferedIOBase]:
     except (gzip.BadGzipFile, zlib.error) as error:
         remedy = "Copy or download it again"
         raise InputError(
-            "is damaged: its compressed data fail the check", where=path, why=str(error), remedy=remedy
+            "is damaged: its compressed data are invalid", where=path, why=str(error), remedy=remedy
         ) from error
     except OSError as error:
         raise InputError("cannot be read", where=path, why=str(error)) from error
 
 
 def looks_like_nifti(head: bytes) -> bool:
-    """Whether the first 348 bytes (decompressed) begin a NIfTI header, of either version and byte order."""
+    """Whether the first bytes (decompressed) are those of a NIfTI header of either version and byte order."""
     sizes = {int.from_bytes(head[:4], order) for order in ("little", "big")}
     return bool(sizes & {348, 540})
 
@@ -97,13 +98,13 @@ def _fields(head: bytes, path: Path) -> tuple[dict[str, np.ndarray], str]:
         if size in (348, 540):
             break
     else:
-        raise InputError("is no NIfTI file", where=path, why="the header has the wrong size")
+        raise InputError("is not a NIfTI file", where=path, why="the header has the wrong size")
     if len(head) < size:
-        raise InputError("is truncated", where=path, why=f"{len(head)} bytes of a header of {size}")
+        raise InputError("is truncated", where=path, why=f"it has {len(head)} of {size} bytes of the header")
     magic = head[344:348] if size == 348 else head[4:8]
     if magic in (b"ni1\0", b"ni2\0") or (size == 348 and magic not in (b"n+1\0",)):
         why = "a header without its voxels, or Analyze 7.5"
-        raise InputError("only single-file NIfTI is read", where=path, why=why, remedy="Convert it to .nii.gz")
+        raise InputError("only single-file NIfTI is supported", where=path, why=why, remedy="Convert it to .nii.gz")
     layout = _V1 if size == 348 else _V2
     found = {k: np.frombuffer(head, order + t, n, at) for k, (at, t, n) in layout.items()}
     return found, order
@@ -135,11 +136,11 @@ def _from_quaternion(f: dict[str, np.ndarray], sizes: np.ndarray) -> np.ndarray:
 
 
 def _geometry(f: dict[str, np.ndarray], shape: tuple[int, int, int], path: Path) -> tuple[Grid, list[str]]:
-    """The rule (the one that ITK, and so Slicer, follows).
+    """Grid of the header and warnings, by the rule of ITK and Slicer.
 
-    Directions and origin come from the sform if it is coded, at right angles, and either its code is 1 (scanner) or no
-    qform is coded; else from the qform if coded; else from the sform as it is. Voxel sizes are always `pixdim`.
-    With neither coded, axes run to L, P and S from the origin, as ITK has it.
+    Directions and origin come from the sform if it has a code, its axes are at right angles, and its code is 1
+    (scanner) or the qform has no code; else from the qform if it has a code; else from the sform. Voxel sizes always
+    come from `pixdim`. If neither has a code, the axes run to L, P and S from the origin.
     """
     warnings: list[str] = []
     sizes = np.array(f["pixdim"][1:4], dtype=np.float64)
@@ -154,7 +155,7 @@ def _geometry(f: dict[str, np.ndarray], shape: tuple[int, int, int], path: Path)
     stored = np.vstack([np.array(f["srow"], np.float64).reshape(3, 4), (0, 0, 0, 1)])
     right = _orthonormal(stored)
     if scode > 0 and not np.isfinite(stored).all():
-        raise GeometryError("the affine holds NaN or Inf", where=path, why=f"sform\n{stored}")
+        raise GeometryError("the affine contains NaN or Inf", where=path, why=f"sform\n{stored}")
     if scode > 0 and right and (scode == 1 or qcode <= 0):
         affine, name = stored, "sform"
     elif qcode > 0:
@@ -163,7 +164,7 @@ def _geometry(f: dict[str, np.ndarray], shape: tuple[int, int, int], path: Path)
         affine, name = stored, "sform"
     else:
         affine, name = np.diag([-sizes[0], -sizes[1], sizes[2], 1.0]), "none"
-        warnings.append("the file does not say how it lies in space: left and right cannot be told apart for certain")
+        warnings.append("the file has no orientation: left and right are not certain")
     if name == "sform" and right:
         lengths = np.linalg.norm(affine[:3, :3], axis=0)
         if np.abs(lengths - sizes).max() > 1e-3 * sizes.min():
@@ -182,31 +183,31 @@ def _geometry(f: dict[str, np.ndarray], shape: tuple[int, int, int], path: Path)
 
 
 def _check_size(path: Path, offset: int, nbytes: int) -> None:
-    """Refuse a header that promises more than the file can hold, before anything is allocated."""
+    """Raise InputError if the header implies more voxels than the file can contain."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     if packed and offset + nbytes > size * DEFLATE_LIMIT:
-        why = f"the header promises {nbytes} bytes, {size} compressed bytes cannot hold them"
+        why = f"the header implies {nbytes} bytes, too many for {size} compressed bytes"
     elif not packed and offset + nbytes > size:
-        why = f"the header promises {nbytes} bytes of voxels from byte {offset}, the file has {size} in all"
+        why = f"the header implies {nbytes} bytes of voxels from byte {offset}, the file has {size} bytes"
     else:
         return
     raise InputError("is truncated, or its header is wrong", where=path, why=why, remedy="Copy or download it again")
 
 
 def parse_header(head: bytes, path: Path) -> Header:
-    """Check a header of at least 352 (544) bytes.
+    """Parse and check a header of at least 352 bytes (NIfTI-2: 544).
 
     Raises:
-        InputError: Impossible sizes or type, or more voxels than the file can hold.
-        GeometryError: Zero or NaN spacing, NaN or singular affine.
+        InputError: Sizes or type are impossible, or imply more voxels than the file can contain.
+        GeometryError: The spacing is zero or NaN, or the affine NaN or singular.
     """
     f, order = _fields(head, path)
     dim = [int(v) for v in f["dim"]]
     used = dim[1 : dim[0] + 1] if 1 <= dim[0] <= 7 else []
     if not used or min(used) < 1:
-        raise InputError("the header holds impossible sizes", where=path, why=f"dim = {dim}")
+        raise InputError("the header has impossible sizes", where=path, why=f"dim = {dim}")
     used += [1] * (7 - len(used))
     if used[5] > 1 or used[6] > 1:
         raise InputError("has more than five dimensions", where=path, why=f"dim = {dim}")
@@ -218,10 +219,10 @@ def parse_header(head: bytes, path: Path) -> Header:
     dtype = np.dtype("u1") if color else np.dtype(order + _TYPES[code])
     channels = int(_TYPES[code][0]) if color else used[4]
     if color and used[4] > 1:
-        raise InputError("has colour and vectors at once", where=path, why=f"dim = {dim}, datatype {code}")
+        raise InputError("colours in vectors are not supported", where=path, why=f"dim = {dim}, datatype {code}")
     offset = float(f["offset"][0])
     if not math.isfinite(offset) or offset < 0:
-        raise InputError("the header holds an impossible offset", where=path, why=f"vox_offset = {offset}")
+        raise InputError("the header has an impossible offset", where=path, why=f"vox_offset = {offset}")
     offset = int(offset) or (352 if len(head) < 540 else 544)
     shape = (used[2], used[1], used[0])
     _check_size(path, offset, math.prod(used[:4]) * channels * dtype.itemsize)
@@ -245,7 +246,7 @@ def parse_header(head: bytes, path: Path) -> Header:
 
 
 def to_real(raw: np.ndarray, slope: float, inter: float, out: np.ndarray) -> None:
-    """Stored numbers to real values, in double precision, into `out` (float32); overflow becomes Inf."""
+    """Scale stored numbers in double precision into `out` (float32); overflow becomes Inf."""
     with np.errstate(over="ignore", invalid="ignore"):
         if slope == 1.0 and inter == 0.0:
             out[...] = raw
@@ -271,20 +272,20 @@ def _skip(stream: io.BufferedIOBase, count: int, path: Path) -> None:
 
 
 def read_header(path: Path) -> Header:
-    """The checked header alone; see `parse_header`."""
+    """Read and check the header only; see `parse_header`."""
     with open_stream(path) as stream:
         return parse_header(stream.read(544), path)
 
 
 def read_nifti(path: Path, *, frame: int = 0, channel: int = 0) -> tuple[np.ndarray, Header]:
-    """One 3-D frame and channel as float32 `(K, J, I)`, and the header.
+    """Read one 3-D frame and channel as float32 `(K, J, I)`, and the header.
 
-    Slices are converted one by one, so that the float32 result is the only volume in memory; the rest of the file is
-    read through too, so that its checksum counts.
+    Slices are converted one by one, so that only the result is in memory. The file is read to its end, so that gzip
+    verifies its checksum.
 
     Raises:
-        InputError: Truncated or damaged file, bad header.
-        GeometryError: Unusable affine.
+        InputError: The file is truncated or damaged, or the header is invalid.
+        GeometryError: The affine is not usable.
     """
     with open_stream(path) as stream:
         header = parse_header(stream.read(544), path)
@@ -316,18 +317,18 @@ def _quaternion(grid: Grid) -> tuple[float, np.ndarray]:
 
 
 def build_header(dtype: np.dtype, grid: Grid, path: Path) -> bytes:
-    """352 bytes of a NIfTI-1 header with sform and qform equal, both coded 1 (scanner).
+    """Build the 352 bytes of a NIfTI-1 header with equal sform and qform, both with code 1 (scanner).
 
     Raises:
-        GeometryError: The grid is skewed, or would not come back from the file within `SAME_GRID_MM`.
-        InputError: A size or type that NIfTI-1 cannot hold.
+        GeometryError: The grid is skewed, or the header does not reproduce it within `SAME_GRID_MM`.
+        InputError: NIfTI-1 does not support the size or type.
     """
     grid.check(where=path)
     if grid.skew > SKEW_TOLERANCE:
         raise GeometryError("a skewed grid cannot be written", where=path, why=f"directions\n{grid.directions}")
     name = np.dtype(dtype).name
     if name not in _CODES or max(grid.shape) > 32767:
-        raise InputError("does not fit into NIfTI-1", where=path, why=f"{name} voxels, size (k, j, i) {grid.shape}")
+        raise InputError("is not supported by NIfTI-1", where=path, why=f"{name} voxels, size (k, j, i) {grid.shape}")
     head = bytearray(352)
     sense, quatern = _quaternion(grid)
     values = {
@@ -344,12 +345,13 @@ def build_header(dtype: np.dtype, grid: Grid, path: Path) -> bytes:
     back = {k: np.frombuffer(bytes(head), "<" + t, n, at) for k, (at, t, n) in _V1.items()}
     apart = _geometry(back, grid.shape, path)[0].distance_mm(grid)
     if apart > SAME_GRID_MM:
-        raise GeometryError("the affine would not survive in the file", where=path, why=f"it moves by {apart:.3g} mm")
+        why = f"voxels would move by {apart:.3g} mm"
+        raise GeometryError("the affine cannot be stored exactly", where=path, why=why)
     return bytes(head)
 
 
 def write_nifti(array: np.ndarray, grid: Grid, part: Path, *, packed: bool) -> None:
-    """Write `(K, J, I)` voxels to `part`, gzip-compressed or plain; every short write raises OSError."""
+    """Write `(K, J, I)` voxels to `part`, with gzip compression if `packed`; a full disk raises OSError."""
     head = build_header(array.dtype, grid, part)
     little = array.dtype.newbyteorder("<")
     level = 6 if array.dtype.itemsize <= 2 else 1

@@ -1,8 +1,8 @@
-"""Two-dimensional pictures: PNG, JPEG and TIFF, as one slice of three colours or of labels.
+"""Reads two-dimensional pictures (PNG, JPEG, TIFF) as one slice with three colours, or with labels.
 
-A picture is told upright and never guessed at: what would have to be guessed is refused by name. The rows run to the
-posterior and the columns to the left, as 3D Slicer and ITK place a file without orientation. A pixel counts as 1 mm:
-what such files say of their resolution is meant for printers.
+Pictures are turned upright. Ambiguous files, such as those with transparency, are refused. Rows run to posterior and
+columns to left, as in 3D Slicer and ITK for files without orientation. A pixel counts as 1 mm, because the resolution
+in such files is meant for printers.
 """
 
 from __future__ import annotations
@@ -19,67 +19,70 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
-NO_SIZE = "is a picture, which has no pixel size: a pixel counts as 1 mm"
+NO_SIZE = "is a picture without a pixel size: a pixel counts as 1 mm"
 _MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\x00", b"MM\x00*")
 _LOSSY = "JPEG"
 _ORIENTATION = 0x0112
 _DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _TOP = 65535
-"""White of a grey picture of 16 bits, however few of them its camera used."""
+"""White of a 16-bit grey picture, even if its camera uses fewer bits."""
 
 
 def is_picture(head: bytes) -> bool:
-    """Whether a file that begins so is a picture."""
+    """Whether the first bytes of a file are those of a picture."""
     return head.startswith(_MAGIC)
 
 
 def read_picture(path: Path) -> tuple[np.ndarray, Grid, list[str]]:
-    """A picture as it is meant to be seen.
+    """Read a picture as it is displayed.
 
-    Grey ones have three equal colours; 16-bit grey is scaled to 0 to 255 with fractions kept; a palette is looked up;
-    an alpha channel is dropped if nothing is transparent; EXIF's rotation is done.
+    Grey becomes three equal colours; 16-bit grey is scaled to 0 to 255, with fractions; a palette is applied; an alpha
+    channel without transparency is dropped; the EXIF rotation is applied.
 
     Returns:
-        (3, 1, H, W) float32 from 0 to 255, the grid, and what had to be decided.
+        (3, 1, H, W) float32 from 0 to 255, the grid, and warnings.
 
     Raises:
-        InputError: It is damaged, has several pages, or colours that are not red, green and blue.
+        InputError: The file is damaged, has several pages, is partly transparent, or is not grey or RGB.
     """
     image = _open(path)
-    notes = [NO_SIZE]
+    warnings = [NO_SIZE]
     image, turned = _upright(image)
     if turned:
-        notes.append("was turned as its EXIF data say")
+        warnings.append("was rotated as its EXIF data say")
     if image.mode in _DEEP:
-        return _slice(np.stack([_grey(image, path)] * 3)), _grid(image), notes
+        return _slice(np.stack([_grey(image, path)] * 3)), _grid(image), warnings
     if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
         raise InputError(
-            "its colours are not read",
+            "its colours are not supported",
             where=path,
-            why=f"they are of the kind {image.mode}, known are grey of 8 and 16 bits, RGB and palettes",
+            why=f"they are of the kind {image.mode}; supported are grey of 8 and 16 bits, RGB and palettes",
             remedy="Save it as RGB.",
         )
     seen = image.convert("RGBA")
     if np.asarray(seen)[..., 3].min() < 255:
         raise InputError(
-            "a part of it is transparent",
+            "is partly transparent",
             where=path,
-            why="what shows through depends on the viewer",
+            why="its colours depend on the viewer",
             remedy="Save it without an alpha channel.",
         )
-    return _slice(np.moveaxis(np.asarray(seen)[..., :3], -1, 0).astype(np.float32)), _grid(image), notes
+    return _slice(np.moveaxis(np.asarray(seen)[..., :3], -1, 0).astype(np.float32)), _grid(image), warnings
 
 
 def read_label_picture(path: Path) -> tuple[np.ndarray, Grid]:
-    """Labels (1, H, W) of a picture whose pixel values, or places in its palette, are the labels.
+    """Read labels (1, H, W) from a picture whose grey values, or palette indices, are the labels.
 
     Raises:
-        InputError: It is damaged, lossy or in colour.
+        InputError: The file is damaged, a JPEG, or in colour.
     """
     image = _open(path)
     if image.format == _LOSSY:
         raise InputError(
-            "a JPEG is no label map", where=path, why="its compression changes the values", remedy="Save it as PNG."
+            "a JPEG is not a label map",
+            where=path,
+            why="its compression changes the values",
+            remedy="Save it as PNG.",
         )
     image, _ = _upright(image)
     if image.mode == "I" or image.mode in _DEEP:
@@ -88,13 +91,13 @@ def read_label_picture(path: Path) -> tuple[np.ndarray, Grid]:
         array = np.asarray(image).astype(np.uint8)
     else:
         raise InputError(
-            "is no label map: a pixel has one whole number",
+            "is not a label map: a label is one whole number per pixel",
             where=path,
             why=f"this picture is of the kind {image.mode}",
             remedy="Save the labels as a grey PNG of 8 or 16 bits.",
         )
     if array.min() < 0 or array.max() > _TOP:
-        raise InputError("is no label map: ids are whole numbers from 0 to 65535", where=path)
+        raise InputError("is not a label map: ids are whole numbers from 0 to 65535", where=path)
     return array[None].astype(np.uint8 if array.max() < 256 else np.uint16), _grid(image)
 
 
@@ -105,7 +108,8 @@ def _open(path: Path) -> Image:
         image = pillow.open(path)
         pages = getattr(image, "n_frames", 1)
         if pages > 1:
-            raise InputError("holds several pages", where=path, why=f"there are {pages}", remedy="Save them apart.")
+            why, remedy = f"there are {pages}", "Save each page as a file."
+            raise InputError("has several pages", where=path, why=why, remedy=remedy)
         image.load()
     except pillow.DecompressionBombError as error:
         raise InputError("the picture is too large", where=path, why=str(error), remedy="Save a part of it.") from error
@@ -125,7 +129,7 @@ def _upright(image: Image) -> tuple[Image, bool]:
 def _grey(image: Image, path: Path) -> np.ndarray:
     values = np.asarray(image).astype(np.float32)
     if values.min() < 0 or values.max() > _TOP:
-        raise InputError("holds values beyond 16 bits", where=path, remedy="Save it as grey of 8 or 16 bits.")
+        raise InputError("has values beyond 16 bits", where=path, remedy="Save it as grey of 8 or 16 bits.")
     return values * (255 / _TOP)
 
 

@@ -1,4 +1,4 @@
-"""From a skewed or irregular lattice to one at right angles; only ever on the user's request."""
+"""Resampling of skewed and irregularly spaced volumes; done only on request of the user."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ GROWTH_LIMIT = 8.0
 
 
 def upright_grid(grid: Grid) -> Grid:
-    """The smallest lattice at right angles that covers a skewed one.
+    """The smallest grid with axes at right angles that covers a skewed grid.
 
-    i keeps its direction, j its plane; k becomes their normal, with the distance of the planes as spacing. A
-    gantry-tilted CT so keeps its slices as they are and gets them shifted into line.
+    i keeps its direction, and j its plane; k becomes their normal, with the distance of the planes as spacing. So the
+    slices of a CT with gantry tilt are only shifted.
 
     Args:
-        grid: Any invertible lattice, RAS mm.
+        grid: Any invertible grid, RAS mm.
 
     Raises:
-        ResourceError: The skew is so strong that the result would be more than `GROWTH_LIMIT` times larger.
+        ResourceError: The result would be more than `GROWTH_LIMIT` times larger.
     """
     q, r = np.linalg.qr(grid.affine[:3, :3])
     signs = np.where(np.diag(r) < 0, -1.0, 1.0)
@@ -42,7 +42,7 @@ def upright_grid(grid: Grid) -> Grid:
 
 
 def resample_onto(array: np.ndarray, grid: Grid, target: Grid, *, fill: float | None = None) -> np.ndarray:
-    """Linear interpolation of `(K, J, I)` float32 from `grid` onto `target`; outside is `fill`, or the minimum."""
+    """Resample `(K, J, I)` float32 linearly from `grid` to `target`; outside is `fill`, or the minimum if None."""
     from scipy.ndimage import affine_transform
 
     step = np.linalg.inv(grid.affine) @ target.affine
@@ -61,10 +61,10 @@ def resample_onto(array: np.ndarray, grid: Grid, target: Grid, *, fill: float | 
 
 
 def regular_planes(array: np.ndarray, positions: np.ndarray, step: float) -> tuple[np.ndarray, int]:
-    """Planes at irregular `positions` (K,), mm, ascending, to equal steps from the first, by linear interpolation.
+    """Resample planes at ascending `positions` (K,), mm, linearly to equal steps from the first.
 
     Returns:
-        `(K', J, I)` float32 and K'.
+        `(K', J, I)` float32, and K'.
     """
     count = int(np.floor((positions[-1] - positions[0]) / step + 1e-6)) + 1
     wanted = positions[0] + step * np.arange(count)

@@ -1,4 +1,4 @@
-"""Segmentations with names, codes and colours: Slicer's .seg.nrrd, and plain NRRD."""
+"""Reads and writes Slicer's .seg.nrrd, with names, codes and colours, and writes plain NRRD."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def _vector(values: Iterable[float]) -> str:
 def write_nrrd(
     array: np.ndarray, grid: Grid, part: Path, fields: Sequence[tuple[str, str]] = (), *, level: int = 6
 ) -> None:
-    """Write `(K, J, I)` voxels as one gzip-compressed NRRD in LPS; a full disk raises OSError.
+    """Write `(K, J, I)` voxels as a gzip-compressed NRRD in LPS; a full disk raises OSError.
 
     Args:
-        array: Voxels; the type is kept.
-        grid: Their lattice, RAS mm; stored without rounding.
+        array: Voxels; their type is kept.
+        grid: Grid of the voxels, RAS mm; stored without rounding.
         part: The file to write.
-        fields: Keys and values to store beside the image.
-        level: Compression, 1 to 9.
+        fields: Further keys and values for the header.
+        level: Compression level, 1 to 9.
     """
     name = array.dtype.name
     if name not in _NRRD_TYPES:
-        raise InputError("NRRD holds no such voxels", where=part, why=name)
+        raise InputError("NRRD does not support this voxel type", where=part, why=name)
     affine = ras_to_lps(grid.affine)
     lines = [
         "NRRD0004",
@@ -73,7 +73,7 @@ def _unescape(value: str) -> str:
 
 
 def table_for(labelmap: LabelMap) -> LabelTable:
-    """The label table, or one made up of "Segment 1", ... where the label map has none; unnamed ids are added."""
+    """The label table of a label map, with "Segment 1", ... for ids that it does not have."""
     present = [int(v) for v in np.unique(labelmap.array) if v]
     known = labelmap.labels.labels if labelmap.labels else ()
     ids = {label.id for label in known}
@@ -121,11 +121,11 @@ def _segment_fields(labelmap: LabelMap, array: np.ndarray) -> list[tuple[str, st
 def write_seg_nrrd(
     labelmap: LabelMap, path: str | os.PathLike, *, overwrite: bool = False, inputs: Iterable[Path] = ()
 ) -> None:
-    """Write a segmentation that Slicer opens with its names, colours and codes; complete or absent.
+    """Write a .seg.nrrd atomically, which Slicer opens with names, colours and codes.
 
     Raises:
         InputError: The target may not be written, or an id is out of range.
-        GeometryError: The grid is unusable or skewed.
+        GeometryError: The grid is not usable or skewed.
         ResourceError: The disk is full.
     """
     grid = labelmap.grid.check(where=path)
@@ -138,7 +138,7 @@ def write_seg_nrrd(
 
 
 def _key_values(path: Path) -> dict[str, str]:
-    """The key:=value lines of an NRRD header, which ends with an empty line."""
+    """The key:=value pairs of an NRRD header, up to its empty line."""
     pairs = {}
     with open(path, "rb") as file:
         for raw in iter(lambda: file.readline(1 << 20), b""):
@@ -170,11 +170,11 @@ def _segment(pairs: dict[str, str], n: int, path: Path) -> tuple[Label, int]:
 
 
 def read_seg_nrrd(path: str | os.PathLike) -> LabelMap:
-    """Read a .seg.nrrd; the layers of overlapping segments are joined where they do not touch.
+    """Read a .seg.nrrd; several layers are merged if no segments overlap.
 
     Raises:
-        InputError: Damaged, or segments overlap, which a label map cannot hold.
-        GeometryError: An unusable affine.
+        InputError: The file is damaged, or segments overlap.
+        GeometryError: The affine is not usable.
     """
     path = Path(path)
     channels, grid = read_channels(path)
@@ -192,12 +192,12 @@ def read_seg_nrrd(path: str | os.PathLike) -> LabelMap:
     labels = []
     for number, (label, layer) in enumerate(segments, start=1):
         if not 0 <= layer < len(channels):
-            raise InputError("a segment lies in a layer that is not there", where=path, why=f"{label.name}: {layer}")
+            raise InputError("the layer of a segment is missing", where=path, why=f"{label.name}: layer {layer}")
         mask = channels[layer] == label.id
         if (array[mask] > 0).any():
             remedy = "Export the segments one by one"
             raise InputError(
-                "segments overlap, a label map cannot hold them", where=path, why=label.name, remedy=remedy
+                "segments overlap, which a label map cannot represent", where=path, why=label.name, remedy=remedy
             )
         array[mask] = number
         labels.append(replace(label, id=number))

@@ -1,4 +1,4 @@
-"""Headers of NRRD and MetaImage files, checked against the bytes that are there before ITK allocates anything."""
+"""Checks headers of NRRD and MetaImage files against the size of the file, before ITK allocates memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from MaskSAMCore.io import nifti
 
 
 def _text_header(path: Path) -> tuple[dict[str, str], int]:
-    """Fields of an NRRD or MetaImage header, keys in lower case, and the number of header bytes."""
+    """Fields of an NRRD or MetaImage header, with keys in lower case, and the number of header bytes."""
     fields: dict[str, str] = {}
     with open(path, "rb") as file:
         while line := file.readline(1 << 16):
@@ -26,18 +26,19 @@ def _text_header(path: Path) -> tuple[dict[str, str], int]:
 
 
 def _data_file(path: Path, name: str) -> Path:
-    """The voxels' own file of a detached header; it must lie in the header's folder."""
+    """The data file of a detached header; it must be in the folder of the header."""
     if (" " in name and name.split()[0].upper() == "LIST") or "%" in name:
-        raise InputError("voxels in many files are not read", where=path, why=name, remedy="Save it as one file")
+        raise InputError("several data files are not supported", where=path, why=name, remedy="Save it as one file")
     outside = PurePosixPath(name).is_absolute() or PureWindowsPath(name).is_absolute()
     folder = path.parent.resolve()
     target = (folder / name.replace("\\", "/")).resolve()
     if outside or not target.is_relative_to(folder):
         raise InputError(
-            "its voxels are said to lie outside its folder", where=path, why=name, remedy="Move them beside it"
+            "its data file is outside its folder", where=path, why=name, remedy="Move the data file beside the header"
         )
     if not target.is_file():
-        raise InputError("its voxels are missing", where=path, why=f"no file {name} beside it")
+        why, remedy = f"there is no file {name} beside it", "Copy the data file too"
+        raise InputError("its data file is missing", where=path, why=why, remedy=remedy)
     return target
 
 
@@ -51,7 +52,11 @@ _SIZES = {
 
 
 def check_text_header(path: Path, kind: str) -> None:
-    """Sizes, type and data file of an NRRD or MetaImage header, against the bytes that are there."""
+    """Check sizes, type and data file of an NRRD (`kind="nrrd"`) or MetaImage (`kind="meta"`) header.
+
+    Raises:
+        InputError: A value is not supported, or the file is too short.
+    """
     fields, start = _text_header(path)
     meta = kind == "meta"
     sizes = fields.get("dimsize" if meta else "sizes", "").split()
@@ -61,18 +66,19 @@ def check_text_header(path: Path, kind: str) -> None:
     if not meta and fields.get("encoding", "raw").lower() in ("ascii", "txt", "text", "hex"):
         packed = True
     if not sizes or not all(s.isdigit() and 0 < int(s) < 1 << 31 for s in sizes):
-        raise InputError("the header holds impossible sizes", where=path, why=" ".join(sizes) or "none given")
+        raise InputError("the header has impossible sizes", where=path, why=" ".join(sizes) or "none given")
     width = {"uchar": 1, "ushort": 2, "uint": 4}.get(element, _SIZES.get(element))
     if width is None:
         raise InputError("the voxel type is not supported", where=path, why=element or "none given")
     count = math.prod(int(s) for s in sizes) * int(fields.get("elementnumberofchannels", "1") or 1)
     if meta and not data:
-        raise InputError("the header names no voxels", where=path, why="ElementDataFile is missing: truncated")
+        remedy = "Copy or download it again"
+        raise InputError("the header is truncated", where=path, why="ElementDataFile is missing", remedy=remedy)
     inside = not data or (meta and data.upper() in ("LOCAL", ""))
     size = path.stat().st_size - start if inside else _data_file(path, data).stat().st_size
     limit = size * nifti.DEFLATE_LIMIT if packed else size
     if count * width > limit:
-        why = f"the header promises {count * width} bytes of voxels, {size} are there"
+        why = f"the header implies {count * width} bytes of voxels, the file has {size}"
         raise InputError(
             "is truncated, or its header is wrong", where=path, why=why, remedy="Copy or download it again"
         )

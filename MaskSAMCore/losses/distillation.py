@@ -1,4 +1,4 @@
-"""The loss of a student that learns from labels and from a teacher (model.md §11)."""
+"""Distillation loss: a student learns from labels and from a teacher (model.md §11)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from MaskSAMCore.network.types import QueryOutputs
 
 
 class DistillationLoss(nn.Module):
-    """L = λ·L_seg + (1−λ)·MSE(softmax(student), teacher), the mean over voxels and classes.
+    """L = λ·L_seg + (1−λ)·MSE(softmax(student), teacher), with the mean over voxels and classes.
 
-    The paper prints the MSE without its minus sign and with the labels in the teacher's place; its text makes the
-    teacher the target, and so do we.
+    The paper's formula lacks the minus sign in the MSE and has the labels in place of the teacher; its text has the
+    teacher as the target, as here.
 
     Args:
         labels: L_seg.
-        share: λ; 1 leaves the labels alone, 0 the teacher alone.
+        share: λ; 1 for the labels only, 0 for the teacher only.
     """
 
     def __init__(self, labels: SegmentationLoss, share: float) -> None:
@@ -30,13 +30,13 @@ class DistillationLoss(nn.Module):
         """The loss, in float32.
 
         Args:
-            outputs: `masks` (B, K, D, H, W) are the student's class logits.
+            outputs: Output of the student; `masks` (B, K, D, H, W) are class logits.
             labels: (B, D, H, W) integer classes.
             valid: (B, D) bool, slices that are not padding; None for all.
-            teacher: (B, K, D, H, W) the teacher's probabilities.
+            teacher: (B, K, D, H, W), probabilities of the teacher.
 
         Returns:
-            `loss`, the weighted sum, and `segmentation` and `imitation`, detached.
+            `loss`, the weighted sum, and the terms, detached: those of L_seg, and `imitation`.
         """
         terms = self.labels(outputs, labels, valid)
         with torch.autocast(outputs.masks.device.type, enabled=False):
@@ -46,18 +46,18 @@ class DistillationLoss(nn.Module):
 
 
 def imitation_loss(logits: Tensor, teacher: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Mean squared difference of probabilities over the slices that count; arguments as of `DistillationLoss`."""
-    mine, theirs = (x.float().transpose(1, 2).flatten(0, 1) for x in (logits, teacher))
+    """Mean squared difference of the probabilities over the valid slices; arguments as of `DistillationLoss`."""
+    student, target = (x.float().transpose(1, 2).flatten(0, 1) for x in (logits, teacher))
     if valid is not None:
-        used = valid.flatten().to(mine.device)
-        mine, theirs = mine[used], theirs[used]
-    return (mine.softmax(1) - theirs).square().mean() if len(mine) else logits.sum() * 0.0
+        used = valid.flatten().to(student.device)
+        student, target = student[used], target[used]
+    return (student.softmax(1) - target).square().mean() if len(student) else logits.sum() * 0.0
 
 
 def probabilities(scores: Tensor) -> Tensor:
-    """Class scores (..., K, D, H, W) of any head as probabilities that sum to 1 over the classes.
+    """Normalise class scores (..., K, D, H, W) of any head to a sum of 1 over the classes.
 
-    The scores of a query head do not (model.md §8). Where a teacher claims nothing, every class is as likely.
+    The scores of a query head do not sum to 1 (model.md §8). Where all are zero, the result is uniform.
     """
     known = scores.float().clamp(min=0) + 1e-6
     return known / known.sum(-4, keepdim=True)

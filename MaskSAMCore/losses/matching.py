@@ -1,7 +1,7 @@
-"""Which query answers for which structure: one assignment per slice (model.md §9.1, §9.2).
+"""Matching of queries and structures, separately in every slice (model.md §9.1, §9.2).
 
-Every slice is a sample of its own; samples are numbered b * D + d. All pairwise costs of a batch
-are matrix products, and they reach the CPU in one transfer.
+Slices are numbered b * D + d. The pairwise costs of a batch are matrix products, and are copied to the CPU in one
+transfer.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from MaskSAMCore.network.types import QueryOutputs
 
 BAD_COST = 100.0
 ALL_PIXELS = 65536
-"""Slices up to this many pixels use all of them in the loss and every second row and column in the cost."""
+"""Up to this many pixels per slice, the loss uses all of them, and the cost every second row and column."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SliceTargets:
-    """What is in every slice, G = B * D slices, K classes with background.
+    """Ground truth of every slice, for G = B * D slices and K classes with the background.
 
     Attributes:
         masks: (G, K, H, W) bool.
-        boxes: (G, K, 4) float, zero where absent.
-        present: (G, K) bool; nowhere in a slice that is not valid.
+        boxes: (G, K, 4) float, zero where the class is absent.
+        present: (G, K) bool; false in slices that are not valid.
     """
 
     masks: Tensor
@@ -43,13 +43,13 @@ class SliceTargets:
 
 @dataclass(frozen=True, kw_only=True)
 class Assignment:
-    """Matched pairs in three index vectors of one length, and which slices count.
+    """Matched pairs of queries and classes.
 
     Attributes:
         slices: Slice of every pair.
-        queries: Its query.
-        classes: Its class.
-        used: (G,) bool, slices that take part in the loss.
+        queries: Query of every pair.
+        classes: Class of every pair.
+        used: (G,) bool, slices that are part of the loss.
     """
 
     slices: Tensor
@@ -74,17 +74,19 @@ def slice_targets(labels: Tensor, classes: int, valid: Tensor | None = None) -> 
 
 
 def assign_by_class(targets: SliceTargets, *, valid: Tensor | None = None) -> Assignment:
-    """Query k for class k wherever that is present; arguments as of `match`."""
+    """Assign query k to class k in every slice where class k is present; arguments as of `match`."""
     slices, classes = targets.present.nonzero(as_tuple=True)
     used = torch.ones_like(targets.present[:, 0]) if valid is None else valid.flatten().to(slices.device)
     return Assignment(slices=slices, queries=classes, classes=classes, used=used)
 
 
 def match(outputs: QueryOutputs, targets: SliceTargets, cfg: LossConfig, *, valid: Tensor | None = None) -> Assignment:
-    """The assignment of least cost in every slice; each class that is present gets one query.
+    """Assign one query to each class that is present, with the smallest total cost in every slice.
+
+    Slices without a finite cost are left out, with a warning.
 
     Args:
-        outputs: Of the network.
+        outputs: Output of the network.
         targets: Of the same slices.
         cfg: Weights of the terms.
         valid: (B, D) bool, slices that are not padding; None for all.
@@ -105,13 +107,13 @@ def match(outputs: QueryOutputs, targets: SliceTargets, cfg: LossConfig, *, vali
     slices, queries, classes = torch.from_numpy(index.astype(np.int64)).to(device)
     skipped = np.isnan(table).any(axis=(1, 2))
     if skipped.any():
-        _log.warning("no finite matching cost in %d of %d slices; they are skipped", skipped.sum(), len(skipped))
+        _log.warning("no finite matching cost in %d of %d slices, which are left out", skipped.sum(), len(skipped))
     used = ~hopeless if valid is None else ~hopeless & valid.flatten().to(device)
     return Assignment(slices=slices, queries=queries, classes=classes, used=used)
 
 
 def pairwise_cost(outputs: QueryOutputs, targets: SliceTargets, cfg: LossConfig) -> Tensor:
-    """Cost of giving class k to query n: (G, N, K), float32; terms without an output are left out."""
+    """Cost (G, N, K) float32 of assigning class k to query n; terms without an output are left out."""
     points, index = cost_points(targets.masks)
     cost = _mask_cost(_at(outputs.masks, index), points, bce=cfg.bce, dice=cfg.dice)
     if outputs.aux_masks is not None and cfg.aux:
@@ -127,14 +129,14 @@ def pairwise_cost(outputs: QueryOutputs, targets: SliceTargets, cfg: LossConfig)
 
 
 def cost_points(masks: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Target masks at the points of the cost, and where these are.
+    """Sample target masks at the pixels that the cost uses.
 
     Args:
         masks: (G, K, H, W).
 
     Returns:
-        (G, K, P) float32, and the P flat pixel indices; None stands for every second row and column.
-        In large slices P is half of the pixels, drawn once for the whole batch.
+        (G, K, P) float32, and the P flat pixel indices, or None for every second row and column. In large slices P is
+        half of the pixels, drawn once for the whole batch.
     """
     pixels = masks.shape[-2] * masks.shape[-1]
     index = None
@@ -144,14 +146,14 @@ def cost_points(masks: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def _solve(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Queries and classes of one slice; rows (N, K) with inf for absent classes, all NaN to skip."""
+    """Matched queries and classes of one slice; rows (N, K) are inf for absent classes, all NaN to skip the slice."""
     classes = np.flatnonzero(np.isfinite(rows[0]))
     queries, columns = linear_sum_assignment(rows[:, classes])
     return queries, classes[columns]
 
 
 def _mask_cost(logits: Tensor, targets: Tensor, *, bce: float, dice: float) -> Tensor:
-    """(G, N, P) logits against (G, K, P) targets: (G, N, K)."""
+    """Cost (G, N, K) of logits (G, N, P) and targets (G, K, P)."""
     count = logits.shape[-1]
     cross = F.softplus(logits).sum(-1)[..., None] - logits @ targets.mT
     probability = logits.sigmoid()
@@ -161,7 +163,7 @@ def _mask_cost(logits: Tensor, targets: Tensor, *, bce: float, dice: float) -> T
 
 
 def _at(masks: Tensor, index: Tensor | None) -> Tensor:
-    """Logits (B, N, D, H, W) at the points of the cost: (G, N, P) float32."""
+    """Logits (B, N, D, H, W) at the pixels of the cost: (G, N, P) float32."""
     return _per_slice(_pick(masks, index)).float()
 
 
@@ -172,5 +174,5 @@ def _pick(masks: Tensor, index: Tensor | None) -> Tensor:
 
 
 def _per_slice(x: Tensor) -> Tensor:
-    """(B, N, D, ...) to (B*D, N, ...)."""
+    """Reshape (B, N, D, ...) to (B*D, N, ...)."""
     return x.transpose(1, 2).flatten(0, 1)

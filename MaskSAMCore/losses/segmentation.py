@@ -1,4 +1,4 @@
-"""Cross entropy + Dice of class logits, at one or several scales (model.md §9.4, §9.6)."""
+"""Cross entropy and Dice losses of class logits, at one or several scales (model.md §9.4, §9.6)."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from MaskSAMCore.losses.matching import SliceTargets, slice_targets
 from MaskSAMCore.network.types import QueryOutputs
 
 SMOOTH = 1e-5
-"""Added to both sides of the Dice of one patch, as nnU-Net does."""
+"""Added to numerator and denominator of Dice, as in nnU-Net."""
 
 
 class SegmentationLoss(nn.Module):
-    """Cross entropy + Dice of the class logits, and of the generator's stages where there are any.
+    """Cross entropy plus Dice of the class logits, and of the generator's stages if there are any.
 
-    Self-Prompt-SAM's paper leaves the weights of the stages free; here each counts half as much as the next finer one.
-    Stages of lower resolution see the labels of the pixels nearest to their centres.
+    Self-Prompt-SAM's paper does not give the weights of the stages; here each has half the weight of the next finer
+    one. Labels are resized to coarser stages with the nearest pixel.
 
     Args:
-        cfg: Weights `bce` (of the cross entropy) and `dice`, and whether Dice counts the `background`.
+        cfg: Weights `bce` (of the cross entropy) and `dice`, and whether Dice includes the `background`.
         classes: K, background included.
     """
 
@@ -33,13 +33,13 @@ class SegmentationLoss(nn.Module):
         """The loss, always in float32.
 
         Args:
-            outputs: Of the network; `masks` (B, K, D, H, W) are class logits.
+            outputs: Output of the network; `masks` (B, K, D, H, W) are class logits.
             labels: (B, D, H, W) integer classes.
             valid: (B, D) bool, slices that are not padding; None for all.
 
         Returns:
-            `loss`, the sum of the following, and detached `segmentation` of the masks and `generator` of the stages.
-            Where nothing was decoded the masks are the last stage, which counts once.
+            `loss`, the sum of the terms, and the terms, detached: `segmentation` of the masks and `generator` of the
+            stages. Without the decoder the masks are the last stage, and there is no `segmentation`.
         """
         terms: dict[str, Tensor] = {}
         stages = outputs.stages or ()
@@ -51,7 +51,7 @@ class SegmentationLoss(nn.Module):
         return {"loss": total, **{name: term.detach() for name, term in terms.items()}}
 
     def generator(self, stages: tuple[Tensor, ...], labels: Tensor, valid: Tensor | None = None) -> dict[str, Tensor]:
-        """The loss of the generator alone; arguments and result as of `forward`.
+        """The loss of the generator only.
 
         Args:
             stages: Class logits (B, K, D, h_i, w_i), the last at the labels' size.
@@ -78,15 +78,16 @@ class SegmentationLoss(nn.Module):
 
 
 def stage_weights(count: int) -> tuple[float, ...]:
-    """Weights of the generator's stages, the last (finest) the largest: proportional to 2^-i, sum 1."""
+    """Weights of the generator's stages, coarse to fine: each twice the one before, sum 1."""
     return tuple(2.0**i / (2**count - 1) for i in range(count))
 
 
 def segmentation_loss(logits: Tensor, targets: SliceTargets, used: Tensor, *, log_dice: bool = False) -> Tensor:
-    """Cross entropy + Dice over the whole batch, without the background; arguments as of `segmentation_terms`.
+    """Cross entropy plus Dice over the whole batch, without the background; see `segmentation_terms`.
 
     Args:
-        log_dice: -log Dice, its mean over the structures that the batch holds, in place of 1 - Dice of all of them.
+        logits, targets, used: As of `segmentation_terms`.
+        log_dice: Whether to use -log Dice, averaged over the structures in the batch, instead of 1 - Dice.
     """
     if log_dice:
         cross, dice = segmentation_terms(logits, targets, used, smooth=SMOOTH, log=True)
@@ -105,17 +106,17 @@ def segmentation_terms(
     background: bool = False,
     log: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Cross entropy and Dice of one mask per class that compete for every voxel (model.md §9.4), in float32.
+    """Cross entropy and Dice of class logits (model.md §9.4), in float32.
 
     Args:
         logits: (B, K, D, H, W).
-        targets: Of the same slices.
-        used: (B * D,) bool, slices that count.
-        per_patch: Dice is the mean over patches and structures, else over structures, each in the whole batch.
-        smooth: Added to both sides of Dice's quotient.
-        background: Class 0 has a Dice too.
-        log: -log Dice in place of 1 - Dice, and of the structures alone that are there: its gradient does not fade
-            where next to nothing is found, as that of small structures otherwise does (K. Wong et al., MICCAI 2018).
+        targets: Ground truth of the same slices.
+        used: (B * D,) bool, slices that are part of the loss.
+        per_patch: Whether Dice is computed in every patch and averaged, or once over the whole batch.
+        smooth: Added to numerator and denominator of Dice.
+        background: Whether Dice includes class 0.
+        log: Whether to use -log Dice of the structures that are present, instead of 1 - Dice of all. Its gradient does
+            not vanish where a small structure is hardly found (K. Wong et al., MICCAI 2018).
     """
     mine = logits.float().transpose(1, 2).flatten(0, 1)[used]
     theirs = targets.masks[used].float()
@@ -135,7 +136,7 @@ def segmentation_terms(
 
 
 def _per_patch(sums: Tensor, used: Tensor, patches: int) -> Tensor:
-    """Sums (n, K) of the used slices added up for every patch that has any: (patches, K)."""
+    """Add the sums (n, K) of the used slices up per patch: (patches, K), patches without used slices left out."""
     filled = sums.new_zeros(len(used), sums.shape[1])
     filled[used] = sums
     return filled.unflatten(0, (patches, -1)).sum(1)[used.unflatten(0, (patches, -1)).any(1)]

@@ -1,4 +1,4 @@
-"""The set loss of the automatic mode, and BCE + Dice for given prompts (model.md §9.3)."""
+"""Set loss of automatic mode, and BCE plus Dice of given prompts (model.md §9.3)."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 OVERSAMPLE = 2
 UNCERTAIN = 0.75
 QUALITY, SUGGESTION, CLICKED = 1.0, 0.2, 0.2
-"""Weights of SAM's quality estimate, of the class logits and of the clicked voxels beside BCE + Dice of the masks."""
+"""Weights of SAM's quality estimate, of the class logits and of the clicked voxels; BCE and Dice have weight 1."""
 
 
 class SetLoss(nn.Module):
-    """Matches queries to structures in every slice and sums the weighted terms.
+    """Matches queries and structures in every slice and sums the weighted terms.
 
     Args:
         cfg: Weights.
@@ -40,12 +40,12 @@ class SetLoss(nn.Module):
         """The loss, always in float32.
 
         Args:
-            outputs: Of the network; what is None has no term.
+            outputs: Output of the network; fields that are None have no term.
             labels: (B, D, H, W) integer classes.
             valid: (B, D) bool, slices that are not padding; None for all.
 
         Returns:
-            `loss`, the weighted total, and the unweighted terms, detached: `class`, `bce`, `dice`,
+            `loss`, the weighted sum, and the unweighted terms, detached: `class`, `bce`, `dice`,
             `aux_bce`, `aux_dice`, `generator`, `box_l1`, `box_giou`.
         """
         with torch.autocast(outputs.masks.device.type, enabled=False):
@@ -57,10 +57,10 @@ class SetLoss(nn.Module):
             return self._sum(self._terms(outputs, targets, pairs), outputs)
 
     def generator(self, stages: tuple[Tensor, ...], labels: Tensor, valid: Tensor | None = None) -> dict[str, Tensor]:
-        """The loss of the generator's masks alone, mask k for class k (§9.4); arguments and result as of `forward`.
+        """The loss of the generator's masks only; mask k belongs to class k (§9.4).
 
         Args:
-            stages: Its masks (B, N, D, H, W), logits, N >= K, as the last and only entry.
+            stages: Mask logits (B, N, D, H, W) with N >= K, as the only entry.
             labels, valid: As of `forward`.
         """
         masks = stages[-1]
@@ -108,7 +108,7 @@ class SetLoss(nn.Module):
 
 
 class BinaryLoss(nn.Module):
-    """BCE + Dice of the prompts taken from the ground truth: query q is class q + 1 (model.md §6.5).
+    """BCE plus Dice of prompts from the ground truth: query q belongs to class q + 1 (model.md §6.5).
 
     Args:
         cfg: Weights `bce` and `dice`.
@@ -120,7 +120,7 @@ class BinaryLoss(nn.Module):
         self.cfg, self.classes = cfg, classes
 
     def forward(self, outputs: QueryOutputs, labels: Tensor, valid: Tensor | None = None) -> dict[str, Tensor]:
-        """Arguments as of `SetLoss`; returns `loss`, and `bce` and `dice` detached."""
+        """The loss; arguments as of `SetLoss`. Returns `loss`, and `bce` and `dice`, detached."""
         prompts = outputs.valid
         if valid is not None:
             slices = valid.to(labels.device)[:, None]
@@ -132,7 +132,7 @@ class BinaryLoss(nn.Module):
 def binary_loss(
     logits: Tensor, targets: Tensor, valid: Tensor | None = None, *, bce: float = 1.0, dice: float = 1.0
 ) -> dict[str, Tensor]:
-    """BCE + Dice of masks that know their target, in float32.
+    """BCE plus Dice of masks with known targets, in float32.
 
     Args:
         logits: (B, Q, D, H, W).
@@ -141,7 +141,7 @@ def binary_loss(
         bce, dice: Weights.
 
     Returns:
-        `loss`, the weighted total, and `bce` and `dice` detached.
+        `loss`, the weighted sum, and `bce` and `dice`, detached.
     """
     with torch.autocast(logits.device.type, enabled=False):
         mine, theirs = logits.flatten(0, 2), targets.flatten(0, 2)
@@ -153,7 +153,7 @@ def binary_loss(
 
 
 def build_loss(cfg: ModelConfig) -> SetLoss | BinaryLoss | SegmentationLoss:
-    """The loss that `cfg.loss.kind` names; called with outputs, labels and valid slices."""
+    """Build the loss of `cfg.loss.kind`; it is called with outputs, labels and valid slices."""
     if cfg.loss.kind == "segmentation":
         return SegmentationLoss(cfg.loss, cfg.classes)
     if cfg.loss.kind == "binary":
@@ -162,22 +162,22 @@ def build_loss(cfg: ModelConfig) -> SetLoss | BinaryLoss | SegmentationLoss:
 
 
 def mask_terms(logits: Tensor, targets: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """BCE and Dice, each summed over pairs and divided by `count`.
+    """BCE and Dice, each summed over P pairs and divided by `count`.
 
-    Slices of up to 65 536 pixels use all of them; larger ones half as many points, three quarters of
-    them where the logits are least certain.
+    In slices of up to 65 536 pixels all pixels are used; in larger ones half as many samples, three quarters of them
+    where the logits are closest to 0.
 
     Args:
         logits: (P, H, W).
-        targets: (P, H, W) bool or 0/1.
-        count: What the sums are divided by.
+        targets: (P, H, W), bool or 0/1.
+        count: Divisor of the sums.
     """
     cross, overlap = _mask_values(logits, targets)
     return cross.sum() / count, overlap.sum() / count
 
 
 def _mask_values(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """BCE and Dice of every pair, (P,) each; arguments as of `mask_terms`."""
+    """BCE and Dice (P,) of every pair; arguments as of `mask_terms`."""
     x, y = logits.float().flatten(1), targets.flatten(1)
     if x.shape[1] > ALL_PIXELS and len(x):
         index = _uncertain_points(x.detach())
@@ -189,20 +189,20 @@ def _mask_values(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 def prompt_loss(
     answer: Prompted, targets: Tensor, weight: Tensor, classes: Tensor, clicked: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """BCE + Dice of prompted masks, and how well the network judges and names them, in float32.
+    """BCE plus Dice of prompted masks, and the losses of quality, clicks and class, in float32.
 
-    Of several candidates the best of each prompt counts, as in SAM's training.
+    Of several candidates only the best of each prompt is used, as in SAM's training.
 
     Args:
-        answer: Of the network.
+        answer: Output of the network.
         targets: (B, Q, D, H, W) bool.
-        weight: (B, Q, D) of every slice; 0 leaves it out.
-        classes: (B, Q) true class of every object; 0 for a prompt without one.
-        clicked: (n, 5) b, q, z, y, x of the clicks, which should have had their way.
+        weight: (B, Q, D), weight of every slice; 0 leaves it out.
+        classes: (B, Q), true class of every object; 0 for a prompt without one.
+        clicked: (n, 5), indices b, q, z, y, x of the clicked voxels, or None.
 
     Returns:
-        `loss`, and `prompt_bce`, `prompt_dice`, `quality`, with clicks `clicked` and with a class head `suggestion`,
-        detached.
+        `loss`, and the terms, detached: `prompt_bce`, `prompt_dice`, `quality`, `clicked` if there are clicks, and
+        `suggestion` if there is a class head.
     """
     with torch.autocast(answer.masks.device.type, enabled=False):
         masks = answer.masks.float()
@@ -233,20 +233,20 @@ def prompt_loss(
 
 
 def _iou(predicted: Tensor, targets: Tensor) -> Tensor:
-    """IoU of bool masks over the last two axes; NaN where both are empty."""
+    """IoU of bool masks over the last two axes; NaN if both are empty."""
     common = (predicted & targets).flatten(-2).sum(-1)
     return common / (predicted | targets).flatten(-2).sum(-1)
 
 
 def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """1 - (2 sum(pg) + 1) / (sum(p) + sum(g) + 1) over the last axis; (P, n) to (P,)."""
+    """Dice loss, 1 - (2 sum(pg) + 1) / (sum(p) + sum(g) + 1), over the last axis: (P, n) to (P,)."""
     probability = logits.sigmoid()
     overlap = (probability * targets).sum(-1)
     return 1 - (2 * overlap + 1) / (probability.sum(-1) + targets.sum(-1) + 1)
 
 
 def _uncertain_points(logits: Tensor) -> Tensor:
-    """Pixel indices (P, points) of every mask; logits (P, pixels)."""
+    """Sampled pixel indices (P, points) for logits (P, pixels), most of them where the logits are closest to 0."""
     pairs, pixels = logits.shape
     points = pixels // 2
     certain = int(UNCERTAIN * points)
@@ -257,13 +257,13 @@ def _uncertain_points(logits: Tensor) -> Tensor:
 
 
 def _class_term(cls: Tensor, pairs: Assignment, classes: int, no_object: float) -> Tensor:
-    """Cross entropy over all queries of the used slices; unmatched queries are "no object"."""
+    """Cross entropy of all queries in the used slices; unmatched queries have the class "no object"."""
     batch, queries, depth, _ = cls.shape
     wanted = torch.full((batch * depth, queries), classes, device=cls.device)
     wanted[pairs.slices, pairs.queries] = pairs.classes
     weight = cls.new_ones(classes + 1, dtype=torch.float32)
     weight[classes] = no_object
-    # Blanked before the product below: a slice that is left out may hold NaN.
+    # Masked before the product below, because a slice that is left out may contain NaN.
     logits = cls.float().transpose(1, 2).flatten(0, 1).masked_fill(~pairs.used[:, None, None], 0.0)
     each = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), weight=weight, reduction="none")
     share = weight[wanted] * pairs.used[:, None]
@@ -271,7 +271,7 @@ def _class_term(cls: Tensor, pairs: Assignment, classes: int, no_object: float) 
 
 
 def _matched(x: Tensor, pairs: Assignment) -> Tensor:
-    """Rows (P, ...) of x (B, N, D, ...) that belong to the pairs."""
+    """Rows (P, ...) of x (B, N, D, ...) for the matched pairs."""
     _, queries, depth = x.shape[:3]
     volume, z = pairs.slices // depth, pairs.slices % depth
     return x.flatten(0, 2).index_select(0, (volume * queries + pairs.queries) * depth + z)

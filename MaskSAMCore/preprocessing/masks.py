@@ -1,7 +1,7 @@
-"""Geometry of binary masks in two and three dimensions: boxes, points inside, largest components.
+"""Geometry of binary masks in two and three dimensions: boxes, interior points, largest components.
 
-Boxes are half-open, (x0, y0, x1, y1) in voxels with x along the last axis, so that voxel i covers i to i + 1. Points
-are array indices, (y, x) or (d, h, w), with voxel centres at integers.
+Boxes are half-open, (x0, y0, x1, y1) in voxels with x along the last axis: voxel i covers i to i + 1. Points are array
+indices, (y, x) or (d, h, w), with voxel centres at integers.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from scipy import ndimage
 Box2D = tuple[float, float, float, float]
 
 REACH = 1.5
-"""Standard deviation, in pixels, of what a click that the network did not follow changes around it."""
+"""Standard deviation, in pixels, of the change of the logits around a click; see `enforce_clicks`."""
 SURE = 1.0
-"""Logit that such a click is lifted to."""
+"""Logit, in the direction of the click, that the click's pixel gets; see `enforce_clicks`."""
 
 
 def bounds(mask: np.ndarray) -> tuple[slice, ...] | None:
-    """The slices that hold everything of a mask with any number of axes; None if it is empty."""
+    """Slices of the bounding box of a mask with any number of axes; None if it is empty."""
     found = []
     for axis in range(mask.ndim):
         rows = np.any(mask, axis=tuple(a for a in range(mask.ndim) if a != axis)).reshape(-1)
@@ -31,7 +31,7 @@ def bounds(mask: np.ndarray) -> tuple[slice, ...] | None:
 
 
 def tight_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
-    """The smallest box that holds a mask (H, W); None if it is empty."""
+    """Bounding box (x0, y0, x1, y1) of a mask (H, W); None if it is empty."""
     found = bounds(mask)
     if found is None:
         return None
@@ -43,7 +43,7 @@ def _deepest(mask: np.ndarray, spacing: Sequence[float]) -> tuple[int, ...] | No
     found = bounds(mask)
     if found is None:
         return None
-    # The transform of scipy takes what lies outside an array as unknown, hence the frame of background.
+    # scipy's transform ignores what is outside the array; the frame makes it background.
     framed = np.pad(np.asarray(mask[found], bool), 1)
     depth = ndimage.distance_transform_edt(framed, sampling=spacing)
     place = np.unravel_index(int(depth.argmax()), depth.shape)
@@ -51,11 +51,11 @@ def _deepest(mask: np.ndarray, spacing: Sequence[float]) -> tuple[int, ...] | No
 
 
 def interior_point(mask: np.ndarray, spacing: Sequence[float] = (1.0, 1.0)) -> tuple[int, int] | None:
-    """The pixel furthest from the background, which also begins behind the picture's edge.
+    """The pixel of a mask that is furthest from the background; outside the image is background too.
 
     Args:
         mask: (H, W).
-        spacing: Of rows and of columns.
+        spacing: Spacing of rows and of columns.
 
     Returns:
         (y, x), the first in row-major order among equals; None if the mask is empty.
@@ -65,13 +65,13 @@ def interior_point(mask: np.ndarray, spacing: Sequence[float] = (1.0, 1.0)) -> t
 
 
 def interior_voxel(mask: np.ndarray, spacing: Sequence[float] = (1.0, 1.0, 1.0)) -> tuple[int, int, int] | None:
-    """As `interior_point`, of a mask (D, H, W) with the spacing of its three axes: (d, h, w)."""
+    """`interior_point` of a mask (D, H, W), with the spacing of its three axes: (d, h, w)."""
     place = _deepest(mask, spacing)
     return None if place is None else (place[0], place[1], place[2])
 
 
 def largest_component(mask: np.ndarray) -> np.ndarray:
-    """The largest part of a mask whose voxels touch by their faces; the first in row-major order among equals.
+    """The largest face-connected component of a mask; the first in row-major order among equals.
 
     Args:
         mask: Any number of axes.
@@ -90,12 +90,12 @@ def largest_component(mask: np.ndarray) -> np.ndarray:
 
 
 def dilate_box(box: Sequence[float], share: float, size: Sequence[int]) -> Box2D:
-    """A box whose four edges are moved outwards by `share` of its sides, but not out of the picture.
+    """Move the edges of a box outwards by `share` of its sides, but not beyond the image.
 
     Args:
         box: (x0, y0, x1, y1).
-        share: Of the width for the edges in x, of the height for those in y.
-        size: (H, W) of the picture.
+        share: Share of the width for the edges in x, of the height for those in y.
+        size: (H, W) of the image.
     """
     x0, y0, x1, y1 = (float(c) for c in box)
     more_x, more_y = share * (x1 - x0), share * (y1 - y0)
@@ -104,17 +104,17 @@ def dilate_box(box: Sequence[float], share: float, size: Sequence[int]) -> Box2D
 
 
 def enforce_clicks(logits: np.ndarray, clicks: Sequence[tuple[float, float, bool]]) -> np.ndarray:
-    """The smallest smooth change of a slice's logits after which every click is on its side of the border.
+    """Change a slice's logits smoothly so that every positive click is inside the mask and every negative one outside.
 
-    A Gaussian of `REACH` pixels stands on every click, with weights that lift those on the wrong side to `SURE` and
-    leave the others where they are. Nobody should have to click twice on one spot.
+    Adds a Gaussian of `REACH` pixels at every click. The weights set the logit of clicks on the wrong side to `SURE` or
+    `-SURE`, and keep the logit of the others.
 
     Args:
         logits: (H, W) float32.
-        clicks: (y, x, positive), voxel centres at integers; those outside of the slice are passed over.
+        clicks: (y, x, positive), voxel centres at integers; clicks outside the slice are ignored.
 
     Returns:
-        `logits` itself where every click is honoured already, else a new array.
+        A new array, or `logits` itself if every click is on the right side already.
     """
     height, width = logits.shape
     places = {(round(y), round(x)): 1.0 if positive else -1.0 for y, x, positive in clicks}

@@ -1,7 +1,7 @@
-"""What a data set looks like, and the plan by which its scans and every later one are preprocessed.
+"""Fingerprint of a data set, and the plan by which its scans and all later ones are preprocessed.
 
-Canonical arrays are (S, A, R): kji of a volume whose axes run to the superior, anterior and right. Planned arrays
-are (D, H, W) with the depth axis of `Plan.view` first.
+Canonical arrays are (S, A, R): the kji order of a volume whose axes run to superior, anterior and right. Preprocessed
+arrays are (D, H, W) with the depth axis of `Plan.view` first.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ VIEWS: dict[str, tuple[int, int, int]] = {
     "sagittal": (2, 0, 1),
     "picture": (0, 1, 2),
 }
-"""For depth, height and width: which of (S, A, R) it is. `picture` is axial with rows and columns the other way round,
-as pictures lie: SAM learned from upright ones."""
+"""Axes of (S, A, R) that become depth, height and width. "picture" is "axial" with rows and columns reversed, so that
+pictures are upright, as in SAM's training."""
 COLOURS = ("red", "green", "blue")
 """Names of the channels of a colour picture."""
 ANISOTROPIC = 3.0
-"""Slices thicker than this many pixels are treated in-plane only, as nnU-Net does."""
+"""Scans whose slice spacing is more than this many pixels are anisotropic, as in nnU-Net."""
 COARSER = 1.1
-"""`auto` calls an axis the coarse one if its spacing exceeds both others by this factor."""
+"""For `data.view=auto` an axis is the depth axis if its spacing exceeds both others by this factor."""
 VOXELS_PER_CASE = 5000
-"""Foreground voxels that each case adds to the intensity statistics."""
+"""Foreground voxels of each case that enter the intensity statistics."""
 
 _SIDE = re.compile(r"(?<![a-z])(left|right|l|r|lt|rt)(?![a-z])")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelStats:
-    """Intensities of one channel over the data set, in the scans' own units.
+    """Intensity statistics of one channel over the data set, in the units of the scans.
 
     Attributes:
-        p005, p995, mean, std: Of the foreground voxels of all cases.
-        low, high: Medians over the cases of the whole scan's 0.5 and 99.5 percentiles.
+        p005, p995, mean, std: 0.5 and 99.5 percentile, mean and standard deviation of the foreground voxels.
+        low, high: 0.5 and 99.5 percentile of the whole scan, medians over the cases.
     """
 
     p005: float
@@ -57,7 +57,7 @@ class ChannelStats:
 
 @dataclass(frozen=True, kw_only=True)
 class Fingerprint:
-    """What `make_plan` decides from; spacings (mm) and shapes per case, in (S, A, R) order."""
+    """Properties of a data set for `make_plan`; spacings (mm) and shapes per case in (S, A, R) order."""
 
     spacings: tuple[Triple, ...]
     shapes: tuple[Shape, ...]
@@ -68,21 +68,21 @@ class Fingerprint:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How scans become network input; stored in the cache and in every model.
+    """Parameters of preprocessing; stored in the cache and in every model.
 
     Attributes:
         view: Plane of the slices; its normal is the depth axis.
-        spacing: Target (d, h, w), mm; with `keep_slices`, d is the data set's median.
+        spacing: Target (d, h, w), mm; with `keep_slices`, d is the median of the data set.
         patch: (D, H, W) voxels of the network's input.
         normalisation: Per channel, "ct" (clip to the foreground's 0.5-99.5 percentiles, standardise with the data
             set's mean and deviation), "zscore" (each scan by itself) or "rgb" (SAM's mean and deviation).
         stats: Per channel.
-        anisotropic: Slices are thicker than `ANISOTROPIC` pixels: nearest along depth, in-plane augmentation.
+        anisotropic: Slice spacing is more than `ANISOTROPIC` pixels: nearest along depth, in-plane augmentation.
         median_shape: (D, H, W) of the data set's median case at the target spacing.
         channels: Names of the channels.
         modality: "CT", "MR" or "".
-        longest: Pixels of the longer side that each colour picture is resized to, instead of to a spacing; 0 for scans.
-        keep_slices: Scans keep their own slices; they are resampled in-plane alone.
+        longest: Pixels of the longer side to which colour pictures are resized, instead of to a spacing; 0 for scans.
+        keep_slices: Scans keep their slices and are resampled in-plane only.
     """
 
     view: str
@@ -98,11 +98,11 @@ class Plan:
     keep_slices: bool = False
 
     def spacing_for(self, own: Triple) -> Triple:
-        """What a scan of spacing `own` is resampled to; both (d, h, w), mm."""
+        """Target spacing of a scan of spacing `own`; both (d, h, w), mm."""
         return (own[0], *self.spacing[1:]) if self.keep_slices else self.spacing
 
     def axes_of(self, grid: Grid) -> tuple[int, int, int]:
-        """Which of the grid's axes (i, j, k) become depth, height and width."""
+        """Axes of the grid, 0 to 2 for i, j, k, that become depth, height and width."""
         perm, _ = canonical_axes(grid.affine)
         return triple(perm[2 - axis] for axis in VIEWS[self.view])
 
@@ -111,24 +111,24 @@ class Plan:
         return triple(grid.spacing[axis] for axis in self.axes_of(grid))
 
     def voxels(self, grid: Grid) -> float:
-        """About how many voxels a scan on this grid has once it is resampled."""
+        """Approximate number of voxels of a scan on this grid after resampling."""
         own = self.own_spacing(grid)
         return float(np.prod(grid.shape)) * float(np.prod(own)) / float(np.prod(self.spacing_for(own)))
 
     @property
     def left_right_axis(self) -> int:
-        """Which of (D, H, W) runs from left to right."""
+        """Index of the axis of (D, H, W) that runs from left to right."""
         return VIEWS[self.view].index(2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MirrorRule:
-    """Which mirrorings keep labels true (faults.md row 22).
+    """Mirrorings that are allowed, and how they exchange labels (faults.md row 22).
 
     Attributes:
-        axes: Of (D, H, W), those along which mirroring is allowed.
-        left_right: The one of them that exchanges sides, or -1.
-        swap: Class c becomes `swap[c]` when sides are exchanged.
+        axes: Axes of (D, H, W) along which mirroring is allowed.
+        left_right: The axis of these that exchanges left and right, or -1.
+        swap: Class c becomes `swap[c]` when left and right are exchanged.
     """
 
     axes: tuple[int, ...]
@@ -137,10 +137,10 @@ class MirrorRule:
 
 
 def mirror_rule(plan: Plan, labels: LabelTable, data: DataConfig) -> MirrorRule:
-    """Mirroring that the data set, `data.left_right` and `data.mirroring` allow, in augmentation and in use.
+    """Mirrorings that the data set, `data.left_right` and `data.mirroring` allow, in training and inference.
 
     Raises:
-        InputError: `always` was asked for, but labels are named after a side and their pairs are not declared.
+        InputError: `data.left_right=always`, but labels named after a side have no declared partner.
     """
     side = plan.left_right_axis
     sided = [label.name for label in labels.labels if not label.mirror and _SIDE.search(label.name.lower())]
@@ -148,7 +148,7 @@ def mirror_rule(plan: Plan, labels: LabelTable, data: DataConfig) -> MirrorRule:
         raise InputError(
             "mirroring would exchange left and right structures",
             where="data.left_right",
-            why=f"{', '.join(sided)} have a side and no partner",
+            why=f"{', '.join(sided)} have no declared partner",
             remedy="Declare left_right_pairs in dataset.json, or set data.left_right=declared.",
         )
     allowed = data.left_right == "always" or (data.left_right == "declared" and labels.mirrored)
@@ -157,7 +157,7 @@ def mirror_rule(plan: Plan, labels: LabelTable, data: DataConfig) -> MirrorRule:
 
 
 def modality_of(channels: Iterable[str]) -> str:
-    """ "CT", "MR" or "" from nnU-Net's channel names ("CT", "MRI", "T1", "FLAIR", "ADC", ...)."""
+    """Modality, "CT", "MR" or "", of nnU-Net's channel names ("CT", "MRI", "T1", "FLAIR", "ADC", ...)."""
     names = [name.upper().replace("_", " ").replace("-", " ").split() for name in channels]
     if any("CT" in words for words in names):
         return "CT"
@@ -166,20 +166,20 @@ def modality_of(channels: Iterable[str]) -> str:
 
 
 def canonical_spacing(volume: Volume | LabelMap) -> Triple:
-    """Spacing along (S, A, R), mm."""
+    """Spacing of a volume along (S, A, R), mm."""
     perm, _ = canonical_axes(volume.grid.affine)
     return triple(volume.grid.spacing[perm[axis]] for axis in (2, 1, 0))
 
 
 def content_box(channels: np.ndarray, background: Iterable[float | None]) -> tuple[Shape, Shape]:
-    """Lower and upper (exclusive) corner of what is not background, with one voxel around it.
+    """Lower and upper (exclusive) corner of all voxels that are not background, with a margin of one voxel.
 
     Args:
         channels: (M, ., ., .), any axis order.
-        background: Per channel the value that counts as empty; None stands for the channel's minimum.
+        background: Background value of every channel; None for the minimum of the channel.
 
     Returns:
-        The whole volume if nothing stands out.
+        Two corners; those of the whole volume if all of it is background.
     """
     shape = channels.shape[1:]
     mask = np.zeros(shape, bool)
@@ -194,20 +194,20 @@ def content_box(channels: np.ndarray, background: Iterable[float | None]) -> tup
 
 
 def extent(channels: np.ndarray, normalisation: Sequence[str]) -> tuple[Shape, Shape]:
-    """The corners of what is kept of a scan (M, ., ., .): its content, or all of a picture, black margins too."""
+    """Lower and upper corner of the crop of a scan (M, ., ., .); colour pictures are not cropped."""
     if "rgb" in normalisation:
         return (0, 0, 0), triple(channels.shape[1:])
     return content_box(channels, [empty_value(kind) for kind in normalisation])
 
 
 def fitted(shape: Sequence[int], longest: int) -> Shape:
-    """(D, H, W) of pictures of that shape, enlarged or made smaller until the longer side has `longest` pixels."""
+    """Shape (D, H, W) of pictures after resizing so that the longer side has `longest` pixels."""
     scale = longest / max(shape[1:])
     return shape[0], max(1, round(shape[1] * scale)), max(1, round(shape[2] * scale))
 
 
 def empty_value(normalisation: str) -> float | None:
-    """Background of the crop: 0, or for CT, where 0 is water, the scan's lowest value."""
+    """Background value for the crop: 0, or None (the minimum) for CT, where 0 is water."""
     return None if normalisation == "ct" else 0.0
 
 
@@ -224,12 +224,12 @@ def normalisation_of(channels: Iterable[str], choice: str) -> tuple[str, ...]:
 def fingerprint(
     cases: Iterable[tuple[Volume, LabelMap]], *, channels: tuple[str, ...], normalisation: str = "auto"
 ) -> Fingerprint:
-    """Collect what the plan needs, one case in memory at a time (model.md §12.1).
+    """Collect the properties that the plan depends on, one case in memory at a time (model.md §12.1).
 
     Args:
         cases: Training scans with their labels.
-        channels: Names of the channels, as the data set declares them.
-        normalisation: config.data.normalisation.
+        channels: Names of the channels in dataset.json.
+        normalisation: Value of `data.normalisation`.
     """
     kinds = normalisation_of(channels, normalisation)
     rng = np.random.default_rng(0)
@@ -249,7 +249,7 @@ def fingerprint(
         thin = flat[:, :: max(1, flat.shape[1] // 200_000)]
         ranges.append(np.percentile(thin, (0.5, 99.5), axis=1).T)
     if not shapes:
-        raise InputError("a plan needs at least one case", where="fingerprint")
+        raise InputError("the data set has no case")
     pooled, spans = np.concatenate(foreground, axis=1), np.median(ranges, axis=0)
     return Fingerprint(
         spacings=tuple(spacings),
@@ -270,7 +270,7 @@ def _stats(foreground: np.ndarray, span: np.ndarray) -> ChannelStats:
 
 
 def choose_view(spacing: Triple) -> str:
-    """The plane of the slices for a spacing in (S, A, R): the coarse axis is depth; axial if none stands out."""
+    """Plane of the slices for a spacing in (S, A, R): across the coarsest axis; "axial" if none is."""
     coarse = int(np.argmax(spacing))
     others = [s for axis, s in enumerate(spacing) if axis != coarse]
     if spacing[coarse] < COARSER * max(others):
@@ -279,11 +279,11 @@ def choose_view(spacing: Triple) -> str:
 
 
 def make_plan(fingerprint: Fingerprint, cfg: Config) -> Plan:
-    """Target spacing, view and patch (model.md §12.1, §12.2).
+    """Choose target spacing, view and normalisation (model.md §12.1, §12.2).
 
-    The spacing is the median; where it is anisotropic and the coarse axis also has the fewest voxels, that axis
-    takes its 10th percentile, unless `cfg.data.slices` keeps it out of resampling. `cfg.data` overrides view, spacing
-    and the window of CT; the patch is `cfg.model.patch`.
+    The spacing is the median. If it is anisotropic and the coarse axis also has the fewest voxels, the 10th percentile
+    is used along that axis, unless `data.slices` excludes it from resampling. `cfg.data` can set view, spacing and the
+    window of CT; the patch is `model.patch`.
 
     Raises:
         InputError: Channels of data and model differ, a spacing is not positive, or the window is empty.
@@ -309,7 +309,10 @@ def make_plan(fingerprint: Fingerprint, cfg: Config) -> Plan:
         target[coarse] = np.percentile(spacings[:, coarse], 10)
     spacing = cfg.data.spacing or triple(round(float(s), 6) for s in target[order])
     if min(spacing) <= 0 or not np.isfinite(spacing).all():
-        raise InputError("the target spacing must be positive", where="data.spacing", why=f"found {spacing} mm")
+        remedy = "Correct data.spacing, or the spacing of the scans."
+        raise InputError(
+            "the target spacing must be positive", where="data.spacing", why=f"found {spacing} mm", remedy=remedy
+        )
     sizes = shapes[:, order] * spacings[:, order] / np.array(spacing)
     if keep:
         sizes[:, 0] = shapes[:, order[0]]
@@ -333,16 +336,16 @@ def make_plan(fingerprint: Fingerprint, cfg: Config) -> Plan:
 
 
 def keeps_slices(data: DataConfig, spacing: Sequence[float]) -> bool:
-    """Whether `data.slices` leaves scans their own slices, at a target spacing (d, h, w) in mm."""
+    """Whether scans keep their slices by `data.slices`, for a target spacing (d, h, w) in mm."""
     return data.slices == "keep" or (data.slices == "auto" and bool(spacing[0] > ANISOTROPIC * min(spacing[1:])))
 
 
 def _picture_plan(fingerprint: Fingerprint, cfg: Config, kinds: tuple[str, ...]) -> Plan:
-    """Colour pictures have no spacing: each is resized until its longer side fits (model.md §12.3)."""
+    """Plan for colour pictures, which have no spacing and are resized to `data.longest` (model.md §12.3)."""
     longest = cfg.data.longest
     if len(kinds) != len(COLOURS) or longest < 1:
         raise InputError(
-            "colour pictures have three channels, and a longer side",
+            "colour pictures need three channels and a positive data.longest",
             where="data.normalisation=rgb",
             why=f"found {len(kinds)} channel(s) and data.longest={longest}",
         )
@@ -362,7 +365,7 @@ def _picture_plan(fingerprint: Fingerprint, cfg: Config, kinds: tuple[str, ...])
 
 
 def windowed(stats: ChannelStats, data: DataConfig) -> ChannelStats:
-    """The statistics of a CT channel with the configured window in place of the data set's own.
+    """The statistics of a CT channel with `data.window` in place of the data set's percentiles.
 
     Raises:
         InputError: The window is empty.
@@ -375,19 +378,20 @@ def windowed(stats: ChannelStats, data: DataConfig) -> ChannelStats:
             "the window is empty",
             where="data.window",
             why=f"found {data.window}",
-            remedy="Give low < high, what to subtract, and a divisor above 0.",
+            remedy="Give four numbers: low < high, the value to subtract, and a divisor above 0.",
         )
     return replace(stats, p005=low, p995=high, mean=mean, std=std)
 
 
 def fit_patch(median_shape: Shape, *, upsample: int, depth: int = 16, largest: int = 512, canvas: int = 1024) -> Shape:
-    """A patch for new data (model.md §12.2): the median slice if it fits, and at most `depth` slices.
+    """Patch size (D, H, W) for new data (model.md §12.2): the median slice if it fits, at most `depth` slices.
 
     Args:
         median_shape: (D, H, W) at the target spacing.
-        upsample: stem.upsample; every side times it is a multiple of 16 and at most `canvas` (SAM's).
-        depth: Most slices of a patch; what memory and time allow.
-        largest: Most pixels of a side.
+        upsample: `stem.upsample`; every side times it is a multiple of 16 and at most `canvas`.
+        depth: Largest number of slices.
+        largest: Largest number of pixels of a side.
+        canvas: Side of SAM's canvas in pixels.
     """
     multiple = max(16 // math.gcd(16, upsample), 8)
     most = min(largest, canvas // upsample) // multiple * multiple

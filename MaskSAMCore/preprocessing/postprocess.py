@@ -1,4 +1,4 @@
-"""Largest connected components: kept where that was better on validation cases (model.md §13.1, nnU-Net's rule)."""
+"""Keeping the largest connected components, and the choice of the rule (model.md §13.1, as in nnU-Net)."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from scipy import ndimage
 from MaskSAMCore.config.schema import Largest
 
 ONE_PIECE = 0.99
-"""Mean share of a structure's voxels in its largest component that counts as all of them."""
+"""A structure is connected if at least this share of its voxels is in its largest component, on average."""
 MODES: tuple[Largest, ...] = get_args(Largest)
 _TOUCHING: np.ndarray = np.ones((3, 3, 3), bool)
 
 
 def keep_largest(classes: np.ndarray, mode: Largest) -> np.ndarray:
-    """Background for every voxel outside the largest component (26 neighbours).
+    """Set every voxel outside the largest component (26 neighbours) to background.
 
     Args:
         classes: (Z, Y, X), 0 is background.
-        mode: "foreground" takes all structures as one, "each" every structure by itself, "both" first all as one and
-            then every structure within, "none" changes nothing.
+        mode: "foreground" for all structures together, "each" for every structure, "both" for all together and then
+            every structure, "none" for no change.
 
     Returns:
         A new array, or `classes` itself for "none".
@@ -43,23 +43,22 @@ def keep_largest(classes: np.ndarray, mode: Largest) -> np.ndarray:
 
 
 def choose_largest(scores: dict[Largest, list[float]]) -> Largest:
-    """The mode with the best mean Dice in which no structure is worse than without.
+    """The mode with the best mean Dice among those in which no structure is worse than with "none".
 
     Args:
-        scores: Mean Dice of every structure by mode; "none" must be there.
+        scores: Mean Dice of every structure by mode; includes "none".
     """
     plain = scores["none"]
-    # Written so that a structure without a figure, NaN, never counts as worse.
+    # A NaN (a structure without a Dice) compares false, and so never counts as worse.
     fair = [m for m, s in scores.items() if not any(a < b for a, b in zip(s, plain, strict=True))]
     return max(fair, key=lambda mode: (float(np.nan_to_num(scores[mode]).mean()), mode == "none"))
 
 
 def suggest_largest(labels: Iterable[np.ndarray]) -> Largest:
-    """The mode that label maps themselves suggest: what is in one piece in them should be so in a result.
+    """The mode that suits the given label maps: a structure that is connected in them should be so in a result.
 
-    For models of few cases, where validation cases would have to be both judge and teacher. In one piece is what has
-    `ONE_PIECE` of its voxels in its largest component on average over the maps: a single map among many that was drawn
-    in two says nothing. docs/EXPERIMENTS.md shows what the rule is worth.
+    For models trained on few cases, where no validation cases are left for `choose_largest`. A structure is connected
+    if on average `ONE_PIECE` of its voxels are in its largest component. See docs/EXPERIMENTS.md for an evaluation.
 
     Args:
         labels: Classes (Z, Y, X), 0 is background.
@@ -80,6 +79,6 @@ def suggest_largest(labels: Iterable[np.ndarray]) -> Largest:
 
 
 def _share(mask: np.ndarray) -> float:
-    """Of the voxels of `mask`, which has some, those in its largest component."""
+    """Share of the voxels of a non-empty mask that are in its largest component."""
     parts, _ = ndimage.label(mask, _TOUCHING)
     return float(np.bincount(parts.ravel())[1:].max() / np.count_nonzero(mask))

@@ -1,7 +1,7 @@
-"""From a scan to network input, and from scores back to exactly the scan's grid.
+"""Preprocessing of a scan for the network, and its inverse for scores and labels.
 
-canonical RAS orientation -> depth axis first -> crop to content -> normalise -> resample (model.md §12.1); the way
-back is the same record read from its end, scores resampled linearly, one class at a time, argmax last (§13.1).
+Steps: RAS orientation, depth axis first, crop to the content, normalise, resample (model.md §12.1). The inverse uses
+the record of these steps; scores are resampled linearly, one class at a time, before the argmax (§13.1).
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from MaskSAMCore.volume import LabelMap, Shape, Triple, Volume, canonical_axes, 
 LOG = logging.getLogger(__name__)
 _SMALLEST_STD = 1e-8
 SAM_MEAN, SAM_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-"""Of red, green and blue from 0 to 255, as SAM was trained."""
+"""Mean and standard deviation of red, green and blue (0 to 255) in SAM's training."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessingRecord:
-    """What was done to one scan; everything that the way back needs, as plain JSON values.
+    """Steps applied to one scan, as needed for the inverse; stored as JSON.
 
     Attributes:
         source_shape: (K, J, I) of the scan.
-        axes: Source array axis that became depth, height, width.
+        axes: Array axes of the scan that became depth, height, width.
         flips: Which of depth, height, width were reversed.
         lower, upper: Corners of the crop in (D, H, W), upper exclusive.
         spacing: (d, h, w) of the scan, mm.
         shape: (D, H, W) after resampling.
-        nearest_depth: Depth was resampled with the nearest slice.
-        constant: No channel had any contrast; the result of a segmentation is empty.
-        nonfinite: NaN and Inf voxels that were replaced.
+        nearest_depth: Whether depth was resampled with the nearest slice.
+        constant: Whether no channel had any contrast; the segmentation is then empty.
+        nonfinite: Number of NaN and Inf voxels that were replaced.
     """
 
     source_shape: Shape
@@ -67,14 +67,14 @@ class PreprocessingRecord:
 
     @property
     def depth_mode(self) -> Depth:
-        """How labels and images are resampled along depth."""
+        """Interpolation along depth, for `resample`."""
         return "nearest" if self.nearest_depth else "same"
 
     def apply(self, array: np.ndarray) -> np.ndarray:
-        """(..., K, J, I) on the scan's grid to the crop in (..., D, H, W), as a view; no resampling.
+        """Crop and reorient an array (..., K, J, I) on the scan's grid to (..., D, H, W), as a view.
 
         Raises:
-            GeometryError: The array is not on the scan's grid.
+            GeometryError: The array has another size than the scan.
         """
         if tuple(array.shape[-3:]) != self.source_shape:
             raise GeometryError(
@@ -88,7 +88,7 @@ class PreprocessingRecord:
 
 @dataclass
 class Prepared:
-    """Network input of one scan: `image` (M, D, H, W) float32, and the record of how it came about."""
+    """Network input of one scan: `image` (M, D, H, W) float32, and the record of its preprocessing."""
 
     image: np.ndarray
     record: PreprocessingRecord
@@ -118,14 +118,14 @@ def check_scan(volume: Volume, plan: Plan) -> None:
 
 
 def preprocess(volume: Volume, plan: Plan) -> Prepared:
-    """Bring a scan to the plan's orientation, spacing and intensities.
+    """Reorient, crop, normalise and resample a scan as the plan says.
 
-    NaN and Inf become the lowest finite value of their channel, with a warning; a channel without contrast becomes
-    zeros (faults.md rows 27, 28).
+    NaN and Inf are replaced by the lowest finite value of their channel, with a warning; a channel without contrast
+    becomes zero (faults.md rows 27, 28).
 
     Raises:
-        InputError: The scan has another number of channels, or no finite voxel.
-        GeometryError: Its grid describes no usable space.
+        InputError: The scan has another number of channels than the plan, or no finite voxel.
+        GeometryError: The scan's grid is not usable.
     """
     check_scan(volume, plan)
     source = volume.as_channels()
@@ -149,7 +149,7 @@ def preprocess(volume: Volume, plan: Plan) -> Prepared:
         image[index] = resample(torch.from_numpy(normal), shape, mode="cubic", depth=depth).numpy()
         flat.append(constant)
     if all(flat):
-        LOG.warning("%s: the image is constant; there is nothing to segment", volume.source or "volume")
+        LOG.warning("%s: the image is constant; the segmentation will be empty", volume.source or "volume")
     record = PreprocessingRecord(
         source_shape=volume.grid.shape,
         axes=axes,
@@ -174,7 +174,7 @@ def _finite(channels: np.ndarray, volume: Volume) -> tuple[np.ndarray, int]:
         return channels, 0
     if count == good.size:
         raise InputError("the image has no finite voxel", where=volume.source, why=f"{count} are NaN or Inf")
-    LOG.warning("%s: %d voxels are NaN or Inf and take the lowest finite value", volume.source or "volume", count)
+    LOG.warning("%s: %d NaN or Inf voxels were set to the lowest finite value", volume.source or "volume", count)
     filled = [
         np.where(ok, channel, channel[ok].min() if ok.any() else 0) for channel, ok in zip(channels, good, strict=True)
     ]
@@ -182,7 +182,7 @@ def _finite(channels: np.ndarray, volume: Volume) -> tuple[np.ndarray, int]:
 
 
 def _normalise(channel: np.ndarray, kind: str, stats: ChannelStats, index: int) -> tuple[np.ndarray, bool]:
-    """A contiguous float32 copy, and whether the channel was constant."""
+    """A normalised float32 copy, and whether the channel was constant."""
     values = np.array(channel, np.float32, order="C")
     constant = bool(values.min() == values.max())
     if kind == "ct":
@@ -202,7 +202,7 @@ def _normalise(channel: np.ndarray, kind: str, stats: ChannelStats, index: int) 
 
 
 def ids_to_classes(array: np.ndarray, labels: LabelTable, *, where: object = "") -> np.ndarray:
-    """Label ids to the network's classes 0..K-1, uint8, or uint16 for many classes.
+    """Map label ids to the network's classes 0 to K-1, as uint8, or uint16 for more than 256 classes.
 
     Raises:
         InputError: An id is not in the table (faults.md row 41).
@@ -212,7 +212,7 @@ def ids_to_classes(array: np.ndarray, labels: LabelTable, *, where: object = "")
     unknown = [int(v) for v in found if int(v) not in table]
     if unknown:
         raise InputError(
-            "label values that were not declared",
+            "the label map has values that were not declared",
             where=where,
             why=f"found {', '.join(map(str, unknown[:10]))}; declared are {', '.join(map(str, sorted(table)))}",
             remedy="Declare them in dataset.json, or remove them from the label map.",
@@ -225,7 +225,7 @@ def ids_to_classes(array: np.ndarray, labels: LabelTable, *, where: object = "")
 
 
 def classes_to_ids(classes: np.ndarray, labels: LabelTable) -> np.ndarray:
-    """The network's classes to label ids, in the smallest unsigned type that holds them."""
+    """Map the network's classes to label ids, as uint8, or uint16 if an id is above 255."""
     ids = [0] + [label.id for label in labels.labels]
     lookup = np.array(ids, np.uint8 if max(ids) < 256 else np.uint16)
     return lookup[classes]
@@ -238,13 +238,13 @@ def _class_type(classes: int) -> type[np.unsignedinteger]:
 def preprocess_labels(
     labelmap: LabelMap, record: PreprocessingRecord, plan: Plan, labels: LabelTable | None = None
 ) -> np.ndarray:
-    """A label map on the scan's grid to (D, H, W) classes on the network's.
+    """Preprocess a label map: classes (D, H, W) on the network's grid.
 
     Args:
-        labelmap: On the grid of the scan that `record` describes.
+        labelmap: On the grid of the scan that `record` belongs to.
         record: From `preprocess` of that scan.
-        plan: The same plan.
-        labels: Maps ids to classes; without it (and without `labelmap.labels`) ids are taken as classes.
+        plan: The plan of that call.
+        labels: Table of ids and classes; None for `labelmap.labels`. Without both, ids are classes.
 
     Raises:
         InputError: A label id was not declared.
@@ -277,10 +277,10 @@ def restore_probabilities(scores: Tensor, record: PreprocessingRecord) -> Iterat
 
 
 def restore_labels(scores: Tensor | np.ndarray, record: PreprocessingRecord) -> np.ndarray:
-    """The most probable class (Z, Y, X) on exactly the scan's grid; two classes in memory at a time.
+    """The class with the highest score, (Z, Y, X), on the scan's grid; two classes in memory at a time.
 
     Args:
-        scores: (K, D, H, W), floating; any device.
+        scores: (K, D, H, W), any floating type and device.
         record: From `preprocess`.
 
     Raises:

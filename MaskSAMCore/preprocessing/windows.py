@@ -1,4 +1,4 @@
-"""Where the windows of a volume begin: one rule for training caches, automatic and interactive use."""
+"""Positions of the sliding windows of a volume, for training, automatic and interactive segmentation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def starts(size: int, patch: int, *, step: float = 0.5) -> list[int]:
     Args:
         size: Voxels along the axis.
         patch: Voxels of a window; a shorter axis has one window, which the caller pads.
-        step: Distance of two windows as a share of `patch`, at most.
+        step: Largest distance between two windows, as a share of `patch`.
     """
     if size <= patch:
         return [0]

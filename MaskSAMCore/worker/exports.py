@@ -127,5 +127,5 @@ def _save_case(fields: Mapping[str, Any], progress: Progress, cancel: CancelToke
         "folder": fields["folder"],
         "labels": dict(saved.labels),
         "replaced": saved.replaced,
-        "notes": [f"{each}, saved as {each.later}" for each in overlaps] + list(saved.notes),
+        "notes": [f"{each}, saved as {each.later}" for each in overlaps] + list(saved.warnings),
     }

@@ -33,8 +33,8 @@ def test_left_and_right_swap_classes_not_ids() -> None:
     ("labels", "word"),
     [
         ((label(1, " "),), "empty"),
-        ((label(1, "a"), label(2, "a")), "name used twice"),
-        ((label(1, "a"), label(1, "b")), "id used twice"),
+        ((label(1, "a"), label(2, "a")), "name is used twice"),
+        ((label(1, "a"), label(1, "b")), "id is used twice"),
         ((label(0, "a"),), "1 to 65535"),
         ((label(70000, "a"),), "1 to 65535"),
         ((label(1, "right", "left"), label(2, "left")), "not mutual"),

@@ -58,7 +58,7 @@ def test_lps_and_ras_are_each_others_inverse():
 
 def test_a_grid_is_read_only_and_comparable():
     grid = oblique()
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="read-only"):
         grid.affine[0, 0] = 5
     assert grid == oblique()
     assert hash(grid) == hash(oblique())

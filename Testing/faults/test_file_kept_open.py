@@ -96,7 +96,7 @@ def test_one_file_that_stays_held_is_kept_beside_it(tmp_path: Path, hold: Hold) 
     hold(target)
     with pytest.raises(ResourceError) as caught:
         write_labels(labelmap(), target, overwrite=True)
-    assert "another program holds" in str(caught.value)
+    assert "another program has the output open" in str(caught.value)
     assert str(beside) in str(caught.value)
     assert target.read_bytes() == b"old"
     assert np.array_equal(read_labels(beside).array, labelmap().array)
@@ -181,7 +181,7 @@ def test_old_files_that_cannot_be_put_back_are_named_and_kept(
     with pytest.raises(ResourceError):
         outputs.write(case, volume, labelmap(), overwrite=True)
     assert (tmp_path / "out" / "c-new" / "old-0").read_bytes() == b"old"
-    assert f"c.nii.gz: the old file could not be put back and lies in {tmp_path / 'out' / 'c-new'}" in caplog.text
+    assert f"c.nii.gz: the old file could not be restored; it is in {tmp_path / 'out' / 'c-new'}" in caplog.text
 
 
 def test_nothing_is_lost_where_not_even_the_folder_can_be_renamed(

@@ -50,7 +50,7 @@ def test_a_killed_holder_leaves_no_lock(tmp_path, holder, caplog):
     assert (tmp_path / LOCK_NAME).exists()
     with FolderLock(tmp_path):
         assert json.loads((tmp_path / LOCK_NAME).read_text())["pid"] == os.getpid()
-    assert f"process {holder.pid}, which is gone" in caplog.text
+    assert f"process {holder.pid}, which has ended" in caplog.text
     assert not (tmp_path / LOCK_NAME).exists()
 
 

@@ -16,7 +16,7 @@ ARRAY = np.arange(3 * 24, dtype=np.int16).reshape(3, 2, 3, 4)
 def test_frames(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     sitk.WriteImage(sitk.JoinSeries([sitk.GetImageFromArray(a) for a in ARRAY]), str(path))
-    with pytest.raises(InputError, match=r"holds 3 frames.*frame=0 to 2"):
+    with pytest.raises(InputError, match=r"has 3 frames.*frame=0 to 2"):
         read_volume(path)
     with pytest.raises(InputError, match="3 frames"):
         read_labels(path)
@@ -33,7 +33,7 @@ def test_channels(tmp_path, suffix, kind):
     path = tmp_path / f"a{suffix}"
     array = np.moveaxis(ARRAY, 0, -1).astype(np.uint8 if kind == "rgb" else np.int16)
     sitk.WriteImage(sitk.GetImageFromArray(array, isVector=True), str(path))
-    with pytest.raises(InputError, match=r"holds 3 channels"):
+    with pytest.raises(InputError, match=r"has 3 channels"):
         read_volume(path)
     for channel in range(3):
         assert np.array_equal(read_volume(path, channel=channel).array, array[..., channel])

@@ -29,7 +29,7 @@ def with_labels(raw: Path, text: str) -> Path:
     ("text", "message"),
     [
         ('{"background": 0, "ball": 1, "ball": 2}', "'ball' is defined twice"),
-        ('{"background": 0, "ball": 1, "cube": 1}', "id used twice"),
+        ('{"background": 0, "ball": 1, "cube": 1}', "id is used twice"),
         ('{"background": 0, "": 1}', "empty name"),
         ('{"background": 0, "ball": 70000}', "1 to 65535"),
         ('{"background": 0, "ball": -1}', "1 to 65535"),

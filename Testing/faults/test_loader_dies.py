@@ -19,8 +19,7 @@ def test_exception_reaches_the_consumer_after_the_good_batches():
 
     received = []
     with pytest.raises(ValueError, match="case_017") as error:
-        for item in prefetch(batch, range(5)):
-            received.append(item)
+        received.extend(prefetch(batch, range(5)))
     assert received == [0, 1]
     assert any(entry.name == "batch" for entry in error.traceback)
 

@@ -44,7 +44,7 @@ def test_everything_is_reported_at_once(broken: Path, tmp_path: Path) -> None:
         "case_001: imagesTr/case_001_0000.nii.gz is missing",
         "case_002:",
         "case_003:",
-        "case_005: case_005_0000.nii.gz holds the same scan as case case_004",
+        "case_005: case_005_0000.nii.gz is the same scan as in case case_004",
         "fold 0: patient Smith is in train and in val",
         "fold 1: train: there is no case 'case_099'",
         "fold 1: val is missing or empty",

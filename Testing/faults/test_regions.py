@@ -1,4 +1,4 @@
-"""faults.md row 31, for regions of `segment`: one that cannot be used is named by number and position."""
+"""faults.md row 31: an unusable region among the prompts of `segment` is named by number and position."""
 
 from __future__ import annotations
 

@@ -63,7 +63,8 @@ def test_while_structures_arrive(rig: Rig) -> None:
     assert reset(rig)
     for _ in range(5):
         rig.controller.tick()
-    assert reset(rig) and len(rigs.segments(half)) == 1, "the rest went nowhere"
+    assert reset(rig)
+    assert len(rigs.segments(half)) == 1, "the rest went nowhere"
     assert bridge.geometry(volume), "the old nodes can still be read by whoever holds them"
 
 
@@ -103,4 +104,5 @@ def test_the_next_scene_works_at_once(rig: Rig) -> None:
     rig.parameters = rigs.parameters()
     rig.controller.set_parameters(rig.parameters)
     rig.choose(rigs.volume())
-    assert len(rigs.segments(rig.segment())) == 2 and len(rig.engines) == 1, "by the same process"
+    assert len(rigs.segments(rig.segment())) == 2
+    assert len(rig.engines) == 1, "by the same process"

@@ -78,7 +78,8 @@ def test_segment_is_pressed_in_the_middle_of_a_step(rig: Rig, monkeypatch: pytes
     rig.controller.segment()
     assert rig.idle()
     assert times
-    assert rigs.segmentations() == [] and rig.status.undo == "", "it was cancelled, and nothing of it stays"
+    assert rigs.segmentations() == [], "it was cancelled, and nothing of it stays"
+    assert rig.status.undo == ""
     assert rig.segment()
 
 
@@ -93,7 +94,8 @@ def test_other_buttons_are_pressed_in_the_middle_of_a_step(rig: Rig, monkeypatch
 
     times = in_the_middle(monkeypatch, press)
     found = rig.segment()
-    assert times and list(rigs.segments(found)) == [CORNER, BRIGHT], "as it was ordered"
+    assert times
+    assert list(rigs.segments(found)) == [CORNER, BRIGHT], "as it was ordered"
     assert rig.has_message("wait until it is done, or cancel")
 
 

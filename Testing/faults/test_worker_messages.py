@@ -126,9 +126,9 @@ def test_more_requests_than_can_wait(temporary: Path) -> None:
         thread.join()
         assert refused
         assert all("too many" in reply["error"]["what"] for reply in refused)
-        for id in range(10, 1510):
-            worker.write(json.dumps({"id": 10_000 + id, "op": "cancel", "target": id}).encode() + b"\n")
-            while worker.read().get("id") != 10_000 + id:
+        for target in range(10, 1510):
+            worker.write(json.dumps({"id": 10_000 + target, "op": "cancel", "target": target}).encode() + b"\n")
+            while worker.read().get("id") != 10_000 + target:
                 pass
         assert "result" in worker.ask("release", 2, case=0)
 

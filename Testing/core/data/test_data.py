@@ -259,7 +259,7 @@ def test_the_readers_notes_are_told_once(shared: Path, tmp_path: Path, caplog: p
     shutil.copy(source / "dataset.json", raw)
     cache, report = prepare(raw, tmp_path / "cache", CONFIG)
     assert cache.plan.normalisation == ("ct",)
-    assert [count for note, count in report.notes if "sform and qform" in note] == [4]
+    assert [count for note, count in report.warnings if "sform and qform" in note] == [4]
     assert not caplog.records
 
 

@@ -59,7 +59,7 @@ def files(folder: Path) -> list[str]:
 
 def test_a_case_is_saved_on_its_own_grid_with_names_codes_and_colours(tmp_path: Path) -> None:
     saved = save(tmp_path / "set", LIVER, BLOB)
-    assert (saved.name, dict(saved.labels), saved.replaced, saved.notes) == ("scan", {"Liver": 1, "Blob": 2}, False, ())
+    assert saved == SavedCase(name="scan", labels={"Liver": 1, "Blob": 2}, replaced=False, warnings=())
     assert files(tmp_path / "set") == ["dataset.json", "imagesTr/scan_0000.nii.gz", "labelsTr/scan.nii.gz"]
     image = read_volume(tmp_path / "set" / "imagesTr" / "scan_0000.nii.gz")
     assert np.array_equal(image.array, scan().array)
@@ -86,7 +86,7 @@ def test_labels_keep_their_ids_over_cases_and_need_not_be_in_all_of_them(tmp_pat
     assert dict(save(tmp_path, LIVER, SPLEEN, seed=0).labels) == {"Liver": 1, "Spleen": 2}
     second = save(tmp_path, BLOB, Label(id=1, name="spleen ", color=(9, 9, 9)), seed=1)
     assert dict(second.labels) == {"Spleen": 2, "Blob": 3}, "the same name in another spelling"
-    assert second.notes == ("Liver: not in this case, whose other voxels count as background",)
+    assert second.warnings == ("Liver: not in this case, whose other voxels count as background",)
     third = save(tmp_path, LIVER, seed=2)
     assert dict(third.labels) == {"Liver": 1}
     assert description(tmp_path)["labels"] == {"background": 0, "Liver": 1, "Spleen": 2, "Blob": 3}
@@ -109,7 +109,7 @@ def test_the_same_scan_again_replaces_its_labels(tmp_path: Path) -> None:
     save(tmp_path, LIVER, seed=1, name="other")
     again = save(tmp_path, SPLEEN, LIVER, name="another name")
     assert (again.name, again.replaced) == ("first", True)
-    assert "its labels were replaced" in again.notes[-1]
+    assert "its labels were replaced" in again.warnings[-1]
     assert len(files(tmp_path)) == 5
     assert description(tmp_path)["numTraining"] == 2
     assert np.array_equal(label_file(tmp_path, "first") == 1, segmented(SPLEEN, LIVER).array == LIVER.id)
@@ -139,7 +139,8 @@ def test_a_case_joins_a_data_set_of_somebody_else(tmp_path: Path) -> None:
     }
     assert after["labels"] == {"background": 0, "ball": 1, "cube": 2, "Blob": 3}
     again = save(folder, BLOB, seed=7)
-    assert again.replaced and "cube" in description(folder)["labels"], "the other cases' structures are not known"
+    assert again.replaced
+    assert "cube" in description(folder)["labels"], "the structures of the other cases are not known"
     verify_dataset(folder)
 
 
@@ -180,7 +181,7 @@ def test_names_are_made_unique_whatever_their_capitals(tmp_path: Path) -> None:
 def test_segments_called_background_are_background(tmp_path: Path) -> None:
     saved = save(tmp_path, LIVER, Label(id=9, name="Background", color=(0, 0, 0)))
     assert dict(saved.labels) == {"Liver": 1}
-    assert "counts as background" in saved.notes[0]
+    assert "counts as background" in saved.warnings[0]
     assert np.unique(label_file(tmp_path, "scan")).tolist() == [0, 1]
 
 
@@ -195,7 +196,7 @@ def test_voxels_without_a_number_are_replaced_and_that_is_said(tmp_path: Path) -
     broken.array[0, 0, :3] = np.nan, np.inf, -np.inf
     broken.array.flags.writeable = False
     saved = save_case(tmp_path, broken, segmented(LIVER), name="broken")
-    assert saved.notes[0].startswith("3 voxels were NaN or Inf")
+    assert saved.warnings[0].startswith("3 voxels were NaN or Inf")
     found = read_volume(tmp_path / "imagesTr" / "broken_0000.nii.gz")
     assert found.nonfinite == 0
     assert found.array[0, 0, 1] == np.nanmax(scan().array)
@@ -228,7 +229,7 @@ def nothing() -> LabelMap:
     [
         (flat(), segmented(LIVER), InputError, "constant"),
         (scan(), elsewhere(), GeometryError, "differ"),
-        (scan(), twins(), InputError, "one name"),
+        (scan(), twins(), InputError, "same name"),
         (scan(), nothing(), InputError, "nothing is segmented"),
         (scan(modality="CT"), segmented(LIVER), InputError, "two modalities"),
     ],

@@ -25,18 +25,28 @@ def test_the_target_appears_only_at_the_end(tmp_path):
 def test_a_failure_leaves_the_old_file_and_no_temporary(tmp_path):
     target = tmp_path / "out.txt"
     target.write_text("old")
-    with pytest.raises(RuntimeError), atomic_path(target, overwrite=True) as part:
-        part.write_text("half")
-        raise RuntimeError("stop")
+
+    def write() -> None:
+        with atomic_path(target, overwrite=True) as part:
+            part.write_text("half")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        write()
     assert target.read_text() == "old"
     assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_file_that_appeared_meanwhile_is_kept(tmp_path):
     target = tmp_path / "out.txt"
-    with pytest.raises(InputError, match="meanwhile"), atomic_path(target) as part:
-        part.write_text("mine")
-        target.write_text("theirs")
+
+    def write() -> None:
+        with atomic_path(target) as part:
+            part.write_text("mine")
+            target.write_text("theirs")
+
+    with pytest.raises(InputError, match="meanwhile"):
+        write()
     assert target.read_text() == "theirs"
 
 
@@ -45,7 +55,7 @@ def test_text_and_json(tmp_path):
     assert (tmp_path / "a.txt").read_bytes() == "ä\n".encode()
     write_json(tmp_path / "a.json", {"x": [1, 2.5]})
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": [1, 2.5]}
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="JSON compliant"):
         write_json(tmp_path / "b.json", {"x": float("nan")})
     assert not (tmp_path / "b.json").exists()
 

@@ -212,7 +212,7 @@ def test_settings_of_pictures_are_checked(tmp_path):
     ready, report = prepare(source, tmp_path / "cache", config, workers=1)
     assert len(report.built) == 4
     assert ready.plan.longest == 64
-    assert any("a pixel counts as" in note for note, _ in report.notes)
+    assert any("a pixel counts as" in note for note, _ in report.warnings)
     assert prepare(source, tmp_path / "cache", config, workers=1)[1].kept == ready.ids
     with pytest.raises(DatasetError, match=r"data\.longest"):
         ready.check_config(override(config, ["data.longest=128"]))

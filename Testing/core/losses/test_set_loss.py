@@ -182,7 +182,7 @@ def test_mask_terms_are_sums_over_pairs_divided_by_the_count() -> None:
 
 
 @pytest.mark.parametrize(
-    "gone, missing",
+    ("gone", "missing"),
     [
         ({"aux_boxes"}, {"box_l1", "box_giou"}),
         ({"aux_masks"}, {"aux_bce", "aux_dice"}),

@@ -17,7 +17,7 @@ def test_extents_are_half_open_fractions_x_first() -> None:
     assert not empty
 
 
-@pytest.mark.parametrize("row, column", [(0, 0), (0, 7), (4, 0), (4, 7)])
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (0, 7), (4, 0), (4, 7)])
 def test_one_pixel_at_the_border_has_its_own_area(row: int, column: int) -> None:
     mask = torch.zeros(5, 8, dtype=torch.bool)
     mask[row, column] = True
@@ -75,7 +75,7 @@ def test_fusion_follows_its_name_and_spares_the_learned_box_where_the_mask_is_em
 
 
 @pytest.mark.parametrize(
-    "a, b, expected",
+    ("a", "b", "expected"),
     [
         ((0, 0, 0.5, 0.5), (0.5, 0.5, 1, 1), -0.5),
         ((0, 0, 1, 1), (0, 0, 0.5, 1), 0.5),

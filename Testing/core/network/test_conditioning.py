@@ -125,12 +125,9 @@ def test_boxes_and_points_side_by_side_equal_each_alone():
     box = SlicePrompts(box=(0.1, 0.2, 0.7, 0.8))
     click = SlicePrompts(points=((0.4, 0.4), (0.9, 0.9), (0.6, 0.3)), labels=(1, 0, 1))
     both = masks(network, broadcast_prompts([[{1: box}, {2: click}]], DEPTH))
-    torch.testing.assert_close(
-        both[:, :1], masks(network, broadcast_prompts([[{1: box}]], DEPTH)), atol=1e-9, rtol=1e-9
-    )
-    torch.testing.assert_close(
-        both[:, 1:], masks(network, broadcast_prompts([[{2: click}]], DEPTH)), atol=1e-9, rtol=1e-9
-    )
+    first, second = (masks(network, broadcast_prompts([[each]], DEPTH)) for each in ({1: box}, {2: click}))
+    torch.testing.assert_close(both[:, :1], first, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(both[:, 1:], second, atol=1e-9, rtol=1e-9)
 
 
 def test_every_slice_takes_the_nearest_prompts_and_knows_how_far_they_are():

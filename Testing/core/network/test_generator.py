@@ -65,7 +65,7 @@ def propose(
 
 
 @pytest.mark.parametrize(
-    "name, levels, total, trunk, boxes, tokens, masks",
+    ("name", "levels", "total", "trunk", "boxes", "tokens", "masks"),
     [
         ("masksam-acdc", VIT_B, 9_631_536, 9_458_432, 6_160, 165_912, 1_032),
         ("masksam-amos", VIT_H, 10_649_488, 10_217_728, 15_408, 414_792, 1_560),
@@ -87,7 +87,7 @@ def test_parameters_are_the_published_ones(
 
 @pytest.mark.parametrize("trunk", ["pyramid", "stacked"])
 @pytest.mark.parametrize("levels", [SMALL, MOBILE], ids=["vit", "mobile"])
-@pytest.mark.parametrize("upsample, patch", [(4, (3, 16, 24)), (2, (3, 32, 48)), (1, (3, 48, 32))])
+@pytest.mark.parametrize(("upsample", "patch"), [(4, (3, 16, 24)), (2, (3, 32, 48)), (1, (3, 48, 32))])
 @pytest.mark.parametrize("image_widths", [(), (3,), (3, 5)])
 @pytest.mark.parametrize("in_plane", [0, 1])
 def test_outputs_have_the_size_of_the_patch(
@@ -249,7 +249,7 @@ def test_an_empty_mask_leaves_the_learned_box_alone() -> None:
     assert torch.allclose(prompts.boxes[:, 1], (aux["boxes"][:, 1] + whole) / 2)
 
 
-@pytest.mark.parametrize("kind, reaches", [("logits", True), ("binary", False)])
+@pytest.mark.parametrize(("kind", "reaches"), [("logits", True), ("binary", False)])
 def test_losses_on_the_decoded_masks_reach_the_generator_through_logits_only(kind: str, reaches: bool) -> None:
     cfg = model(mask_prompt=kind, upsample=1, patch=(3, 32, 32))
     prompts, aux = propose(build(cfg), *features(cfg, SMALL))

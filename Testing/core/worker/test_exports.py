@@ -120,7 +120,7 @@ def test_of_several_volumes_the_one_on_the_same_grid_is_meant(engine: EngineClie
     export(engine, (files, Grid(shape=SHAPE, affine=up)), tmp_path / "s.dcm", LOW)
     assert sorted(frames(tmp_path / "s.dcm", "Low")) == [100.0, 101.0]
     up[2, 3] = 50
-    with pytest.raises(GeometryError, match="the grid of no volume"):
+    with pytest.raises(GeometryError, match="no volume has the grid"):
         export(engine, (files, Grid(shape=SHAPE, affine=up)), tmp_path / "t.dcm", LOW)
 
 
