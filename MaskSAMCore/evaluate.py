@@ -33,7 +33,8 @@ no HD95, and is counted in the column "one-sided".
 
 With --interactive a simulated user clicks into slices and whole volumes. The table has the Dice after 1, 3 and 5
 clicks, with 1 and 3 random points at once, and with boxes whose IoU with the structure's box is 0.5 and 0.75; and the
-number of clicks (NoC) to reach Dice 0.85 and 0.90. In single slices plain SAM is tested as well. Pictures have slices only."""
+number of clicks (NoC) to reach Dice 0.85 and 0.90. In single slices plain SAM is tested as well. Pictures
+have slices only."""
 
 TOLERANCE_MM = 1.0
 STEP = 0.5
