@@ -1,4 +1,4 @@
-"""Which device computes, in which precision, and how much memory there is: said honestly."""
+"""Choice of the device and precision, and the memory that is free."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 GIB = 1 << 30
 BF16_CAPABILITY = (8, 0)
+"""Least CUDA compute capability that computes in bf16."""
 _CGROUPS = (
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
     (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
@@ -23,10 +24,10 @@ _CGROUPS = (
 def choose_device(name: str = "auto") -> torch.device:
     """The device called `name`: auto (a CUDA GPU if one works, else the CPU), cpu, cuda or cuda:N.
 
-    Apple's mps is not used: its 3-D operators have not been checked here.
+    Apple's mps is not offered, as its 3-D operators have not been tested.
 
     Raises:
-        InputError: The name is unknown, or a GPU was asked for and none works; says why.
+        InputError: The name is unknown, or the GPU cannot be used.
     """
     import torch
 
@@ -47,7 +48,7 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def describe(device: torch.device) -> str:
-    """One honest line about the device, for people."""
+    """One line about a device, its free memory included, for the user."""
     import torch
 
     if device.type == "cuda":
@@ -60,9 +61,11 @@ def describe(device: torch.device) -> str:
 
 
 def autocast_dtype(device: torch.device, precision: str = "auto") -> torch.dtype | None:
-    """The type for `torch.autocast`, or None for plain float32.
+    """The number type for `torch.autocast`; None for plain float32.
 
-    `auto` is bf16 on GPUs that compute in it, fp16 on older ones, and float32 on the CPU.
+    Args:
+        device: Where the network runs.
+        precision: "fp32", "bf16", "fp16", or "auto": bf16 on GPUs that have it, fp16 on older ones, float32 on the CPU.
 
     Raises:
         InputError: The precision is unknown, or the device cannot compute in it.
@@ -83,17 +86,17 @@ def autocast_dtype(device: torch.device, precision: str = "auto") -> torch.dtype
         raise InputError(
             "bf16 is not safe on this CPU",
             where=precision,
-            why="with AMX, the backward pass of PyTorch's 3-D convolutions may wait for itself for ever",
+            why="with AMX, the backward pass of PyTorch's 3-D convolutions may never end",
             remedy="Use auto or fp32.",
         )
     return types[precision]
 
 
 def trains_in_bf16(device: torch.device) -> bool:
-    """Whether a training in bf16 comes to its end there.
+    """Whether a device can train in bf16.
 
-    On CPUs with AMX, oneDNN's backward pass for the weights of a 3-D convolution deadlocks for some shapes when it has
-    two threads or more (64 to 32 channels, kernel 1x3x3, 6x256x224 voxels; PyTorch 2.14).
+    On CPUs with AMX, oneDNN's backward pass for the weights of a 3-D convolution deadlocks for some shapes with two or
+    more threads (64 to 32 channels, kernel 1x3x3, 6x256x224 voxels; PyTorch 2.14).
     """
     import torch
 
@@ -104,13 +107,13 @@ def trains_in_bf16(device: torch.device) -> bool:
 
 
 def available_ram() -> int | None:
-    """Bytes of memory that this process can still take, container limits included; None if unknown."""
+    """Free memory for this process in bytes, within the limits of its container; None if unknown."""
     free = [value for value in (_system_ram(), _cgroup_ram()) if value is not None]
     return min(free) if free else None
 
 
 def available_memory(device: torch.device) -> int | None:
-    """Free bytes where `device` computes: of the GPU, or of the computer's memory."""
+    """Free memory of a device in bytes, the computer's for the CPU; None if unknown."""
     import torch
 
     if device.type == "cuda":
@@ -121,7 +124,7 @@ def available_memory(device: torch.device) -> int | None:
 
 
 def array_bytes(*shape: int, itemsize: int = 4) -> int:
-    """Bytes of an array of that shape."""
+    """Size of an array in bytes."""
     total = itemsize
     for size in shape:
         total *= int(size)
@@ -129,10 +132,15 @@ def array_bytes(*shape: int, itemsize: int = 4) -> int:
 
 
 def require_ram(needed: int, *, what: str, remedy: str = "Close other programs, or choose a smaller region.") -> None:
-    """Refuse work whose estimate exceeds the free memory (faults.md row 48); unknown is let through.
+    """Check that so much memory is free (faults.md row 48); passes if the free memory is unknown.
+
+    Args:
+        needed: Bytes.
+        what: What needs them: a file or a task.
+        remedy: For the message.
 
     Raises:
-        ResourceError: With both numbers.
+        ResourceError: Less is free; names both numbers.
     """
     free = available_ram()
     if free is not None and needed > free:
@@ -160,7 +168,7 @@ def _system_ram() -> int | None:
 
 
 def _cgroup_ram() -> int | None:
-    """What the container's limit leaves; file cache counts as used there, so this is on the safe side."""
+    """What the limit of the container leaves; too low rather than too high, as file caches count as used."""
     for limit, used in _CGROUPS:
         try:
             return max(0, int(limit.read_text()) - int(used.read_text()))

@@ -1,4 +1,4 @@
-"""`python -m MaskSAMCore.evaluate`: how good segmentations are, per case and label."""
+"""`python -m MaskSAMCore.evaluate`: metrics of segmentations, for each case and label."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ EPILOG = """examples:
   %(prog)s --interactive --model hippocampus-mr DATASET --fold 0     simulated clicks and boxes
 
 Dice, IoU, and normalised surface Dice (NSD, share of the borders within the tolerance) are in 0 to 1, HD95 is in mm.
-A structure absent in both maps is left out; found in one only it has Dice, IoU and NSD 0 and no HD95, and is counted
-in the column "one-sided".
+A structure that is absent in both label maps is left out. One that is in only one of them has Dice, IoU and NSD 0 and
+no HD95, and is counted in the column "one-sided".
 
-With --interactive a simulated user clicks into slices and whole volumes: Dice after 1, 3 and 5 clicks, with 1 and 3
-random points at once and with boxes that overlap the structure by an IoU of 0.5 and 0.75, and the clicks needed (NoC)
-to reach Dice 0.85 and 0.90, in single slices beside the model's unchanged SAM. Pictures have slices only."""
-
+With --interactive a simulated user clicks into slices and whole volumes. The table has the Dice after 1, 3 and 5
+clicks, with 1 and 3 random points at once, and with boxes whose IoU with the structure's box is 0.5 and 0.75; and the
+number of clicks (NoC) to reach Dice 0.85 and 0.90. In single slices plain SAM is tested as well. Pictures
+have slices only."""
 
 TOLERANCE_MM = 1.0
 STEP = 0.5
@@ -43,7 +43,7 @@ SLICES = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One structure of one case."""
+    """Metrics of one structure of one case."""
 
     case: str
     label: int
@@ -56,15 +56,20 @@ def parser() -> argparse.ArgumentParser:
     p = command_parser("evaluate", "Compare segmentations with their references.", epilog=EPILOG)
     p.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="PREDICTIONS REFERENCES, or DATASET")
     p.add_argument("-o", "--output", type=Path, metavar="CSV", help="write the table here as well")
-    p.add_argument("--tolerance", type=float, metavar="MM", help=f"of the NSD (default: {TOLERANCE_MM:g} mm)")
+    p.add_argument("--tolerance", type=float, metavar="MM", help=f"tolerance of the NSD (default: {TOLERANCE_MM:g} mm)")
     p.add_argument("--overwrite", action="store_true", help="replace an existing table")
     p.add_argument("--model", metavar="MODEL", help="segment DATASET with this model first")
-    p.add_argument("--fold", type=int, metavar="N", help="with --model: judge this fold's validation cases only")
-    p.add_argument("--cases", nargs="+", metavar="CASE", help="with --model: judge these cases only")
-    p.add_argument("--record", action="store_true", help="with --model: write the figures into the model's card")
-    p.add_argument("--worst", type=Path, metavar="FOLDER", help="with --model: pictures of the three worst cases")
+    p.add_argument("--fold", type=int, metavar="N", help="with --model: only the validation cases of this fold")
+    p.add_argument("--cases", nargs="+", metavar="CASE", help="with --model: only these cases")
+    p.add_argument("--record", action="store_true", help="with --model: write the results into the model's card")
+    p.add_argument("--worst", type=Path, metavar="FOLDER", help="with --model: draw the three worst cases here")
     p.add_argument("--tta", action="store_true", help="with --model: average over mirrored copies")
-    p.add_argument("--step", type=float, metavar="S", help=f"with --model: overlap of windows (default: {STEP})")
+    p.add_argument(
+        "--step",
+        type=float,
+        metavar="S",
+        help=f"with --model: distance of two windows as a share of the patch (default: {STEP})",
+    )
     p.add_argument("--interactive", action="store_true", help="with --model: simulate users who click and draw boxes")
     p.add_argument(
         "--slices",
@@ -97,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def command_line(argv: list[str] | None) -> str:
-    """The command as a reader would type it: folders by their last name, without what only concerns this computer."""
+    """The command for the model's card: paths by their last part, without the options that only write files."""
     words = list(sys.argv[1:] if argv is None else argv)
     kept = [word for word in words if word not in ("--record", "--overwrite")]
     shown = [Path(word).name if "/" in word or "\\" in word else word for word in kept]
@@ -130,7 +135,7 @@ def _automatic(options: argparse.Namespace) -> tuple[list[str], str, dict]:
 
 
 def _interactive(options: argparse.Namespace) -> tuple[list[str], str, dict]:
-    """The same of simulated users."""
+    """The same for simulated users."""
     from functools import partial
 
     from MaskSAMCore.data.raw import read_dataset
@@ -160,7 +165,7 @@ def _interactive(options: argparse.Namespace) -> tuple[list[str], str, dict]:
 
 
 def figures(rows: list[Row]) -> dict[str, dict[str, float]]:
-    """What a model's card keeps: structure to means that exist."""
+    """The means for a model's card, by structure; values that do not exist are left out."""
     kept = {}
     for _, name, summary in summaries(rows):
         values = {c: summary.mean[c] for c in ("dice", "iou", "nsd", "hd95")}
@@ -170,7 +175,7 @@ def figures(rows: list[Row]) -> dict[str, dict[str, float]]:
 
 
 def record_metrics(model: str, kept: dict, command: str) -> Path:
-    """Write figures into a model's card and README, under the command that measured them."""
+    """Write results into a model's card and README, under the command that measured them; returns the folder."""
     from dataclasses import replace
 
     from MaskSAMCore.training.card import model_readme
@@ -184,13 +189,13 @@ def record_metrics(model: str, kept: dict, command: str) -> Path:
 
 
 def compare_folders(predictions: Path, references: Path, *, tolerance_mm: float = TOLERANCE_MM) -> Iterator[Row]:
-    """Rows of all references, each with the prediction of the same name.
+    """Compare every reference with the prediction of the same name.
 
-    A `dataset.json` beside the references, or a label table inside them, names the structures.
+    The structures are named by a `dataset.json` beside the folder of references, or else by the files' label tables.
 
     Raises:
-        InputError: A folder is missing or holds no label map, or a file cannot be read.
-        DatasetError: References without a prediction; all are listed before anything is measured.
+        InputError: A folder is missing or has no label maps, or a file cannot be read.
+        DatasetError: References have no prediction; all of them are listed, and nothing is measured.
         GeometryError: The grids of a pair differ.
     """
     from MaskSAMCore.errors import DatasetError
@@ -203,7 +208,7 @@ def compare_folders(predictions: Path, references: Path, *, tolerance_mm: float 
             "references without a prediction",
             where=predictions,
             problems=[f"{name}: there is no file of this name" for name in missing],
-            remedy="Segment these cases too, or take their references away.",
+            remedy="Segment these cases as well, or remove their references.",
         )
     names = _declared(references)
     for case in sorted(wanted):
@@ -214,7 +219,7 @@ def compare_folders(predictions: Path, references: Path, *, tolerance_mm: float 
 def compare(
     case: str, predicted: LabelMap, reference: LabelMap, labels: LabelTable | None, tolerance_mm: float
 ) -> Iterator[Row]:
-    """One row per structure of `labels`; without a table, per id that occurs in either map."""
+    """One row for each structure of `labels`; without a table, for each id in either label map."""
     from MaskSAMCore.evaluation.metrics import score_labels
 
     names = {label.id: label.name for label in labels.labels} if labels else {}
@@ -228,7 +233,7 @@ def _label_files(folder: Path) -> dict[str, Path]:
     from MaskSAMCore.outputs import case_name
 
     if not folder.is_dir():
-        raise InputError("is no folder", where=folder, remedy="Give a folder of label maps.")
+        raise InputError("is not a folder", where=folder, remedy="Give a folder of label maps.")
     endings = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
@@ -239,7 +244,7 @@ def _label_files(folder: Path) -> dict[str, Path]:
         if name not in files or path.name.endswith(".nii.gz"):
             files[name] = path
     if not files:
-        raise InputError("holds no label maps", where=folder, why=f"no file ends in {', '.join(endings)}")
+        raise InputError("has no label maps", where=folder, why=f"no file ends in {', '.join(endings)}")
     return files
 
 
@@ -298,9 +303,9 @@ def _check_labels(card: ModelCard, dataset: RawDataset) -> None:
 def choose_cases(
     dataset: RawDataset, card: ModelCard, *, fold: int | None = None, names: Iterable[str] | None = None
 ) -> list[RawCase]:
-    """Cases with a label map: all, a fold's validation cases, or those of `names`, in the order of their ids.
+    """Choose cases with a label map, ordered by id: all, a fold's validation cases, or those of `names`.
 
-    The folds are the data set's own, or those of the number and seed that the model was trained with.
+    The folds are the data set's own; without, they are drawn with the number and seed of the model's training.
 
     Raises:
         InputError: There is no such fold or case.
@@ -333,7 +338,10 @@ COLUMNS = ("dice", "iou", "nsd", "hd95", "predicted_ml", "reference_ml")
 
 
 def table(rows: list[Row]) -> str:
-    """CSV text: every case and label, then each label's mean and deviation; no value is an empty cell."""
+    """CSV text: every case and label, then mean and standard deviation of each label.
+
+    A value that does not exist is an empty cell.
+    """
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["case", "label", "structure", *COLUMNS, "cases", "one_sided"])
@@ -347,7 +355,7 @@ def table(rows: list[Row]) -> str:
 
 
 def summaries(rows: list[Row]) -> list:
-    """(id, name, Summary) of every label in the order of its id, and last ("", "all", Summary) of all together."""
+    """(id, name, Summary) of every label, ordered by id, and ("", "all", Summary) of all together."""
     from MaskSAMCore.evaluation.metrics import summarize
 
     names = dict(sorted({row.label: row.name for row in rows}.items()))

@@ -1,4 +1,4 @@
-"""Progress events and the cancel token: how long work talks to whoever waits for it."""
+"""Progress callbacks and the cancel token of long work."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from typing import Any, Protocol, TextIO
 from MaskSAMCore.errors import MaskSAMError
 
 JSON_INTERVAL_S = 0.5
+"""Least interval between two JSON lines of a stage."""
 
 
 class Cancelled(MaskSAMError):
-    """The user, or a signal, asked to stop; nothing is left half done.
+    """Raised by work that was cancelled by the user or a signal; nothing is left half done.
 
     Args:
         exit_code: 130 for the user and Ctrl-C, 143 for SIGTERM.
@@ -27,7 +28,7 @@ class Cancelled(MaskSAMError):
 
 
 class CancelToken:
-    """Asked between two steps of long work; set from another thread or a signal handler."""
+    """Flag that long work checks between two steps; it is set by another thread or a signal handler."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -38,35 +39,35 @@ class CancelToken:
         return self._event.is_set()
 
     def cancel(self, exit_code: int = 130) -> None:
-        """Ask for the end; the first call decides the exit code."""
+        """Set the flag; the first call sets the exit code."""
         if not self._event.is_set():
             self.exit_code = exit_code
             self._event.set()
 
     def check(self) -> None:
-        """Raise Cancelled when the end was asked for."""
+        """Raise Cancelled if the flag is set."""
         if self._event.is_set():
             raise Cancelled(exit_code=self.exit_code)
 
 
 class Progress(Protocol):
-    """What long work calls: `done` of `total` units of the stage named by `text`."""
+    """Callback of long work: `done` of `total` units of the stage `text` are done."""
 
     def __call__(self, done: int, total: int, text: str) -> None: ...
 
 
 def no_progress(done: int, total: int, text: str) -> None:
-    """The progress of callers who do not want any."""
+    """A progress callback that does nothing."""
 
 
 class TerminalProgress:
-    """A bar on a terminal, JSON lines elsewhere; a context manager that closes the bar.
+    """Progress as a bar on a terminal, as JSON lines elsewhere; a context manager that closes the bar.
 
-    A JSON line is `{"event": "progress", "done": 3, "total": 9, "text": "..."}`: the first and last
-    of every stage, and at most two a second between.
+    A JSON line is `{"event": "progress", "done": 3, "total": 9, "text": "..."}`. The first and the last of every stage
+    are written, and at most two a second between them.
 
     Args:
-        stream: Where to write; stderr when None, so that stdout stays the result's.
+        stream: Where to write; None for stderr, as stdout is for results.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -90,7 +91,7 @@ class TerminalProgress:
         self.close()
 
     def close(self) -> None:
-        """End the line of an open bar."""
+        """Close the bar, if there is one."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None

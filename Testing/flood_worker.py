@@ -1,8 +1,8 @@
-"""The real worker, engine and sessions around a network that needs no training: `python -m Testing.flood_worker`.
+"""The real worker with the network of `Testing.toy_session`: `python -m Testing.flood_worker`.
 
-The model's name says which step fails, how often and with which of torch's errors: `slab:1:OutOfMemoryError`; any other
-name is a model without faults. Steps are the loading, the preprocessing, and the network's functions; `ram` is a
-computer without free memory, `label:300` gives the structure that number.
+The name of the model says which step fails, how often and with which error of torch: `slab:1:OutOfMemoryError`. Steps
+are the loading, the preprocessing, and functions of the network. With `ram` the computer has no free memory, with
+`label:300` the structure has that id; any other name is a model without faults.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ wanted: dict[str, Any] = {"name": "", "step": "", "times": 0, "error": "OutOfMem
 
 
 class Network(Flood):
-    """`Flood`, for automatic segmentation as well, and without a memory of its calls."""
+    """`Flood` that also segments automatically, and does not record its calls."""
 
     def prompted(self, slab: Slab, prompts: PromptBatch, *, multimask: bool = False) -> Prompted:
         answer = super().prompted(slab, prompts, multimask=multimask)
@@ -50,7 +50,7 @@ class Network(Flood):
 
 
 def failing(step: str, work: Callable) -> Callable:
-    """`work`, failing as the model's name demands."""
+    """`work`, which fails as the name of the model says."""
 
     def call(*words: Any, **options: Any) -> Any:
         if wanted["step"] == step and wanted["times"]:

@@ -1,4 +1,4 @@
-"""A network for clicks with one right answer: the bright regions that were asked for. Nothing is learned."""
+"""A network without weights that segments the bright regions that are prompted, and sessions with it."""
 
 from __future__ import annotations
 
@@ -94,19 +94,19 @@ def box(first: tuple[float, float, float], last: tuple[float, float, float], **c
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:
-    """Of two bool arrays."""
+    """Dice of two bool arrays."""
     return 2 * np.logical_and(a, b).sum() / (a.sum() + b.sum())
 
 
 def at(slices: tuple[slice, ...], shape: tuple[int, ...]) -> np.ndarray:
-    """bool array that is set there."""
+    """A bool array that is true in `slices`."""
     out = np.zeros(shape, bool)
     out[slices] = True
     return out
 
 
 def whole_plan(volume: Volume, **changes: Any) -> Any:
-    """A plan whose training scans were at least as large as this one, so that windows keep their intensities."""
+    """A plan with training scans as large as this one, so that windows keep the intensities of the scan."""
     longest = max(round(n * max(volume.grid.spacing)) for n in volume.grid.shape)
     return make_plan(**{"median_shape": (longest + 1,) * 3, **changes})
 

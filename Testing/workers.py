@@ -1,4 +1,4 @@
-"""What the tests of the worker share: a place for its folders, raw pipes to it, and what is left of it."""
+"""Helpers for tests of the worker: its temporary folders, raw pipes to it, and clients of it."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ REPO = Path(__file__).resolve().parent.parent
 FAKE = [sys.executable, "-m", "Testing.fake_engine"]
 SHAPE = (6, 20, 24)
 LONG_S = 60.0
-"""Far more than anything here takes, on a machine that is busy with something else."""
+"""Much longer than anything here takes, even on a busy machine."""
 
 
 def place(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
-    """Let `folder` be the system's place for temporary files, here and in the processes started from here."""
+    """Make `folder` the folder for temporary files, for this process and those that it starts."""
     monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     return folder
 
 
 def left(folder: Path) -> list[Path]:
-    """Private folders that are there, with all they hold."""
+    """The private folders that exist, and all files in them."""
     return sorted(path for top in folder.glob(f"{PREFIX}*") for path in (top, *top.rglob("*")))
 
 
 def fake(**options: Any) -> EngineClient:
-    """A client with a worker whose engine answers by rule."""
+    """A client whose worker has the engine of `Testing.fake_engine`."""
     return EngineClient(command=FAKE, **options)
 
 
 def scan(shape: tuple[int, ...] = SHAPE, seed: int = 0) -> np.ndarray:
-    """Noise."""
+    """A volume of noise."""
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
@@ -54,14 +54,14 @@ def point(i: float, j: float, k: float, **more: Any) -> dict[str, Any]:
 
 
 def apply(mask: np.ndarray, update: Any) -> None:
-    """Bring a mask of the whole scan up to date."""
+    """Apply an update to a mask of the whole scan."""
     if update.box is not None:
         k0, k1, j0, j1, i0, i1 = update.box
         mask[k0:k1, j0:j1, i0:i1] = update.mask
 
 
 def eventually(what: Callable[[], Any], seconds: float = LONG_S) -> bool:
-    """Whether it becomes true."""
+    """Wait until `what()` is true; False after `seconds`."""
     end = time.monotonic() + seconds
     while not what():
         if time.monotonic() > end:
@@ -71,7 +71,7 @@ def eventually(what: Callable[[], Any], seconds: float = LONG_S) -> bool:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs; a zombie does not."""
+    """Whether a process runs and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
@@ -79,13 +79,13 @@ def alive(pid: int) -> bool:
 
 
 def memory(pid: int) -> int:
-    """Bytes of a process's own memory, without what it shares with files."""
+    """Resident memory of a process in bytes, without shared pages."""
     _, resident, shared, *_ = map(int, Path(f"/proc/{pid}/statm").read_text().split())
     return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
 
 
 class Raw:
-    """A worker with plain pipes, for messages that no client would send."""
+    """A worker with plain pipes, for messages that a client would not send."""
 
     def __init__(self, command: list[str]) -> None:
         self.process = subprocess.Popen(command, cwd=REPO, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
@@ -107,7 +107,7 @@ class Raw:
 
 @contextmanager
 def raw(command: list[str] | None = None, *, hello: bool = True) -> Iterator[Raw]:
-    """A `Raw` worker, greeted, that is ended in the end."""
+    """Start a `Raw` worker, say hello, and end it afterwards."""
     worker = Raw(command or FAKE)
     try:
         if hello:
@@ -123,7 +123,7 @@ def raw(command: list[str] | None = None, *, hello: bool = True) -> Iterator[Raw
 
 
 def script(code: str, *words: str) -> subprocess.Popen:
-    """A program of its own that uses a client; prints what it is told to."""
+    """Run Python code that uses a client in a process of its own."""
     return subprocess.Popen(
         [sys.executable, "-c", code, *words],
         cwd=REPO,

@@ -1,4 +1,4 @@
-"""Judging a model that was just taught by the cases that were left out of its lesson."""
+"""Hold-out evaluation of a quickly trained model, on the cases that were left out of its training."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
     from MaskSAMCore.volume import LabelMap
 
 STEPS = (0.5, 1.0)
-"""Distances of two windows, as shares of a patch, that cases are segmented with: as `segment` does, or coarsely."""
+"""Distances of two windows as shares of a patch: that of `segment`, and a coarse one to save time."""
 POOR_DICE = 0.5
-"""Dice below which a structure is not found well enough to be of use."""
+"""Dice below which the model is of no use for a structure."""
 USER_WINDOWS = 3
-"""What the simulated user of one structure costs, in windows."""
+"""Cost of the simulated user of one structure, in windows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HoldOutPlan:
-    """What will be judged, and how.
+    """Cases of a hold-out evaluation, and how they will be segmented.
 
     Attributes:
-        cases: To be segmented.
-        step: Distance of two windows.
-        seconds: What that will take, roughly.
+        cases: Ids of the cases.
+        step: Distance of two windows as a share of the patch.
+        seconds: Estimated duration.
     """
 
     cases: tuple[str, ...]
@@ -43,15 +43,16 @@ class HoldOutPlan:
 
 @dataclass(kw_only=True)
 class HoldOutResult:
-    """What the cases say about a model.
+    """Accuracy of a model on the held-out cases.
 
     Attributes:
-        step: Distance of two windows.
-        dice: Case, then structure, to Dice on the scan's own grid; nothing where neither map has the structure.
-        users: Case to the mean Dice of simulated users ("click 1", "click 3", "box") within one patch around each
+        step: Distance of two windows as a share of the patch.
+        dice: By case and structure, the Dice on the scan's own grid; left out where neither label map has the
+            structure.
+        users: By case, the mean Dice of simulated users ("click 1", "click 3", "box") within one patch around each
             structure; empty for a model that takes no prompts.
-        worst: The case with the lowest mean Dice; "" if there was nothing to measure.
-        found: Its label map by the model.
+        worst: The case with the lowest mean Dice; "" if nothing was measured.
+        found: The model's label map of that case.
     """
 
     step: float
@@ -61,32 +62,32 @@ class HoldOutResult:
     found: LabelMap | None = None
 
     def structures(self) -> dict[str, dict[str, float]]:
-        """Structure to its mean Dice, and the number of cases that it stands for."""
+        """By structure, the mean Dice and the number of cases with it."""
         return {
             name: {"dice": round(sum(values) / len(values), 4), "cases": len(values)}
             for name, values in _columns(self.dice.values()).items()
         }
 
     def poor_structures(self) -> list[str]:
-        """Structures that the model is of no use for yet."""
+        """Structures with a mean Dice below `POOR_DICE`."""
         return [name for name, row in self.structures().items() if row["dice"] < POOR_DICE]
 
     def prompts(self) -> dict[str, float]:
-        """Mean Dice of the simulated users."""
+        """Mean Dice of the simulated users over all cases."""
         return {name: round(sum(v) / len(v), 4) for name, v in _columns(self.users.values()).items()}
 
 
 def plan_hold_out(
     prepared: PreparedDataset, config: Config, cases: Sequence[str], *, window_s: float, most_s: float
 ) -> HoldOutPlan:
-    """As many of the cases as fit into `most_s` seconds, at least one, with overlapping windows where that fits.
+    """Choose as many cases as fit into a time, at least one; with overlapping windows if all cases fit so.
 
     Args:
-        prepared: Tells the sizes of the cases.
+        prepared: The data set, for the sizes of the cases.
         config: Of the model.
         cases: In the order of preference.
         window_s: Seconds of one window.
-        most_s: Seconds that the plan should not exceed.
+        most_s: Seconds for all cases.
     """
     from MaskSAMCore.inference.sliding_window import window_count
 
@@ -117,16 +118,19 @@ def evaluate_hold_out(
     progress: Progress,
     cancel: CancelToken,
 ) -> HoldOutResult:
-    """Segment the cases of an plan, and let simulated users click into them.
+    """Segment the held-out cases, and let simulated users click into them.
 
     Args:
         predictor: Of the model.
         raw: The cases as they were saved.
-        prepared: The same, as the network sees them.
-        plan: What to judge.
-        enough: Asked after every case; True ends the plan with those that were judged.
-        progress: Told after every case.
-        cancel: Asked before every window.
+        prepared: The same cases, preprocessed.
+        plan: Which cases, and how.
+        enough: Called after every case; True leaves out the rest.
+        progress: Called after every case.
+        cancel: Checked before every window.
+
+    Raises:
+        Cancelled: `cancel` was set.
     """
     from MaskSAMCore.data.raw import read_case
     from MaskSAMCore.evaluation.metrics import dice

@@ -1,4 +1,4 @@
-"""A model under simulated users: its cases, and the tables of what they got (see `users` for the rules)."""
+"""Interactive evaluation of a model: run simulated users on cases, and make tables of the results."""
 
 from __future__ import annotations
 
@@ -44,20 +44,21 @@ def trials(
     progress: Progress = no_progress,
     cancel: CancelToken | None = None,
 ) -> Iterator[Trial]:
-    """Judge a model on cases of a data set.
+    """Run simulated users of a model on cases of a data set; see `simulated_users` for their rules.
 
     Args:
         model: Name of an installed model, or its folder.
-        dataset: Where the cases are.
-        cases: Chooses them, once the model's card is known.
+        dataset: Has the cases.
+        cases: Chooses the cases, given the model's card.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        slices: See `Study`.
+        slices: Slices of each structure; see `Study`.
         log: Gets a line on the model and one on the device.
-        progress: Told after every case.
-        cancel: Asked before every answer of the model.
+        progress: Called before every case.
+        cancel: Checked before every answer of the model.
 
     Raises:
-        ModelError: The model or its base weights are missing or damaged.
+        ModelError: The model or its base weights are missing or damaged, or it takes no prompts.
+        Cancelled: `cancel` was set.
     """
     from MaskSAMCore import device as devices
     from MaskSAMCore.data.raw import read_case
@@ -77,7 +78,7 @@ def trials(
         arch = card.config.model.backbone.arch
         title = f"zero-shot {BASE_NAMES.get(card.base.name, card.base.name)}"
         study = replace(study, sam=ZeroShot(arch, path, place), sam_name=title)
-    log(f"Model:  {card.name}, {len(chosen)} case(s) of {dataset.name}, beside {study.sam_name or 'nothing'}")
+    log(f"Model:  {card.name}, {len(chosen)} case(s) of {dataset.name}, compared with {study.sam_name or 'nothing'}")
     log(f"Device: {devices.describe(place)}")
     for number, case in enumerate(chosen):
         progress(number, len(chosen), "simulating users")
@@ -89,7 +90,7 @@ def trials(
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """Means of one structure, or of all, with one method."""
+    """A row of the summary: means of one structure, or of all together, with one method."""
 
     protocol: str
     label: int | str
@@ -101,7 +102,7 @@ class Line:
 
 
 def summaries(found: Sequence[Trial]) -> list[Line]:
-    """Per protocol: every structure in the order of its id, then all together, each with every method."""
+    """Means for each protocol: the structures by id, then all together, each with every method."""
     lines = []
     names: dict[int | str, str] = dict(sorted({t.label: t.name for t in found}.items()))
     methods = list(dict.fromkeys(t.method for t in found))
@@ -125,7 +126,7 @@ def summaries(found: Sequence[Trial]) -> list[Line]:
 
 
 def card_figures(found: Sequence[Trial]) -> dict[str, dict[str, dict[str, float]]]:
-    """What a model's card keeps: protocol, then structure and method, then the means that exist."""
+    """The means for a model's card, by protocol and by "structure, method"; values that do not exist are left out."""
     kept: dict[str, dict[str, dict[str, float]]] = {}
     for line in summaries(found):
         known = {c: round(value, 4) for c, value in line.mean.items() if not math.isnan(value)}
@@ -135,7 +136,7 @@ def card_figures(found: Sequence[Trial]) -> dict[str, dict[str, dict[str, float]
 
 
 def table(found: Sequence[Trial]) -> str:
-    """CSV text: every trial, then the means; no value is an empty cell."""
+    """CSV text: all trials, then the means; a value that does not exist is an empty cell."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["protocol", "case", "label", "structure", "slice", "method", *COLUMNS, "targets", "cases"])
@@ -152,7 +153,7 @@ def table(found: Sequence[Trial]) -> str:
 
 
 def report(found: Sequence[Trial]) -> list[str]:
-    """Lines for the terminal: a table per protocol."""
+    """Lines for the terminal: a table for each protocol."""
     lines: list[str] = []
     rows = summaries(found)
     wide, method = (
@@ -176,7 +177,7 @@ def report(found: Sequence[Trial]) -> list[str]:
         lines += [""]
     return [
         *lines,
-        "both methods get the same first click, random points and boxes; further clicks correct the largest error",
+        "all methods get the same first click, random points and boxes; further clicks correct the largest error",
     ]
 
 

@@ -1,12 +1,12 @@
-"""How close a segmentation is to its reference: Dice, IoU, NSD and HD95, through MONAI.
+"""Metrics of a segmentation against its reference: Dice, IoU, NSD and HD95, computed by MONAI.
 
-Conventions, per case and label:
+Conventions, for each case and label:
 
-* absent in both: nothing to measure, all four are NaN and left out of every mean;
-* present in one only: Dice, IoU and NSD are 0; HD95 has no value (NaN) and is left out, which is why the number
-  of such cases is always reported beside it;
-* surfaces are border voxels (six neighbours), distances between voxel centres in mm; a structure that is cut by the
-  edge of the scan has its border there;
+* absent in both label maps: all four are NaN, and are left out of means;
+* present in one only: Dice, IoU and NSD are 0, HD95 is NaN and left out of means; the number of such cases is always
+  reported beside it;
+* surfaces are border voxels (six neighbours), distances are between voxel centres in mm; a structure that is cut by
+  the edge of the scan has its border there;
 * NSD (normalised surface Dice, also "surface DSC") is the share of both surfaces that lies within the tolerance,
   1 mm unless stated, of the other; HD95 is the larger of the two directed 95th percentiles.
 """
@@ -29,12 +29,12 @@ FIGURES = ("dice", "iou", "nsd", "hd95")
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """One structure of one case.
+    """Metrics of one structure of one case.
 
     Attributes:
-        dice, iou, nsd: In [0, 1], NaN where the structure is absent in both.
-        hd95: mm, NaN where the structure is absent in either.
-        predicted_ml, reference_ml: Volumes, mL.
+        dice, iou, nsd: In [0, 1]; NaN if the structure is absent in both label maps.
+        hd95: In mm; NaN if the structure is absent in either.
+        predicted_ml, reference_ml: Volumes in mL.
     """
 
     dice: float
@@ -46,12 +46,12 @@ class Scores:
 
     @property
     def one_sided(self) -> bool:
-        """Found where there is nothing, or missed altogether."""
+        """Whether the structure is in one of the label maps only."""
         return (self.predicted_ml > 0) != (self.reference_ml > 0)
 
 
 def dice(predicted: np.ndarray, reference: np.ndarray) -> float:
-    """Dice of two boolean arrays of one shape; NaN where both are empty. For quick checks, without MONAI."""
+    """Dice of two boolean arrays of one shape; NaN if both are empty. Does not need MONAI."""
     total = int(np.count_nonzero(predicted)) + int(np.count_nonzero(reference))
     return 2 * int(np.count_nonzero(predicted & reference)) / total if total else math.nan
 
@@ -63,7 +63,7 @@ def score(
     *,
     tolerance_mm: float = TOLERANCE_MM,
 ) -> Scores:
-    """Compare two boolean arrays (K, J, I).
+    """All metrics of two boolean arrays (K, J, I).
 
     Args:
         predicted: The segmentation.
@@ -76,7 +76,7 @@ def score(
         InputError: The tolerance is negative.
     """
     if predicted.shape != reference.shape:
-        raise GeometryError("two masks of different size", why=f"{predicted.shape} and {reference.shape}")
+        raise GeometryError("the masks differ in size", why=f"{predicted.shape} and {reference.shape}")
     if not tolerance_mm >= 0:
         raise InputError("the tolerance must not be negative", why=f"found {tolerance_mm} mm")
     volume = float(np.prod(spacing)) / 1000
@@ -101,7 +101,7 @@ def _figures(
     a, b = (torch.from_numpy(np.pad(mask[box], 1)).float()[None, None] for mask in (predicted, reference))
     sides = [float(s) for s in spacing]
     with warnings.catch_warnings():
-        # MONAI warns of its own deprecated arguments, which it passes to itself
+        # MONAI passes deprecated arguments to its own functions, and warns of them
         warnings.simplefilter("ignore", FutureWarning)
         with optional_package("evaluate", what="measuring accuracy"):
             from monai.metrics import compute_dice, compute_hausdorff_distance, compute_iou, compute_surface_dice
@@ -130,11 +130,11 @@ def score_labels(
     *,
     tolerance_mm: float = TOLERANCE_MM,
 ) -> dict[int, Scores]:
-    """Scores of every label of a case, by id.
+    """Metrics of every label of a case, by id.
 
     Args:
-        predicted, reference: On one grid, within the tolerance of `volume.match_grid`.
-        ids: Labels to judge; None for all that occur in either.
+        predicted, reference: On the same grid, within the tolerance of `volume.match_grid`.
+        ids: Labels to measure; None for all that occur in either.
         tolerance_mm: Of the NSD.
 
     Raises:
@@ -149,12 +149,12 @@ def score_labels(
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Means over cases, NaN left out.
+    """Mean and standard deviation of the metrics over cases, without NaN.
 
     Attributes:
-        cases: Cases in which the structure occurs in either map.
-        one_sided: Those of them in which it occurs in one only.
-        mean, std: By the names of `FIGURES`; NaN where no case has a value.
+        cases: Number of cases in which either label map has the structure.
+        one_sided: Number of those in which only one has it.
+        mean, std: By the names of the fields of `Scores`; NaN if no case has a value.
     """
 
     cases: int
@@ -164,7 +164,7 @@ class Summary:
 
 
 def summarize(scores: Iterable[Scores]) -> Summary:
-    """Mean and standard deviation (of the population) of several cases' scores of one structure."""
+    """Mean and population standard deviation of the metrics of one structure over cases."""
     rows = list(scores)
     mean, std = {}, {}
     for name in (f.name for f in fields(Scores)):

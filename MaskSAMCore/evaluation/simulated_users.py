@@ -1,15 +1,15 @@
-"""Simulated users: what clicks and boxes give on one labelled scan, beside an unchanged SAM that is asked the same.
+"""Simulated users: accuracy of clicks and boxes on a labelled scan, for a model and for plain SAM.
 
-Two protocols, both on the scan's own grid:
+There are two protocols, both on the scan's own grid:
 
-* single slices: the user looks at one slice of a structure and corrects it there;
+* single slices: the user sees one slice of a structure and corrects it there;
 * whole volumes: the user clicks anywhere in the scan, and every click may change the whole structure.
 
-The first click is the innermost voxel of the structure, each further one the innermost voxel of the largest error that
-is left; nothing is random. In single slices there is what Med-SA's authors evaluate, too (model.md §15.3), drawn from a
-fixed seed: 1 or 3 random points of the structure at once, and a box that overlaps its own by an IoU of 0.5 or 0.75.
-Both methods get the same points, the same boxes and the same first click; then each one's own errors are corrected by
-the same rule. NoC is the number of clicks until a Dice is reached, 20 where 20 were not enough.
+The first click is at the innermost voxel of the structure, every further click at the innermost voxel of the largest
+error; nothing is random. Single slices are also tested as Med-SA's authors do (model.md §15.3), with a fixed seed: 1 or
+3 random points of the structure at once, and a box whose IoU with the structure's own is 0.5 or 0.75. All methods get
+the same points, boxes and first click; further clicks correct the method's own errors. NoC is the number of clicks
+until a Dice is reached, or 20 if 20 are not enough.
 """
 
 from __future__ import annotations
@@ -52,16 +52,16 @@ COLUMNS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One structure, in one slice or as a whole, and one method.
+    """Results of one method on one structure, in one slice or as a whole.
 
     Attributes:
         protocol: `SLICES` or `VOLUMES`.
-        case, label, name: Of the structure.
-        method: Whose answers they are.
-        clicks: Dice after 1, 2, ... clicks; the user stopped when content.
-        place: The slice's index along its axis in the scan; None for a whole volume.
-        points: Dice with random points, as many as in `POINTS`; empty where none were drawn.
-        boxes: Dice with a box of each of `OVERLAPS`; empty where none were drawn.
+        case, label, name: Case, label id and name of the structure.
+        method: Name of the method.
+        clicks: Dice after 1, 2, ... clicks, until the user stopped; see `click_through`.
+        place: Index of the slice along its axis in the scan; None for a whole volume.
+        points: Dice with random points, for each number of `POINTS`; empty if not tested.
+        boxes: Dice with a box, for each IoU of `OVERLAPS`; empty if not tested.
     """
 
     protocol: str
@@ -75,7 +75,7 @@ class Trial:
     boxes: tuple[float, ...] = ()
 
     def figures(self) -> dict[str, float]:
-        """Values by `COLUMNS`; NaN where there is none."""
+        """Values by the names of `COLUMNS`; NaN for those that do not exist."""
         found = {f"dice_{n}": self.clicks[min(n, len(self.clicks)) - 1] for n in CLICKS}
         points = self.points or (math.nan,) * len(POINTS)
         found |= {f"points_{n}": value for n, value in zip(POINTS, points, strict=True)}
@@ -89,20 +89,20 @@ class Trial:
 
 
 class Method(Protocol):
-    """Who answers a simulated user about one structure, as boolean masks of the target's shape."""
+    """A method that segments one structure from prompts; its masks are bool, of the target's shape."""
 
     name: str
 
     def reset(self) -> None:
-        """Another structure, or the same from its beginning, comes next."""
+        """Forget all prompts."""
         ...
 
     def clicks(self, clicks: Sequence[Click]) -> np.ndarray:
-        """After all these clicks, of which the last is new."""
+        """The mask after these clicks, of which only the last is new."""
         ...
 
     def box(self, box: Box2D) -> np.ndarray:
-        """With this box alone, in pixels of the slice."""
+        """The mask of this box alone, (x0, y0, x1, y1) in pixels of the slice."""
         ...
 
 
@@ -113,9 +113,9 @@ def click_through(target: np.ndarray, method: Method, spacing: Sequence[float]) 
     `GOALS` are reached.
 
     Args:
-        target: The structure, bool, two or three axes; not empty.
-        method: Who answers.
-        spacing: Of the target's axes, mm; the innermost voxel is found with it.
+        target: The structure, bool with two or three axes; not empty.
+        method: Segments it.
+        spacing: Of the target's axes, mm; for the innermost voxel.
     """
     from MaskSAMCore.data.simulate import error_click
 
@@ -134,14 +134,17 @@ def click_through(target: np.ndarray, method: Method, spacing: Sequence[float]) 
 
 
 def evenly_spaced(places: Sequence[int] | np.ndarray, count: int) -> list[int]:
-    """`count` of the places at even distances; all of them if 0 or if there are no more."""
+    """`count` of the places at even distances; all of them if `count` is 0 or there are no more."""
     if not 0 < count < len(places):
         return [int(p) for p in places]
     return [int(places[int((i + 0.5) * len(places) / count)]) for i in range(count)]
 
 
 def drawn_box(target: np.ndarray, overlap: float, seed: Sequence[int]) -> Box2D:
-    """A box (x0, y0, x1, y1) with that IoU to the target's own, cut at the picture's edge, a pixel wide at least."""
+    """A random box (x0, y0, x1, y1) with that IoU to the target's own.
+
+    It is cut at the edge of the picture, and at least one pixel wide.
+    """
     from MaskSAMCore.data.simulate import box_with_overlap
     from MaskSAMCore.preprocessing.masks import tight_box
 
@@ -156,7 +159,7 @@ def drawn_box(target: np.ndarray, overlap: float, seed: Sequence[int]) -> Box2D:
 
 
 def drawn_points(target: np.ndarray, seed: Sequence[int]) -> list[Click]:
-    """Different random pixels of the structure, the most of `POINTS`, or all where it has fewer."""
+    """Different random pixels of the structure: the largest number of `POINTS`, or all if there are fewer."""
     from MaskSAMCore.data.simulate import Click, random_clicks
 
     places = random_clicks(target, max(POINTS), np.random.default_rng(list(seed)))
@@ -164,14 +167,14 @@ def drawn_points(target: np.ndarray, seed: Sequence[int]) -> list[Click]:
 
 
 class ModelMethod:
-    """Our model's answers, through the session that a radiologist would use.
+    """Our model, in a `Session`.
 
     Args:
-        name: How it is called in the tables.
-        session: An opened scan.
-        grid: The scan's.
-        plane: (axis, index) of the slice (k, j, i) that the user looks at; None for the whole volume.
-        cancel: Asked before every answer.
+        name: Of the method, for the tables.
+        session: Of the scan.
+        grid: Of the scan.
+        plane: (axis of (K, J, I), index) of the slice that the user sees; None for the whole volume.
+        cancel: Checked before every answer.
     """
 
     def __init__(
@@ -202,10 +205,10 @@ class ModelMethod:
         )
 
     def box(self, box: Box2D) -> np.ndarray:
-        """See `Method`; the corners of a session's box are centres of voxels."""
+        """See `Method`."""
         from MaskSAMCore.inference.prompts import Prompt
 
-        x0, y0, x1, y1 = box
+        x0, y0, x1, y1 = box  # edges; the corners of a prompt are voxel centres
         corners = (self._ijk((y0, x0)), self._ijk((max(y1 - 1, y0), max(x1 - 1, x0))))
         return self._answer([Prompt(kind="box", corners=corners, scope="slice")])
 
@@ -225,10 +228,10 @@ class ModelMethod:
 
 
 class SamMethod:
-    """An unchanged SAM's answers on the slice that it was shown; its last logits go with every further click.
+    """Plain SAM on one slice; its last logits are a prompt of the next click.
 
-    It gives its one mask from the first click on: on medical slices that was seen to be better than the best of its
-    three candidates by its own judgement.
+    Its single mask is used from the first click on. On medical slices it was better than the one of its three
+    candidates that SAM itself estimates to be best.
     """
 
     def __init__(self, name: str, sam: ZeroShot) -> None:
@@ -253,14 +256,15 @@ class SamMethod:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """What the trials of all cases share.
+    """Settings of an interactive evaluation.
 
     Attributes:
-        name: The model's.
-        labels: Structures to judge; those that a case lacks are left out.
-        sam: An unchanged SAM, and how it is called; None leaves it out.
-        slices: Of every structure, at even distances; 0 for all.
-        colour: The scans are colour pictures.
+        name: Of the model.
+        labels: Structures to test; those that a case lacks are left out.
+        sam: Plain SAM, to compare with; None to leave it out.
+        sam_name: Its name in the tables.
+        slices: Number of slices of each structure, at even distances; 0 for all.
+        colour: Whether the scans are colour pictures.
     """
 
     name: str
@@ -277,15 +281,15 @@ class Study:
 
         Args:
             case: Its id.
-            volume, reference: Scan and truth on one grid.
-            session: The scan, opened with the model.
-            cancel: Asked before every answer of the model.
+            volume, reference: The scan and its labels, on one grid.
+            session: Of the scan, with the model.
+            cancel: Checked before every answer of the model.
         """
         targets = {label: reference.array == label.id for label in self.labels.labels}
         targets = {label: mask for label, mask in targets.items() if mask.any()}
         yield from self._slices(case, volume, targets, session, cancel)
         if volume.grid.shape[session.axis] == 1:
-            return  # a picture's one slice is all of it
+            return  # a picture has only one slice
         for label, mask in targets.items():
             whole = ModelMethod(self.name, session, volume.grid, None, cancel)
             clicks = click_through(mask, whole, volume.grid.spacing[::-1])

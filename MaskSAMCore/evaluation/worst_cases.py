@@ -1,4 +1,4 @@
-"""The cases where a model fails most, and their pictures: what a mean hides."""
+"""The cases with the lowest Dice, and pictures of them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from MaskSAMCore.volume import LabelMap, Volume, reorient
 
 COUNT = 3
 MARGIN_MM = 15.0
-"""Around the structures."""
+"""Margin around the structures."""
 
 
 class WorstCases:
-    """Keeps the cases with the lowest scores of all that it is shown.
+    """Keeps the cases with the lowest mean score.
 
     Args:
-        count: How many.
+        count: Number of cases to keep.
     """
 
     def __init__(self, count: int = COUNT) -> None:
@@ -30,18 +30,18 @@ class WorstCases:
         self._seen = 0
 
     def add(self, case: str, scores: Sequence[float], volume: Volume, predicted: LabelMap, reference: LabelMap) -> None:
-        """Show one case.
+        """Add a case; it is ignored if no structure has a score.
 
         Args:
             case: Its name.
-            scores: Of its structures, those without one as NaN; the mean of the others counts, none at all does not.
+            scores: Of its structures; NaN is left out of the mean.
             volume, predicted, reference: On one grid.
         """
         known = [score for score in scores if not math.isnan(score)]
         if not known:
             return
         self._seen += 1
-        # The order of arrival settles ties: what comes behind it cannot be compared.
+        # The number of arrival decides between equal means; volumes cannot be compared.
         item = (-float(np.mean(known)), -self._seen, case, volume, predicted, reference)
         if len(self._kept) < self.count:
             heapq.heappush(self._kept, item)
@@ -49,15 +49,15 @@ class WorstCases:
             heapq.heappushpop(self._kept, item)
 
     def draw(self, folder: Path, table: LabelTable, *, picture: bool = False) -> list[tuple[str, float, Path]]:
-        """Reference and prediction of every kept case as `folder/CASE.png`.
+        """Draw reference and prediction of every kept case into `folder/CASE.png`.
 
         Args:
-            folder: Made if need be; older pictures are replaced.
+            folder: Made if it does not exist; existing pictures are replaced.
             table: Names and colours of the structures.
-            picture: The cases are photographs; shown as they are.
+            picture: Whether the cases are photographs, which are not turned.
 
         Returns:
-            (case, mean score, picture), the worst first.
+            (case, mean score, path of the picture), the worst first.
         """
         from MaskSAMCore.training.report import save_overlay
 
@@ -80,7 +80,7 @@ class WorstCases:
 
 
 def _classes(ids: np.ndarray, table: LabelTable) -> np.ndarray:
-    """Label ids as the numbers of the classes, 1 for the table's first label."""
+    """Label ids as class numbers, 1 for the first label of the table."""
     classes = np.zeros(ids.shape, np.int16)
     for number, label in enumerate(table.labels, start=1):
         classes[ids == label.id] = number
@@ -88,7 +88,7 @@ def _classes(ids: np.ndarray, table: LabelTable) -> np.ndarray:
 
 
 def _around(mask: np.ndarray, spacing: Sequence[float]) -> tuple[slice, ...]:
-    """The part of a plane that holds a mask, with `MARGIN_MM` around it; all of it for an empty one."""
+    """The part of a plane around a mask, with a margin of `MARGIN_MM`; the whole plane if the mask is empty."""
     if not mask.any():
         return (slice(None),) * mask.ndim
     near = []

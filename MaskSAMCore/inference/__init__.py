@@ -1,1 +1,1 @@
-"""Inference: automatic segmentation in sliding windows, and sessions that answer clicks."""
+"""Inference: automatic segmentation with sliding windows, and interactive sessions."""

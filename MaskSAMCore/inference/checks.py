@@ -1,4 +1,4 @@
-"""Checks before a scan is segmented: does it look like the training data (faults.md row 30)?"""
+"""Checks before a scan is segmented: likeness to the training data, prompts, memory (faults.md rows 30 and 48)."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from MaskSAMCore import device as devices
 from MaskSAMCore.errors import ModelError
 from MaskSAMCore.preprocessing.plan import ChannelStats, Plan
-from MaskSAMCore.volume import Volume
+from MaskSAMCore.volume import Grid, Volume
 
 if TYPE_CHECKING:
     from MaskSAMCore.zoo.model_folder import ModelCard
@@ -97,3 +98,39 @@ def require_prompts(card: ModelCard) -> None:
             why="it segments whole scans or regions only",
             remedy="Segment with it automatically, or choose a model that was trained with clicks and boxes.",
         )
+
+
+def require_memory(grid: Grid, plan: Plan, classes: int, channels: int, source: str = "") -> None:
+    """Check that a scan can be segmented within the computer's memory, before it is (faults.md row 48).
+
+    Args:
+        grid: Of the scan.
+        plan: Of the model.
+        classes: K, the background included.
+        channels: M.
+        source: Name of the scan, for the message.
+
+    Raises:
+        ResourceError: Names the memory that is needed and that is free.
+    """
+    voxels = float(np.prod(grid.shape))
+    planned = max(plan.voxels(grid), float(np.prod(plan.patch)))
+    # sums and weights in float32, the image twice; on the scan's grid the float copy and three scores at a time
+    needed = 4 * planned * (classes + 1 + 2 * channels) + 4 * voxels * (channels + 3)
+    devices.require_ram(
+        int(needed), what=source or "the scan", remedy="Close other programs, or segment a region of it (--roi)."
+    )
+
+
+def require_session_memory(volume: Volume, plan: Plan) -> None:
+    """Check that a scan can be opened within the computer's memory, before it is (faults.md row 48).
+
+    Raises:
+        ResourceError: Names the memory that is needed and that is free.
+    """
+    voxels = float(np.prod(volume.grid.shape))
+    # one channel as float32 beside the prepared image, and the masks of what is empty
+    needed = 4 * plan.voxels(volume.grid) * (volume.channels + 1) + voxels * (4 + volume.channels)
+    devices.require_ram(
+        int(needed), what=volume.source or "the scan", remedy="Close other programs, or open a smaller part of it."
+    )

@@ -48,7 +48,7 @@ class MemoryLadder:
         self.messages: list[str] = [] if messages is None else messages
 
     def run(self, work: Callable[[], T]) -> T:
-        """The result of `work()`, which must leave nothing half done when the memory is full.
+        """Return the result of `work()`, which must be repeatable after it raised `torch.OutOfMemoryError`.
 
         Raises:
             ResourceError: The memory is full, and no fallback is left.

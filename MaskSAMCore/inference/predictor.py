@@ -18,7 +18,7 @@ from MaskSAMCore import device as devices
 from MaskSAMCore.config.serialize import from_dict
 from MaskSAMCore.errors import InputError, PromptError
 from MaskSAMCore.inference.cache import SlabCache, cache_writer, model_key
-from MaskSAMCore.inference.checks import scan_warnings
+from MaskSAMCore.inference.checks import require_memory, scan_warnings
 from MaskSAMCore.inference.sliding_window import Network, Placement, keeping_network, patch_network, slide, window_count
 from MaskSAMCore.network.segmenter import Segmenter
 from MaskSAMCore.preprocessing.plan import Plan, Shape, mirror_rule
@@ -146,19 +146,9 @@ class Predictor:
         check_scan(volume, self.plan)
         boxes = [roi] if isinstance(roi, Roi) else list(roi or ())
         targets = _targets(boxes, volume.grid)
-        warnings = [
-            f"{volume.source or 'the scan'}: {text}"
-            for text in scan_warnings(volume, self.card, self.plan, bool(boxes))
-        ]
-        for warning in warnings:
-            LOG.warning(warning)
+        warnings = self._warnings(volume, bool(boxes))
+        placement = self._placement(batch, tta)
         chances = _background(volume, self.card.labels.classes) if probabilities else None
-        placement = Placement(
-            device=self.device,
-            batch=batch or self._batch(),
-            on_cpu=partial(self._to_cpu, keep=not tta),
-            cache=self.cache,
-        )
         run = _ScanRun(self, placement)
         classes: np.ndarray = np.zeros(volume.grid.shape, np.uint8 if self.card.labels.classes <= 256 else np.uint16)
         for index, target in enumerate(targets):
@@ -181,8 +171,17 @@ class Predictor:
             probabilities=chances,
         )
 
-    def _batch(self) -> int:
-        return 1 if self.device.type == "cpu" else GPU_BATCH
+    def _warnings(self, volume: Volume, region: bool) -> list[str]:
+        name = volume.source or "the scan"
+        found = [f"{name}: {text}" for text in scan_warnings(volume, self.card, self.plan, region)]
+        for warning in found:
+            LOG.warning(warning)
+        return found
+
+    def _placement(self, batch: int | None, tta: bool) -> Placement:
+        usual = 1 if self.device.type == "cpu" else GPU_BATCH
+        on_cpu = partial(self._to_cpu, keep=not tta)
+        return Placement(device=self.device, batch=batch or usual, on_cpu=on_cpu, cache=self.cache)
 
     def _network(self, device: torch.device, *, keep: bool) -> Network:
         precision = self.card.config.train.precision
@@ -244,7 +243,7 @@ class _ScanRun:
         card, plan = self.predictor.card, self.predictor.plan
         around = context(target, volume.grid, plan)
         crop = volume.crop(around)
-        check_memory(crop.grid, plan, card.labels.classes, crop.channels, volume.source)
+        require_memory(crop.grid, plan, card.labels.classes, crop.channels, volume.source)
         k, j, i = (slice(t.start - a.start, t.stop - a.start) for t, a in zip(target, around, strict=True))
         inner = (k, j, i)
         if constant(crop):
@@ -325,21 +324,6 @@ def constant(volume: Volume) -> bool:
         if not finite.size or finite.min() != finite.max():
             return False
     return True
-
-
-def check_memory(grid: Grid, plan: Plan, classes: int, channels: int, source: str = "") -> None:
-    """Check that a scan fits into the computer's memory, before anything is allocated (faults.md row 48).
-
-    Raises:
-        ResourceError: Names the memory that is needed and that is free.
-    """
-    voxels = float(np.prod(grid.shape))
-    planned = max(plan.voxels(grid), float(np.prod(plan.patch)))
-    # sums and weights in float32, the image twice; on the scan's grid the float copy and three scores at a time
-    needed = 4 * planned * (classes + 1 + 2 * channels) + 4 * voxels * (channels + 3)
-    devices.require_ram(
-        int(needed), what=source or "the scan", remedy="Close other programs, or segment a region of it (--roi)."
-    )
 
 
 def _focus(inner: Slices, grid: Grid, prepared: Prepared, plan: Plan) -> Slices:

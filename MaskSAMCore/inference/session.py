@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from MaskSAMCore import device as devices
 from MaskSAMCore.config.serialize import from_dict
 from MaskSAMCore.errors import InputError
 from MaskSAMCore.inference.answer import Draft, WritableSlices, answer_slab, limit, profile, slices_to_write
 from MaskSAMCore.inference.automatic import automatic_prompts
 from MaskSAMCore.inference.cache import SlabCache
-from MaskSAMCore.inference.checks import require_prompts, scan_warnings
+from MaskSAMCore.inference.checks import require_prompts, require_session_memory, scan_warnings
 from MaskSAMCore.inference.frame import Frame
 from MaskSAMCore.inference.prompts import Placed, Prompt, Scope, check, place
 from MaskSAMCore.inference.propagate import propagate
@@ -99,7 +98,7 @@ class Session:
         """
         volume.grid.check(where=volume.source)
         plan: Plan = card.plan if isinstance(card.plan, Plan) else from_dict(Plan, card.plan, where="model.plan")
-        _require_memory(volume, plan)
+        require_session_memory(volume, plan)
         name = volume.source or "the scan"
         warnings = [*volume.warnings, *(f"{name}: {text}" for text in scan_warnings(volume, card, plan, region=True))]
         prepared = preprocess(volume, plan)
@@ -413,13 +412,3 @@ def _latest(snapshots: dict[tuple[Hashable, ...], State]) -> dict[tuple[Hashable
             break
         kept[keys] = state
     return dict(reversed(kept.items()))
-
-
-def _require_memory(volume: Volume, plan: Plan) -> None:
-    """Check that a scan fits into the computer's memory (faults.md row 48)."""
-    voxels = float(np.prod(volume.grid.shape))
-    # one channel as float32 beside the prepared image, and the masks of what is empty
-    needed = 4 * plan.voxels(volume.grid) * (volume.channels + 1) + voxels * (4 + volume.channels)
-    devices.require_ram(
-        int(needed), what=volume.source or "the scan", remedy="Close other programs, or open a smaller part of it."
-    )

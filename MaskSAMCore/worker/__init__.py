@@ -1,1 +1,1 @@
-"""The engine's own process, what it speaks, and the client that talks to it."""
+"""The engine in a process of its own: worker, protocol and client."""

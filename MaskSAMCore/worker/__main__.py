@@ -1,4 +1,4 @@
-"""`python -m MaskSAMCore.worker`: the engine as a process of its own, driven by JSON lines on stdin and stdout."""
+"""`python -m MaskSAMCore.worker`: run the engine as a process that is driven by JSON lines on stdin and stdout."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 from MaskSAMCore.commandline import add_device_option, command_parser, run
 
-EPILOG = """Programs start it, through MaskSAMCore.worker.client.EngineClient; it ends when its input does.
-One request per line,
+EPILOG = """Programs start it through MaskSAMCore.worker.client.EngineClient. It ends when its input does.
+There is one request per line,
 
   {"id": 1, "op": "hello", "protocol": 1}
 
@@ -21,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
     """The options of the command."""
     p = command_parser("worker", "Answer clicks, boxes and segmentations for another program.", epilog=EPILOG)
     p.add_argument(
-        "--folder", type=Path, metavar="FOLDER", help="private folder for arrays that the other program made and holds"
+        "--folder", type=Path, metavar="FOLDER", help="private folder for arrays, made and locked by that program"
     )
     p.add_argument("--threads", type=_count, metavar="N", help="threads on the CPU (default: PyTorch's choice)")
     add_device_option(p)
@@ -29,14 +29,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; it leaves the process by itself, a return is a failed start."""
+    """Run the worker until its input ends. It exits the process itself; a return means that it did not start."""
     options = parser().parse_args(argv)
     return run(lambda: _serve(options))
 
 
 def _count(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 1024:
-        raise argparse.ArgumentTypeError(f"a number from 1 to 1024 is needed, found {text!r}")
+        raise argparse.ArgumentTypeError(f"must be a number from 1 to 1024, found {text!r}")
     return int(text)
 
 

@@ -1,6 +1,6 @@
-"""Processes that are started from here: how they begin, how a whole tree of them ends, and how its end is told.
+"""Child processes: start them, end them with all that they started, and describe how they ended.
 
-The engine's worker is one; commands that a program with a window runs in the background are others.
+Used for the engine's worker, and for commands that a program with a window runs in the background.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from MaskSAMCore.commandline import EXIT_DEVICE_LOST, PARENT
 from MaskSAMCore.errors import ResourceError
 
 HOME = Path(__file__).resolve().parents[2]
-"""Where the package lies; what is started runs the same one."""
+"""The folder of the package; child processes import it from there."""
 _NO_WINDOW = getattr(subprocess, "CREATE_NO_WINDOW", 0)
 _BELOW_NORMAL = getattr(subprocess, "BELOW_NORMAL_PRIORITY_CLASS", 0)
 NICE = 10
-"""How much a process of `start` steps back on Linux and macOS."""
+"""Added to the niceness of a child process on Linux and macOS."""
 
 
 def start(what: str, words: Sequence[str], *, env: Mapping[str, str] | None = None, **pipes: Any) -> subprocess.Popen:
-    """Start a program that finds this package, as the head of a process group and without a console window.
+    """Start a program that can import this package, in a process group of its own and without a console window.
 
-    Ctrl-C is for the program that started it, which ends it in its own time. It gives way to that program's window,
-    which would stand still otherwise where the work takes all cores.
+    Ctrl-C does not reach it; the program that started it ends it. It runs with a lower priority, so that the window
+    of that program stays responsive when the work takes all cores.
 
     Args:
-        what: For the message: "the engine".
+        what: Its name for the message of an error: "the engine".
         words: The program and its arguments.
         env: Environment variables in addition to those of this process.
         pipes: `stdin`, `stdout`, `stderr` and `bufsize` of `subprocess.Popen`.
@@ -57,12 +57,12 @@ def start(what: str, words: Sequence[str], *, env: Mapping[str, str] | None = No
 
 
 def watched() -> dict[str, str]:
-    """Environment of a command that ends when the other end of its stdin is closed; see `commandline.run`."""
+    """Environment variables that make a command end when its stdin is closed; see `commandline.run`."""
     return {PARENT: "1"}
 
 
 def ask_to_end(process: subprocess.Popen) -> None:
-    """SIGTERM for a process of `start` and all that it started; on Windows, which has no such thing, their end."""
+    """Send SIGTERM to a process of `start` and all that it started; on Windows, which has none, kill them."""
     if hasattr(os, "killpg"):
         with contextlib.suppress(OSError):
             os.killpg(process.pid, signal.SIGTERM)
@@ -71,12 +71,12 @@ def ask_to_end(process: subprocess.Popen) -> None:
 
 
 def kill_tree(process: subprocess.Popen) -> None:
-    """End a process of `start` now, and all that it started, even what outlived it where groups can be killed."""
+    """Kill a process of `start` and all that it started, on Linux and macOS even what outlived it."""
     with contextlib.suppress(OSError):
         if hasattr(os, "killpg"):
             os.killpg(process.pid, signal.SIGKILL)
             return
-        # The interpreter of Slicer is a launcher: what is to end is its child.
+        # The Python of Slicer is a launcher; the process that has to end is its child.
         words = ["taskkill", "/F", "/T", "/PID", str(process.pid)]
         subprocess.run(words, capture_output=True, check=False, creationflags=_NO_WINDOW)
     with contextlib.suppress(OSError):
@@ -84,14 +84,14 @@ def kill_tree(process: subprocess.Popen) -> None:
 
 
 def how_it_ended(code: int | None) -> str:
-    """An exit code in plain words; None for a process that still runs."""
+    """Describe an exit code in plain words; None for a process that still runs."""
     if code is None:
         return "it does not answer"
     if code < 0:
         return f"it was ended by {_signal_name(-code)}"
     if code == EXIT_DEVICE_LOST:
         return "the GPU was lost"
-    return f"it left with exit code {code}"
+    return f"it ended with exit code {code}"
 
 
 def _paths() -> list[str]:

@@ -1,8 +1,8 @@
 """`EngineClient`: the engine for programs that must neither import torch nor wait for it, such as 3D Slicer.
 
-Needs the standard library and numpy. `prompt(...)` waits for its answer; `submit("prompt", ...)` returns a `Job` at
-once, to be polled. A worker that dies is started again: its scans are opened anew, the prompts of their structures
-replayed, and what was being done is done again.
+It needs the standard library and numpy alone. `prompt(...)` waits for its answer; `submit("prompt", ...)` returns a
+`Job` at once, to be polled. If the worker dies, the client starts another one, opens its scans again, sends the prompts
+of their structures again, and repeats the requests that were not answered.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from MaskSAMCore.worker.session_log import SessionLog
 
 LOG = logging.getLogger(__name__)
 RESTARTS = 1
-"""Starts after a crash before what was being done is given up; counted anew after every answer."""
+"""Starts after a crash before all requests fail; every answer resets the count."""
 START_S = 300.0
-"""Longest wait for the first answer, which needs torch from a cold disk."""
+"""Longest wait for the answer to `hello`, which imports torch."""
 POLL_S = 0.1
 
 
 class EngineClient:
-    """One worker process and the scans that are open in it. A context manager; nothing outlives `close`.
+    """One worker process and the scans that are open in it. A context manager; `close` ends the process.
 
-    The constructor does not wait: the worker starts meanwhile, and `hello` tells when it stands.
+    The constructor does not wait for the worker; `hello` does.
 
     Args:
-        python: The interpreter that has torch.
+        python: An interpreter that has torch.
         device: "auto", "cpu", "cuda" or "cuda:N".
         threads: Threads on the CPU; None for PyTorch's choice.
         on_event: Called on a thread of the client with `{"event": ...}`: "progress" (job, done, total, text), "done"
             (job), "ready" (hello), "restarting" (why), "lost" (case, why: it could not be opened again).
-        command: Words that start another worker than `python -m MaskSAMCore.worker`.
+        command: The worker's program and arguments, in place of `python -m MaskSAMCore.worker`.
     """
 
     def __init__(
@@ -86,10 +86,10 @@ class EngineClient:
 
     @property
     def hello(self) -> dict[str, Any]:
-        """Of the running worker: protocol, version, pid, device, models; waits for its start.
+        """What the worker said of itself: protocol, version, pid, device, models. Waits until it has started.
 
         Raises:
-            MaskSAMError: It cannot be started, or was closed; says why.
+            MaskSAMError: It cannot be started, or the client was closed.
         """
         with self._changed:
             while self._hello is None:
@@ -100,15 +100,15 @@ class EngineClient:
 
     @property
     def ready(self) -> bool:
-        """Whether the worker stands; for callers that poll."""
+        """Whether the worker has started; for callers that poll."""
         return self._hello is not None
 
     def poll(self, seconds: float = 0.002) -> None:
-        """Let the client's threads run; for the timer of a GUI that holds Python back otherwise, as Slicer's does."""
+        """Let the threads of the client run; for the timer of a program that otherwise blocks them, as Slicer does."""
         time.sleep(seconds)
 
     def close(self) -> None:
-        """End the worker, delete its folder and fail what still waits. Twice does no harm, nor in a forked child."""
+        """End the worker, delete its folder, and fail unanswered jobs. Harmless when repeated or in a forked child."""
         if os.getpid() != self._owner:
             return
         with self._changed:
@@ -124,13 +124,16 @@ class EngineClient:
     # -- requests ----------------------------------------------------------------------------------------------------
 
     def submit(self, op: str, **fields: Any) -> Job:
-        """Ask for work and return at once; the fields are those of `protocol.REQUESTS`, `case` a `Case` or its number.
+        """Submit a request and return at once.
 
-        A volume is kept, not copied, as long as its case is open; whoever changes it opens it anew.
+        Args:
+            op: A key of `protocol.REQUESTS`.
+            fields: As listed there; `case` may be a `Case` or its number. A volume is kept, not copied, as long as its
+                case is open, and must not be changed.
 
         Raises:
-            PromptError: A prompt is malformed; names its index and position.
-            InputError: Another field is.
+            PromptError: A prompt is malformed; names its number and position.
+            InputError: The operation is unknown, or another field is malformed.
         """
         if op == "open":
             fields = {"case": next(self._cases), **fields}
@@ -145,7 +148,7 @@ class EngineClient:
         return job
 
     def cancel(self, job: Job) -> None:
-        """Ask for a job's end; where the worker has not got it yet, it ends now."""
+        """Cancel a job: at once if it was not sent yet, else as soon as the worker can stop."""
         with self._changed:
             job.cancel_asked = True
             process = self._process
@@ -165,40 +168,50 @@ class EngineClient:
         modality: str | None = None,
         source: str = "the scan",
     ) -> Case:
-        """Open a scan (K, J, I) or (C, K, J, I), affine ijk to RAS mm, with an installed model or a model's folder."""
+        """Open a scan with a model.
+
+        Args:
+            volume: (K, J, I) or (C, K, J, I).
+            affine: (4, 4), voxel positions (i, j, k) to RAS mm.
+            model: Name of an installed model, or a model's folder.
+            modality: "CT" or "MR", for a warning if the model was trained on the other; None if unknown.
+            source: Name of the scan, for messages.
+        """
         fields = {"volume": volume, "affine": np.asarray(affine), "model": model}
         return self.submit("open", **fields, modality=modality, source=source).result()
 
     def encode(self, case: Case, position: Sequence[float] | None = None, *, slabs: int | None = None) -> Job:
-        """Encode in the background around a position (ijk) until other work comes; does not wait."""
+        """Encode slabs around a position (i, j, k) in the background; other requests go first. Does not wait."""
         return self.submit("encode", case=case, position=position, slabs=slabs)
 
     def prompt(
         self, case: Case, structure: int, prompts: Sequence[Mapping[str, Any]], *, multimask: bool = False
     ) -> Update:
-        """Answer the full list of a structure's prompts: `{"kind": "point", "position": (i, j, k)}`, `{"kind": "box",
-        "corners": ((i, j, k), (i, j, k))}`, `{"kind": "mask", "mask": array, "mask_box": (k, j, i)}`; with `"positive":
-        False`, `"scope": "slice" | "slab" | "volume"`, `"space": "ras"` (mm) and `"candidate"` where wanted.
+        """Segment a structure from all of its prompts, oldest first.
+
+        A prompt is `{"kind": "point", "position": (i, j, k)}`, `{"kind": "box", "corners": ((i, j, k), (i, j, k))}` or
+        `{"kind": "mask", "mask": array (k, j, i), "mask_box": (k, j, i)}`. All may have `"scope": "slice" | "slab" |
+        "volume"` and `"space": "ras"` (positions in mm), points also `"positive": False` and `"candidate"`.
         """
         return self.submit(
             "prompt", case=case, structure=structure, prompts=list(prompts), multimask=multimask
         ).result()
 
     def propagate(self, case: Case, structure: int, scope: str = "volume") -> Update:
-        """Answer the structure's prompts again, the last one with this scope; later lists must say so as well."""
+        """Answer the structure's prompts again, the last one with this scope; repeat the scope in later lists."""
         return self.submit("propagate", case=case, structure=structure, scope=scope).result()
 
     def automatic(
         self, case: Case, label: int, slices: Sequence[int] | None = None
     ) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-        """Per slice the box and the point that the model gives itself for a label, as prompts to edit."""
+        """Automatic prompts for a label: a box and a point for each slice, to be edited."""
         found = self.submit("automatic", case=case, label=label, slices=slices).result()
         return [(box, point) for box, point in found["prompts"]]
 
     def segment(
         self, case: Case, *, roi: Sequence[Mapping[str, Any]] = (), tta: bool = False, step: float = 0.5
     ) -> Segmented:
-        """Segment every structure of the model, everywhere or in boxes `{"center", "size"}` in mm RAS."""
+        """Segment all structures of the model, in the whole scan or in boxes `{"center", "size"}` in RAS mm."""
         return self.submit("segment", case=case, roi=list(roi), tta=tta, step=step).result()
 
     def drop(self, case: Case, structure: int) -> Update:
@@ -233,12 +246,12 @@ class EngineClient:
         return next((job for job in self._jobs.values() if job.sent_to is not self._process), None)
 
     def _start(self) -> None:
-        """Start a worker and bring it to what the last one knew; gives up after too many in a row."""
+        """Start a worker and open the scans of the last one again; give up after too many crashes in a row."""
         if self._starts:
             why = self._process.cause() if self._process is not None else ""
             if self._starts > RESTARTS:
-                remedy = "Try again; if that does not help, another device or a smaller region may."
-                self._give_up(ResourceError("the engine stopped, again and again", why=why, remedy=remedy))
+                remedy = "Try again; if that does not help, choose another device or a smaller region."
+                self._give_up(ResourceError("the engine stopped again and again", why=why, remedy=remedy))
                 return
             LOG.warning("the engine stopped and is started again: %s", why)
             self._emit({"event": "restarting", "why": why})
@@ -248,7 +261,7 @@ class EngineClient:
             process = WorkerProcess(self._command, on_message=self._receive, on_end=self._ended)
             with self._changed:
                 self._process = process
-                if self._closing:  # `close` may have looked before it was there
+                if self._closing:  # `close` has not seen this process
                     raise WorkerGone
             hello = self._ask(process, "hello", {"protocol": protocol.VERSION}, START_S)
             for case in list(self._log.cases):
@@ -272,16 +285,16 @@ class EngineClient:
                 self._ask(process, op, fields)
         except MaskSAMError as error:
             self._log.forget(case)
-            with contextlib.suppress(MaskSAMError):  # it may be open, but without one of its structures
+            with contextlib.suppress(MaskSAMError):  # it may be open, with one of its structures missing
                 self._ask(process, "release", {"case": case})
             LOG.warning("case %d cannot be opened again: %s", case, error)
             self._emit({"event": "lost", "case": case, "why": str(error)})
 
     def _ask(self, process: WorkerProcess, op: str, fields: dict[str, Any], patience: float | None = None) -> Any:
-        """A request of the client itself, waited for.
+        """Send a request of the client itself, and wait for its answer.
 
         Raises:
-            WorkerGone: The worker ended, was silent for too long, or the client is being closed.
+            WorkerGone: The worker ended, did not answer in time, or the client is being closed.
         """
         job = Job(next(self._ids), op, fields, self.cancel, internal=True)
         with self._changed:
@@ -304,7 +317,7 @@ class EngineClient:
         try:
             self._deliver(process, job)
         except WorkerGone:
-            process.kill()  # its reader notices the end, and the supervisor by that
+            process.kill()  # its reader sees the end and tells the supervisor
         except MaskSAMError as error:
             with self._changed:
                 self._jobs.pop(job.id, None)

@@ -1,6 +1,6 @@
-"""The engine behind the worker: requests of the protocol to sessions and predictors, and their answers to plain values.
+"""The engine of the worker: passes requests to sessions and predictors, and returns their answers as plain values.
 
-torch is imported by `hello`, not before.
+torch is imported when the engine is made, not before.
 """
 
 from __future__ import annotations
@@ -32,7 +32,12 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class Model:
-    """A loaded model; `key` tells whether its folder still holds the same, `warnings` belong to its loading."""
+    """A loaded model.
+
+    Attributes:
+        key: Folder and hash of the weights; differs once the folder holds another model.
+        warnings: From its loading, for the user.
+    """
 
     key: tuple[str, str]
     network: Segmenter
@@ -78,7 +83,7 @@ class Engine:
         self._model: Model | None = None
 
     def hello(self) -> dict[str, Any]:
-        """Device line, versions and models, for people and for the panel's list."""
+        """Description of the device, torch's version, and the installed models."""
         import torch
 
         from MaskSAMCore.device import describe
@@ -167,7 +172,7 @@ class Engine:
         }
 
     def _load(self, name: str) -> Model:
-        """The model called so; loaded once, as long as its folder does not change."""
+        """A model by name or folder; loaded once, as long as its folder does not change."""
         from MaskSAMCore.inference.memory import CPU, MemoryLadder, clear, spill, to_cpu
         from MaskSAMCore.zoo.installed import find_model, load_model
         from MaskSAMCore.zoo.model_folder import load_card
@@ -195,7 +200,7 @@ class Engine:
 
     @staticmethod
     def _place(model: Model) -> torch.device:
-        """Where the network is now: a full GPU may have driven it to the CPU."""
+        """The device of the network; the CPU after a GPU's memory was full."""
         return next(model.network.parameters()).device
 
     def _release(self, number: int) -> None:
@@ -283,7 +288,7 @@ def _plain_mask(box: Sequence[int] | None, mask: np.ndarray) -> dict[str, Any]:
 
 
 def _blocks(labels: LabelMap) -> list[dict[str, Any]]:
-    """A label map as one block for every structure of its table."""
+    """A label map as one block for each structure of its table."""
     from scipy.ndimage import find_objects
 
     places = find_objects(labels.array)

@@ -1,4 +1,4 @@
-"""Requests of the protocol that write files: a DICOM SEG, a training case. They need neither an open scan nor torch."""
+"""Requests that write files: a DICOM SEG, a training case. They need neither an open scan nor torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OPERATIONS = ("export_seg", "save_case")
 
 @dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """Voxels that two segments share; `later` is the one that comes later in the list, and gets them."""
+    """Voxels that two segments share; they go to `later`, the one that is later in the list."""
 
     earlier: str
     later: str
@@ -34,8 +34,8 @@ def export(op: str, fields: Mapping[str, Any], *, progress: Progress, cancel: Ca
     """Do one of `OPERATIONS`; see `protocol.REQUESTS`.
 
     Raises:
-        InputError: A segment does not lie in the volume; or as the writer says.
-        MaskSAMError: As `io.dicomseg.write_dicom_seg` or `data.save.save_case`.
+        InputError: A segment does not lie in the volume, or segments of a DICOM SEG overlap.
+        MaskSAMError: See `io.dicomseg.write_dicom_seg` and `data.save.save_case`.
     """
     if op == "export_seg":
         return _export_seg(fields, progress, cancel)
@@ -43,12 +43,12 @@ def export(op: str, fields: Mapping[str, Any], *, progress: Progress, cancel: Ca
 
 
 def to_label_map(segments: Sequence[Mapping[str, Any]], grid: Grid) -> tuple[LabelMap, tuple[Overlap, ...]]:
-    """Segments as a label map, their ids 1, 2, ... in the order given, and where they overlap.
+    """Segments as a label map with the ids 1, 2, ... in their order, and their overlaps.
 
-    A label map holds one structure per voxel: a shared one goes to the later segment, as in Slicer's own export.
+    A label map has one structure per voxel; a shared voxel goes to the later segment, as in Slicer's own export.
 
     Raises:
-        InputError: A box lies outside the grid, or is not the size of its mask; names the segment.
+        InputError: A box lies outside of the grid, or differs in size from its mask; names the segment.
     """
     array: np.ndarray = np.zeros(grid.shape, np.uint8 if len(segments) < 256 else np.uint16)
     labels: list[Label] = []
@@ -96,8 +96,8 @@ def _export_seg(fields: Mapping[str, Any], progress: Progress, cancel: CancelTok
     labels, overlaps = to_label_map(fields["segments"], grid)
     if overlaps:
         why = "; ".join(map(str, overlaps))
-        remedy = "Give each voxel to one of them in the Segment Editor"
-        raise InputError("overlapping segments do not fit into one DICOM SEG", why=why, remedy=remedy)
+        remedy = "Assign each voxel to one segment in the Segment Editor."
+        raise InputError("a DICOM SEG cannot hold overlapping segments", why=why, remedy=remedy)
     cancel.check()
     progress(1, 2, "writing the DICOM SEG")
     write_dicom_seg(
@@ -107,7 +107,7 @@ def _export_seg(fields: Mapping[str, Any], progress: Progress, cancel: CancelTok
         model=fields["model"],
         version=__version__,
         allow_uncoded=fields["allow_uncoded"],
-        overwrite=True,  # whoever chose the path was asked
+        overwrite=True,  # the user was asked when the path was chosen
     )
     written = set(np.unique(labels.array).tolist())
     names = [label.name for label in table_for(labels).labels if label.id in written]

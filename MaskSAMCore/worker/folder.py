@@ -1,9 +1,8 @@
-"""The private folder through which arrays travel between client and worker (faults.md row 15).
+"""The private folder in which client and worker exchange arrays (faults.md row 15).
 
-It holds patient data, so each file lives only from its writing to its reading, and the folder goes with whichever of
-the two processes ends last. Its owner, the client, holds a lock of the operating system on a file in it, which ends
-with that process however it ends: the worker sees by it that the client is dead, and the next start that a folder was
-left behind.
+It holds patient data. A file exists only from its writing to its reading, and whichever process ends last deletes the
+folder. Its owner, the client, locks a file in it; the operating system releases the lock when the client ends, however
+it ends. By that the worker sees that the client is dead, and the next client that a folder was left behind.
 """
 
 from __future__ import annotations
@@ -31,13 +30,13 @@ OWNER = ".owner"
 FILE = re.compile(r"[0-9a-f]{32}\.raw")
 CHUNK_BYTES = 32 << 20
 OWNERLESS_S = 3600.0
-"""A folder without its owner's file is being made just now; left alone until it is this old."""
+"""Age from which a folder without its owner's file counts as left behind; a younger one is just being made."""
 _REMOVE_TRIES, _REMOVE_PAUSE_S = 6, 0.1
 _LOG = logging.getLogger(__name__)
 
 
 class PrivateFolder:
-    """A folder that only this user can enter. `make` one, or `adopt` the one that another process made."""
+    """A folder that only this user can enter. The client uses `make`, the worker `adopt`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -47,10 +46,10 @@ class PrivateFolder:
 
     @classmethod
     def make(cls) -> PrivateFolder:
-        """A new folder in the system's place for temporary files, locked by this process; sweeps dead ones first.
+        """Make a temporary folder and lock it; folders of dead clients are deleted first.
 
         Raises:
-            ResourceError: It cannot be made there.
+            ResourceError: It cannot be made, locked, or kept from other users.
         """
         sweep()
         try:
@@ -73,18 +72,18 @@ class PrivateFolder:
 
     @classmethod
     def adopt(cls, path: Path) -> PrivateFolder:
-        """The folder that the client made.
+        """The folder that a client made.
 
         Raises:
-            InputError: It is not such a folder. A worker deletes its folder, so it takes no other one.
+            InputError: It is not such a folder. This is checked because a worker deletes its folder.
         """
         path = Path(path).absolute()
         if not (path.name.startswith(PREFIX) and _private(path) and (path / OWNER).is_file()):
-            raise InputError("is not the private folder of a client", where=path, remedy="Start without --folder.")
+            raise InputError("is not a private folder of a client", where=path, remedy="Start without --folder.")
         return cls(path)
 
     def _hold(self) -> bool:
-        """Lock the owner's file; False where a sweeper came between its making and its locking."""
+        """Lock the owner's file; False if another client deleted the folder meanwhile."""
         owner = self.path / OWNER
         self._lock = os.open(owner, os.O_RDWR | os.O_CREAT, 0o600)
         if try_lock(self._lock):
@@ -95,16 +94,16 @@ class PrivateFolder:
         return False
 
     def abandoned(self) -> bool:
-        """Whether the owner has died; asked by the worker."""
+        """Whether the client has died; for the worker."""
         return self._lock is None and _ownerless(self.path)
 
     def write(self, array: np.ndarray, dtype: str | None = None) -> ArrayRef:
-        """Write an array to a new file, converted to `dtype` on the way, a part at a time.
+        """Write an array to a new file, converted to `dtype` in parts.
 
-        Plain writes, not a mapped file: a full disk is then an error, and not the end of the process.
+        The file is not memory-mapped, where a full disk would kill the process.
 
         Raises:
-            OSError: The disk is full, or the folder gone; nothing is left of the file.
+            OSError: The disk is full, or the folder is gone; the file is deleted.
         """
         kind = np.dtype(dtype or array.dtype).newbyteorder("<")
         path = self.path / f"{uuid.uuid4().hex}.raw"
@@ -122,10 +121,10 @@ class PrivateFolder:
         return ArrayRef(file=path.name, dtype=kind.name, shape=tuple(array.shape))
 
     def read(self, ref: ArrayRef, *, mapped: bool = False) -> np.ndarray:
-        """The array of a file; `mapped` maps it read-only instead of reading it (Windows could not delete it then).
+        """Read an array; `mapped` maps the file read-only, except on Windows, which cannot delete a mapped file.
 
         Raises:
-            InputError: There is no such file, or it does not hold what was said.
+            InputError: There is no such file, or it has another size.
         """
         if not FILE.fullmatch(ref.file):
             raise InputError("is not the name of an array's file", where=ref.file)
@@ -145,15 +144,15 @@ class PrivateFolder:
         return np.fromfile(path, kind).reshape(ref.shape)
 
     def discard(self, ref: ArrayRef) -> None:
-        """Delete an array's file, if it is there."""
+        """Delete the file of an array, if it exists."""
         if FILE.fullmatch(ref.file):
             with contextlib.suppress(OSError):
                 (self.path / ref.file).unlink(missing_ok=True)
 
     def remove(self) -> bool:
-        """Delete the folder with all it holds; later writes are refused. False where something resisted."""
+        """Delete the folder; later writes fail. False if something of it is left."""
         self._closed = True
-        held = self._writing.acquire(timeout=0.5)  # not for long: on a dead disk a write never ends
+        held = self._writing.acquire(timeout=0.5)  # with a limit: on a dead disk a write never returns
         try:
             gone = _delete(self.path, self._release)
         finally:
@@ -169,18 +168,18 @@ class PrivateFolder:
 
 
 def sweep() -> list[Path]:
-    """Delete the folders of dead clients of this user; returns them."""
+    """Delete the folders of this user's dead clients; returns their paths."""
     gone = []
     with contextlib.suppress(OSError):
         for path in sorted(Path(tempfile.gettempdir()).glob(f"{PREFIX}*")):
             if _private(path) and _ownerless(path) and _delete(path):
-                _LOG.warning("%s: deleted, its program had died", path)
+                _LOG.warning("%s: deleted, as its program had died", path)
                 gone.append(path)
     return gone
 
 
 def _private(path: Path) -> bool:
-    """A real folder, no link, of this user, that nobody else may enter."""
+    """Whether a path is a folder, not a link, that belongs to this user and that nobody else may enter."""
     try:
         found = os.lstat(path)
     except OSError:
@@ -191,7 +190,7 @@ def _private(path: Path) -> bool:
 
 
 def _ownerless(path: Path) -> bool:
-    """Whether nobody holds the lock of the owner's file; a folder that is gone has no owner either."""
+    """Whether nobody locks the owner's file; true for a folder that is gone."""
     try:
         descriptor = os.open(path / OWNER, os.O_RDWR)
     except FileNotFoundError:
@@ -210,7 +209,7 @@ def _ownerless(path: Path) -> bool:
 
 
 def _delete(path: Path, release: object = None) -> bool:
-    """Delete a folder, again while another thread or process still puts files there or has some open."""
+    """Delete a folder; try again as long as another thread or process still writes files into it."""
     for attempt in range(_REMOVE_TRIES):
         if attempt:
             time.sleep(_REMOVE_PAUSE_S)
@@ -225,7 +224,7 @@ def _delete(path: Path, release: object = None) -> bool:
 
 
 def _parts(array: np.ndarray, itemsize: int) -> list[np.ndarray]:
-    """Slices along the first axis that are small enough to be converted at a time."""
+    """An array in parts along its first axis, each small enough to be converted at once."""
     if array.ndim == 0 or not array.size:
         return [array]
     if array.ndim > 3:

@@ -1,4 +1,4 @@
-"""A request on its way, as the caller of the client sees it, and what a caller may put into one."""
+"""`Job`: a submitted request as the caller of the client sees it; and the check of its fields."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from MaskSAMCore.worker.protocol import ArrayRef
 from MaskSAMCore.worker.results import Case
 
 BY_CLIENT = ("hello", "cancel", "quit")
-"""Requests that the client makes by itself."""
+"""Requests that only the client itself makes."""
 
 
 class Job:
-    """A request that was submitted; ask `done`, then take its `result`.
+    """A submitted request. Poll `done`, then get the `result`.
 
     Attributes:
-        id: Its number; events name it.
+        id: Its number, as in the client's events.
         op: The operation.
         internal: Whether the client itself made the request, to restore a new worker.
-        progress: The last `(done, total, text)` that the worker told; None before the first.
+        progress: The last `(done, total, text)` of the worker; None before the first.
     """
 
     def __init__(
@@ -43,19 +43,19 @@ class Job:
         self._error: MaskSAMError | None = None
 
     def done(self) -> bool:
-        """Whether it was answered, failed or was cancelled; never waits."""
+        """Whether it was answered, failed or was cancelled. Does not wait."""
         return self._done.is_set()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it is done, at most `timeout` seconds; whether it is."""
+        """Wait until it is done, at most `timeout` seconds; returns whether it is."""
         return self._done.wait(timeout)
 
     def result(self, timeout: float | None = None) -> Any:
-        """Its answer; waits for it.
+        """The answer; waits for it.
 
         Raises:
-            MaskSAMError: The error that the worker named; Cancelled where it was cancelled in time.
-            TimeoutError: It is not done.
+            MaskSAMError: The error of the worker; Cancelled if the job was cancelled in time.
+            TimeoutError: It is not done after `timeout` seconds.
         """
         if not self._done.wait(timeout):
             raise TimeoutError(f"{self.op} is not done after {timeout:g} s")
@@ -64,25 +64,25 @@ class Job:
         return self._result
 
     def cancel(self) -> None:
-        """Ask for its end. It may still succeed; its result then counts."""
+        """Ask the worker to stop. The job may still succeed; its result is then valid."""
         self._cancel(self)
 
     def finish(self, result: Any = None, error: MaskSAMError | None = None) -> None:
-        """Called by the client alone; lets go of the arrays."""
+        """Set the result or the error, and release the arrays. Only the client calls this."""
         self._result, self._error = result, error
         self.fields = {}
         self._done.set()
 
 
 def checked_fields(op: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """A request's fields with plain values; arrays stay arrays until they are sent.
+    """Convert the fields of a request to plain values and check them; arrays stay arrays until they are sent.
 
     Raises:
-        PromptError: A prompt is none; names its index and position.
-        InputError: Anything else is wrong.
+        PromptError: A prompt is malformed; names its number and position.
+        InputError: Another field is missing, unknown or of the wrong type.
     """
     if op in BY_CLIENT:
-        raise InputError("is the client's own request", where=op)
+        raise InputError("is the client's own request and cannot be submitted", where=op)
     out = {name: _plain(name, value) for name, value in fields.items() if value is not None}
     protocol.check_request(op, _described(out))
     return out
@@ -95,7 +95,7 @@ def _plain(name: str, value: Any) -> Any:
         mask = _numbers(name, value, "biu")
         return (mask if mask.dtype == np.bool_ else mask != 0).view(np.uint8)
     if name == "model":
-        path = Path(value).expanduser()  # the worker's current folder is another one
+        path = Path(value).expanduser()  # absolute, as the worker has another current folder
         return str(path.absolute()) if (path / "model.json").is_file() else os.fspath(value)
     if isinstance(value, Case):
         return value.id
@@ -109,12 +109,12 @@ def _plain(name: str, value: Any) -> Any:
 def _numbers(name: str, value: Any, kinds: str) -> np.ndarray:
     array = np.asarray(value)
     if array.dtype.kind not in kinds:
-        raise InputError("holds no real numbers", where=name, why=f"its type is {array.dtype}")
+        raise InputError("must be an array of numbers", where=name, why=f"its type is {array.dtype}")
     return array
 
 
 def _described(value: Any, name: str = "") -> Any:
-    """Fields as they will stand in the message, for its check before anything is written."""
+    """The fields as they will be in the message, so that they are checked before any file is written."""
     if isinstance(value, np.ndarray):
         return ArrayRef(file="-", dtype=protocol.ARRAYS[name], shape=value.shape).plain()
     if isinstance(value, dict):

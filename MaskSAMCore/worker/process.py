@@ -1,4 +1,4 @@
-"""One run of the worker as its client sees it: a process, its pipes and its private folder."""
+"""A running worker, for the client: the process, its pipes and its private folder."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class WorkerGone(Exception):
 
 
 class WorkerProcess:
-    """A running worker. Messages come on a thread of their own, with their arrays read and the files deleted.
+    """A running worker.
 
     Args:
-        command: Words that start it; the option for its folder is added.
-        on_message: Called with every message.
-        on_end: Called once, when it has ended.
+        command: Program and arguments; the option for the private folder is added.
+        on_message: Called on a thread of its own with every message, its arrays in place of their files.
+        on_end: Called once, on that thread, when the process has ended.
 
     Raises:
         ResourceError: It cannot be started.
@@ -73,14 +73,14 @@ class WorkerProcess:
 
     @property
     def ended(self) -> bool:
-        """Whether it is gone, and its folder with it."""
+        """Whether the process has ended and its folder is deleted."""
         return self._finished.is_set()
 
     def send(self, message: Mapping[str, Any]) -> None:
-        """Write one message.
+        """Send one message.
 
         Raises:
-            WorkerGone: Nobody reads it.
+            WorkerGone: The process has ended.
         """
         line = memoryview(protocol.to_line(message))
         try:
@@ -91,16 +91,20 @@ class WorkerProcess:
             raise WorkerGone from error
 
     def write_arrays(self, value: Any, written: list[ArrayRef]) -> Any:
-        """A request's fields with their arrays written to files, named in `written`.
+        """Write the arrays among a request's fields to files; returns the fields with references to them.
+
+        Args:
+            value: The fields.
+            written: Gets the references.
 
         Raises:
-            ResourceError: The disk is full; the files are gone again.
+            ResourceError: The disk is full; the files are deleted again.
         """
         try:
             return _with_files(value, self.folder, written)
         except OSError as error:
             self.discard(written)
-            remedy = "Free some space, or let TMPDIR name another folder."
+            remedy = "Free some space, or set TMPDIR to a folder on another disk."
             raise ResourceError(
                 "the scan cannot be handed to the engine", where=self.folder.path, why=str(error), remedy=remedy
             ) from error
@@ -111,8 +115,12 @@ class WorkerProcess:
             self.folder.discard(ref)
 
     def end(self, patience: float = QUIT_S) -> None:
-        """End it and everything it started, kindly for at most `patience` seconds, and delete its folder."""
-        if patience and self._sending.acquire(timeout=patience / 4):  # a worker that hangs does not read
+        """End the process and all that it started, and delete its folder.
+
+        Args:
+            patience: Seconds in which it may end by itself, once its stdin is closed; then it is killed.
+        """
+        if patience and self._sending.acquire(timeout=patience / 4):  # taken for good if the worker hangs
             try:
                 with contextlib.suppress(OSError, ValueError):
                     self._stdin.close()
@@ -123,9 +131,9 @@ class WorkerProcess:
         self.folder.remove()
 
     def kill(self) -> None:
-        """End the whole process tree now; where a group can be killed, even what would outlive the worker."""
+        """Kill the process and all that it started."""
         with self._reaping:
-            if self._process.returncode is None:  # else its number may belong to another process by now
+            if self._process.returncode is None:  # else its pid may be that of another process by now
                 child.kill_tree(self._process)
 
     def _reap(self) -> None:
@@ -134,11 +142,11 @@ class WorkerProcess:
             self._process.wait(10)
 
     def cause(self) -> str:
-        """Why it ended, for people: the exit code or signal, and the last line that it wrote to stderr."""
+        """Why the process ended, in words: exit code or signal, and the last line of its stderr."""
         how = child.how_it_ended(self._process.poll())
         self._drain.join(0.2)
         last = next((line for line in reversed(self._errors) if line.strip()), "")
-        return f"{how}; its last words: {last[:300]}" if last else how
+        return f"{how}; its last message: {last[:300]}" if last else how
 
     # -- threads -----------------------------------------------------------------------------------------------------
 

@@ -1,13 +1,13 @@
-"""What client and worker say to each other: one JSON object per line, UTF-8, over stdin and stdout.
+"""The protocol between client and worker: one JSON object per line, UTF-8, over stdin and stdout.
 
 Request   `{"id": 7, "op": "prompt", "case": 0, "structure": 1, "prompts": [...]}`; `REQUESTS` lists all of them.
 Reply     `{"id": 7, "result": {...}}` or `{"id": 7, "error": {"name", "what", "where", "why", "remedy"}}`; the id is
-          null where the request's could not be read.
+          null if that of the request could not be read.
 Event     `{"event": "progress", "id": 7, "done": 3, "total": 9, "text": "encoding"}`.
 
-The first request is `hello` with the protocol's version. Positions are source voxels in ijk order, voxel centres at
-integers; arrays and their boxes are in kji order. An array is `{"file", "dtype", "shape"}`: raw little-endian numbers
-in a file of the private folder, deleted by the client, whoever wrote it. Nothing is pickled.
+The first request is `hello` with the version of the protocol. Positions are (i, j, k) in voxels of the scan, with voxel
+centres at integers; arrays and their boxes are in (k, j, i) order. An array is `{"file", "dtype", "shape"}`: raw
+little-endian numbers in a file of the private folder, which the client deletes, whoever wrote it. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -24,16 +24,19 @@ from MaskSAMCore.progress import Cancelled
 
 VERSION = 1
 MAX_LINE = 4 << 20
-"""Bytes of the longest line that is read; of a longer one nothing is kept."""
+"""Bytes of the longest line that is read; a longer one is skipped."""
 CHUNK = 1 << 16
+"""Bytes that are read at once."""
 MAX_PROMPTS = 10_000
 MAX_AXIS = 1 << 16
+"""Voxels along an axis."""
 MAX_SEGMENTS = 1000
 MAX_FILES = 8192
+"""Files of a DICOM series."""
 KINDS = {"uint8": 1, "uint16": 2, "float32": 4}
-"""Types of numbers in arrays, with their bytes."""
+"""Number types of arrays, with their bytes."""
 ARRAYS = {"volume": "float32", "mask": "uint8"}
-"""Fields of requests that are arrays, and the numbers that they travel as."""
+"""Fields of requests that are arrays, and the number types in which they are sent."""
 SCOPES = ("slice", "slab", "volume")
 _NAMES = {
     kind.__name__: kind
@@ -43,7 +46,7 @@ _NAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayRef:
-    """An array that lies in a file of the private folder; `file` is its name there."""
+    """Reference to an array in a file of the private folder; `file` is its name there."""
 
     file: str
     dtype: str
@@ -51,17 +54,17 @@ class ArrayRef:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the file must have."""
+        """Size of the file in bytes."""
         return math.prod(self.shape) * KINDS[self.dtype]
 
     def plain(self) -> dict[str, Any]:
-        """As it stands in a message."""
+        """The reference as it is written in a message."""
         return {"file": self.file, "dtype": self.dtype, "shape": list(self.shape)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One request, checked: every field of its operation is there and has its type."""
+    """A checked request: all fields of its operation are there and have the right types."""
 
     id: int
     op: str
@@ -69,7 +72,7 @@ class Request:
 
 
 class Refused(Exception):
-    """A line that is not a request: `error` says why, `id` is its number where that could be read."""
+    """Raised for a line that is not a valid request; `id` is its number, None if that could not be read."""
 
     def __init__(self, number: int | None, error: MaskSAMError) -> None:
         super().__init__(number, error)
@@ -77,20 +80,20 @@ class Refused(Exception):
 
 
 class Readable(Protocol):
-    """A raw stream: `read` waits for the first byte and gives what is there."""
+    """A raw stream, whose `read` waits for the first byte only and returns what is there."""
 
     def read(self, size: int, /) -> bytes | None: ...
 
 
 @dataclass(frozen=True)
 class TooLong:
-    """A line that was longer than allowed: only its size is known."""
+    """A line that was longer than allowed; `size` in bytes."""
 
     size: int
 
 
 def lines(stream: Readable, limit: int = MAX_LINE) -> Iterator[bytes | TooLong]:
-    """Lines of a stream without their ends; a part at the end of the stream that is no whole line is dropped."""
+    """Lines of a stream, without line ends; an unfinished line at the end of the stream is dropped."""
     kept, skipped = bytearray(), 0
     while chunk := stream.read(CHUNK):
         *whole, rest = chunk.split(b"\n")
@@ -107,15 +110,15 @@ def lines(stream: Readable, limit: int = MAX_LINE) -> Iterator[bytes | TooLong]:
 
 
 def to_line(message: Mapping[str, Any]) -> bytes:
-    """A message as a line. ASCII only, so that no half of a surrogate pair can spoil it."""
+    """A message as a line, in ASCII, so that an unpaired surrogate does no harm."""
     return json.dumps(message, allow_nan=False, separators=(",", ":")).encode("ascii") + b"\n"
 
 
 def from_line(line: bytes) -> dict[str, Any]:
-    """A line as a message.
+    """Parse a line as a message.
 
     Raises:
-        InputError: It is no JSON object.
+        InputError: It is not a JSON object.
     """
     try:
         message = json.loads(line.decode("utf-8"))
@@ -128,10 +131,10 @@ def from_line(line: bytes) -> dict[str, Any]:
 
 
 def parse_request(line: bytes) -> Request:
-    """A line as a checked request.
+    """Parse and check a line as a request.
 
     Raises:
-        Refused: Anything is wrong with it.
+        Refused: The line is not a valid request.
     """
     number = None
     try:
@@ -144,19 +147,19 @@ def parse_request(line: bytes) -> Request:
 
 
 def check_request(op: object, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a request, with their types and, where left out, their defaults.
+    """Check the fields of a request; returns them with defaults for those that are left out.
 
     Raises:
-        PromptError: A prompt holds NaN, Inf or anything else that is no prompt; names its index and position.
-        InputError: The operation is unknown; a field is missing, unknown or of the wrong type.
+        PromptError: A prompt is malformed or holds NaN or Inf; names its number and position.
+        InputError: The operation is unknown, or a field is missing, unknown or of the wrong type.
     """
     if not isinstance(op, str) or op not in REQUESTS:
-        raise InputError("unknown operation", where=_short(op), remedy=f"There are {', '.join(REQUESTS)}.")
+        raise InputError("unknown operation", where=_short(op), remedy=f"Use one of {', '.join(REQUESTS)}.")
     return _checked(REQUESTS[op], fields, op)
 
 
 def error_fields(error: MaskSAMError) -> dict[str, str]:
-    """An error as it stands in a reply."""
+    """The fields of an error in a reply."""
     if isinstance(error, Cancelled):
         name = "Cancelled"
     else:
@@ -165,7 +168,7 @@ def error_fields(error: MaskSAMError) -> dict[str, str]:
 
 
 def error_from(fields: object) -> MaskSAMError:
-    """The error of a reply; a name that is not known here becomes MaskSAMError."""
+    """The error of a reply; an unknown name becomes MaskSAMError."""
     found = fields if isinstance(fields, dict) else {"what": _short(fields)}
     what, where, why, remedy = (str(found.get(key, "")) for key in ("what", "where", "why", "remedy"))
     if found.get("name") == "Cancelled":
@@ -174,14 +177,14 @@ def error_from(fields: object) -> MaskSAMError:
     return kind(what or "the engine failed", where=where, why=why, remedy=remedy)
 
 
-# -- checks of single fields: (value, its name) -> value, or InputError ---------------------------------------------
+# -- checks of single fields: (value, its name) to the checked value, or InputError -----------------------------------
 
 Check = Callable[[Any, str], Any]
 
 
 @dataclass(frozen=True)
 class Field:
-    """A field of a request; one with a default may be left out."""
+    """A field of a request; a field with a default may be left out."""
 
     check: Check
     default: Any = ...
@@ -199,7 +202,7 @@ def _wrong(where: str, needed: str, value: object) -> InputError:
 def _checked(known: Mapping[str, Field], given: Mapping[str, Any], where: str) -> dict[str, Any]:
     unknown = sorted(set(given) - set(known))
     if unknown:
-        raise InputError("unknown field", where=f"{where}.{unknown[0][:80]}", remedy=f"There are {', '.join(known)}.")
+        raise InputError("unknown field", where=f"{where}.{unknown[0][:80]}", remedy=f"Use one of {', '.join(known)}.")
     out = {}
     for name, field in known.items():
         if name in given:
@@ -224,7 +227,7 @@ def _id(value: Any) -> int:
 
 
 def _number(value: Any, where: str) -> float:
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e300:  # NaN is not
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e300:  # excludes NaN
         return float(value)
     raise _wrong(where, "a finite number", value)
 
@@ -295,7 +298,7 @@ def _array(*kinds: str, axes: tuple[int, ...]) -> Check:
 
 
 array_ref = _array(*KINDS, axes=(1, 4))
-"""Any array of a message; raises InputError for what is none."""
+"""Check of any array in a message."""
 
 
 def _of(fields: Mapping[str, Field]) -> Check:
@@ -347,9 +350,9 @@ _SEGMENT = _of(
 _SEGMENTS = {"segments": Field(_list(_SEGMENT, 1, MAX_SEGMENTS))}
 
 REQUESTS: dict[str, dict[str, Field]] = {
-    # the first one; answers versions, device and models
+    # must be the first; answers versions, device and models
     "hello": {"protocol": Field(_whole)},
-    # a scan (K, J, I) or (C, K, J, I) with its affine, ijk to RAS mm, for a model; `case` is the caller's number for it
+    # open a scan (K, J, I) or (C, K, J, I) with its affine (ijk to RAS mm) and a model; `case` is the caller's number
     "open": _CASE
     | _AFFINE
     | {
@@ -358,20 +361,20 @@ REQUESTS: dict[str, dict[str, Field]] = {
         "modality": _maybe(_one_of("CT", "MR")),
         "source": Field(_text, "the scan"),
     },
-    # work in the background, which other requests interrupt: the slab at a place (ijk), then at most so many in all
+    # encode in the background, interrupted by other requests: from a position (ijk) outward, at most so many slabs
     "encode": _CASE | {"position": _maybe(_TRIPLE), "slabs": _maybe(_whole)},
-    # the full list of a structure's prompts; answers the changed box
+    # all prompts of a structure; answers the changed voxels
     "prompt": _STRUCTURE | {"prompts": Field(_prompts), "multimask": Field(_flag, False)},
-    # the same list once more, its last prompt now with this scope
+    # the same prompts again, the last one with this scope
     "propagate": _STRUCTURE | {"scope": Field(_one_of(*SCOPES), "volume")},
-    # the model's own prompts for a label, as boxes and points to edit
+    # automatic prompts for a label, as boxes and points to edit
     "automatic": _CASE | {"label": Field(_whole), "slices": _maybe(_list(_whole, 1, MAX_AXIS))},
-    # every structure that the model knows, in the whole scan or in boxes (centre and size, mm RAS)
+    # segment all structures of the model, in the whole scan or in boxes (centre and size, RAS mm)
     "segment": _CASE
     | {"roi": Field(_list(_REGION, 0, 64), ()), "tta": Field(_flag, False), "step": Field(_share, 0.5)},
     "drop": _STRUCTURE,
     "release": _CASE,
-    # segments on the grid of a DICOM series, named by its files, as a DICOM SEG that refers to it
+    # write segments on the grid of a DICOM series, given by its files, as a DICOM SEG that refers to it
     "export_seg": _AFFINE
     | _SEGMENTS
     | {
@@ -381,7 +384,7 @@ REQUESTS: dict[str, dict[str, Field]] = {
         "model": Field(_text, "MaskSAM"),
         "allow_uncoded": Field(_flag, False),
     },
-    # a scan (K, J, I) with its segments as a training case, into a data set in nnU-Net's raw format
+    # add a scan (K, J, I) with its segments to a data set in nnU-Net's raw format
     "save_case": _AFFINE
     | _SEGMENTS
     | {
@@ -390,7 +393,7 @@ REQUESTS: dict[str, dict[str, Field]] = {
         "name": Field(_text),
         "modality": _maybe(_one_of("CT", "MR")),
     },
-    # these two are answered at once, whatever the engine does
+    # these two are answered at once, even while the engine works
     "cancel": {"target": Field(_whole)},
     "quit": {},
 }

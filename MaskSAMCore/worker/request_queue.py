@@ -1,4 +1,4 @@
-"""Requests that wait for the engine: first come, first served, and work in the background last."""
+"""Queue of the requests for the engine: first come, first served; background work comes last."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from MaskSAMCore.worker.protocol import Request
 
 BACKGROUND = ("encode",)
 MAX_WAITING = 1024
-"""Requests that may wait; a client that floods the worker is told so."""
+"""Most requests that may wait; more are refused."""
 
 
 @dataclass
 class Task:
-    """A request on its way through the engine; `interrupted` means that it is to be taken up again."""
+    """A request in the queue or in work; `interrupted` if it stops for another one and is to be resumed."""
 
     request: Request
     token: CancelToken = field(default_factory=CancelToken)
@@ -26,12 +26,12 @@ class Task:
 
     @property
     def background(self) -> bool:
-        """Whether any other request goes first."""
+        """Whether all other requests go first."""
         return self.request.op in BACKGROUND
 
 
 class RequestQueue:
-    """The queue between the reader's thread and the engine's."""
+    """The queue between the reader's thread and the engine's thread."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -40,17 +40,17 @@ class RequestQueue:
         self._running: Task | None = None
 
     def put(self, request: Request) -> None:
-        """Queue a request; interrupts running work in the background where it goes before it.
+        """Queue a request, and interrupt background work for any other request.
 
         Raises:
-            InputError: Its id is in use, or too many wait.
+            InputError: Its id is in use, or too many requests wait.
         """
         with self._changed:
             tasks = [*self._first, *self._last, *([self._running] if self._running else [])]
             if any(task.request.id == request.id for task in tasks):
                 raise InputError("the id is in use", where=f"id {request.id}")
             if len(tasks) > MAX_WAITING:
-                raise InputError("too many requests wait", why=f"{len(tasks)}", remedy="Wait for replies.")
+                raise InputError("too many requests wait", why=f"{len(tasks)} of them", remedy="Wait for replies.")
             task = Task(request)
             (self._last if task.background else self._first).append(task)
             running = self._running
@@ -60,7 +60,7 @@ class RequestQueue:
             self._changed.notify()
 
     def take(self) -> Task:
-        """The next task; waits for one."""
+        """Wait for the next task and return it."""
         with self._changed:
             while not self._first and not self._last:
                 self._changed.wait()
@@ -68,12 +68,12 @@ class RequestQueue:
             return self._running
 
     def done(self, task: Task) -> None:
-        """The task was answered."""
+        """Mark the running task as answered."""
         with self._changed:
             self._running = None
 
     def again(self, task: Task) -> bool:
-        """Queue an interrupted task once more; False where it was cancelled, and is done."""
+        """Queue an interrupted task again; False if it was cancelled, so that it is done."""
         with self._changed:
             self._running = None
             if task.interrupted:
@@ -81,7 +81,7 @@ class RequestQueue:
             return task.interrupted
 
     def withdraw(self, which: Callable[[Task], bool]) -> list[Task]:
-        """Take tasks that wait out of the queue; one that runs is told to stop. Returns those taken out."""
+        """Remove and return waiting tasks; if the running task is one of them, ask it to stop."""
         with self._changed:
             out = [task for task in (*self._first, *self._last) if which(task)]
             self._first = deque(task for task in self._first if not which(task))
@@ -92,7 +92,7 @@ class RequestQueue:
             return out
 
     def cancel_running(self, number: int) -> bool:
-        """Whether the request is being worked on; it is told to stop."""
+        """Ask a request to stop if it is running; returns whether it is."""
         with self._changed:
             if self._running is None or self._running.request.id != number:
                 return False

@@ -1,4 +1,4 @@
-"""What the client's calls answer with; light enough for an interpreter without torch."""
+"""Results of the client's requests, as plain values; nothing here needs torch. See also `inference.results`."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Case:
         id: Its number in the requests.
         model: Name of its model.
         shape: (K, J, I).
-        axis: Which axis of (K, J, I) the model's slices are counted along.
-        labels: What the model segments: dictionaries with id, name and color.
-        warnings: What the user should know about this scan with this model.
+        axis: The axis of (K, J, I) along which the model's slices are counted.
+        labels: Structures of the model: dictionaries with id, name and color.
+        warnings: For the user, about this scan with this model.
     """
 
     id: int
@@ -33,7 +33,14 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Block:
-    """One structure of an automatic segmentation: uint8 0/1 (k, j, i) inside `box`, which is None where it is empty."""
+    """One structure of an automatic segmentation.
+
+    Attributes:
+        label: Its id in the model's table.
+        name: Its name there.
+        box: Its bounding box; None where it is empty.
+        mask: uint8 0/1 (k, j, i) inside the box; of shape (0, 0, 0) without one.
+    """
 
     label: int
     name: str
@@ -43,7 +50,15 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Segmented:
-    """An automatic segmentation: a block for every structure of the model, and what has to be said about it."""
+    """An automatic segmentation.
+
+    Attributes:
+        blocks: One for each structure of the model.
+        warnings: For the user, one line each.
+        device: Where the network ran in the end.
+        windows: Number of windows that were run.
+        seconds: Duration, in the worker.
+    """
 
     blocks: tuple[Block, ...]
     warnings: tuple[str, ...]
@@ -68,8 +83,8 @@ class SavedCase:
         name: Of the case in its data set.
         folder: The data set.
         labels: Ids of its structures by name.
-        replaced: The data set had this scan already, and its old labels are gone.
-        notes: What the user should know, one line each.
+        replaced: Whether the data set had this scan already, so that its old labels were replaced.
+        notes: Messages for the user, one line each.
     """
 
     name: str
@@ -80,7 +95,7 @@ class SavedCase:
 
 
 def typed(op: str, result: dict[str, Any]) -> Any:
-    """The result of a reply as the type of its operation; a plain dictionary for those without one."""
+    """The result of a reply as the class of its operation; a dictionary for operations without one."""
     if op == "open":
         return Case(**_tuples(result, "shape", "labels", "warnings"))
     if op in ("prompt", "propagate", "drop"):
@@ -104,6 +119,6 @@ def _tuples(fields: dict[str, Any], *names: str) -> dict[str, Any]:
 
 
 def _masked(kind: type, fields: dict[str, Any]) -> Any:
-    """Without a mask's box there is no file; an empty mask stands for it."""
+    """An object with a box and a mask; without a box, the mask is empty."""
     empty: dict[str, Any] = {} if fields["box"] else {"mask": np.zeros((0, 0, 0), np.uint8)}
     return kind(**(_tuples(fields, "box") | empty))

@@ -1,8 +1,8 @@
-"""The worker's side: requests in, one at a time through the engine, replies out; it survives what it is sent.
+"""The worker's side of the protocol: reads requests, passes them to the engine one at a time, and sends replies.
 
-Three threads. The reader takes lines from stdin, refuses what is malformed, and answers `cancel` and `quit` at once.
-The engine's thread works, foreground before background. The main thread waits for the end: quit, the end of stdin, a
-signal, or the death of the client; it deletes the private folder and leaves, whatever the engine is doing then.
+There are three threads. The reader takes lines from stdin, refuses malformed ones, and answers `cancel` and `quit` at
+once. The engine's thread works on the requests. The main thread waits for the end, which is `quit`, the end of stdin, a
+signal, or the death of the client. It then deletes the private folder and exits, whatever the engine is doing.
 """
 
 from __future__ import annotations
@@ -33,26 +33,27 @@ from MaskSAMCore.worker.protocol import ArrayRef, Refused, Request, TooLong
 from MaskSAMCore.worker.request_queue import RequestQueue, Task
 
 WATCH_S = 0.25
-"""How often the main thread looks whether the client lives; it has two seconds to notice."""
+"""Interval in which the main thread checks whether the client is alive."""
 PROGRESS_S = 0.1
+"""Least interval between two progress events of a request."""
 LOG = logging.getLogger(__name__)
 
 
 class Engine(Protocol):
-    """What does the work; `worker.engine.Engine`, or a stand-in."""
+    """What the server needs of an engine: `worker.engine.Engine`, or one for tests."""
 
     def hello(self) -> dict[str, Any]:
-        """Device and models; called once, before anything else."""
+        """Description of device and models; called once, first."""
 
     def handle(self, op: str, fields: dict[str, Any], *, progress: Progress, cancel: CancelToken) -> dict[str, Any]:
-        """Do a request; arrays in fields and result are numpy's. A failed or cancelled one changes nothing."""
+        """Do a request; arrays among fields and results are numpy's. After an error nothing is changed."""
 
     def undelivered(self, op: str, fields: dict[str, Any]) -> None:
-        """The result of this request did not reach the client: go back to what it knows."""
+        """Take back the result of this request, which did not reach the client."""
 
 
 def serve(engine: Callable[[], Engine], folder: Path | None = None) -> NoReturn:
-    """Be the worker of this process's stdin and stdout until the end; never returns.
+    """Run the worker on stdin and stdout, and exit the process in the end; never returns.
 
     Args:
         engine: Makes the engine, on its own thread, at `hello`.
@@ -62,21 +63,21 @@ def serve(engine: Callable[[], Engine], folder: Path | None = None) -> NoReturn:
     faulthandler.enable()
     _no_core_dumps()
     private = PrivateFolder.adopt(folder) if folder is not None else PrivateFolder.make()
-    tempfile.tempdir = os.environ["TMPDIR"] = str(private.path)  # whatever a library writes goes with it
+    tempfile.tempdir = os.environ["TMPDIR"] = str(private.path)  # temporary files of libraries are deleted with it
     inlet, outlet = _own_pipes()
     server = Server(engine, private, inlet=inlet, outlet=outlet)
     _end_on_signals(server)
     code = server.run()
     private.remove()
-    os._exit(code)  # the engine's thread may be deep in a computation that nothing interrupts
+    os._exit(code)  # the engine's thread may be in a computation that cannot be interrupted
 
 
 class Server:
-    """One client's requests, from `hello` to the end.
+    """Serves the requests of one client, from `hello` to the end.
 
     Args:
         engine: Makes the engine, at `hello`.
-        folder: Where arrays travel.
+        folder: For the arrays.
         inlet, outlet: Raw binary streams of requests and replies.
     """
 
@@ -92,7 +93,7 @@ class Server:
         self._code = 0
 
     def run(self) -> int:
-        """Work until the end; returns the exit code."""
+        """Serve until the end; returns the exit code."""
         parent = os.getppid()
         for name, work in (("reader", self._read), ("engine", self._work)):
             threading.Thread(target=work, name=name, daemon=True).start()
@@ -102,7 +103,7 @@ class Server:
         return self._code
 
     def end(self, code: int) -> None:
-        """Let `run` return; the first call decides the exit code."""
+        """Make `run` return; the first call sets the exit code."""
         if not self._over.is_set():
             self._code = code
             self._over.set()
@@ -129,7 +130,7 @@ class Server:
             if request.op == "hello":
                 self._greet(request)
             elif not self._greeted:
-                raise Refused(request.id, InputError("out of order", where=request.op, remedy="Say hello first."))
+                raise Refused(request.id, InputError("out of order", where=request.op, remedy="Send hello first."))
             elif request.op == "cancel":
                 self._cancel(request)
             elif request.op == "quit":
@@ -143,11 +144,11 @@ class Server:
     def _greet(self, request: Request) -> None:
         theirs = request.fields["protocol"]
         if self._greeted:
-            raise Refused(request.id, InputError("out of order", where="hello", why="it was said already"))
+            raise Refused(request.id, InputError("out of order", where="hello", why="it was sent already"))
         if theirs != protocol.VERSION:
             why = f"the client speaks version {theirs}, this worker (MaskSAM {__version__}) version {protocol.VERSION}"
-            remedy = "Install the same MaskSAM on both sides."
-            raise Refused(request.id, InputError("another protocol", where="hello", why=why, remedy=remedy))
+            remedy = "Install the same version of MaskSAM on both sides."
+            raise Refused(request.id, InputError("the protocols differ", where="hello", why=why, remedy=remedy))
         self._greeted = True
         self._accept(request)
 
@@ -175,7 +176,7 @@ class Server:
             while True:
                 self._do(self._queue.take())
         finally:
-            self.end(EXIT_FAILED)  # a library called sys.exit(), or a bug: without this thread there is no worker
+            self.end(EXIT_FAILED)  # a library called sys.exit(), or a bug ended this thread
 
     def _do(self, task: Task) -> None:
         number = task.request.id
@@ -269,17 +270,17 @@ class Server:
                 while rest:
                     rest = rest[self._outlet.write(rest) or 0 :]
         except OSError:
-            self.end(0)  # nobody listens any more
+            self.end(0)  # the client has gone
 
 
 def _obsolete(task: Task, request: Request) -> bool:
-    """Work in the background of a case that is being released."""
+    """Whether a task is background work of a case that is being released."""
     case = request.fields["case"]
     return request.op == "release" and task.background and task.request.fields["case"] == case
 
 
 def _end_on_signals(server: Server) -> None:
-    """Ctrl-C, SIGTERM and a closed terminal end the worker in the same way as the client's death."""
+    """Let Ctrl-C, SIGTERM and a closed terminal end the worker in the same way as the client's death."""
     codes = {"SIGINT": EXIT_INTERRUPTED, "SIGTERM": EXIT_TERMINATED, "SIGHUP": EXIT_TERMINATED}
     known = {getattr(signal, name): code for name, code in codes.items() if hasattr(signal, name)}
     for number in known:
@@ -287,7 +288,7 @@ def _end_on_signals(server: Server) -> None:
 
 
 def _own_pipes() -> tuple[io.RawIOBase, io.RawIOBase]:
-    """stdin and stdout for the protocol alone: what libraries print goes to stderr, and they read nothing."""
+    """Take stdin and stdout for the protocol; what libraries print goes to stderr, and they can read nothing."""
     sys.stdout.flush()
     inlet, outlet = io.FileIO(os.dup(0), "rb"), io.FileIO(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -299,7 +300,7 @@ def _own_pipes() -> tuple[io.RawIOBase, io.RawIOBase]:
 
 
 def _no_core_dumps() -> None:
-    """A crash must not write the memory, which holds the scan, to the disk."""
+    """Prevent that a crash writes the memory, which holds the scan, to the disk."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 

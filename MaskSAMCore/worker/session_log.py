@@ -1,4 +1,4 @@
-"""What the client must tell a new worker so that it knows what the dead one knew."""
+"""Session log of the client: the requests that restore scans and structures in a new worker."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Any
 
 @dataclass
 class OpenScan:
-    """A scan that is open: its `open` request, and the last `prompt` request that was answered of every structure."""
+    """The fields of a scan's `open` request, and of the last answered `prompt` request of each structure."""
 
     fields: dict[str, Any]
     structures: dict[int, dict[str, Any]] = field(default_factory=dict)
 
 
 class SessionLog:
-    """The answered requests that a worker's state consists of.
+    """The answered requests that a worker's state depends on.
 
-    A structure's prompts are sent as a whole list each time, and the answer depends on scan, model and list alone;
-    so the last list is all there is to keep.
+    Each request for a structure has all of its prompts, and the answer depends on scan, model and prompts alone. So
+    the last request is enough.
     """
 
     def __init__(self) -> None:
         self.cases: dict[int, OpenScan] = {}
 
     def add(self, op: str, fields: dict[str, Any]) -> None:
-        """A request was answered."""
+        """Add a request that was answered."""
         case = fields.get("case", -1)
         if op == "open":
             self.cases[case] = OpenScan(fields)
@@ -44,12 +44,12 @@ class SessionLog:
                 structures[structure] = structures[structure] | {"prompts": [*before, last]}
 
     def requests(self, case: int) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The requests that bring a case back."""
+        """The operations and fields that restore a case."""
         opened = self.cases[case]
         yield "open", opened.fields
         for fields in opened.structures.values():
             yield "prompt", fields
 
     def forget(self, case: int) -> None:
-        """The case cannot be brought back."""
+        """Remove a case."""
         self.cases.pop(case, None)

@@ -1,11 +1,11 @@
-"""How fast the interactive engine answers, through its worker process, beside segment-anything's own predictor.
+"""Response times of the interactive engine in its worker process, compared with segment-anything's predictor.
 
     python Testing/bench/bench_interactive.py [--repeats 5] [--threads 2] [--only hippocampus|acdc|memory]
 
-Real scans from the folder of shared data (MASKSAM_SHARED). Both sides use MobileSAM's decoder and the same number of
-threads and are timed in turn in this one run: our times are the client's, from the call to the answer in its hands,
-for a whole slab of slices; SamPredictor's are for one slice. The ACDC model has untrained adapters: the time is the
-same.
+Uses real scans from the folder of shared data (MASKSAM_SHARED). Both sides have MobileSAM's decoder and the same number
+of threads, and are timed in turn in one run. Our times are those of the client, from the call to the answer, for a
+whole slab of slices; SamPredictor's are for one slice. The adapters of the ACDC model are untrained, which takes the
+same time.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Scene:
 
 
 def main() -> None:
-    """Print the figures of every part that was asked for."""
+    """Run the chosen parts and print their results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of either side (default: all cores)")
@@ -137,7 +137,7 @@ def scene(name: str, model: str, dataset: RawDataset, case: str, *, axis: int, l
 
 
 def compare(place: Scene, options: argparse.Namespace) -> None:
-    """Time every step of a radiologist's work and the same asked of SamPredictor, in turn."""
+    """Time the steps of a radiologist's work, and SamPredictor on the same prompts, in turn."""
     sam = ZeroShot("mobile", base_weights.find_base("mobile"))
     grid = place.volume.grid
     print(f"\n== {place.name}, {grid.shape} voxels of {tuple(round(s, 2) for s in grid.spacing)} mm ==")
@@ -159,7 +159,7 @@ def compare(place: Scene, options: argparse.Namespace) -> None:
 
 
 class Steps:
-    """One pass; every pass has a slightly other scan, so that nothing is known from the one before."""
+    """One pass; the scan is changed a little each time, so that nothing is cached from the pass before."""
 
     def __init__(self, engine: EngineClient, sam: ZeroShot, place: Scene, number: int) -> None:
         self.engine, self.sam, self.place = engine, sam, place
@@ -226,7 +226,7 @@ class Steps:
         return found
 
     def _propagate(self, case: object, first: tuple[int, int], encode: float) -> None:
-        """A fresh structure to the whole volume, with what it takes to encode the other slabs."""
+        """A new structure through the whole volume, the encoding of the other slabs included."""
         place = self.place
         prompt = {"kind": "point", "position": place.ijk(*first), "positive": True, "scope": "volume"}
         ours, update = timed(lambda: self.engine.prompt(case, 2, prompts=[prompt]))
@@ -239,7 +239,7 @@ class Steps:
 
 
 def memory(options: argparse.Namespace) -> None:
-    """Resident memory of the worker when a click on a large scan is answered, everything included."""
+    """Resident memory of the worker after a click on a large scan."""
     rng = np.random.default_rng(0)
     array = np.empty(MEMORY_SHAPE, np.float32)
     for k, plane in enumerate(array):
@@ -272,12 +272,12 @@ def status(process: int, field: str) -> float:
 
 
 def resident(process: int) -> str:
-    """Now and highest."""
+    """Current and peak size."""
     return f"{status(process, 'VmRSS'):5.2f} GB now, {status(process, 'VmHWM'):5.2f} GB highest"
 
 
 def timed(work: Callable[[], object]) -> tuple[float, object]:
-    """Seconds of one call, and what it gave; the threads of the other side have gone to sleep by then."""
+    """Seconds of one call, and its result; pauses first, until the threads of the other side sleep."""
     time.sleep(REST_S)
     began = time.perf_counter()
     found = work()

@@ -1,8 +1,8 @@
-"""Time of the network's parts, each as a ratio of two things measured in turn in one run.
+"""Times of parts of the network, as ratios of two variants that are measured in turn in one run.
 
     python Testing/bench/bench_network.py [--size 160x224] [--slices 16] [--repeats 5]
 
-Weights are MobileSAM's where they are on this computer, else random: the times are the same.
+The weights are MobileSAM's if this computer has them, else random; the times are the same.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""How long the calls of the Slicer module hold the GUI's thread, and what Slicer's scene adds to a click.
+"""Time for which calls of the Slicer module block the GUI's thread, and the cost of Slicer's scene in a click.
 
     python Testing/bench/bench_slicer.py [--threads 2] [--shape 300,512,512] [--clicks 8]
 
-Real MRML (slicer-core), the module's own controller, the real engine in its process, the bundled model. A timer is
-played by calling `tick` every 20 ms, as the panel does; every call is timed while the engine works. The scan is a real
+Uses real MRML (slicer-core), the module's controller, the real engine in its process, and the bundled model. `tick` is
+called every 20 ms, as the panel's timer does, and every call is timed while the engine works. The scans are a real
 hippocampus, and a volume of the given size (K, J, I) made by repeating it.
 """
 

@@ -1,11 +1,11 @@
-"""What a lesson brings: ten hippocampus cases, saved and taught through the module, judged on twenty others.
+"""Accuracy of quick training: ten hippocampus cases, saved and taught through the module, tested on twenty others.
 
     python Testing/bench/bench_teach.py [--threads 2] [--interactive] [--keep FOLDER]
 
-Real scans from the folder of shared data (MASKSAM_SHARED), Slicer's own scene (slicer-core), the module's controller
-and the commands that it starts. The ten and the twenty are drawn by a fixed seed; three of the twenty are among the
-cases by which patches of lessons were compared (docs/EXPERIMENTS.md). Seconds are those of a clock on the wall: on a
-machine that is busy with something else, fewer steps fit into the same time.
+Uses real scans from the folder of shared data (MASKSAM_SHARED), Slicer's scene (slicer-core), the module's controller
+and the commands that it starts. The cases are drawn with a fixed seed; three of the twenty are among the cases with
+which patch sizes were compared (docs/EXPERIMENTS.md). Seconds are wall-clock time: on a busy machine fewer steps fit
+into the same time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NAME = "ten-hippocampi"
 
 
 def main() -> None:
-    """Print the lesson's own figures and those of the twenty."""
+    """Print the results of the training itself, and those of the twenty cases."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2, help="of the lesson (default: 2)")
     parser.add_argument("--interactive", action="store_true", help="simulated users of the twenty as well (slow)")

@@ -1,12 +1,12 @@
-"""nnU-Net against the clock: prepares, trains in the time that is given, segments; a part of study_accuracy.py.
+"""nnU-Net with a time limit: prepare, train, segment; called by study_accuracy.py.
 
     python Testing/bench/peer_nnunet.py CASES IMAGES OUT MINUTES CONFIGURATION DEVICE GIB
 
-CASES is a folder in nnU-Net's raw format, IMAGES holds CASE.nii.gz to be segmented. OUT gets `found/CASE.nii.gz` and
-`trained.json` (minutes, steps). Planner, trainer, losses and augmentation are nnU-Net's own; what is set is the memory
-that it plans for, the end, and the learning rate, nnU-Net's function with the share of the time that is over in place
-of the share of epochs; one validation batch per epoch instead of 50, and on a CPU no mirroring when it segments, which
-takes eight times as long.
+CASES is a folder in nnU-Net's raw format; IMAGES has the files CASE.nii.gz to segment. OUT gets `found/CASE.nii.gz` and
+`trained.json` (minutes, steps). Planner, trainer, losses and augmentation are nnU-Net's own. Changed are: the memory
+that it plans for; the end of training; the learning rate, which follows the share of the time instead of the share of
+epochs; one validation batch per epoch instead of 50; and on a CPU no mirroring when it segments, which would take eight
+times as long.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from typing import Any
 
 DATASET = "Dataset001_Cases"
 EXPONENT = 0.9
-"""Of nnU-Net's learning rate, initial_lr * (1 - share that is over) ** EXPONENT."""
+"""In nnU-Net's learning rate, initial_lr * (1 - share of the time) ** EXPONENT."""
 
 
 class TimeIsOver(Exception):
-    """Ends nnU-Net's loop, which knows no clock."""
+    """Raised to end nnU-Net's training loop."""
 
 
 def main(
@@ -63,7 +63,7 @@ def trainer(configuration: str, device: Any) -> Any:
 
 
 def train(trained: Any, end: float) -> int:
-    """Train until time.monotonic() is `end`; the number of steps."""
+    """Train until time.monotonic() is `end`; returns the number of steps."""
     began, steps, last = time.monotonic(), 0, 0.0
     trained.num_epochs, trained.num_val_iterations_per_epoch = sys.maxsize, 1
     trained.initialize()
@@ -89,7 +89,7 @@ def train(trained: Any, end: float) -> int:
 
 
 def segment(model: str, images: Path, out: Path, device: Any) -> None:
-    """Every image, as nnU-Net does it by default; on a CPU unmirrored."""
+    """Segment all images with nnU-Net's defaults, on a CPU without mirroring."""
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     out.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,11 @@
-"""An ablation's rows, trained and judged alike: same cases, steps, seed and backbone; only a row's switches differ.
+"""Ablation study: rows with the same cases, steps, seeds and backbone, which differ in the row's settings only.
 
     python Testing/bench/study_ablation.py OUT [--rows B1 B2 ...] [--seeds 0 1] [--steps 200]
 
-Real ACDC scans from the folder of shared data (MASKSAM_SHARED), in the papers' split: 70 patients to learn from, 10 to
-judge by, both frames of each. Resampled to 10 x 2.5 x 2.5 mm and encoded by MobileSAM, so that two CPU cores get
-through all rows; the papers train ViT-B at four times the resolution for a thousand times as many steps. Called again,
-it goes on where it was ended. OUT/table.md is the table, with what it needs to be made again.
+Uses real ACDC scans from the folder of shared data (MASKSAM_SHARED), in the papers' split: both frames of 70 training
+and 10 validation patients. The scans are resampled to 10 x 2.5 x 2.5 mm and encoded by MobileSAM, so that two CPU cores
+can train all rows; the papers train ViT-B at four times the resolution for a thousand times as many steps. When it is
+called again, it continues. OUT/table.md is the table, with all that is needed to reproduce it.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ ALIKE = (
     "train.validate_every=0",
     "train.validate_cases=1",
 )
-"""What all rows have in common, whatever the papers trained them with."""
+"""Settings of all rows, in place of the papers' own."""
 
 
 def main() -> None:
-    """Train and judge every row that is not there yet, and write the table."""
+    """Train and evaluate all missing rows, and write the table."""
     options = _options()
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(options.threads)
     os.environ.setdefault("MASKSAM_WEIGHTS", str(SHARED / "weights"))
@@ -106,7 +106,7 @@ def call(name: str, *words: str) -> None:
 
 
 def told(options: argparse.Namespace) -> list[str]:
-    """On what, with what, by what the table was made."""
+    """Data, settings and commands of the table."""
     words = f"--rows {' '.join(options.rows)} --seeds {' '.join(map(str, options.seeds))}"
     return [
         f"`python Testing/bench/study_ablation.py OUT {words} --steps {options.steps}`",

@@ -1,16 +1,16 @@
-"""Our model beside nnU-Net: the same cases to learn from, the same time for everything, the same cases to be judged by.
+"""MaskSAM and nnU-Net with the same training cases, the same training time and the same validation cases.
 
     python Testing/bench/study_accuracy.py OUT [--data hippocampus acdc headneck_ct] [--minutes 10] [--device cpu]
 
-Real scans from the folder of shared data (MASKSAM_SHARED), fold 0 of each set (of ACDC the papers' split). Each side
-gets the raw cases of the fold's training part, chooses its own spacing, and the minutes pay for its preparation and
-its training, one after the other on the whole machine. Ours is `python -m MaskSAMCore.teach`, which trains against the
-clock. nnU-Net is nnunetv2 from the package index with its own planner, trainer and augmentation, whose learning rate
-and end follow the clock too. On a CPU it plans for a GPU of 0.25 GiB in place of its usual 8, to its own good: with
-patches and batches that small, several times as many steps fit into the time as with 1 GiB (docs/RESULTS.md); and it
-segments without test-time mirroring there, as ours does everywhere. Both segment the fold's validation cases, which
-`python -m MaskSAMCore.evaluate` judges on the scans' own grids. What was made in the same minutes is kept;
-OUT/table.md is the table.
+Uses real scans from the folder of shared data (MASKSAM_SHARED), fold 0 of each set (of ACDC the papers' split). Each
+side gets the raw training cases of the fold and chooses its own spacing. The minutes include its preprocessing and its
+training, one side after the other on the whole machine. Ours is `python -m MaskSAMCore.teach`, which trains for a given
+time. nnU-Net is nnunetv2 from the package index with its own planner, trainer and augmentation; its learning rate and
+its end follow the time as well. On a CPU it plans for a GPU of 0.25 GiB instead of 8, which is better for it: with such
+small patches and batches, several times as many steps fit into the time as with 1 GiB (docs/RESULTS.md). It also
+segments without test-time mirroring there, as ours does everywhere. Both segment the fold's validation cases, and
+`python -m MaskSAMCore.evaluate` compares them with the references on the scans' own grids. Results that exist for the
+same minutes are kept. OUT/table.md is the table.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ sys.path.insert(0, str(REPO))
 SHARED = Path(os.environ.get("MASKSAM_SHARED", REPO.parent / "shared"))
 PEER = Path(__file__).with_name("peer_nnunet.py")
 SIDES: dict[str, list[list[str]]] = {"headneck_ct": [["left_parotid", "right_parotid"]]}
-"""Labels that change places in a mirror; in the other sets none has a side."""
+"""Pairs of left and right labels; the other sets have none."""
 FOLD = 0
 SMALL_GIB, USUAL_GIB = 0.25, 8.0
 
 
 def main() -> None:
-    """Train and judge what is not there yet, and write the table."""
+    """Train and evaluate what is missing, and write the table."""
     options = _options()
     os.environ.setdefault("MASKSAM_WEIGHTS", str(SHARED / "weights"))
     rows: list[str] = []
@@ -109,7 +109,7 @@ def _link(target: Path, link: Path) -> None:
 
 
 def ours(folder: Path, result: Path, options: argparse.Namespace) -> dict[str, float]:
-    """Learn and segment with MaskSAM."""
+    """Train and segment with MaskSAM."""
     words = ["--minutes", f"{options.minutes:g}", "--left-out", "0", "--overwrite", "--device", options.device]
     began = time.monotonic()
     core("teach", str(folder / "cases"), "-o", str(result / "model"), *words)
@@ -123,7 +123,7 @@ def ours(folder: Path, result: Path, options: argparse.Namespace) -> dict[str, f
 
 
 def peer(folder: Path, result: Path, options: argparse.Namespace) -> dict[str, float]:
-    """The same with nnU-Net; once more if it breaks off, as the processes that load its data now and then do."""
+    """Train and segment with nnU-Net; tried twice, as the processes that load its data sometimes die."""
     words = [str(folder / "cases"), str(folder / "judged/images"), str(result), f"{options.minutes:g}"]
     words += [options.configuration, options.device, f"{options.memory:g}"]
     for again in (True, False):
@@ -141,7 +141,7 @@ def core(name: str, *words: str) -> None:
 
 
 def head(options: argparse.Namespace) -> list[str]:
-    """By what the table was made, and its first lines."""
+    """Command of the table, and its first lines."""
     words = f"--data {' '.join(options.data)} --minutes {options.minutes:g} --device {options.device}"
     words += f" --configuration {options.configuration} --memory {options.memory:g}"
     mirrored = "without" if options.device == "cpu" else "with its"
@@ -185,7 +185,7 @@ def line(name: str, title: str, result: Path) -> str:
 
 
 def _mean(found: dict[str, list[float]], form: str) -> str:
-    """Of the structures that have a figure; one that was found nowhere has no HD95."""
+    """Mean over the structures that have a value; a structure that was never found has no HD95."""
     means = [statistics.fmean(values) for values in found.values() if values]
     return form.format(statistics.fmean(means)) if means else "-"
 

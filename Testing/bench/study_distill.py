@@ -1,12 +1,12 @@
-"""What a teacher brings to a small student: real hippocampus cases, the same student with and without the teacher.
+"""Distillation study: a small student with and without its teacher, on real hippocampus cases.
 
     python Testing/bench/study_distill.py [--steps 600] [--cases 40] [--judged 20] [--seeds 0 1 2] [--device cuda]
 
-The teacher is the bundled hippocampus-mr; it answers every case once, before the training. The student is a SwinUNETR;
-both of its trainings have the same cases, steps, seeds, augmentation and patches, and differ in the loss alone.
-Nobody of the judged cases was seen by teacher or student. Dice is of whole scans on their own grid, the mean of
-anterior and posterior, and its spread is the standard deviation over the seeds. Seconds per scan are those of a clock
-on the wall, on the CPU with --threads threads, model in memory.
+The teacher is the bundled hippocampus-mr; it segments every case once, before the training. The student is a SwinUNETR.
+Its two trainings have the same cases, steps, seeds, augmentation and patches, and differ in the loss alone. Neither
+teacher nor student has seen the test cases. Dice is that of whole scans on their own grid, the mean of anterior and
+posterior, with the standard deviation over the seeds. Seconds per scan are wall-clock time on the CPU with --threads
+threads, with the model in memory.
 """
 
 from __future__ import annotations
@@ -29,17 +29,19 @@ DATA = SHARED / "data/hippocampus"
 TEACHER = "hippocampus-mr"
 SHUFFLE = 11
 PATCH = [32, 56, 32]
-"""(D, H, W) of the student: nearly all of the smallest volume that a SwinUNETR takes; two or four make a scan."""
+"""(D, H, W) of the student, little less than the smallest volume that a SwinUNETR takes; a scan has two to four."""
 ITERATIONS = 50
-"""Steps of an epoch; a training that was ended goes on behind its last one."""
+"""Steps of an epoch; an interrupted training resumes after its last epoch."""
 
 
 def main() -> None:
-    """Train, judge, and print one table."""
+    """Train, evaluate, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=600, help="of each training (default: 600)")
     parser.add_argument("--cases", type=int, default=40, help="to train on, all of them the teacher's (default: 40)")
-    parser.add_argument("--judged", type=int, default=20, help="to judge by, none of them the teacher's (default: 20)")
+    parser.add_argument(
+        "--judged", type=int, default=20, help="test cases, which the teacher has not seen (default: 20)"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--preset", default="swin-tiny", choices=["swin-tiny", "swin-small"])
     parser.add_argument("--share", type=float, default=0.5, help="λ of the student with a teacher (default: 0.5)")
@@ -71,7 +73,7 @@ def main() -> None:
 
 
 def choose(count: int, judged: int) -> tuple[list[str], list[str]]:
-    """Cases to train on, of those that the teacher was trained on, and cases to judge by, which it never saw."""
+    """Training cases, of those that the teacher was trained on, and test cases, which it has never seen."""
     from MaskSAMCore.zoo import installed, model_folder
 
     known = set(model_folder.load_card(installed.find_model(TEACHER)).provenance["training_cases"])
@@ -105,7 +107,7 @@ def prepare(folder: Path, data: Path) -> Path:
 
 
 def train(run: Path, cache: Path, options: argparse.Namespace, seed: int, teacher: bool) -> Path:
-    """The model folder of one training; one that is whole already is kept."""
+    """The model folder of one training; a complete one is kept."""
     settings = [
         f"train.seed={seed}",
         f"train.seg_share={options.share}",

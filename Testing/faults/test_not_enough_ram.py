@@ -7,6 +7,7 @@ import pytest
 
 from MaskSAMCore import device
 from MaskSAMCore.errors import ResourceError
+from MaskSAMCore.inference import checks
 from MaskSAMCore.inference import predictor as module
 from MaskSAMCore.inference.predictor import Predictor
 from MaskSAMCore.volume import Grid, Roi, Volume
@@ -33,7 +34,7 @@ def test_a_scan_beyond_the_memory_is_refused_before_anything_is_allocated(monkey
 def test_the_numbers_are_told(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(device, "available_ram", lambda: 16 << 30)
     with pytest.raises(ResourceError) as caught:
-        module.check_memory(huge().grid, Predictor.of(Threshold(), make_card()).plan, 20, 1, "huge.nii.gz")
+        checks.require_memory(huge().grid, Predictor.of(Threshold(), make_card()).plan, 20, 1, "huge.nii.gz")
     assert "huge.nii.gz" in str(caught.value)
     assert "16.0 GiB free" in str(caught.value)
     assert "--roi" in str(caught.value)
@@ -47,7 +48,7 @@ def test_the_estimate_covers_what_is_really_held():
     needed = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(device, "require_ram", lambda n, **_: needed.append(n))
-        module.check_memory(grid, plan, 10, 1)
+        checks.require_memory(grid, plan, 10, 1)
     assert needed[0] >= 4 * voxels * (10 + 1 + 1)
 
 

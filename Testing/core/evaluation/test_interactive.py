@@ -23,6 +23,7 @@ from MaskSAMCore.evaluation.simulated_users import (
     Trial,
     click_through,
     drawn_box,
+    evenly_spaced,
 )
 from MaskSAMCore.labels import PALETTE, Label, LabelTable
 from MaskSAMCore.training.card import model_readme

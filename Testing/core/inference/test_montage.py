@@ -1,4 +1,4 @@
-"""The picture of a result: right way round, in proportion, with names and volumes."""
+"""The montage of a result: orientation, proportions, names and volumes."""
 
 from __future__ import annotations
 

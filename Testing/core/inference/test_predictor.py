@@ -1,4 +1,4 @@
-"""The predictor: from a scan to labels on exactly its grid, regions, mirrorings and doubts."""
+"""Automatic segmentation: labels on the scan's grid, regions, mirroring and warnings."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_region_in_context_gives_the_same_as_the_whole_scan():
 
 
 def test_windows_of_a_region_reach_beyond_it():
-    """A network that knows nothing at the border of its windows still answers the whole region."""
+    """A network that fails at the border of its windows still segments the whole region."""
 
     class Shortsighted(Threshold):
         def segment_patch(self, image: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""model.md §13.3: one opened scan; clicks, boxes and masks in, changed voxels of the scan out."""
+"""model.md §13.3: interactive sessions; clicks, boxes and masks in, changed voxels of the scan out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The interactive session and space: planes, orientations, windows, small scans; all on the scan's own voxels."""
+"""Geometry of interactive sessions: planes, orientations, windows and small scans, on the scan's own voxels."""
 
 from __future__ import annotations
 

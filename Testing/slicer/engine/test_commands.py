@@ -109,7 +109,7 @@ def test_a_wrong_option_is_reported_without_the_usage(home: Path):
     ("code", "words"),
     [
         ("raise ValueError('what no one foresaw')", "exit code 1; its last line: ValueError: what no one foresaw"),
-        ("import sys; sys.exit(7)", "the command failed .it left with exit code 7"),
+        ("import sys; sys.exit(7)", "the command failed .it ended with exit code 7"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "it was ended by SIGKILL"),
         ("import sys; sys.exit('ERROR: No matching distribution found for x')", "^No matching distribution found"),
     ],
