@@ -33,7 +33,7 @@ from SlicerMaskSAMLib.values.tasks import Steps
 
 BASE = "mobile"
 """Base weights of the bundled models, and of models trained here."""
-RECORD = "slicer-packages.json"
+PACKAGES_FILE = "slicer-packages.json"
 NOTES = (
     "None of your data is sent anywhere. Without a network, use Import model file for base weights and models, and set "
     "the environment variable PIP_FIND_LINKS to a folder with the packages."
@@ -60,7 +60,7 @@ class Setup:
     ) -> None:
         self._install_torch = install_torch or torch_by_extension
         self._installed, self._start, self._command = installed, start, command
-        self._installed_here = _InstalledPackages(base_weights.home("data") / RECORD)
+        self._installed_here = _InstalledPackages(base_weights.home("data") / PACKAGES_FILE)
 
     def missing(self, base: str = BASE) -> tuple[Need, ...]:
         """Packages and base weights that the engine lacks. Looks at file names only."""

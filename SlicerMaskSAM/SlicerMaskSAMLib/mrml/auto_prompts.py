@@ -70,7 +70,7 @@ class AutomaticPromptNodes:
         node = markups.add(
             self._scene, kind, name=f"{name} automatic", volume=volume, attributes=attributes, references={}
         )
-        markups.apply_style(node, markups.AUTOMATIC, labels=True)
+        markups.apply_style(node, markups.AUTOMATIC_STYLE, labels=True)
         markups.follow_transform(node, volume)
         node.SetSaveWithScene(False)
         node.GetDisplayNode().SetSaveWithScene(False)

@@ -22,7 +22,7 @@ from SlicerMaskSAMLib.mrml.segments import (
 )
 from SlicerMaskSAMLib.mrml.volumes import (
     Geometry,
-    Region,
+    RoiMessage,
     Source,
     fingerprint,
     geometry,
@@ -38,7 +38,7 @@ from SlicerMaskSAMLib.mrml.volumes import (
 
 __all__ = [
     "Geometry",
-    "Region",
+    "RoiMessage",
     "Source",
     "add_segment",
     "extent",

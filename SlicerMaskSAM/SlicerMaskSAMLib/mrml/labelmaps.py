@@ -75,7 +75,7 @@ def segment_of(segmentation: Any, segment_id: str) -> Any:
     return segment
 
 
-def sharing(segmentation: Any, image: Any) -> list[str]:
+def segments_sharing(segmentation: Any, image: Any) -> list[str]:
     """IDs of the segments stored in this labelmap."""
     segments = segmentation.GetSegmentation()
     return [each for each in segments.GetSegmentIDs() if segments.GetSegment(each).GetRepresentation(BINARY) is image]

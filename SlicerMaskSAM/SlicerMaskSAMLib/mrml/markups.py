@@ -41,10 +41,10 @@ class MarkupStyle:
     glyph: str
 
 
-INCLUDE = MarkupStyle(color=(0.2, 0.9, 0.3), glyph="ThickCross2D")
-EXCLUDE = MarkupStyle(color=(1.0, 0.25, 0.2), glyph="Diamond2D")
-FRAME = MarkupStyle(color=(1.0, 0.85, 0.2), glyph="Square2D")
-AUTOMATIC = MarkupStyle(color=(0.3, 0.75, 1.0), glyph="Circle2D")
+INCLUDE_STYLE = MarkupStyle(color=(0.2, 0.9, 0.3), glyph="ThickCross2D")
+EXCLUDE_STYLE = MarkupStyle(color=(1.0, 0.25, 0.2), glyph="Diamond2D")
+BOX_STYLE = MarkupStyle(color=(1.0, 0.85, 0.2), glyph="Square2D")
+AUTOMATIC_STYLE = MarkupStyle(color=(0.3, 0.75, 1.0), glyph="Circle2D")
 
 
 def nodes(scene: Any, kind: str) -> list[Any]:

@@ -29,7 +29,7 @@ SEGMENTATION = "MaskSAM.segmentation"
 SEGMENT = "MaskSAM.segment"
 """Attribute: the segment's ID."""
 INCLUDE, EXCLUDE, BOX, START = "include", "exclude", "box", "start"
-LOOKS = {INCLUDE: markups.INCLUDE, EXCLUDE: markups.EXCLUDE, BOX: markups.FRAME}
+STYLES = {INCLUDE: markups.INCLUDE_STYLE, EXCLUDE: markups.EXCLUDE_STYLE, BOX: markups.BOX_STYLE}
 SCRIPTED = "vtkMRMLScriptedModuleNode"
 
 Key = tuple[str, str, str]
@@ -322,8 +322,8 @@ class PromptList:
             attributes={markups.KIND: kind, SEGMENT: self.segment_id},
             references={SEGMENTATION: self.segmentation.GetID()},
         )
-        if kind in LOOKS:
-            markups.apply_style(node, LOOKS[kind])
+        if kind in STYLES:
+            markups.apply_style(node, STYLES[kind])
             markups.follow_transform(node, self.volume)
         return node
 

@@ -249,7 +249,7 @@ def _writable(
 
 def _enlarged(segmentation: Any, image: Any, geometry: Geometry) -> Any:
     """Replace a labelmap by one that covers the grid and holds all label values."""
-    users = labelmaps.sharing(segmentation, image)
+    users = labelmaps.segments_sharing(segmentation, image)
     highest = max(segment_of(segmentation, each).GetLabelValue() for each in users)
     aligned = labelmaps.aligned_voxels(image, geometry)
     dtype = np.promote_types(np.min_scalar_type(highest), np.uint8 if aligned is None else aligned.voxels.dtype)
@@ -264,7 +264,7 @@ def _detach(segmentation: Any, segment_id: str, new: Any) -> None:
     """Move a segment to a labelmap of its own, as label 1."""
     segment = segment_of(segmentation, segment_id)
     image, value = segment.GetRepresentation(BINARY), segment.GetLabelValue()
-    shared = len(labelmaps.sharing(segmentation, image)) > 1
+    shared = len(labelmaps.segments_sharing(segmentation, image)) > 1
     before = image.GetMTime()
     segment.AddRepresentation(BINARY, new)
     segment.SetLabelValue(1)

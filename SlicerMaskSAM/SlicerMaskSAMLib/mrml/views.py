@@ -210,7 +210,7 @@ class _Frame:
         mapper.SetInputData(self._shape)
         self._actor = vtk.vtkActor2D()
         self._actor.SetMapper(mapper)
-        self._actor.GetProperty().SetColor(*markups.FRAME.color)
+        self._actor.GetProperty().SetColor(*markups.BOX_STYLE.color)
         self._actor.GetProperty().SetLineWidth(2)
         self._renderer.AddViewProp(self._actor)
 

@@ -22,7 +22,7 @@ BENT = 9
 """Points along each edge of a box that are transformed by a transform that is not linear."""
 
 
-class Region(TypedDict):
+class RoiMessage(TypedDict):
     """A part of a volume as the engine takes it.
 
     Centre and full size along RAS, mm, in the volume's own frame.
@@ -177,14 +177,14 @@ def _corners(low: np.ndarray, high: np.ndarray, bent: bool) -> np.ndarray:
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
 
 
-def _region(points: np.ndarray) -> Region:
+def _region(points: np.ndarray) -> RoiMessage:
     low, high = points.min(axis=0), points.max(axis=0)
     r, a, s = ((low + high) / 2).tolist()
     wide, deep, tall = (high - low).tolist()
     return {"center": (r, a, s), "size": (wide, deep, tall)}
 
 
-def roi_region(volume: Any, roi: Any) -> Region:
+def roi_region(volume: Any, roi: Any) -> RoiMessage:
     """Bounding box, along the volume's own RAS axes in mm, of a markups ROI.
 
     Args:
@@ -230,7 +230,7 @@ def _shown(volume: Any, view: Any) -> tuple[np.ndarray, np.ndarray]:
     return low, high
 
 
-def view_region(volume: Any, view: Any) -> Region:
+def view_region(volume: Any, view: Any) -> RoiMessage:
     """The part of the volume that a slice view shows, along the volume's RAS, mm.
 
     It has the whole depth of the volume.

@@ -36,10 +36,10 @@ class SliceProgress:
     @property
     def progress(self) -> tuple[int, int, str] | None:
         """Number of finished slices, of how many."""
-        told = self._job.progress
-        if told is None or told[1] <= 0:
-            return told
-        done, total, _ = told
+        progress = self._job.progress
+        if progress is None or progress[1] <= 0:
+            return progress
+        done, total, _ = progress
         return done * self._slices // total, self._slices, "Slices"
 
 

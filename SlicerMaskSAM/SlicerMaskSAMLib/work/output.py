@@ -160,7 +160,7 @@ class Output:
         if problems:
             raise InputError("this segmentation cannot be exported as DICOM SEG", why="; ".join(problems))
         geometry = bridge.geometry(volume)
-        parts = yield from self._segment_masks(segmentation, geometry)
+        masks = yield from self._segment_masks(segmentation, geometry)
         model = self._context.model
         exported: Exported = yield self._context.engine_link.client.submit(
             "export_seg",
@@ -168,7 +168,7 @@ class Output:
             path=str(Path(path).absolute()),
             shape=list(geometry.shape),
             affine=geometry.affine,
-            segments=[part.to_message() for part in parts],
+            segments=[mask.to_message() for mask in masks],
             model=model.name if model is not None else "MaskSAM",
             allow_uncoded=allow_uncoded,
         )
@@ -200,7 +200,7 @@ class Output:
             training_folder(self._context.parameters),
             self._context.model,
         )
-        parts = yield from self._segment_masks(segmentation, geometry)
+        masks = yield from self._segment_masks(segmentation, geometry)
         found = modality(volume) or (model.card.modality if model is not None and model.card is not None else "")
         saved: SavedCase = yield self._context.engine_link.client.submit(
             "save_case",
@@ -208,7 +208,7 @@ class Output:
             name=name or volume.GetName() or "case",
             volume=bridge.scalars(volume),
             affine=geometry.affine,
-            segments=[part.to_message() for part in parts],
+            segments=[mask.to_message() for mask in masks],
             modality=found if found in ENGINE_MODALITIES else None,
         )
         self._context.log(f"Saved as training case {saved.name}: {', '.join(saved.labels)}.")
@@ -285,7 +285,7 @@ class Output:
 
     def _segment_masks(self, segmentation: Any, geometry: Geometry) -> Steps:
         """Steps to the segments that are not empty."""
-        parts = []
+        masks = []
         for number, segment_id in enumerate(segment_ids(segmentation), start=1):
             yield None
             label = bridge.segment_label(segmentation, segment_id, number)
@@ -300,10 +300,10 @@ class Output:
                     yield None
                     here = slice(slab[0] - box[0], slab[1] - box[0])
                     mask[here] = bridge.read_segment(segmentation, segment_id, geometry, slab)
-                parts.append(SegmentMask(label=label, box=box, mask=mask))
-        if not parts:
+                masks.append(SegmentMask(label=label, box=box, mask=mask))
+        if not masks:
             raise InputError("nothing is segmented", remedy="Segment or draw something first.")
-        return parts
+        return masks
 
 
 def _slabs(box: VoxelBox | None) -> Iterator[VoxelBox]:

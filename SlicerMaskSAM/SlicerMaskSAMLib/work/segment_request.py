@@ -42,7 +42,7 @@ class SegmentRequest:
     transform: str
     model: str
     labels: dict[int, Label]
-    regions: tuple[bridge.Region, ...]
+    regions: tuple[bridge.RoiMessage, ...]
     reach: VoxelBox
     step: float
     segmentation: str
@@ -87,7 +87,7 @@ def segment_ids(segmentation: Any) -> list[str]:
     return list(segmentation.GetSegmentation().GetSegmentIDs()) if segmentation is not None else []
 
 
-def _regions(volume: Any, region: Region, roi: Any, slice_node: Any) -> tuple[bridge.Region, ...]:
+def _regions(volume: Any, region: Region, roi: Any, slice_node: Any) -> tuple[bridge.RoiMessage, ...]:
     if region is Region.ROI:
         if roi is None:
             raise InputError("no region of interest is chosen", remedy="Choose an ROI node, or the whole volume.")
@@ -99,7 +99,7 @@ def _regions(volume: Any, region: Region, roi: Any, slice_node: Any) -> tuple[br
     return ()
 
 
-def _reach(regions: tuple[bridge.Region, ...], geometry: Geometry) -> VoxelBox:
+def _reach(regions: tuple[bridge.RoiMessage, ...], geometry: Geometry) -> VoxelBox:
     """Box of the voxels in the regions; the whole grid without regions."""
     boxes: list[VoxelBox] = []
     for region in regions:

@@ -60,11 +60,11 @@ class StateMachine:
     @property
     def progress(self) -> Progress | None:
         """Progress of the running task."""
-        told = self._task.progress if self._task is not None else None
-        if told is None:
+        progress = self._task.progress if self._task is not None else None
+        if progress is None:
             return None
-        done, total, text = told
-        left = self._time_left.seconds(told)
+        done, total, text = progress
+        left = self._time_left.seconds(progress)
         return Progress(done=done, total=total, text=text, seconds_left=None if left is None else float(round(left)))
 
     def start(self, name: str, steps: Steps) -> bool:

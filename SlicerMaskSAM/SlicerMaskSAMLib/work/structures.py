@@ -160,7 +160,7 @@ class Structure:
 
     @applied.setter
     def applied(self, snapshot: Snapshot) -> None:
-        self._applied, self._applied_key = snapshot, self._key(snapshot)
+        self._applied, self._applied_key = snapshot, self._engine_key(snapshot)
 
     @property
     def pending(self) -> bool:
@@ -168,7 +168,7 @@ class Structure:
         now, count = self.prompts.snapshot(), len(self.applied)
         if now == self.applied:
             return False
-        key = self._key(now)
+        key = self._engine_key(now)
         if key[:count] == self._applied_key:  # same voxels, for instance after hardening
             self._applied = now[:count]
         return key != self._applied_key
@@ -209,8 +209,8 @@ class Structure:
 
     def still_wanted(self, wanted: Snapshot) -> bool:
         """Whether the markups still begin with these prompts."""
-        now = self._key(self.prompts.snapshot())
-        key = self._key(wanted)
+        now = self._engine_key(self.prompts.snapshot())
+        key = self._engine_key(wanted)
         return now == key if wanted == start_of(wanted) else now[: len(key)] == key
 
     def new_clicks(self, wanted: Snapshot, axis: int) -> tuple[Click, ...]:
@@ -233,7 +233,7 @@ class Structure:
                 clicks.append(Click(voxel=(k, j, i), positive=prompt.positive, axis=alone))
         return clicks
 
-    def _key(self, snapshot: Snapshot) -> tuple[Hashable, ...]:
+    def _engine_key(self, snapshot: Snapshot) -> tuple[Hashable, ...]:
         return engine_key(self.prompts.volume, snapshot)
 
     # -- the engine --------------------------------------------------------------------------------------------------
@@ -254,7 +254,7 @@ class Structure:
             ]
             return masks[-1] if masks else SparseMask()
         case: Case = yield from link.case(self.prompts.volume, model)
-        answer, key = self._answer, self._key(snapshot)
+        answer, key = self._answer, self._engine_key(snapshot)
         if answer is not None and answer.case != case.id:
             answer = None
         if answer is None or answer.key != key:

@@ -190,7 +190,7 @@ def lattice(size: tuple[float, float, float], steps: int) -> np.ndarray:
     return np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 3)
 
 
-def bounds(region: bridge.Region) -> tuple[np.ndarray, np.ndarray]:
+def bounds(region: bridge.RoiMessage) -> tuple[np.ndarray, np.ndarray]:
     half = np.array(region["size"]) / 2
     return np.array(region["center"]) - half, np.array(region["center"]) + half
 

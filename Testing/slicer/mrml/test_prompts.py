@@ -178,10 +178,10 @@ def test_what_includes_and_what_excludes_differ_in_colour_and_in_shape(heart: He
     heart.click(FIRST)
     heart.click(SECOND, positive=False)
     include, exclude = (heart.node(kind).GetDisplayNode() for kind in ("include", "exclude"))
-    assert include.GetSelectedColor() == pytest.approx(markups.INCLUDE.color)
-    assert exclude.GetSelectedColor() == pytest.approx(markups.EXCLUDE.color)
+    assert include.GetSelectedColor() == pytest.approx(markups.INCLUDE_STYLE.color)
+    assert exclude.GetSelectedColor() == pytest.approx(markups.EXCLUDE_STYLE.color)
     assert include.GetGlyphType() != exclude.GetGlyphType()
-    assert markups.INCLUDE.color[1] > 0.5 > markups.EXCLUDE.color[1]
+    assert markups.INCLUDE_STYLE.color[1] > 0.5 > markups.EXCLUDE_STYLE.color[1]
 
 
 def test_one_list_is_shown_and_the_others_hidden(heart: Heart) -> None:

@@ -266,7 +266,7 @@ def test_prompts_go_on_in_another_process_that_reads_the_scene(
     assert found["segment"] == "heart"
     assert found["told"] == [5]
     assert found["kinds"] == ["mask", "point", "box", "point", "point"]
-    assert found["color"] == pytest.approx(markups.INCLUDE.color)
+    assert found["color"] == pytest.approx(markups.INCLUDE_STYLE.color)
     assert found["transform"] == "Moved"
 
 
