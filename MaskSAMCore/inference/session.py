@@ -185,17 +185,18 @@ class Session:
         steps.finish()
         chosen = states[(last.candidate or 0) if len(states) > 1 else 0]
         kept = {**{k: v for k, v in held.snapshots.items() if k not in new}, **new, keys: chosen}
-        answered = _Structure(prompts=tuple(prompts), shown=chosen, snapshots=_latest(kept))
-        self._former[structure], self._structures[structure] = self._structures.get(structure), answered
-        return replace(
+        newest = placed[-1]
+        result = replace(
             update(self.frame, self.card.labels, structure, held.shown, chosen),
-            candidates=tuple(candidate(self.frame, state, placed[-1].z) for state in states)
-            if single and placed[-1]
-            else (),
+            candidates=tuple(candidate(self.frame, state, newest.z) for state in states) if single and newest else (),
             encoded=slabs.encodes - encodes,
             seconds=time.monotonic() - begin,
             messages=(*chosen.messages, *slabs.runner.messages[messages:]),
         )
+        # after all that may fail
+        answered = _Structure(prompts=tuple(prompts), shown=chosen, snapshots=_latest(kept))
+        self._former[structure], self._structures[structure] = self._structures.get(structure), answered
+        return result
 
     def _apply(
         self,
@@ -306,9 +307,11 @@ class Session:
 
     def drop(self, structure: int) -> Update:
         """Forget a structure. The update clears its voxels; it is empty for a structure without prompts."""
-        self._former[structure] = held = self._structures.pop(structure, None)
-        shown = State() if held is None else held.shown
-        return update(self.frame, self.card.labels, structure, shown, State())
+        held = self._structures.get(structure)
+        result = update(self.frame, self.card.labels, structure, State() if held is None else held.shown, State())
+        self._structures.pop(structure, None)
+        self._former[structure] = held
+        return result
 
     def release(self) -> None:
         """Forget the scan and all structures; the encoded slabs stay in the cache."""

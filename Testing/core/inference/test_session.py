@@ -401,3 +401,21 @@ def test_propagating_answers_the_last_prompts_again() -> None:
     session.drop(1)
     with pytest.raises(InputError, match="nothing to propagate"):
         session.propagate(1)
+
+
+def test_a_change_that_cannot_be_returned_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    volume, _ = bright_scan()
+    session = open_session(volume)
+    session.prompt(1, [click(8, 15, 5)])
+    before = session.mask(1)
+
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("MaskSAMCore.inference.session.update", full)
+        for change in (lambda: session.propagate(1), lambda: session.drop(1)):
+            with pytest.raises(MemoryError):
+                change()
+    assert np.array_equal(session.mask(1), before)
+    assert session.drop(1).voxels == 0

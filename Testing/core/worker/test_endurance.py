@@ -141,7 +141,7 @@ def endure(engine: EngineClient, user: User, warm: int, times: int, temporary: P
     assert memory(os.getpid()) - own < ALLOWED
     assert after[1:] == before[1:]
     assert not engine._jobs
-    assert not engine._record.cases
+    assert not engine._log.cases
     assert [path.name for path in left(temporary)[1:]] == [".owner"]
 
 

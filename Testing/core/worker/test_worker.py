@@ -320,7 +320,7 @@ def test_a_case_that_cannot_be_opened_again_is_lost_and_that_is_told(
     events: list[dict] = []
     with fake(on_event=events.append) as engine:
         cases = [engine.open(scan(), EYE, "plain") for _ in range(2)]
-        engine._record.cases[0].fields["model"] = "gone"
+        engine._log.cases[0].fields["model"] = "gone"
         os.kill(engine.hello["pid"], signal.SIGTERM)
         assert eventually(lambda: any(event["event"] == "lost" for event in events))
         with pytest.raises(InputError, match="no such case"):
@@ -333,7 +333,7 @@ def test_a_case_that_comes_back_without_a_structure_is_lost_as_well(temporary: P
     with fake(on_event=events.append) as engine:
         case = engine.open(scan(), EYE, "plain")
         engine.prompt(case, 1, [point(5, 5, 2)])
-        engine._record.cases[0].structures[1]["prompts"][0]["position"] = "broken"
+        engine._log.cases[0].structures[1]["prompts"][0]["position"] = "broken"
         os.kill(engine.hello["pid"], signal.SIGTERM)
         assert eventually(lambda: any(event["event"] == "lost" for event in events))
         with pytest.raises(InputError, match="no such case"):
