@@ -1,4 +1,4 @@
-"""Background commands such as `python -m MaskSAMCore.teach`, for tasks to wait for."""
+"""Background commands, such as `python -m MaskSAMCore.teach`, as waitable jobs."""
 
 from __future__ import annotations
 

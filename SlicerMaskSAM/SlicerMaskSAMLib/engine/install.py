@@ -67,7 +67,7 @@ class Setup:
         return missing(self._installed(), base)
 
     def text(self, base: str = BASE) -> str:
-        """Text for the user's consent: packages, sources and sizes; "" if nothing is missing."""
+        """Text for the user's consent, with sources and sizes; "" if nothing is missing."""
         lines = describe(self.missing(base))
         return "\n".join(["The engine needs these once:", *(f"- {line}" for line in lines), NOTES]) if lines else ""
 

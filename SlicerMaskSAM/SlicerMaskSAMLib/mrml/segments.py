@@ -1,4 +1,4 @@
-"""Segments of a segmentation node: creation, labels, and voxels in boxes of a grid."""
+"""Segments of a segmentation node: creation, labels, and voxels on a grid."""
 
 from __future__ import annotations
 

@@ -200,7 +200,10 @@ class PromptAnswering:
     def _request(
         self, structure: Structure, wanted: Snapshot
     ) -> Generator[Waitable | None, Any, tuple[SparseMask, SparseMask, VoxelBox | None]]:
-        """Steps to the masks of the applied and the wanted prompts, and the box in which they differ."""
+        """Steps to the masks of the applied and the wanted prompts.
+
+        Returns both masks, and the box in which they differ.
+        """
         link, (_, model) = self._context.engine_link, self._context.require_inputs()
         base = structure.applied or start_of(wanted)
         goal = start_of(base) if wanted == start_of(wanted) else wanted

@@ -73,8 +73,8 @@ class Scheduler:
         self.missing = False
         scene = context.scene
         self._tags = [
-            scene.AddObserver(event, heard)
-            for event, heard in (
+            scene.AddObserver(event, callback)
+            for event, callback in (
                 (scene.StartCloseEvent, self._on_close),
                 (scene.EndImportEvent, self._on_import),
                 (scene.NodeRemovedEvent, self._on_removed),
@@ -120,7 +120,7 @@ class Scheduler:
     def check(self) -> None:
         """Raise InputError if the engine cannot be used on volume and model."""
         if self.missing:
-            raise InputError("packages are missing", remedy="Press Set up.")
+            raise InputError("packages or base weights are missing", remedy="Press Set up.")
         volume, model = self._context.require_inputs()
         mismatch = self._catalogue.mismatch(model, volume)
         if mismatch:
@@ -167,12 +167,12 @@ class Scheduler:
     def tick(self) -> None:
         """Continue the running task without blocking."""
         self._context.engine_link.poll()
-        heard = self._handle_engine_events()
+        had_events = self._handle_engine_events()
         moved = self._state_machine.tick()
         if self._state_machine.phase is Phase.IDLE:
             moved = self._begin_next() or moved
         shown = self._state_machine.phase, self._state_machine.progress
-        if heard or moved or shown != self._shown:
+        if had_events or moved or shown != self._shown:
             self._shown = shown
             self._context.changed()
 

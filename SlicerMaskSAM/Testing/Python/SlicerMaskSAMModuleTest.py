@@ -1,7 +1,7 @@
-"""Tests of the module inside Slicer itself, where the suite in `Testing` cannot go.
+"""Tests of the module that run inside Slicer.
 
-They run by "Reload and Test" in Slicer's developer mode, or by ctest in a build tree. What needs the engine is skipped
-before Set up was pressed; what needs the sample scan, without a network.
+Run them by "Reload and Test" in Slicer's developer mode, or by ctest in a build tree. Tests that need the engine are
+skipped until Set up was pressed, those that need the sample scan are skipped without a network.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from SlicerMaskSAMLib.work import sample_data
 
 MODULE = "SlicerMaskSAM"
 PLAUSIBLE_ML = (1.0, 8.0)
-"""A hippocampus."""
+"""Volume of a hippocampus."""
 LONG_S = 1800.0
 
 
 class SlicerMaskSAMModuleTest(unittest.TestCase):
-    """The module as users meet it, in an empty scene."""
+    """The module in an empty scene."""
 
     def setUp(self) -> None:
         slicer.mrmlScene.Clear()
@@ -44,11 +44,11 @@ class SlicerMaskSAMModuleTest(unittest.TestCase):
 
     @property
     def parameters(self) -> Any:
-        """Of the scene as it is now."""
+        """The parameter node of the present scene."""
         return self.widget.logic.parameters
 
     def wait(self, what: Any) -> None:
-        """Let Slicer go on until something is true."""
+        """Process events until something is true."""
         end = time.monotonic() + LONG_S
         while not what():
             self.assertLess(time.monotonic(), end, "it takes too long")
@@ -57,12 +57,12 @@ class SlicerMaskSAMModuleTest(unittest.TestCase):
             time.sleep(0.01)
 
     def settle(self) -> None:
-        """Wait until nothing is going on that a user would wait for."""
+        """Wait until no task is running."""
         self.controller.tick()
         self.wait(lambda: self.controller.status().phase is Phase.IDLE and not self.controller.status().task)
 
     def finish(self, steps: Steps) -> Any:
-        """What steps return."""
+        """Run steps to their end; returns their result."""
         returned: list[Any] = []
         errors: list[MaskSAMError] = []
 
@@ -76,7 +76,7 @@ class SlicerMaskSAMModuleTest(unittest.TestCase):
         return returned[0]
 
     def voxels(self, segment_id: str) -> np.ndarray:
-        """Of a segment, on the grid of the volume."""
+        """Voxels of a segment on the grid of the volume."""
         grid = bridge.geometry(self.parameters.inputVolume)
         return bridge.read_segment(self.parameters.segmentation, segment_id, grid)
 

@@ -241,9 +241,9 @@ def test_a_volume_of_several_pictures_has_no_command(desk: Desk, tmp_path: Path)
     ],
 )
 def test_words_are_quoted_for_windows(words: list[str], line: str) -> None:
-    assert shell.command(words, {}, windows=True) == line
+    assert shell.shell_command(words, {}, windows=True) == line
 
 
 def test_settings_stand_before_the_command() -> None:
-    assert shell.command(["run", "a b"], {"X": r"C:\my files"}, windows=True) == r'set "X=C:\my files" && run "a b"'
-    assert shell.command(["run", "a b"], {"X": "/my files"}, windows=False) == "X='/my files' run 'a b'"
+    assert shell.shell_command(["run", "a b"], {"X": r"C:\my files"}, windows=True) == r'set "X=C:\my files" && run "a b"'
+    assert shell.shell_command(["run", "a b"], {"X": "/my files"}, windows=False) == "X='/my files' run 'a b'"
