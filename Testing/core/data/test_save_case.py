@@ -231,7 +231,7 @@ def nothing() -> LabelMap:
         (scan(), elsewhere(), GeometryError, "differ"),
         (scan(), twins(), InputError, "same name"),
         (scan(), nothing(), InputError, "nothing is segmented"),
-        (scan(modality="CT"), segmented(LIVER), InputError, "two modalities"),
+        (scan(modality="CT"), segmented(LIVER), InputError, "one modality"),
     ],
 )
 def test_what_makes_no_case_leaves_the_data_set_as_it_was(

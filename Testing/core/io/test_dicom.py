@@ -113,7 +113,7 @@ def test_a_repeated_file_is_left_out(tmp_path):
     (tmp_path / "copy.dcm").write_bytes(first.read_bytes())
     volume = read_series(tmp_path)
     assert np.array_equal(volume.array, ramp())
-    assert "repeats" in volume.warnings[0]
+    assert "is a duplicate of" in volume.warnings[0]
 
 
 def test_a_single_file_and_a_list_position_can_be_named(tmp_path):

@@ -288,7 +288,7 @@ def test_checkpointing_changes_no_gradient(arch):
 @pytest.mark.parametrize("kind", ["depth_mlp", "depth_conv"])
 def test_another_number_of_slices_is_refused_where_weights_depend_on_it(kind):
     x = torch.randn(1, 3, DEPTH + 1, 64, 64)
-    with pytest.raises(ModelError, match=f"{DEPTH + 1} slices, its depth weights are for {DEPTH}"):
+    with pytest.raises(ModelError, match=f"{DEPTH + 1} slices, the weights are for {DEPTH}"):
         encoder(kind=kind)(x)
     cfg = replace(config(kind=kind), depth=DepthConfig(pe_encoder=False))
     free = ViTEncoder(cfg)
