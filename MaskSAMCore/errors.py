@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A question that names the known word closest to `word`; "" where none is close."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f'Did you mean "{close[0]}"?' if close else ""
+
 
 class MaskSAMError(Exception):
     """Base of all expected failures; commands print it as one line and leave with `exit_code`.
