@@ -16,6 +16,9 @@ from MaskSAMCore.config.schema import Config
 from MaskSAMCore.config.serialize import leaf_keys, split_assignment, to_dict, value_at
 from MaskSAMCore.errors import InputError
 
+LABEL = "preset"
+"""The one key that changes nothing."""
+_CITATION = re.compile(r" \((?:model\.md )?§[^)]*\)")
 _ENTRY = re.compile(r"^ {4}(\w[\w, ]*): (.*)$")
 
 
@@ -59,6 +62,8 @@ def settings(config: Config) -> list[Setting]:
     """Every key, with its value in `config` as the default."""
     found = []
     for key in leaf_keys(Config):
+        if key == LABEL:
+            continue
         section, _, name = key.rpartition(".")
         cls = type(value_at(config, section)) if section else Config
         found.append(
@@ -66,7 +71,7 @@ def settings(config: Config) -> list[Setting]:
                 key=key,
                 values=_describe_type(typing.get_type_hints(cls)[name]),
                 default=_as_text(value_at(config, key)),
-                about=_first_sentence(attribute_docs(cls).get(name, "")),
+                about=_CITATION.sub("", attribute_docs(cls).get(name, "")),
             )
         )
     return found
@@ -133,7 +138,3 @@ def _as_text(value: object) -> str:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return json.dumps(to_dict(value))
     return json.dumps(value)
-
-
-def _first_sentence(text: str) -> str:
-    return re.split(r"(?<=\.)\s", text, maxsplit=1)[0]

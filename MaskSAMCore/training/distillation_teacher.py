@@ -29,7 +29,7 @@ GPU_BATCH = 8
 SPACING_TOLERANCE = 0.1
 
 
-class Teacher:
+class DistillationTeacher:
     """Probabilities of a trained model for the student's patches, augmented as the student sees them.
 
     They are computed without gradient, patch by patch or for whole cases beforehand. Patches of the teacher's own size
@@ -150,8 +150,8 @@ class Teacher:
             progress(done + 1, len(cases), "answers of the teacher")
 
 
-def read_answers(folder: Path, case: str) -> np.ndarray:
-    """What `Teacher.store` left about a case: probabilities (K, Z, Y, X) fp16, memory-mapped."""
+def read_soft_labels(folder: Path, case: str) -> np.ndarray:
+    """What `DistillationTeacher.store` left about a case: probabilities (K, Z, Y, X) fp16, memory-mapped."""
     return np.load(folder / f"{case}.npy", mmap_mode="r")
 
 

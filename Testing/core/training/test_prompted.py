@@ -16,8 +16,8 @@ from MaskSAMCore.losses.set_loss import prompt_loss
 from MaskSAMCore.network.build import build_model, is_for_prompts
 from MaskSAMCore.network.types import Prompted
 from MaskSAMCore.progress import Cancelled, CancelToken
-from MaskSAMCore.training.learner import Practice
-from MaskSAMCore.training.loop import practice_at
+from MaskSAMCore.training.learner import Objective
+from MaskSAMCore.training.loop import objective_at
 from MaskSAMCore.training.prompted import (
     STARTS,
     User,
@@ -119,12 +119,12 @@ def test_the_loss_takes_the_best_candidate_and_leaves_out_what_weighs_nothing():
 
 def test_what_the_steps_train():
     cfg = TrainConfig(mode="mixed", auto_share=0.5, auto_chance=0.25, epochs=20, iterations=100)
-    drawn = [practice_at(step, cfg) for step in range(2000)]
-    assert set(drawn[:1000]) == {Practice.AUTOMATIC}
-    assert 0.7 < drawn[1000:].count(Practice.PROMPTS) / 1000 < 0.8
-    assert set(drawn) == {Practice.AUTOMATIC, Practice.PROMPTS}
-    assert {practice_at(step, TrainConfig(mode="prompt")) for step in range(5)} == {Practice.PROMPTS}
-    assert {practice_at(step, TrainConfig()) for step in range(5)} == {Practice.AUTOMATIC}
+    drawn = [objective_at(step, cfg) for step in range(2000)]
+    assert set(drawn[:1000]) == {Objective.AUTOMATIC}
+    assert 0.7 < drawn[1000:].count(Objective.PROMPTS) / 1000 < 0.8
+    assert set(drawn) == {Objective.AUTOMATIC, Objective.PROMPTS}
+    assert {objective_at(step, TrainConfig(mode="prompt")) for step in range(5)} == {Objective.PROMPTS}
+    assert {objective_at(step, TrainConfig()) for step in range(5)} == {Objective.AUTOMATIC}
 
 
 @pytest.mark.parametrize(("preset", "goal"), [("core-mobile", 0.65), ("core-acdc", 0.95)])

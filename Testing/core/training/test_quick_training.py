@@ -28,7 +28,7 @@ from MaskSAMCore.progress import Cancelled, CancelToken, no_progress
 from MaskSAMCore.training import pool
 from MaskSAMCore.training.batches import Batch
 from MaskSAMCore.training.fit import fit_config
-from MaskSAMCore.training.learner import Learner, Practice
+from MaskSAMCore.training.learner import Learner, Objective
 from MaskSAMCore.training.pool import PatchPool
 from MaskSAMCore.training.quick_training import FIRST_STEPS, Clock, Lesson, Rules, for_lesson
 from MaskSAMCore.training.run import new_model
@@ -71,8 +71,8 @@ def taught(monkeypatch: pytest.MonkeyPatch, time: Time) -> list[SimpleNamespace]
     """The steps of the lesson; each takes one second and computes nothing."""
     steps: list[SimpleNamespace] = []
 
-    def optimise(learner: Learner, batches: object, *, lr: float, practice: Practice) -> dict[str, float]:
-        steps.append(SimpleNamespace(lr=lr, practice=practice, batch=next(batches)))  # type: ignore[call-overload]
+    def optimise(learner: Learner, batches: object, *, lr: float, objective: Objective) -> dict[str, float]:
+        steps.append(SimpleNamespace(lr=lr, objective=objective, batch=next(batches)))  # type: ignore[call-overload]
         return {"loss": 1.0}
 
     time.costs(monkeypatch, Learner, "optimise", 1.0, optimise)
@@ -134,11 +134,11 @@ def test_the_generator_learns_first_once_the_speed_of_slower_steps_is_known(prep
     course = lesson(prepared, tmp_path, time, rules=rules, config=config)
     course.encode()
     course.learn(reserve=0)
-    done = [step.practice for step in taught]
-    assert set(done[:FIRST_STEPS]) == {Practice.AUTOMATIC}
-    assert set(done[FIRST_STEPS:30]) == {Practice.GENERATOR}
-    assert set(done[30:]) == {Practice.AUTOMATIC, Practice.PROMPTS}
-    assert 20 < done.count(Practice.PROMPTS) < 60
+    done = [step.objective for step in taught]
+    assert set(done[:FIRST_STEPS]) == {Objective.AUTOMATIC}
+    assert set(done[FIRST_STEPS:30]) == {Objective.GENERATOR}
+    assert set(done[30:]) == {Objective.AUTOMATIC, Objective.PROMPTS}
+    assert 20 < done.count(Objective.PROMPTS) < 60
 
 
 def test_clicks_are_taught_behind_a_generator_that_is_kept(prepared, tmp_path, time, taught):
@@ -150,10 +150,10 @@ def test_clicks_are_taught_behind_a_generator_that_is_kept(prepared, tmp_path, t
     course = lesson(prepared, tmp_path, time, rules=rules, config=config)
     course.encode()
     course.learn(reserve=0)
-    done = [step.practice for step in taught]
-    assert set(done[:FIRST_STEPS]) == {Practice.AUTOMATIC}
-    assert set(done[FIRST_STEPS:60]) == {Practice.GENERATOR}
-    assert set(done[60:]) == {Practice.PROMPTS}
+    done = [step.objective for step in taught]
+    assert set(done[:FIRST_STEPS]) == {Objective.AUTOMATIC}
+    assert set(done[FIRST_STEPS:60]) == {Objective.GENERATOR}
+    assert set(done[60:]) == {Objective.PROMPTS}
     rates = np.array([step.lr for step in taught])
     assert rates[59] < 0.01 * rates.max() < rates[70], "the generator comes to rest, then prompts begin anew"
 
@@ -162,16 +162,16 @@ def test_masks_without_a_class_are_not_taught_alone(prepared, tmp_path, time, ta
     course = lesson(prepared, tmp_path, time, rules=Rules(patches=(2, 2), steps=(20, 1000), generator_first=0.3))
     course.encode()
     course.learn(reserve=0)
-    done = [step.practice for step in taught]
-    assert set(done[:30]) == {Practice.AUTOMATIC}
-    assert set(done[30:]) == {Practice.AUTOMATIC, Practice.PROMPTS}
+    done = [step.objective for step in taught]
+    assert set(done[:30]) == {Objective.AUTOMATIC}
+    assert set(done[30:]) == {Objective.AUTOMATIC, Objective.PROMPTS}
 
 
 def test_a_model_without_prompts_is_never_taught_them(prepared, tmp_path, time, taught):
     course = lesson(prepared, tmp_path, time, config=presets.get("tiny"))
     course.encode()
     course.learn(reserve=0)
-    assert {step.practice for step in taught} == {Practice.AUTOMATIC}
+    assert {step.objective for step in taught} == {Objective.AUTOMATIC}
 
 
 def test_enough_steps_end_the_lesson_before_its_time(prepared, tmp_path, time, taught):
