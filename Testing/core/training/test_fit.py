@@ -27,7 +27,7 @@ from Testing.toy_model import BRIGHT, make_plan
 )
 def test_larger_slices_make_a_thinner_patch(median, patch, upsample):
     fitted = fit_config(
-        presets.get("core-mobile"), SimpleNamespace(plan=make_plan(median_shape=median), labels=BRIGHT)
+        presets.get("core-mobile-whole"), SimpleNamespace(plan=make_plan(median_shape=median), labels=BRIGHT)
     ).model
     assert (fitted.patch, fitted.stem.upsample) == (patch, upsample)
     tokens = fitted.grid[0] * fitted.grid[1] * fitted.patch[0]
@@ -35,7 +35,7 @@ def test_larger_slices_make_a_thinner_patch(median, patch, upsample):
 
 
 def test_queries_that_have_their_class_are_as_many_as_the_classes():
-    config = presets.get("core-mobile")
+    config = presets.get("core-mobile-whole")
     model = replace(config.model, loss=replace(config.model.loss, assignment="own"))
     fitted = fit_config(replace(config, model=model), SimpleNamespace(plan=make_plan(), labels=BRIGHT)).model
     assert fitted.source.queries == fitted.classes == 2
@@ -59,7 +59,7 @@ def test_class_prompts_fit_too():
 
 
 def test_channels_and_classes_are_the_datas_and_a_fixed_patch_stays():
-    config = presets.get("core-mobile")
+    config = presets.get("core-mobile-whole")
     config = replace(config, data=replace(config.data, fit_patch=False))
     plan = make_plan(channels=("T1", "T2"))
     fitted = fit_config(config, SimpleNamespace(plan=plan, labels=BRIGHT)).model

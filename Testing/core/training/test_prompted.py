@@ -29,7 +29,8 @@ from MaskSAMCore.training.prompted import (
     soft_mask,
     train_prompted,
 )
-from MaskSAMCore.training.run import Run, RunOptions
+from MaskSAMCore.training.run import Run
+from MaskSAMCore.training.run_record import RunOptions
 from MaskSAMCore.zoo import installed, model_folder
 from MaskSAMCore.zoo.model_folder import load_trained, save_model
 from Testing.core.config.test_presets import phantom, small
@@ -127,7 +128,7 @@ def test_what_the_steps_train():
     assert {objective_at(step, TrainConfig()) for step in range(5)} == {Objective.AUTOMATIC}
 
 
-@pytest.mark.parametrize(("preset", "goal"), [("core-mobile", 0.65), ("core-acdc", 0.95)])
+@pytest.mark.parametrize(("preset", "goal"), [("core-mobile-whole", 0.65), ("core-acdc", 0.95)])
 def test_clicks_are_learned(preset, goal):
     """model.md §19, check 24, for prompts; without fine masks all is read from a random frozen decoder's map."""
     torch.manual_seed(0)
@@ -147,13 +148,13 @@ def test_clicks_are_learned(preset, goal):
     model.eval()
     figures = click_dice(model, image[0].numpy(), labels[0].numpy(), cfg.patch)
     assert set(figures) == {"click 1", "click 3", "box"}
-    if preset == "core-mobile":
+    if preset == "core-mobile-whole":
         assert figures["click 3"] > 0.5
 
 
 def test_gradients_reach_everything_that_serves_prompts():
     torch.manual_seed(0)
-    cfg = small(presets.get("core-mobile").model)
+    cfg = small(presets.get("core-mobile-whole").model)
     model = build_model(cfg).train()
     for name, parameter in model.named_parameters():
         if (parameter.requires_grad and name.endswith("up.weight")) or name.startswith(("fine.", "clicks.last")):
@@ -168,7 +169,7 @@ def test_gradients_reach_everything_that_serves_prompts():
 
 
 def test_a_patch_without_structures_has_no_loss_of_its_own():
-    cfg = small(presets.get("core-mobile").model)
+    cfg = small(presets.get("core-mobile-whole").model)
     model = build_model(cfg).train()
     image, labels = phantom(cfg)
     terms = train_prompted(
@@ -179,7 +180,7 @@ def test_a_patch_without_structures_has_no_loss_of_its_own():
 
 
 def test_masks_of_the_last_round_are_the_next_prompt():
-    cfg = small(presets.get("core-mobile").model)
+    cfg = small(presets.get("core-mobile-whole").model)
     model = build_model(cfg)
     user = User(target=np.ones(cfg.patch, bool), label=1)
     user.click(0, 3, 4, True)
@@ -227,7 +228,7 @@ def stop_after(words: list[str], *, steps: int) -> None:
             device="cpu",
         ),
         predict=slide_model,
-        note=lambda text: None,
+        log=lambda text: None,
         progress=progress,
         cancel=cancel,
     )
