@@ -89,7 +89,7 @@ class EncoderAdapterConfig:
         depth_position: Where the depth layer stands in the adapter.
         act: Activation function of the adapters.
         scale: Factor of an adapter that lies parallel to the MLP.
-        depth_branch: Attention along the slices in each block (Med-SA's SD-Trans, §4.4). `gate`: through a gate that
+        depth_branch: Attention along the slices in each block: Med-SA's SD-Trans (§4.4). `gate`: through a gate that
             starts at zero; `adapter`: through a third adapter, as in the public release.
     """
 

@@ -21,7 +21,7 @@ def cosine(lr: float, step: int, steps: int) -> float:
 
 
 def halving(lr: float, epoch: int) -> float:
-    """Half as much after every `HALF_LIFE` epochs: what Med-SA's release declares, and never steps."""
+    """Half as much after every `HALF_LIFE` epochs, as Med-SA's release declares (and never applies)."""
     return lr * 0.5 ** (epoch // HALF_LIFE)
 
 

@@ -97,11 +97,12 @@ def test_the_card_says_how_the_model_was_made_and_measured(phantom_data, home, c
     told = learn(capsys, *words(phantom_data, "--name", "balls"))
     text = (home / "models/balls/README.md").read_text(encoding="utf-8")
     assert "taught from 4 case(s)" in text
-    assert "1 more were left out" in text
+    assert "1 more were left out for its evaluation" in text
     assert "6 steps" in text
     assert "SAM's encoder as it is" in text
     assert "simulated clicks" in text
     assert f"cases {told['left_out'][0]}" in text
+    assert "`masksam teach " in text
     assert "--minutes 60 --steps 6" in text
     assert "seen 4 case(s) only" in text
     assert str(phantom_data) not in text

@@ -54,7 +54,7 @@ def test_users_say_what_is_true(start):
             assert 0 <= x0 < x1 <= 40
             assert 0 <= y0 < y1 <= 32
             assert target[z].any()
-        assert user.said()
+        assert user.prompts()
         if start in ("onward", "mask"):
             assert user.before.shape == target.shape
             assert user.known.any()
@@ -65,9 +65,9 @@ def test_users_say_what_is_true(start):
 def test_a_scene_is_a_function_of_its_seed():
     labels = ball().astype(int)[None]
     inside = np.ones((1, 8), bool)
-    said = [[u.said() for u in draw_scene(labels, inside, np.random.default_rng([3, 1])).users[0]] for _ in range(2)]
+    said = [[u.prompts() for u in draw_scene(labels, inside, np.random.default_rng([3, 1])).users[0]] for _ in range(2)]
     assert said[0] == said[1]
-    assert said[0] != [u.said() for u in draw_scene(labels, inside, np.random.default_rng([3, 2])).users[0]]
+    assert said[0] != [u.prompts() for u in draw_scene(labels, inside, np.random.default_rng([3, 2])).users[0]]
 
 
 def test_slices_that_only_pad_are_no_ones_target():
