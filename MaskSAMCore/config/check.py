@@ -1,6 +1,6 @@
-"""Which values of a configuration go together; a wrong one is refused by name, with a remedy.
+"""Checks which values of a configuration go together; a wrong one is refused by name, with a remedy.
 
-What the source of the prompts goes with says `network.sources`.
+Rules for the sources of prompts are in `network.sources`.
 """
 
 from __future__ import annotations
@@ -13,39 +13,39 @@ STUDENT_WIDTH = 12
 
 
 def check_config(config: Config) -> None:
-    """Refuse a model that cannot be built, or a training that it cannot have.
+    """Refuse a model that cannot be built, or a training that does not fit it.
 
     Raises:
         InputError: Names the value.
     """
     check_model(config.model)
+    _check_student_training(config)
     kind, train = config.model.source.kind, config.train
     if train.generator_epochs and not config.model.names_masks:
         raise InputError(
-            "only masks that have their class can be trained before the decoder",
+            "only masks that have classes can be trained before the decoder",
             where="train.generator_epochs",
             why=f"model.source.kind={kind}, model.loss.assignment={config.model.loss.assignment}",
             remedy="Set train.generator_epochs=0, or model.loss.assignment=own with a generator of queries.",
         )
     if config.model.prompts_only and train.mode != "prompt":
         raise InputError(
-            "the model has no prompts of its own that could be trained",
+            "the model has no automatic mode that could be trained",
             where="train.mode",
             why=f"found {train.mode}, with model.source.kind={kind}",
             remedy="Set train.mode=prompt (--mode prompt).",
         )
     if train.keep_generator and train.mode not in ("prompt", "mixed"):
         raise InputError(
-            "nothing would be trained that keeps the generator",
+            "no step would keep the generator",
             where="train.keep_generator",
             why=f"train.mode={train.mode}",
             remedy="Set train.mode=prompt or mixed, or train.keep_generator=false.",
         )
-    _check_student_training(config)
 
 
 def _check_student_training(config: Config) -> None:
-    """What networks without prompts can be trained by, and who can be a student (model.md §11)."""
+    """Check the training of networks without prompts, and which networks can be students (model.md §11)."""
     train, model = config.train, config.model
     if train.mode == "distill" and model.head != "softmax":
         raise InputError(
@@ -126,7 +126,7 @@ def _check_stem(model: ModelConfig) -> None:
 
 
 def _check_volume(model: ModelConfig) -> None:
-    """What the encoder of three dimensions asks for, and what only it has (model.md §10)."""
+    """Check what the encoder of three dimensions needs, and what only it has (model.md §10)."""
     if model.backbone.attention == "sam":
         if "pre" in model.enc_adapter.slots:
             raise InputError(

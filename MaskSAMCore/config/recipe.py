@@ -1,7 +1,7 @@
 """Recipes: how a released model was trained, as a file that trains it again.
 
 A recipe is `Resources/Recipes/NAME.json`: preset, fold, settings, and one or more stages, each of which starts from the
-model of the one before. `python -m MaskSAMCore.train DATASET -o RUN --recipe NAME` runs them all.
+model of the one before. `train DATASET -o RUN --recipe NAME` runs them all.
 """
 
 from __future__ import annotations
@@ -10,11 +10,15 @@ import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from MaskSAMCore.config.presets import DEFAULT
 from MaskSAMCore.config.resources import resource_roots
 from MaskSAMCore.config.serialize import from_dict
-from MaskSAMCore.errors import InputError
+from MaskSAMCore.errors import InputError, did_you_mean
 
 FOLDER = "Recipes"
+FORMAT = 2
+PRESETS_OF_FORMAT_1 = {"core-mobile": "core-mobile-whole"}
+"""What presets are called now that recipes without a `format` start from; they mean the same networks as before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +28,7 @@ class Stage:
     Attributes:
         about: What it trains, in one line.
         settings: KEY=VALUE, on top of the recipe's.
-        average: Its model gets the mean of the weights that it ended with and those that it started from.
+        average: The model gets the mean of the weights at the end and at the start of the stage.
     """
 
     about: str
@@ -33,8 +37,8 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Words:
-    """What the model's card says; what is empty is left to the training.
+class CardText:
+    """Texts of the model's card; empty ones are left to the training.
 
     Attributes:
         description: What the model is for.
@@ -52,24 +56,27 @@ class Recipe:
     """How a model is trained.
 
     Attributes:
-        name: Of the model; the file's.
-        about: What it is, and how it was chosen.
-        data: The data set, and where it may be had.
-        preset: Where the configuration starts from.
+        format: Version of the file. In version 1, which has no such key, `core-mobile` is what is called
+            `core-mobile-whole` now.
+        name: Name of the model; empty for the file's.
+        about: What is trained, and how it was chosen.
+        data: The data set, and where to get it.
+        preset: Configuration to start from.
         fold: Validation fold, or "all".
         settings: KEY=VALUE, for all stages.
         stages: In order.
-        card: Of the model.
+        card: Texts of the model's card.
     """
 
+    format: int = 1
     name: str = ""
     about: str
     data: str
-    preset: str = "core-mobile"
+    preset: str = DEFAULT
     fold: str = "0"
     settings: tuple[str, ...] = ()
     stages: tuple[Stage, ...]
-    card: Words = field(default_factory=Words)
+    card: CardText = field(default_factory=CardText)
 
 
 def recipe_names() -> list[str]:
@@ -81,7 +88,7 @@ def read_recipe(name_or_path: str) -> Recipe:
     """A recipe by name, or by the path of its file.
 
     Raises:
-        InputError: There is none, or the file is no recipe.
+        InputError: It does not exist, or the file is not a recipe.
     """
     path = Path(name_or_path)
     if path.suffix != ".json":
@@ -90,11 +97,16 @@ def read_recipe(name_or_path: str) -> Recipe:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
-        known = ", ".join(recipe_names()) or "none"
-        raise InputError("no such recipe", where=name_or_path, remedy=f"Name a file, or one of: {known}.") from None
+        known = recipe_names()
+        remedy = f"{did_you_mean(name_or_path, known)} Name a file, or one of: {', '.join(known) or 'none'}.".strip()
+        raise InputError("no such recipe", where=name_or_path, remedy=remedy) from None
     except ValueError as error:
-        raise InputError("is no recipe", where=path, why=str(error)) from error
+        raise InputError("not a recipe", where=path, why=str(error)) from error
     recipe = from_dict(Recipe, data, where=path.name)
     if not recipe.stages:
         raise InputError("a recipe needs a stage", where=path)
-    return replace(recipe, name=recipe.name or path.stem)
+    if recipe.format > FORMAT:
+        why = f"its format is {recipe.format}, this version reads up to {FORMAT}"
+        raise InputError("the recipe is too new", where=path, why=why, remedy="Update MaskSAM.")
+    preset = PRESETS_OF_FORMAT_1.get(recipe.preset, recipe.preset) if recipe.format == 1 else recipe.preset
+    return replace(recipe, format=FORMAT, name=recipe.name or path.stem, preset=preset)

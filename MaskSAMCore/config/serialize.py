@@ -6,19 +6,24 @@ import dataclasses
 import json
 import types
 import typing
-from typing import Any, Literal, TypeVar, Union
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union
 
-from MaskSAMCore.errors import InputError
+from MaskSAMCore.errors import InputError, did_you_mean
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
-def to_dict(config: Any) -> dict[str, Any]:
+def to_dict(config: DataclassInstance) -> dict[str, Any]:
     """A dataclass as plain JSON values."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return values
 
 
-def from_dict(cls: type[T], data: Any, *, where: str = "") -> T:
+def from_dict(cls: type[T], data: object, *, where: str = "") -> T:
     """Build the dataclass `cls` from JSON values; missing keys keep their defaults.
 
     Raises:
@@ -27,13 +32,13 @@ def from_dict(cls: type[T], data: Any, *, where: str = "") -> T:
     if not isinstance(data, dict):
         raise InputError("expected an object", where=where or cls.__name__, why=f"found {data!r}")
     hints = typing.get_type_hints(cls)
-    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    known = {f.name for f in dataclasses.fields(cls)}
     unknown = sorted(set(data) - known)
     if unknown:
         raise InputError(
             f"unknown key {unknown[0]!r}",
             where=where or cls.__name__,
-            remedy="Known keys: " + ", ".join(sorted(known)) + ".",
+            remedy=_join(did_you_mean(unknown[0], known), "Known keys: " + ", ".join(sorted(known)) + "."),
         )
     values = {key: _convert(hints[key], value, f"{where}.{key}" if where else key) for key, value in data.items()}
     try:
@@ -42,31 +47,77 @@ def from_dict(cls: type[T], data: Any, *, where: str = "") -> T:
         raise InputError("a required key is missing", where=where or cls.__name__, why=str(error)) from error
 
 
-def override(config: T, assignments: list[str]) -> T:
+def override(config: T, assignments: Sequence[str]) -> T:
     """Apply `a.b=value` assignments (the `--set` option); values are JSON, or bare words for text.
 
     Raises:
         InputError: An assignment is malformed, its key unknown or its value ill-typed.
     """
     data = to_dict(config)
+    keys = set(leaf_keys(type(config)))
     for text in assignments:
-        key, equals, raw = text.partition("=")
-        if not equals or not key:
-            raise InputError("expected KEY=VALUE", where=f"--set {text}")
-        try:
-            value = json.loads(raw)
-        except json.JSONDecodeError:
-            value = raw
+        key, value = split_assignment(text)
+        if key not in keys:
+            raise InputError(f"unknown key {key!r}", where=f"--set {text}", remedy=_closest_keys(key, keys))
         node: Any = data
-        *parents, last = key.strip().split(".")
+        *parents, last = key.split(".")
         for parent in parents:
-            node = node.get(parent) if isinstance(node, dict) else None
-            if node is None:
-                raise InputError(f"unknown key {parent!r}", where=f"--set {text}")
-        if not isinstance(node, dict) or last not in node:
-            raise InputError(f"unknown key {last!r}", where=f"--set {text}")
+            node = node[parent]
         node[last] = value
     return from_dict(type(config), data)
+
+
+def split_assignment(text: str) -> tuple[str, object]:
+    """Key and value of `a.b=value`; the value is JSON, or a bare word.
+
+    Raises:
+        InputError: There is no key, or no value.
+    """
+    key, equals, raw = (part.strip() for part in text.partition("="))
+    if not equals or not key:
+        raise InputError("expected KEY=VALUE", where=f"--set {text}")
+    try:
+        return key, json.loads(raw)
+    except json.JSONDecodeError:
+        return key, raw
+
+
+def leaf_keys(cls: type) -> Iterator[str]:
+    """Every key of a dataclass that holds a value, such as `model.stem.kind`, in the order of its fields."""
+    hints = typing.get_type_hints(cls)
+    for each in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(hints[each.name]):
+            yield from (f"{each.name}.{key}" for key in leaf_keys(hints[each.name]))
+        else:
+            yield each.name
+
+
+def value_at(config: DataclassInstance, key: str) -> object:
+    """The value of one key, such as `model.stem.kind`."""
+    node: object = config
+    for part in key.split("."):
+        node = getattr(node, part)
+    return node
+
+
+def _closest_keys(key: str, known: Iterable[str]) -> str:
+    """Which known key an unknown one stands for: one that ends with it, or one that is spelled alike."""
+    known = sorted(known)
+    inside = [each for each in known if each.startswith(f"{key}.")]
+    if inside:
+        return f"It has the keys {', '.join(inside)}."
+    ending = [each for each in known if each.endswith(f".{key}")]
+    if len(ending) > 1:
+        return f"Write it in full: {', '.join(ending)}."
+    if ending:
+        return f'Did you mean "{ending[0]}"?'
+    last = key.rpartition(".")[2]
+    alike = did_you_mean(key, known) or did_you_mean(last, {each.rpartition(".")[2] for each in known})
+    return _join(alike, "`train --list-settings` prints all keys.")
+
+
+def _join(*sentences: str) -> str:
+    return " ".join(filter(None, sentences))
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -76,13 +127,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             return None
         return _convert(next(a for a in args if a is not type(None)), value, where)
     if dataclasses.is_dataclass(hint):
-        return from_dict(typing.cast(type, hint), value, where=where)
+        return from_dict(typing.cast("type[DataclassInstance]", hint), value, where=where)
     if origin is Literal:
-        if value in args and type(value) is type(args[args.index(value)]):
-            return value
-        raise InputError(
-            f"unknown value {value!r}", where=where, remedy="Choose one of " + ", ".join(map(str, args)) + "."
-        )
+        return _convert_choice(args, value, where)
     if origin is tuple:
         return _convert_tuple(args, value, where)
     if origin is dict:
@@ -98,6 +145,17 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             f"expected {getattr(hint, '__name__', hint)}", where=where, why=f"found {value!r} ({type(value).__name__})"
         )
     return value
+
+
+def _convert_choice(choices: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value in choices and type(value) is type(choices[choices.index(value)]):
+        return value
+    words = [str(choice) for choice in choices]
+    raise InputError(
+        f"unknown value {value!r}",
+        where=where,
+        remedy=_join(did_you_mean(str(value), words), "Choose one of " + ", ".join(words) + "."),
+    )
 
 
 def _convert_tuple(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 from torch import Tensor, device
@@ -21,14 +21,14 @@ class Batch:
         label: (B, D, H, W) int64 classes.
         valid: (B, D) bool; False for slices that only pad a short volume.
         features: The frozen encoder's features in the first phase, else None.
-        answers: (B, K, D, H, W) probabilities of a teacher that answered beforehand, else None.
+        soft_labels: (B, K, D, H, W) probabilities of a teacher that were computed beforehand, else None.
     """
 
     image: Tensor
     label: Tensor
     valid: Tensor
     features: Features | None = None
-    answers: Tensor | None = None
+    soft_labels: Tensor | None = None
 
     def to(self, target: device) -> Batch:
         """The batch on `target`; features become float32 there."""
@@ -36,12 +36,12 @@ class Batch:
         if features is not None:
             levels = tuple(level.to(target).float() for level in features.levels)
             features = Features(levels=levels, embed=features.embed.to(target).float())
-        answers = None if self.answers is None else self.answers.to(target)
-        return Batch(self.image.to(target), self.label.to(target), self.valid.to(target), features, answers)
+        soft_labels = None if self.soft_labels is None else self.soft_labels.to(target)
+        return Batch(self.image.to(target), self.label.to(target), self.valid.to(target), features, soft_labels)
 
 
-def prefetch(batch: Callable[[int], Batch], steps: range, *, ahead: int = 3) -> Iterator[Batch]:
-    """Yield `batch(step)` for every step, made by one thread ahead of use.
+def prefetch(batch: Callable[[int], Batch], steps: range, *, ahead: int = 3) -> Generator[Batch, None, None]:
+    """Yield `batch(step)` for every step, made ahead of use by a thread.
 
     An exception of the thread is raised here, in the consumer, with its own traceback (faults.md row 44).
     """

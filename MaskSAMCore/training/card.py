@@ -30,7 +30,13 @@ def model_card(
     origin: dict[str, Any],
     largest: Largest,
 ) -> ModelCard:
-    """The card of a model after `step` steps; `figures` are the run's own validation, `origin` what it started from."""
+    """The card of a model after `step` steps.
+
+    Args:
+        figures: Of the run's own validation.
+        origin: Entries of the provenance: the models that it started or learned from, or quick training.
+        largest: Which structures are cut down to their largest component.
+    """
     plan = to_dict(dataset.plan) | {"patch": list(config.model.patch)}
     provenance = {
         "dataset": dataset.name,
@@ -104,7 +110,7 @@ Research on images like the training data. Not a medical device; every result mu
 
 
 def _weights(card: ModelCard) -> str:
-    """What is in the folder, and what it stands on."""
+    """What the folder holds, and which base weights it needs."""
     if card.base:
         base = f"{card.base.name} (sha256 `{card.base.sha256}`)"
         return f"Base weights: {base}. This folder holds adapters and heads only."
@@ -114,17 +120,17 @@ def _weights(card: ModelCard) -> str:
 
 
 def _origin(card: ModelCard) -> str:
-    """Which cases, and how they were learned from."""
+    """The training cases, and how the model was trained."""
     done = card.provenance
     learned, kept = len(done["training_cases"]), len(done["validation_cases"])
-    lesson = done.get("lesson")
-    if lesson:
+    quick = done.get("lesson")
+    if quick:
         return (
-            f"{done['dataset']}: taught from {learned} case(s) in {lesson['minutes']:g} minutes ({lesson['device']}, "
-            f"{lesson['precision']}); "
-            f"{kept} more were left out to judge it by. All are named in `model.json`. {done['steps']} steps from "
-            f"preset `{card.config.preset}` on {lesson['patches']} augmented patches, {HOW[card.config.train.mode]}, "
-            "with SAM's encoder as it is (its adapters are not trained)."
+            f"{done['dataset']}: taught from {learned} case(s) in {quick['minutes']:g} minutes ({quick['device']}, "
+            f"{quick['precision']}); "
+            f"{kept} more were left out for its evaluation. All are named in `model.json`. {done['steps']} steps from "
+            f"preset `{card.config.preset}` on {quick['patches']} augmented patches, {HOW[card.config.train.mode]}, "
+            "with SAM's encoder as it is."
         )
     rule = f"fold {done['fold']} of {done['folds']} (seed {done['seed']}, by case)"
     if done.get("split_with_the_data"):
@@ -140,12 +146,12 @@ def _origin(card: ModelCard) -> str:
         share = card.config.train.seg_share
         origin += f", distilled from {teacher['name']} (λ = {share:g}: the share of the labels in the loss)"
     if stages:
-        told = "; ".join(
+        steps = "; ".join(
             f"{stage['steps']} steps ({stage['about']}"
             + (", averaged with the weights before)" if stage[MEAN] else ")")
             for stage in stages
         )
-        return f"{origin}, by the recipe `{done['recipe']}`: {told}."
+        return f"{origin}, by the recipe `{done['recipe']}`: {steps}."
     before = done.get("starts_from")
     return origin + (f", starting from {before['name']} after {before['steps']} steps." if before else ".")
 

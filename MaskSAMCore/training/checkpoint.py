@@ -58,7 +58,7 @@ def load(path: Path) -> Checkpoint:
     """Read and verify one checkpoint.
 
     Raises:
-        ModelError: The file is truncated, damaged, or no checkpoint.
+        ModelError: The file is truncated, damaged, or not a checkpoint.
     """
     try:
         with safe_open(str(path), framework="pt") as file:

@@ -1,4 +1,4 @@
-"""The teacher of a distillation: a trained model whose answers a student learns to give (model.md §11)."""
+"""The teacher of a distillation: a trained model whose output a student learns from (model.md §11)."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from MaskSAMCore.zoo import installed
 Slide = Callable[..., Tensor]
 """Network, patch (M, D, H, W), `step` and `batch` to scores (K, D, H, W), by windows of the network's own size."""
 STEP = 0.75
-"""Distance of the teacher's windows as a share of their size; a scan is segmented with 0.5, which takes far more."""
+"""Distance of the teacher's windows as a share of their size; 0.5, as for whole scans, takes much longer."""
 GPU_BATCH = 8
 """Windows of one forward pass of the teacher on a GPU."""
 SPACING_TOLERANCE = 0.1
 
 
-class Teacher:
-    """Probabilities of a trained model for the student's patches, augmented as the student sees them.
+class DistillationTeacher:
+    """Soft labels for a student: a trained model's probabilities on the student's augmented patches.
 
     They are computed without gradient, patch by patch or for whole cases beforehand. Patches of the teacher's own size
     go through its network as one batch; others are covered by windows of that size, as a scan is.
@@ -38,7 +38,7 @@ class Teacher:
     Args:
         model: Name or folder of the teacher.
         device: Where it computes.
-        slide: The sliding window; injected, since training does not know inference.
+        slide: The sliding window; injected, since training does not import inference.
 
     Raises:
         ModelError: The model is missing, damaged, or takes its prompts from the ground truth.
@@ -59,20 +59,20 @@ class Teacher:
 
     @property
     def title(self) -> str:
-        """Name and hash, by which a resumed run knows its teacher."""
+        """Name and hash, by which a resumed run recognises its teacher."""
         return f"{self.card.name} {self.card.weights_sha256[:12]}"
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What the student's card says of its teacher."""
+        """The teacher's entry in the student's card."""
         steps = self.card.provenance.get("steps")
         return {"name": self.card.name, "weights_sha256": self.card.weights_sha256, "steps": steps}
 
     def check(self, dataset: PreparedDataset) -> list[str]:
-        """Whether it can teach on a data set; returns what is doubtful about it.
+        """Compare the teacher's data with a data set; returns warnings.
 
         Raises:
-            InputError: Its labels, channels, view or normalisation are others than the data set's.
+            InputError: Its labels, channels, view or normalisation differ from the data set's.
         """
         plan: Plan = from_dict(Plan, self.card.plan, where="model.plan")
         pairs: dict[str, tuple[Any, Any]] = {
@@ -97,11 +97,11 @@ class Teacher:
         return doubts
 
     def __call__(self, image: Tensor, valid: Tensor) -> Tensor:
-        """The teacher's answers.
+        """Soft labels of patches.
 
         Args:
             image: Patches (B, M, D, H, W).
-            valid: (B, D) bool, slices that are not padding; the others get no answer that means anything.
+            valid: (B, D) bool, slices that are not padding; the values of the others mean nothing.
 
         Returns:
             Probabilities (B, K, D, H, W) that sum to 1 over the classes.
@@ -126,13 +126,13 @@ class Teacher:
         progress: Progress,
         check: Callable[[], None],
     ) -> None:
-        """Answer whole cases, those that were not answered yet, as scans are segmented.
+        """Compute and keep the soft labels of whole cases, as scans are segmented; those that exist are kept.
 
         Args:
-            folder: Where the answers are kept; those of another teacher, or about other voxels, are replaced.
+            folder: Where they are kept; those of another teacher, or of other voxels, are replaced.
             dataset: Prepared.
             cases: Their ids.
-            progress: Told after every case.
+            progress: Called after every case.
             check: Called before every case; raises to cancel.
         """
         folder = folder_for(folder, {"teacher": self.title, "cases": dataset.hashes(cases)})
@@ -150,16 +150,17 @@ class Teacher:
             progress(done + 1, len(cases), "answers of the teacher")
 
 
-def read_answers(folder: Path, case: str) -> np.ndarray:
-    """What `Teacher.store` left about a case: probabilities (K, Z, Y, X) fp16, memory-mapped."""
-    return np.load(folder / f"{case}.npy", mmap_mode="r")
+def read_soft_labels(folder: Path, case: str) -> np.ndarray:
+    """Soft labels of a case that `DistillationTeacher.store` kept: (K, Z, Y, X) fp16, memory-mapped."""
+    found: np.ndarray = np.load(folder / f"{case}.npy", mmap_mode="r")
+    return found
 
 
 def check_mode(config: Config, teacher: str | None) -> None:
     """Refuse a distillation without a teacher, and a teacher without a distillation.
 
     Raises:
-        InputError: Saying which option to change.
+        InputError: Names the option to change.
     """
     mode = config.train.mode
     if mode == "distill" and teacher is None:

@@ -1,4 +1,4 @@
-"""The frozen prefix is a constant: features of SAM's encoder, computed once per slice (model.md §14.4).
+"""Cache of the frozen encoder's features, computed once per slice (model.md §14.4).
 
 Every training case is stored in a fixed set of augmented copies, each in the in-plane windows of
 the sliding window over all its slices, as fp16. Training the generator, the decoder's adapters and
@@ -40,7 +40,7 @@ class Entry:
     Attributes:
         image: (M, Z, Y, X), at least as large as a patch.
         label: (Z, Y, X).
-        inside: First slice of the case, and the first behind it; the others pad.
+        inside: First slice of the case, and the first after it; the others are padding.
         windows: (y0, x0) of every in-plane window.
         levels: Per feature level (W, Z, C, h, w), the last one SAM's embedding.
         voxels: (n, 4) class, z, y, x of structure voxels.
@@ -55,7 +55,7 @@ class Entry:
 
 
 class FrozenBatches:
-    """Batches from the cache; `batch(step)` depends on nothing but its arguments and the seed."""
+    """Batches from the cache; `batch(step)` depends on its arguments and the seed alone."""
 
     def __init__(
         self,
@@ -140,11 +140,11 @@ def build_cache(
     Args:
         folder: Where the cache lives; a cache made under another `key` is replaced.
         cases: Case names.
-        copies: Gives the voxels of copy 0, 1, ... of a case.
+        copies: Returns the voxels of copy 0, 1, ... of a case.
         model: With its base weights; its adapters are not used.
         count: Copies of every case.
         key: Everything that the features depend on: base weights, configuration, data.
-        progress: Told after every entry.
+        progress: Called after every entry.
         check: Called before every entry; raises to cancel.
     """
     folder = folder_for(folder, key)

@@ -1,10 +1,10 @@
-"""One optimiser step, and the averaged weights: what a long run and a lesson share."""
+"""One optimiser step, and the averaged weights: shared by long runs and quick training."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import Enum
 
 import numpy as np
@@ -23,12 +23,12 @@ from MaskSAMCore.training.batches import Batch
 from MaskSAMCore.training.prompted import train_prompted
 
 Criterion = SetLoss | BinaryLoss | SegmentationLoss
-Answers = Callable[[Tensor, Tensor], Tensor]
+SoftLabeller = Callable[[Tensor, Tensor], Tensor]
 """A teacher: patches (B, M, D, H, W) and valid slices (B, D) to probabilities (B, K, D, H, W), without gradient."""
 
 
-class Practice(Enum):
-    """What a step trains: the generator alone, automatic mode with all it takes, prompts of users, or a student."""
+class Objective(Enum):
+    """What a step trains: the generator alone, all of automatic mode, prompts of users, or a student."""
 
     GENERATOR = "generator"
     AUTOMATIC = "automatic"
@@ -37,14 +37,14 @@ class Practice(Enum):
 
 
 class Task(nn.Module):
-    """One pass to the loss of any practice; what a distributed run wraps.
+    """One forward pass and its loss, for every objective; distributed runs wrap it.
 
     Args:
-        model: What is trained.
-        criterion: Of the automatic mode.
-        teacher: Of a student.
-        share: λ of a student's loss.
-        keep_generator: Prompts train nothing that comes before them.
+        model: The network.
+        criterion: Loss of automatic mode.
+        teacher: Gives a student's soft labels.
+        share: Share λ of the labels in a student's loss.
+        keep_generator: Prompts do not train encoder and generator.
     """
 
     def __init__(
@@ -52,15 +52,16 @@ class Task(nn.Module):
         model: Segmenter,
         criterion: Criterion,
         *,
-        teacher: Answers | None = None,
+        teacher: SoftLabeller | None = None,
         share: float = 1.0,
         keep_generator: bool = False,
     ) -> None:
         super().__init__()
         self.model, self.criterion, self.teacher = model, criterion, teacher
         self.keep_generator = keep_generator
-        distils = teacher is not None and isinstance(criterion, SegmentationLoss)
-        self.distillation = DistillationLoss(criterion, share) if distils else None  # type: ignore[arg-type]
+        self.distillation: DistillationLoss | None = None
+        if teacher is not None and isinstance(criterion, SegmentationLoss):
+            self.distillation = DistillationLoss(criterion, share)
 
     def forward(
         self,
@@ -68,49 +69,55 @@ class Task(nn.Module):
         features: Features | None,
         label: Tensor,
         valid: Tensor,
-        answers: Tensor | None,
-        practice: Practice,
+        soft_labels: Tensor | None,
+        objective: Objective,
         user: tuple[int, ...],
     ) -> dict[str, Tensor]:
         """Loss and terms; tensors as of `Batch`.
 
         Args:
-            image, features, label, valid, answers: The batch.
-            practice: What is trained.
+            image, features, label, valid, soft_labels: The batch.
+            objective: What is trained.
             user: Seed of the simulated users.
 
         Raises:
             ValueError: The generator alone, where its masks have no classes (`ModelConfig.names_masks`), or a student
                 without a teacher.
         """
-        if practice is Practice.PROMPTS:
+        if objective is Objective.PROMPTS:
             with torch.no_grad() if self.keep_generator else nullcontext():
                 slab = self.model.slab(image, features)
             return train_prompted(self.model, slab, label, valid, np.random.default_rng(user))
-        if practice is Practice.AUTOMATIC:
+        if objective is Objective.AUTOMATIC and not self._ends_with_generator():
             return self.criterion(self.model(image, features, label), label, valid)
-        if practice is Practice.DISTILLATION:
+        if objective is Objective.DISTILLATION:
             if self.distillation is None or self.teacher is None:
                 raise ValueError("a student needs a teacher and class logits")
-            taught = self.teacher(image, valid) if answers is None else answers
-            return self.distillation(self.model(image), label, valid, taught)
+            if soft_labels is None:
+                soft_labels = self.teacher(image, valid)
+            return self.distillation(self.model(image), label, valid, soft_labels)
         if isinstance(self.criterion, BinaryLoss):
             raise ValueError("given prompts have no generator")
         features = self.model.encode(image) if features is None else features
         return self.criterion.generator(self.model.generator_logits(features, image), label, valid)
+
+    def _ends_with_generator(self) -> bool:
+        """Whether the result of automatic mode is the generator's masks, which have a loss of their own."""
+        ends = self.model.cfg.decoder.kind == "none" and isinstance(self.criterion, SetLoss)
+        return ends and self.model.cfg.loss.generator > 0
 
 
 class Learner:
     """A model and the state of its optimisation; `step` counts the steps done.
 
     Args:
-        model: With its base weights loaded.
+        model: The network, with its base weights.
         config: What to train.
-        criterion: Of the automatic mode.
-        teacher: Whom a student learns from.
+        criterion: Loss of automatic mode.
+        teacher: Gives a student's soft labels.
         device: Where to train.
-        dtype: Of autocast, or None for fp32.
-        rank, world: Place among the processes of a distributed run.
+        dtype: Number format of autocast; None for fp32.
+        rank, world: This process's number in a distributed run, and how many there are.
     """
 
     if_it_diverges = "Lower train.lr, or set train.precision=fp32."
@@ -121,7 +128,7 @@ class Learner:
         model: Segmenter,
         config: Config,
         criterion: Criterion,
-        teacher: Answers | None = None,
+        teacher: SoftLabeller | None = None,
         device: torch.device,
         dtype: torch.dtype | None = None,
         rank: int = 0,
@@ -147,16 +154,16 @@ class Learner:
             # The frozen phase leaves the encoder's adapters out, prompts from the ground truth the class head.
             self.net = DistributedDataParallel(self.net, device_ids=ids, find_unused_parameters=True)
 
-    def optimise(self, batches: Iterator[Batch], *, lr: float, practice: Practice) -> dict[str, float]:
+    def optimise(self, batches: Iterator[Batch], *, lr: float, objective: Objective) -> dict[str, float]:
         """One optimiser step over `accumulate` micro-batches; returns the mean loss terms. `step` stays as it is.
 
         Args:
-            batches: The next ones are taken.
+            batches: As many as `train.accumulate` are taken.
             lr: Learning rate.
-            practice: What is trained.
+            objective: What is trained.
 
         Raises:
-            MaskSAMError: Loss or gradient are no number; the weights are those before the step.
+            MaskSAMError: Loss or gradient are not finite; the weights are those before the step.
         """
         # Seeded by its number, a step draws the same random numbers after a resume.
         seed = (self.cfg.seed, self.step, self.rank)
@@ -167,10 +174,10 @@ class Learner:
         for index in range(self.cfg.accumulate):
             batch = next(batches).to(self.device)
             synchronise = index + 1 == self.cfg.accumulate or self.world == 1
-            with nullcontext() if synchronise else self.net.no_sync():  # type: ignore[operator]
+            with nullcontext() if synchronise else self._no_sync():
                 with self.autocast():
-                    given = batch.image, batch.features, batch.label, batch.valid, batch.answers
-                    losses = self.net(*given, practice, (*seed, index))
+                    parts = batch.image, batch.features, batch.label, batch.valid, batch.soft_labels
+                    losses: dict[str, Tensor] = self.net(*parts, objective, (*seed, index))
                 self.scaler.scale(losses["loss"] / self.cfg.accumulate).backward()
             # One transfer for all terms: each would wait for the GPU.
             values = torch.stack([value.detach().float() for value in losses.values()]).tolist()
@@ -188,8 +195,11 @@ class Learner:
         self._average()
         return terms
 
+    def _no_sync(self) -> AbstractContextManager[None]:
+        return self.net.no_sync() if isinstance(self.net, DistributedDataParallel) else nullcontext()
+
     def autocast(self) -> torch.autocast:
-        """The precision of the training."""
+        """Context in which the network computes in the training's number format."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
 
     def _diverged(self, why: str) -> MaskSAMError:
@@ -204,7 +214,7 @@ class Learner:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """The model in evaluation mode with averaged weights, and with its adapters as they are trained."""
+        """Context in which the model has its averaged weights and is in evaluation mode."""
         current = {name: p.detach().clone() for name, p in self.trainable.items()} if self.ema else {}
         with torch.no_grad():
             for name, value in self.ema.items():

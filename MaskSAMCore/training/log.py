@@ -20,7 +20,7 @@ class MetricsLog:
         self.rows: list[dict[str, Any]] = []
 
     def restore(self, *, until_step: int) -> None:
-        """Take up the rows of an earlier part of the run; rows behind `until_step` are dropped."""
+        """Read the rows of an earlier part of the run; rows after `until_step` are dropped."""
         if until_step and self.path.exists():
             with self.path.open(newline="", encoding="utf-8") as file:
                 self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= until_step]

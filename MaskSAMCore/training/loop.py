@@ -10,39 +10,41 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
-from MaskSAMCore.config.schema import TrainConfig
-from MaskSAMCore.config.serialize import to_dict
+from MaskSAMCore.config.schema import Config, TrainConfig
+from MaskSAMCore.config.serialize import from_dict, leaf_keys, to_dict, value_at
 from MaskSAMCore.errors import ModelError
 from MaskSAMCore.network.build import is_frozen
+from MaskSAMCore.network.masksam import MaskSAM
 from MaskSAMCore.network.segmenter import Segmenter
 from MaskSAMCore.progress import Cancelled, CancelToken, Progress
 from MaskSAMCore.training import checkpoint as checkpoints
 from MaskSAMCore.training.batches import Batch, prefetch
-from MaskSAMCore.training.learner import Learner, Practice
+from MaskSAMCore.training.learner import Learner, Objective
+from MaskSAMCore.training.run_record import CHECKPOINTS
 from MaskSAMCore.training.schedule import learning_rate
-
-CHECKPOINTS = "checkpoints"
 
 
 @dataclass(kw_only=True)
 class Hooks:
-    """What the loop tells others.
+    """Callbacks of the training loop.
 
     Attributes:
-        validate: Called with the (averaged) model and the epoch; returns figures, "val dice" their mean.
+        validate: Takes the averaged model and the epoch; returns figures, "val dice" their mean.
         release: Called after every validation and at the end; writes the model folder.
-        log: Called with every finished epoch's row.
-        note: Called with a line of text worth reading: estimates, phase changes.
-        progress: Told after every step.
+        add_row: Called with every finished epoch's row of metrics.csv.
+        log: Called with a line of text for the user.
+        progress: Called after every step.
+        cancel: Checked after every step.
     """
 
     validate: Callable[[Segmenter, int], dict[str, float]]
     release: Callable[[Segmenter, dict[str, float], int], None]
-    log: Callable[[dict[str, Any]], None]
-    note: Callable[[str], None]
+    add_row: Callable[[dict[str, Any]], None]
+    log: Callable[[str], None]
     progress: Progress
     cancel: CancelToken = field(default_factory=CancelToken)
 
@@ -60,16 +62,21 @@ class Sources:
     frozen: Callable[[int, int], Batch] | None = None
 
 
-def practice_at(step: int, cfg: TrainConfig) -> Practice:
-    """What a step trains (model.md §2.4, §9.4, §11, §14.3)."""
+def objective_at(step: int, cfg: TrainConfig) -> Objective:
+    """What a step trains (model.md §2.4, §9.4, §11, §14.3).
+
+    A generator that prompts leave as it is (`keep_generator`) has finished its training when they begin.
+    """
     if step < cfg.generator_epochs * cfg.iterations:
-        return Practice.GENERATOR
+        return Objective.GENERATOR
     if cfg.mode == "distill":
-        return Practice.DISTILLATION
+        return Objective.DISTILLATION
     prompts = cfg.mode == "prompt"
-    if cfg.mode == "mixed" and step >= cfg.auto_share * cfg.epochs * cfg.iterations:
+    if cfg.mode == "mixed" and cfg.keep_generator and cfg.generator_epochs:
+        prompts = True
+    elif cfg.mode == "mixed" and step >= cfg.auto_share * cfg.epochs * cfg.iterations:
         prompts = bool(np.random.default_rng([cfg.seed, 6, step]).random() >= cfg.auto_chance)
-    return Practice.PROMPTS if prompts else Practice.AUTOMATIC
+    return Objective.PROMPTS if prompts else Objective.AUTOMATIC
 
 
 class Trainer(Learner):
@@ -77,13 +84,13 @@ class Trainer(Learner):
 
     Args:
         sources: Where batches come from.
-        hooks: What is told to others.
-        folder: Where checkpoints go.
+        hooks: Callbacks.
+        folder: Folder of the run; receives the checkpoints.
         base: Name and hash of the base weights, kept in every checkpoint.
         learner: Arguments of `Learner`.
     """
 
-    if_it_diverges = "The last good checkpoint stands; lower train.lr, or set train.precision=fp32, and resume."
+    if_it_diverges = "The last checkpoint is kept. Start a new run with a lower train.lr, or with train.precision=fp32."
 
     def __init__(self, *, sources: Sources, hooks: Hooks, folder: Path, base: dict[str, str], **learner: Any) -> None:
         super().__init__(**learner)
@@ -105,7 +112,7 @@ class Trainer(Learner):
 
         Raises:
             Cancelled: Asked to stop; the state of the last finished step is saved.
-            MaskSAMError: The loss is no number; the last good checkpoint stands.
+            MaskSAMError: The loss is not finite; the last checkpoint is kept.
         """
         epochs = min(self.cfg.epochs, self.cfg.stop_epoch or self.cfg.epochs)
         for epoch in range(self.step // self.cfg.iterations, epochs):
@@ -121,12 +128,12 @@ class Trainer(Learner):
                 row |= figures
             if self.rank == 0:
                 self.save()
-                self.hooks.log({"epoch": epoch + 1, "step": self.step, **row})
+                self.hooks.add_row({"epoch": epoch + 1, "step": self.step, **row})
             if self.world > 1:
                 torch.distributed.barrier()
 
     def trial(self, steps: int = 3) -> None:
-        """A few steps of each phase on the spot: tells time and memory, keeps nothing."""
+        """Run a few steps of each phase and log time and memory; nothing is saved."""
         cfg, total = self.cfg, self.cfg.epochs * self.cfg.iterations
         frozen = min(cfg.frozen_epochs, cfg.epochs) * cfg.iterations
         for phase, run in (("frozen", range(frozen)), ("full", range(frozen, total))):
@@ -134,14 +141,14 @@ class Trainer(Learner):
                 continue
             self.model.train()
             self.model.set_adapters(phase == "full")
-            practices = Counter(practice_at(step, cfg) for step in run)
-            seconds = sum(n * self._pace(phase == "frozen", practice, steps) for practice, n in practices.items())
-            self.hooks.note(
+            objectives = Counter(objective_at(step, cfg) for step in run)
+            seconds = sum(n * self._pace(phase == "frozen", objective, steps) for objective, n in objectives.items())
+            self.hooks.log(
                 f"{phase} phase: {seconds / len(run):.2f} s per step, {len(run)} steps, about {seconds / 60:.0f} min; "
                 f"{memory(self.device)} at most so far"
             )
 
-    def _pace(self, frozen: bool, practice: Practice, steps: int) -> float:
+    def _pace(self, frozen: bool, objective: Objective, steps: int) -> float:
         """Seconds of a step, the median of a few."""
         times = []
         for index in range(steps * self.cfg.accumulate):
@@ -152,7 +159,7 @@ class Trainer(Learner):
                     batches = iter(list(batches))
             began = time.monotonic()
             lr = learning_rate(self.cfg, self.step)
-            self.optimise(batches, lr=lr, practice=practice)
+            self.optimise(batches, lr=lr, objective=objective)
             times.append(time.monotonic() - began)
         return sorted(times)[len(times) // 2]
 
@@ -173,7 +180,7 @@ class Trainer(Learner):
         try:
             while self.step < last:
                 lr = learning_rate(self.cfg, self.step)
-                terms = self.optimise(batches, lr=lr, practice=practice_at(self.step, self.cfg))
+                terms = self.optimise(batches, lr=lr, objective=objective_at(self.step, self.cfg))
                 for name, value in terms.items():
                     sums[name] = sums.get(name, 0.0) + value
                     counts[name] = counts.get(name, 0) + 1
@@ -186,7 +193,7 @@ class Trainer(Learner):
                         f"stopped after step {self.step}; go on with --resume", exit_code=self.hooks.cancel.exit_code
                     )
         finally:
-            patches.close()  # type: ignore[attr-defined]
+            patches.close()
         count = self.step - first
         lr = learning_rate(self.cfg, self.step - 1)
         seconds = (time.monotonic() - began) / max(count, 1)
@@ -195,9 +202,9 @@ class Trainer(Learner):
         return {"phase": phase, "lr": lr, "seconds_per_step": round(seconds, 4), **means}
 
     def _encoded(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The same with features of the frozen encoder, where they have none yet."""
+        """Batches with features of the frozen encoder, computed where they are missing."""
         for batch in batches:
-            if batch.features is None:
+            if batch.features is None and isinstance(self.model, MaskSAM):
                 batch = batch.to(self.device)
                 with torch.no_grad(), self.autocast():
                     batch.features = self.model.encode_frozen(batch.image)
@@ -210,7 +217,7 @@ class Trainer(Learner):
             rate = (time.monotonic() - began) / done
             phase_end = self.frozen_steps if self.step <= self.frozen_steps else total
             left = rate * (phase_end - self.step) / 60
-            self.hooks.note(
+            self.hooks.log(
                 f"{rate:.2f} s per step, {memory(self.device)}; about {left:.0f} min to the end of this phase"
             )
         self.hooks.progress(self.step, total, f"loss {sums.get('loss', 0.0) / done:.3f}")
@@ -231,22 +238,29 @@ class Trainer(Learner):
         checkpoints.save(self.folder, checkpoints.Checkpoint(tensors={**tensors, **states}, meta=meta))
 
     def resume(self) -> None:
-        """Go on from the newest whole checkpoint.
+        """Continue from the newest whole checkpoint.
 
         Raises:
             ModelError: There is none, or it belongs to another configuration or other base weights.
         """
         stored, problems = checkpoints.newest(self.folder)
         for problem in problems:
-            self.hooks.note(f"passed over: {problem}")
-        for name, mine in (("config", to_dict(self.config)), ("base", self.base)):
-            if stored.meta[name] != mine:
-                raise ModelError(
-                    f"the checkpoint has another {name}",
-                    where=self.folder,
-                    why=_difference(stored.meta[name], mine),
-                    remedy="Resume with the options that the run was started with.",
-                )
+            self.hooks.log(f"skipped: {problem}")
+        config = from_dict(Config, stored.meta["config"], where="config")
+        differences = [
+            f"{key}: {value_at(config, key)!r} there, {value_at(self.config, key)!r} now"
+            for key in leaf_keys(Config)
+            if key != "preset" and value_at(config, key) != value_at(self.config, key)
+        ]
+        if stored.meta["base"] != self.base:
+            differences.append(f"base weights: {stored.meta['base']} there, {self.base} now")
+        if differences:
+            raise ModelError(
+                "the checkpoint belongs to another training",
+                where=self.folder,
+                why="; ".join(differences),
+                remedy="Resume with the options that the run was started with.",
+            )
         with torch.no_grad():
             for name, parameter in self.trainable.items():
                 parameter.copy_(stored.tensors[f"model.{name}"])
@@ -256,26 +270,18 @@ class Trainer(Learner):
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(stored.meta["scaler"])
         self.step, self.best = stored.step, float(stored.meta["best"])
-        self.hooks.note(f"resumed after step {self.step}")
-
-
-def _difference(stored: Any, mine: Any, where: str = "") -> str:
-    if isinstance(stored, dict) and isinstance(mine, dict):
-        keys = [k for k in {**stored, **mine} if stored.get(k) != mine.get(k)]
-        return "; ".join(_difference(stored.get(k), mine.get(k), f"{where}.{k}".lstrip(".")) for k in keys)
-    return f"{where}: {stored!r} there, {mine!r} now"
+        self.hooks.log(f"resumed after step {self.step}")
 
 
 def memory(device: torch.device) -> str:
-    """Peak memory so far, in words."""
+    """Memory of the training so far, for people: the peak where the system counts it, else what is used now."""
     if device.type == "cuda":
         return f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB of GPU memory"
-    import resource
-
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB of memory"
+    used = psutil.Process().memory_info()
+    return f"{getattr(used, 'peak_wset', used.rss) / 2**30:.1f} GiB of memory"
 
 
 def trained_tensors(model: Segmenter, *, base: bool) -> dict[str, Tensor]:
-    """What a model folder stores: all that is ours, and SAM too where there are no base weights to take it from."""
+    """Tensors of a model folder: all that was trained, and SAM's where there are no base weights to take them from."""
     state = model.state_dict()
     return {name: tensor.detach().cpu() for name, tensor in state.items() if not (base and is_frozen(name))}

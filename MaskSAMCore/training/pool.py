@@ -1,4 +1,4 @@
-"""Patches that went through the frozen encoder once and are learned from many times (model.md §14.4).
+"""Patches that are encoded once and trained on many times (model.md §14.4).
 
 `features` keeps whole cases in a few copies; this keeps as many patches as there is time to encode, each drawn and
 augmented by itself, so that it is made in a known time whatever the size of the scans.
@@ -18,15 +18,15 @@ from MaskSAMCore.network.types import Features
 from MaskSAMCore.training.batches import Batch
 
 DISK_SHARE = 0.5
-"""Of the free disk that the patches may take."""
+"""Share of the free disk that the patches may take."""
 
 
 class PatchPool:
     """Encoded batches in a folder, a file each.
 
     Args:
-        folder: An empty one.
-        seed: Of the order in which they come.
+        folder: Empty, or missing.
+        seed: Seed of the order of the batches.
     """
 
     def __init__(self, folder: Path, *, seed: int) -> None:
@@ -44,7 +44,7 @@ class PatchPool:
         """Keep one batch with its features, floats as fp16.
 
         Raises:
-            ResourceError: The disk cannot take it.
+            ResourceError: The disk is full.
         """
         if batch.features is None:
             raise ValueError("a pool keeps encoded batches")

@@ -22,21 +22,21 @@ from MaskSAMCore.preprocessing.masks import Box2D, bounds, dilate_box, enforce_c
 Start = Literal["click", "box", "onward", "mask"]
 
 OBJECTS = 3
-"""Simulated users of one patch."""
+"""Number of simulated users of one patch."""
 STARTS: dict[Start, float] = {"click": 0.45, "box": 0.35, "onward": 0.12, "mask": 0.08}
-"""How a user begins, and how often; `onward` is the step of propagation to the next slab."""
+"""How a user starts, and how often; `onward` is the step of propagation to the next slab."""
 ROUNDS = {0: 0.4, 1: 0.2, 2: 0.15, 3: 0.1, 5: 0.08, 8: 0.07}
-"""Corrections before the masks that are trained on, and how often. Often none: only that answer trains boxes as such.
-Up to eight, since users do not stop at three."""
+"""Corrections before the masks that are trained on, and how often. Often none: boxes by themselves are trained only
+then. Up to eight, since users do not stop at three."""
 CANDIDATES = 0.1
 """Share of the steps in which every user clicks once and the best of SAM's three candidates is trained."""
 CLICKS = (0.7, 0.15, 0.15)
-"""Chances of 1, 2 and 3 first clicks."""
+"""Probabilities of 1, 2 and 3 first clicks."""
 CENTRAL = 0.4
-"""Share of the clicks that are placed in the middle of what they mean, the others anywhere in it."""
+"""Share of the clicks that are placed in the middle of their target, the others anywhere in it."""
 BACKGROUND_CLICKS = 0.15
 STAYS = 0.5
-"""Share of the users who correct in the slice where they began, the others anywhere in the patch."""
+"""Share of the users who correct in the slice where they started, the others anywhere in the patch."""
 LOOSE_BOXES = 0.5
 LOOSEST, TIGHTEST = 0.4, 0.95
 """Overlaps of the boxes that are not drawn as SAM's training draws them."""
@@ -55,8 +55,8 @@ class User:
         label: Its class, 0 for a user without an object.
         clicks: Per slice (y, x, positive).
         boxes: Per slice, half-open (x0, y0, x1, y1) in voxels.
-        before: (D, H, W) float32 logits of what was there at the start, or None.
-        known: (D,) bool, the slices of `before` that mean something.
+        before: (D, H, W) float32 logits of the mask at the start, or None.
+        known: (D,) bool, the slices of `before` that have a mask.
         home: The slice that the user stays in, or None.
     """
 
@@ -69,10 +69,10 @@ class User:
     home: int | None = None
 
     def click(self, z: int, y: float, x: float, positive: bool) -> None:
-        """Note a click at voxel (z, y, x)."""
+        """Add a click at voxel (z, y, x)."""
         self.clicks.setdefault(int(z), []).append((float(y), float(x), positive))
 
-    def said(self) -> dict[int, SlicePrompts]:
+    def prompts(self) -> dict[int, SlicePrompts]:
         """All prompts so far, by slice."""
         height, width = self.target.shape[1:]
         found = {}
@@ -88,12 +88,12 @@ class User:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """The users of a batch, [b][q], and what they are going to do.
+    """The users of a batch, [b][q], and their course of action.
 
     Attributes:
-        users: As many for every patch.
-        rounds: Corrections before the masks that count.
-        candidates: SAM's three candidates are asked for.
+        users: The same number for every patch.
+        rounds: Number of corrections before the masks that are trained on.
+        candidates: Whether SAM's three candidates are predicted.
     """
 
     users: list[list[User]]
@@ -250,7 +250,7 @@ def correct(user: User, predicted: np.ndarray, rng: np.random.Generator | None) 
 def assemble(
     model: Segmenter, users: Sequence[Sequence[User]], logits: Tensor | None, device: torch.device
 ) -> PromptBatch:
-    """What the users said, as the network takes it; `logits` (B, Q, D, H, W) are the masks of the last round."""
+    """The prompts of all users, as the network takes them; `logits` (B, Q, D, H, W) are the masks of the last round."""
     masks, known = logits, None
     if logits is None and any(user.before is not None for row in users for user in row):
         empty = np.zeros_like(users[0][0].target, np.float32)
@@ -259,8 +259,8 @@ def assemble(
         known = _stack([[nothing if u.known is None else u.known for u in row] for row in users], device)
     if masks is not None:
         masks = resize_masks(masks.clamp(-LOGIT_LIMIT, LOGIT_LIMIT), model.cfg.mask_size)
-    said = [[user.said() for user in row] for row in users]
-    return broadcast_prompts(said, users[0][0].target.shape[0], masks=masks, masks_known=known, device=device)
+    prompts = [[user.prompts() for user in row] for row in users]
+    return broadcast_prompts(prompts, users[0][0].target.shape[0], masks=masks, masks_known=known, device=device)
 
 
 def _stack(rows: Sequence[Sequence[np.ndarray]], device: torch.device) -> Tensor:
@@ -302,7 +302,7 @@ def train_prompted(
 
 
 def _answer(model: Segmenter, slab: Slab, users: Sequence[Sequence[User]], logits: Tensor | None) -> Tensor:
-    """Masks (B, Q, D, H, W) of what was said, with every click honoured, as a user gets them."""
+    """Masks (B, Q, D, H, W) of the users' prompts, with every click honoured, as a real user gets them."""
     answer = model.prompted(slab, assemble(model, users, logits, slab.embed.device))
     array = answer.masks[:, :, :, 0].float().cpu().numpy()
     for b, row in enumerate(users):

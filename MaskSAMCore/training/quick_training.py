@@ -1,103 +1,110 @@
-"""A model in minutes: what stands behind SAM's frozen encoder, trained against the clock (model.md §14.4)."""
+"""Quick training: what follows SAM's frozen encoder is trained against the clock (model.md §14.4)."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from MaskSAMCore.config.schema import TOKEN_STRIDE, Config, ModelConfig
+from MaskSAMCore.config.schema import Config
+from MaskSAMCore.config.serialize import split_assignment
+from MaskSAMCore.config.settings import Overruled, check_kept
 from MaskSAMCore.data.dataset import PreparedDataset
 from MaskSAMCore.data.sampling import PatchSampler
 from MaskSAMCore.data.splits import Split
 from MaskSAMCore.device import autocast_dtype, trains_in_bf16
-from MaskSAMCore.errors import ResourceError
+from MaskSAMCore.errors import InputError, ResourceError
 from MaskSAMCore.losses.set_loss import build_loss
 from MaskSAMCore.network.segmenter import Segmenter
 from MaskSAMCore.network.types import Features
-from MaskSAMCore.preprocessing.plan import Shape, fit_patch, mirror_rule
+from MaskSAMCore.preprocessing.plan import mirror_rule
 from MaskSAMCore.progress import CancelToken, Progress
 from MaskSAMCore.training.batches import Batch, prefetch
-from MaskSAMCore.training.learner import Learner, Practice
+from MaskSAMCore.training.fit import FITTED_SETTINGS, IN_PLANE, PatchSize, fit_config
+from MaskSAMCore.training.learner import Learner, Objective
 from MaskSAMCore.training.pool import PatchPool
 
 FIRST_STEPS = 6
-"""After so many steps the speed is known; the first of them is slower and does not count."""
+"""Steps after which the speed is known; the first of them is slower and does not count."""
 
-TINY_PLANE = 32
-"""A slice of so many pixels is enlarged four times for SAM, one of twice as many twice, and others are not."""
-
-
-@dataclass(frozen=True)
-class Size:
-    """Of the patches and the trunk: a step on a CPU takes about a second, by the kernels at the finest size.
-
-    Attributes:
-        depth: Slices that a patch has, where the scan has them.
-        voxels: Most of them; whole slices where `depth` of them are no more, else the longer side is shortened.
-        trunks: `source.widths` and `source.image_widths` by what the scan is enlarged by; all reach its size.
-    """
-
-    depth: int
-    voxels: int
-    trunks: dict[int, tuple[tuple[int, ...], tuple[int, ...]]]
-
-
-SLICES = Size(
-    8,
-    150_000,
-    {
-        1: ((96, 96, 64, 48, 32), (16, 32, 64, 96)),
-        2: ((96, 96, 64, 32), (16, 48, 96)),
-        4: ((128, 64, 32), (16, 32, 64)),
-    },
-)
-"""For convolutions within slices, and for single slices."""
-VOLUMES = Size(24, 81_000, {**SLICES.trunks, 1: ((64, 64, 48, 32, 16), (16, 32, 48, 64))})
-"""For those in three dimensions, whose kernels have three times as many weights. Smaller patches, more of them around
-structures, found more of a neck's small ones in the same time (docs/EXPERIMENTS.md)."""
+VOLUMES = PatchSize(24, 81_000, {**IN_PLANE.trunks, 1: ((64, 64, 48, 32, 16), (16, 32, 48, 64))})
+"""For convolutions in three dimensions. Smaller patches, more of them around structures, found more of a neck's small
+structures in the same time (docs/EXPERIMENTS.md)."""
 SPARSE, FOREGROUND = 0.2, 0.8
 """Patches smaller than the one share of a scan are centred on a structure in the other share of the draws."""
 
 WORTH_IT = 0.8
 """Share of float32's time below which a CPU trains in bf16; CPUs that cannot compute in it take longer, not less."""
+OR_TRAIN = "Leave it out, or use the command train."
+_BY_THE_CLOCK = Overruled(why="the training follows the clock (--minutes, --steps)", remedy=OR_TRAIN)
+_BY_THE_CASES = Overruled(why="cases are left out by --left-out", remedy=OR_TRAIN)
+_NO_STUDENT = Overruled(why="there is no teacher", remedy=OR_TRAIN)
+UNUSED: dict[str, Overruled] = {
+    **dict.fromkeys(
+        (
+            "train.schedule",
+            "train.warmup_steps",
+            "train.warmup_epochs",
+            "train.final_ratio",
+            "train.epochs",
+            "train.iterations",
+            "train.stop_epoch",
+            "train.frozen_epochs",
+            "train.frozen_copies",
+            "train.generator_epochs",
+            "train.auto_share",
+            "train.auto_chance",
+            "train.validate_every",
+            "train.validate_cases",
+        ),
+        _BY_THE_CLOCK,
+    ),
+    **dict.fromkeys(("train.folds", "data.split_seed"), _BY_THE_CASES),
+    **dict.fromkeys(("train.seg_share", "train.teacher", "train.answers"), _NO_STUDENT),
+}
+"""Settings without any effect on quick training."""
+DECIDED: dict[str, Overruled] = {
+    "model.loss.generator_dice": Overruled(why="quick training uses log, for few steps", remedy=OR_TRAIN),
+    "data.foreground": Overruled(
+        why="patches are a small part of these scans", remedy="Leave it out, or set data.fit_patch=false as well."
+    ),
+}
+"""Settings that quick training decides."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rules:
-    """How a lesson uses its time.
+class TimeShares:
+    """How quick training uses its time.
 
     Attributes:
         encoding: Share of the time that is left, at most, for encoding patches.
         patches: Fewest and most of them.
         steps: Fewest that make a model, and most that still help.
-        rate: Learning rate, in multiples of the preset's, which is for longer runs.
-        warm_up: Share of the learning in which it rises.
-        generator_first: Share of the learning that begins with the generator alone: a step without the decoder takes
-            a third of the time, and the decoder then begins with sensible prompts (as in §9.4).
-        auto_chance: Of an automatic step after it.
-        generator_kept: The same share where automatic mode ends with the generator, and prompts leave it as it is: the
-            rest is for prompts.
+        warm_up: Share of the training in which the learning rate rises.
+        generator_first: First share of the training, for the generator alone: a step without the decoder takes a third
+            of the time, and the decoder then starts with sensible prompts (model.md §9.4).
+        auto_chance: Probability of an automatic step after that.
+        generator_kept: The same first share where prompts leave the generator as it is (`train.keep_generator`); all
+            later steps are for prompts.
     """
 
     encoding: float = 0.2
     patches: tuple[int, int] = (8, 160)
     steps: tuple[int, int] = (60, 1600)
-    rate: float = 2.0
     warm_up: float = 0.05
     generator_first: float = 0.3
     auto_chance: float = 0.5
     generator_kept: float = 0.7
 
 
-class Clock:
-    """The seconds that a lesson may take.
+class TimeBudget:
+    """Seconds that something may take, all in all.
 
     Args:
         seconds: From `began` to the end.
@@ -121,35 +128,34 @@ class Clock:
         """Seconds until the end; negative behind it."""
         return self.seconds - self.passed
 
-    def told_to(self, progress: Progress) -> Progress:
-        """A progress that tells stages by their text, and how much of the whole time is over."""
+    def progress_of_time(self, progress: Progress) -> Progress:
+        """A progress that shows the stage's text, and how much of the whole time is over."""
 
-        def tell(done: int, total: int, text: str) -> None:
+        def report(done: int, total: int, text: str) -> None:
             whole = max(1, round(self.seconds))
             progress(min(max(0, int(self.passed)), whole), whole, text)
 
-        return tell
+        return report
 
 
-class Lesson:
-    """Trains one network from a prepared data set; nothing is kept but the network.
+class QuickTraining:
+    """Trains one network from a prepared data set against the clock; only the network is kept.
 
     Args:
         model: With its base weights, and nothing trained yet.
         config: The preset, fitted to the data set.
         dataset: Prepared.
-        split: Cases to learn from; the others are not looked at.
+        split: Its training cases are used; the others are not read.
         folder: For the encoded patches.
         device: Where to compute.
         clock: The time for everything.
-        rules: How to use it.
-        note: Receives lines for the user.
-        progress: Told after every patch and step.
-        cancel: Asked before every patch and step.
+        shares: How to use it.
+        log: Called with lines of text for the user.
+        progress: Called after every patch and step.
+        cancel: Checked before every patch and step.
 
     Attributes:
-        steps: Done.
-        pool: The patches.
+        pool: The encoded patches.
     """
 
     def __init__(
@@ -161,14 +167,15 @@ class Lesson:
         split: Split,
         folder: Path,
         device: torch.device,
-        clock: Clock,
-        rules: Rules | None = None,
-        note: Callable[[str], None],
+        clock: TimeBudget,
+        shares: TimeShares | None = None,
+        log: Callable[[str], None],
         progress: Progress,
         cancel: CancelToken,
     ) -> None:
-        self.rules, self.clock, self.note, self.cancel = rules or Rules(), clock, note, cancel
-        self._progress = clock.told_to(progress)
+        self.shares, self.clock, self.log, self.cancel = shares or TimeShares(), clock, log, cancel
+        self._progress = clock.progress_of_time(progress)
+        self._model = model
         self._learner = Learner(
             model=model,
             config=config,
@@ -191,7 +198,7 @@ class Lesson:
     @property
     def model(self) -> Segmenter:
         """The network; see `averaged` for its weights."""
-        return self._learner.model
+        return self._model
 
     @property
     def steps(self) -> int:
@@ -204,18 +211,18 @@ class Lesson:
         return self._learner.device
 
     @property
-    def averaged(self) -> Any:
-        """A context in which the network has its averaged weights, the ones to keep, and is ready for inference."""
+    def averaged(self) -> Callable[[], AbstractContextManager[None]]:
+        """Makes a context in which the network has its averaged weights, which are saved, ready for inference."""
         return self._learner.averaged
 
     @property
     def precision(self) -> str:
-        """What it computes in."""
+        """Number format of the training."""
         dtype = self._learner.dtype
         return {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "fp32") if dtype is not None else "fp32"
 
     def choose_precision(self) -> None:
-        """Train in bf16 where this CPU is faster with it, and safe; what was asked for, or suits a GPU, stays."""
+        """Train in bf16 where this CPU is faster with it, and safe; an explicit setting and a GPU's choice are kept."""
         if self.device.type != "cpu" or self._learner.cfg.precision != "auto" or not trains_in_bf16(self.device):
             return
         image = self._sampler.batch(0).image
@@ -229,15 +236,15 @@ class Lesson:
             self._learner.dtype = None
 
     def encode(self) -> None:
-        """Fill the pool, as far as its time and the disk allow.
+        """Fill the pool as far as time and disk allow.
 
         Raises:
-            ResourceError: The disk takes too little.
+            ResourceError: The disk is too small.
             Cancelled: `cancel` was set.
         """
-        least, most = self.rules.patches
-        most = min(most, self.rules.steps[1])
-        end = self.clock.passed + self.rules.encoding * self.clock.left
+        least, most = self.shares.patches
+        most = min(most, self.shares.steps[1])
+        end = self.clock.passed + self.shares.encoding * self.clock.left
         while self.pool.count < most:
             self.cancel.check()
             if self.pool.count >= least and (self.clock.passed >= end or self.pool.full):
@@ -256,7 +263,7 @@ class Lesson:
             return self.model.encode_frozen(image)
 
     def seconds_per_window(self) -> float:
-        """What one window takes in use; measured on a patch of the pool."""
+        """Seconds of one window of inference; measured on a patch of the pool."""
         self.model.eval()
         image = self.pool.batch(0).image[:1].to(self.device)
         times = []
@@ -271,20 +278,20 @@ class Lesson:
         """Train until only `reserve` seconds are left; the schedule follows the clock.
 
         Raises:
-            ResourceError: The speed of the first steps tells that the time is too short for a model.
-            MaskSAMError: The loss is no number.
+            ResourceError: By the speed of the first steps, the time is too short for a model.
+            MaskSAMError: The loss is not finite.
             Cancelled: `cancel` was set.
         """
-        learner = self._learner
-        learner.model.train()
-        learner.model.set_adapters(False)
+        learner, model = self._learner, self._model
+        model.train()
+        model.set_adapters(False)
         began, length = self.clock.passed, self.clock.left - reserve
-        batches = prefetch(self.pool.batch, range(self.rules.steps[1]))
+        batches = prefetch(self.pool.batch, range(self.shares.steps[1]))
         first = began
         try:
             while (done := self._done(began, length)) < 1:
                 self.cancel.check()
-                learner.optimise(batches, lr=self._rate(done), practice=self._practice(done))
+                learner.optimise(batches, lr=self._rate(done), objective=self._objective(done))
                 learner.step += 1
                 self._progress(0, 0, "learning")
                 if learner.step == 1:
@@ -292,40 +299,40 @@ class Lesson:
                 elif learner.step == FIRST_STEPS:
                     self._look_ahead((self.clock.passed - first) / (FIRST_STEPS - 1), began + length)
         finally:
-            batches.close()  # type: ignore[attr-defined]
-            learner.model.set_adapters(True)
+            batches.close()
+            model.set_adapters(True)
         if self.steps < FIRST_STEPS:
             self._look_ahead((self.clock.passed - began) / max(self.steps, 1), began + length)
 
     def _done(self, began: float, length: float) -> float:
         """Share of the learning that is over, by the clock or by the number of steps."""
         by_clock = (self.clock.passed - began) / length if length > 0 else 1.0
-        return max(by_clock, self.steps / self.rules.steps[1])
+        return max(by_clock, self.steps / self.shares.steps[1])
 
     def _rate(self, done: float) -> float:
         """The rate: a short rise, then half a cosine to zero; for prompts behind a kept generator once more."""
         if self._learner.cfg.keep_generator:
-            kept = self.rules.generator_kept
+            kept = self.shares.generator_kept
             done = done / kept if done < kept else (done - kept) / (1 - kept)
-        rise = min(1.0, done / self.rules.warm_up + 1e-2)
-        return self.rules.rate * self._learner.cfg.lr * rise * 0.5 * (1 + math.cos(math.pi * done))
+        rise = min(1.0, done / self.shares.warm_up + 1e-2)
+        return self._learner.cfg.lr * rise * 0.5 * (1 + math.cos(math.pi * done))
 
-    def _practice(self, done: float) -> Practice:
-        """What the next step trains; the first steps take the decoder where automatic mode does, to know their pace."""
-        cfg, rules = self._learner.cfg, self.rules
-        first = rules.generator_kept if cfg.keep_generator else rules.generator_first
+    def _objective(self, done: float) -> Objective:
+        """What the next step trains; the first steps run all of automatic mode, to measure their speed."""
+        cfg, shares = self._learner.cfg, self.shares
+        first = shares.generator_kept if cfg.keep_generator else shares.generator_first
         if self._learner.config.model.names_masks and self.steps >= FIRST_STEPS and done < first:
-            return Practice.GENERATOR
+            return Objective.GENERATOR
         prompts = cfg.mode == "prompt" or (cfg.keep_generator and done >= first)
         if cfg.mode == "mixed" and not cfg.keep_generator and done >= first:
             chance = np.random.default_rng([cfg.seed, 6, self.steps]).random()
-            prompts = bool(chance >= rules.auto_chance)
-        return Practice.PROMPTS if prompts else Practice.AUTOMATIC
+            prompts = bool(chance >= shares.auto_chance)
+        return Objective.PROMPTS if prompts else Objective.AUTOMATIC
 
     def _look_ahead(self, pace: float, end: float) -> None:
-        least, most = self.rules.steps
+        least, most = self.shares.steps
         expected = min(most, self.steps + max(0, int((end - self.clock.passed) / max(pace, 1e-6))))
-        self.note(f"{self.pool.count} patches, {self.precision}, {pace:.2f} s per step: {expected} steps or more")
+        self.log(f"{self.pool.count} patches, {self.precision}, {pace:.2f} s per step: {expected} steps or more")
         if expected < least:
             missing = (least - expected) * pace
             minutes = math.ceil((self.clock.seconds + 1.2 * missing) / 60)
@@ -336,66 +343,46 @@ class Lesson:
             )
 
 
-def for_lesson(config: Config, median_shape: Shape | None = None) -> Config:
-    """A fitted preset that learns from few steps: a query of its own for every class, and no more of them.
+def for_quick_training(config: Config, dataset: PreparedDataset) -> Config:
+    """A preset fitted to a data set, with what makes a few hundred steps go further (docs/EXPERIMENTS.md).
 
-    What is to be matched first, and a query that stands for nothing, cost steps and time. So does a decoder between the
-    generator's masks and the result: automatic mode ends with those masks, and clicks are learned behind them, starting
-    from the one that is meant. Scans come in one orientation, and a few hundred steps do not suffice to tell a front
-    from a back that are exchanged in every other patch; so left and right alone are.
-
-    Where the trunk reads the scan itself, SAM sees it smaller than the preset would show it, and patches are deeper,
-    with parts of large slices in them, as in the recipes, so that a step stays short; where they are a small part of a
-    scan, most lie around a structure (docs/EXPERIMENTS.md).
+    Patches in three dimensions are smaller than those of a long training, so that a step is short; where they are a
+    small part of a scan, most lie around a structure. The generator's loss makes more of structures that it has not
+    found yet.
 
     Args:
-        config: Fitted to the cases.
-        median_shape: (D, H, W) of the prepared cases, for the patch; None leaves it as it is.
+        config: The preset, with the settings of the user.
+        dataset: Prepared.
     """
-    config = replace(config, data=replace(config.data, mirroring="sides"))
+    config = fit_config(config, dataset, volumes=VOLUMES)
     model = config.model
-    if model.source.kind != "query":
-        return config
-    if not model.source.mask:
-        loss = replace(model.loss, assignment="own")
-        source = replace(model.source, queries=model.classes)
-        return replace(config, model=replace(model, source=source, loss=loss))
-    model = replace(
-        model,
-        enc_adapter=replace(model.enc_adapter, kind="none"),
-        depth=replace(model.depth, pe_encoder=False),
-        source=replace(model.source, queries=model.classes, box=False, fusion="mask", class_tokens=False),
-        decoder=replace(model.decoder, kind="none", click_masks=model.decoder.click_maps),
-        loss=replace(model.loss, assignment="own", generator=1.0, generator_dice="log"),
-    )
-    if median_shape is not None and config.data.fit_patch and model.source.image_widths:
-        model = _smaller(model, median_shape)
-        if math.prod(model.patch) < SPARSE * math.prod(median_shape):
-            config = replace(config, data=replace(config.data, foreground=FOREGROUND))
-    return replace(config, model=model, train=replace(config.train, keep_generator=config.train.mode == "mixed"))
+    if model.owns_masks and model.loss.generator:
+        model = replace(model, loss=replace(model.loss, generator_dice="log"))
+    data = config.data
+    if data.fit_patch and math.prod(model.patch) < SPARSE * math.prod(dataset.plan.median_shape):
+        data = replace(data, foreground=FOREGROUND)
+    return replace(config, model=model, data=data)
 
 
-def _smaller(model: ModelConfig, median_shape: Shape) -> ModelConfig:
-    """The patch, what it is enlarged by for SAM, and the trunk that goes with it."""
-    longest = max(median_shape[1:])
-    upsample: Literal[1, 2, 4] = 4 if longest <= TINY_PLANE else 2 if longest <= 2 * TINY_PLANE else 1
-    size = SLICES if model.source.in_plane or median_shape[0] == 1 else VOLUMES
-    depth, height, width = fit_patch(median_shape, upsample=upsample, depth=size.depth)
-    while depth * height * width > size.voxels:
-        # Of equal sides the one of which the scan has less.
-        if (height, -median_shape[1]) > (width, -median_shape[2]):
-            height -= TOKEN_STRIDE
-        else:
-            width -= TOKEN_STRIDE
-    depth = min(median_shape[0], size.voxels // (height * width))
-    widths, image_widths = size.trunks[upsample]
-    source = replace(model.source, widths=widths, image_widths=image_widths)
-    patch = (depth, height, width)
-    return replace(model, patch=patch, stem=replace(model.stem, upsample=upsample), source=source)
+def check_quick_settings(settings: Sequence[str], asked: Config, used: Config) -> None:
+    """Refuse settings that quick training does not use, or decides itself.
+
+    Args:
+        settings: KEY=VALUE, as the user gave them.
+        asked: The configuration with these settings.
+        used: The result of `for_quick_training`.
+
+    Raises:
+        InputError: Names the setting and the reason.
+    """
+    for key in (split_assignment(text)[0] for text in settings):
+        if key in UNUSED:
+            raise InputError("not used by quick training", where=f"--set {key}", why=UNUSED[key].why, remedy=OR_TRAIN)
+    check_kept(settings, asked, used, FITTED_SETTINGS | DECIDED)
 
 
-def as_done(config: Config, steps: int) -> Config:
-    """A configuration as the card tells it: what was done, rather than what the preset would do."""
+def as_trained(config: Config, steps: int) -> Config:
+    """The configuration for the model's card: the training that was done, in place of the preset's."""
     train = replace(
         config.train, epochs=1, iterations=steps, frozen_epochs=1, frozen_copies=1, generator_epochs=0, warmup_steps=0
     )

@@ -1,4 +1,4 @@
-"""Pictures of a run: its curves, and overlays of validation cases. The one room of training that needs matplotlib."""
+"""Pictures of a run: its curves, and overlays of validation cases. Needs matplotlib."""
 
 from __future__ import annotations
 

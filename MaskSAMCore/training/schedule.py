@@ -21,7 +21,7 @@ def cosine(lr: float, step: int, steps: int) -> float:
 
 
 def halving(lr: float, epoch: int) -> float:
-    """Half as much after every `HALF_LIFE` epochs: what Med-SA's release declares, and never steps."""
+    """Half as much after every `HALF_LIFE` epochs, as Med-SA's release declares (and never applies)."""
     return lr * 0.5 ** (epoch // HALF_LIFE)
 
 
@@ -37,7 +37,7 @@ def exponential(lr: float, epoch: int, epochs: int, *, warmup: int, ratio: float
 
 def learning_rate(cfg: TrainConfig, step: int) -> float:
     """Learning rate of optimiser step `step`, counted from 0 over the whole run."""
-    steps = cfg.epochs * cfg.iterations
+    first, steps = _phase(cfg, step)
     if cfg.schedule == "poly":
         lr = poly(cfg.lr, step // cfg.iterations, cfg.epochs)
     elif cfg.schedule == "halving":
@@ -45,6 +45,17 @@ def learning_rate(cfg: TrainConfig, step: int) -> float:
     elif cfg.schedule == "exponential":
         lr = exponential(cfg.lr, step // cfg.iterations, cfg.epochs, warmup=cfg.warmup_epochs, ratio=cfg.final_ratio)
     else:
-        lr = cosine(cfg.lr, step, steps)
-    warm = min(1.0, (step + 1) / cfg.warmup_steps) if cfg.warmup_steps else 1.0
+        lr = cosine(cfg.lr, step - first, steps)
+    warm = min(1.0, (step - first + 1) / cfg.warmup_steps) if cfg.warmup_steps else 1.0
     return lr * warm
+
+
+def _phase(cfg: TrainConfig, step: int) -> tuple[int, int]:
+    """First step and length of the part of the run over which the learning rate falls.
+
+    The generator comes to rest before clicks are learned behind it (`train.keep_generator`).
+    """
+    total, generator = cfg.epochs * cfg.iterations, cfg.generator_epochs * cfg.iterations
+    if not (cfg.keep_generator and cfg.schedule == "cosine" and 0 < generator < total):
+        return 0, total
+    return (0, generator) if step < generator else (generator, total - generator)

@@ -9,62 +9,62 @@ from pathlib import Path
 
 from MaskSAMCore.config.recipe import Recipe
 from MaskSAMCore.training.card import model_readme
-from MaskSAMCore.training.loop import CHECKPOINTS
-from MaskSAMCore.training.run import RunOptions
+from MaskSAMCore.training.run_record import CACHE, CHECKPOINTS, RECIPE, STAGE, RunOptions, write_record
 from MaskSAMCore.zoo import installed, model_folder
 from MaskSAMCore.zoo.model_folder import MEAN, average_models
 
-CACHE = "cache"
-
 
 def run_recipe(
-    recipe: Recipe, options: RunOptions, start: Callable[[RunOptions], Path], note: Callable[[str], None]
+    recipe: Recipe, options: RunOptions, start: Callable[[RunOptions], Path], log: Callable[[str], None]
 ) -> Path:
     """Run all stages and return the last one's model folder.
 
     The last stage lies in `options.folder`, those before it in `stage-1`, `stage-2`, ... inside; all share one cache.
 
     Args:
-        recipe: What to do.
-        options: Of the command. Its settings come last; a stage that was interrupted goes on with `resume`, one that
-            was not begun yet begins. In a dry run no stage starts from another.
+        recipe: What to train.
+        options: Of the command. Its settings come last; with `resume`, a stage that was interrupted goes on and one
+            that was not started yet starts. In a dry run no stage starts from another.
         start: Runs one stage.
-        note: Receives lines for the user.
+        log: Called with lines of text for the user.
     """
+    # Of several processes the first alone writes; the others meet it again when the next stage starts.
+    first = os.environ.get("RANK", "0") == "0"
     init, models = options.init, list[Path]()
     count = len(recipe.stages)
+    begun = [any((_folder(options, number, count) / CHECKPOINTS).glob("*")) for number in range(1, count + 1)]
+    if first and not options.dry_run and not any(begun):
+        options.folder.mkdir(parents=True, exist_ok=True)
+        write_record(options.folder / RECIPE, options, dataset=None, recipe=recipe)
     for number, stage in enumerate(recipe.stages, 1):
-        folder = options.folder if number == count else options.folder / f"stage-{number}"
-        note(f"stage {number} of {count}: {stage.about}")
-        begun = any((folder / CHECKPOINTS).glob("*.safetensors"))
+        log(f"stage {number} of {count}: {stage.about}")
         model = start(
             replace(
                 options,
-                folder=folder,
+                folder=_folder(options, number, count),
                 preset=recipe.preset,
                 fold=recipe.fold,
                 overrides=(*recipe.settings, *stage.settings, *options.overrides),
                 init=init,
                 name=options.name or recipe.name,
-                resume=options.resume and begun,
+                resume=options.resume and begun[number - 1],
                 cache=options.cache or options.folder / CACHE,
-                words=recipe.card,
+                card=recipe.card,
             )
         )
         models.append(model)
         if options.dry_run:
             continue
-        # Of several processes the first alone writes; the others meet it again when the next stage begins.
-        if os.environ.get("RANK", "0") == "0":
+        if first:
             if stage.average and init is not None and MEAN not in model_folder.load_card(model).provenance:
                 average_models(model, installed.find_model(init))
-            tell(recipe, models)
+            record_stages(recipe, models)
         init = str(model)
     return models[-1]
 
 
-def tell(recipe: Recipe, models: Sequence[Path]) -> None:
-    """Write into the card of the last of these models, of a recipe's stages so far, how it was made."""
+def record_stages(recipe: Recipe, models: Sequence[Path]) -> None:
+    """Write into the card of the last of these models by which stages of the recipe it was made."""
     card = model_folder.load_card(models[-1])
     stages = [
         {"about": stage.about, "steps": model_folder.load_card(model).provenance["steps"], MEAN: stage.average}
@@ -72,3 +72,7 @@ def tell(recipe: Recipe, models: Sequence[Path]) -> None:
     ]
     card = replace(card, provenance=card.provenance | {"recipe": recipe.name, "stages": stages})
     model_folder.save_card(models[-1], card, model_readme(card))
+
+
+def _folder(options: RunOptions, number: int, count: int) -> Path:
+    return options.folder if number == count else options.folder / STAGE.format(number)

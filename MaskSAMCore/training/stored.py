@@ -1,4 +1,4 @@
-"""Folders of what a run computes once and can compute again: kept as long as they fit, replaced as soon as not."""
+"""Folders for intermediate results of a run: kept while their key stays the same, emptied when it changes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ KEY = "key.txt"
 
 
 def folder_for(folder: Path, key: dict[str, Any]) -> Path:
-    """The folder, empty unless all that it holds was made under the same key.
+    """Return the folder; what was made under another key is removed.
 
     Args:
-        folder: May be missing, or be another key's.
+        folder: May be missing.
         key: Everything that the contents depend on, as JSON values.
     """
     stamp = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()

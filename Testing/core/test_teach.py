@@ -96,11 +96,12 @@ def test_the_card_says_how_the_model_was_made_and_measured(phantom_data, home, c
     told = learn(capsys, *words(phantom_data, "--name", "balls"))
     text = (home / "models/balls/README.md").read_text(encoding="utf-8")
     assert "taught from 4 case(s)" in text
-    assert "1 more were left out" in text
+    assert "1 more were left out for its evaluation" in text
     assert "6 steps" in text
     assert "SAM's encoder as it is" in text
     assert "simulated clicks" in text
     assert f"cases {told['left_out'][0]}" in text
+    assert "`masksam teach " in text
     assert "--minutes 60 --steps 6" in text
     assert "seen 4 case(s) only" in text
     assert str(phantom_data) not in text
@@ -137,11 +138,11 @@ def test_people_get_sentences():
         "model": "liver", "folder": "/x/liver", "dice": {"liver": 0.9123}, "poor": [], "prompts": {"click 1": 0.8},
         "left_out": ["a", "b"], "worst_case": "b", "overlay": "/x/b.png", "steps": 400, "seconds": 510.0,
     }  # fmt: skip
-    text = "\n".join(teach.told(result))
+    text = "\n".join(teach.summary(result))
     for part in ("8.5 minutes", "left out (a, b)", "liver: 0.912", "click 1 0.800", "worst of them, b: /x/b.png"):
         assert part in text
     assert "Not good enough" not in text
-    assert "Not good enough to rely on for liver" in "\n".join(teach.told(result | {"poor": ["liver"]}))
+    assert "Not good enough to rely on for liver" in "\n".join(teach.summary(result | {"poor": ["liver"]}))
 
 
 def test_a_model_that_found_little_says_so_on_its_card(phantom_data, home, capsys):
@@ -185,7 +186,7 @@ def test_networks_that_a_lesson_cannot_train_are_refused_before_the_cases_are_re
 ):
     monkeypatch.setattr("MaskSAMCore.data.build.prepare", lambda *_, **__: pytest.fail("the cases were read"))
     text = fail(capsys, str(phantom_data), "--name", "balls", "--device", "cpu", "--preset", preset)
-    assert "cannot be taught in a lesson" in text
+    assert "cannot be taught" in text
     assert preset in text
 
 

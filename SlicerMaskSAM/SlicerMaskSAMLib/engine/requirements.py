@@ -54,6 +54,7 @@ PACKAGES: dict[Kind, tuple[Package, ...]] = {
         Package(name="highdicom", at_least="0.24", module="highdicom", megabytes=4),
         Package(name="safetensors", at_least="0.4.3", module="safetensors", megabytes=1),
         Package(name="matplotlib", at_least="3.8", module="matplotlib", megabytes=16),
+        Package(name="psutil", at_least="5.9", module="psutil", megabytes=1),
         Package(name="tqdm", at_least="4.66", module="tqdm", megabytes=1),
     ),
 }

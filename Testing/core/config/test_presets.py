@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from MaskSAMCore import train
 from MaskSAMCore.config import presets
+from MaskSAMCore.config.check import check_config
 from MaskSAMCore.config.schema import ModelConfig
-from MaskSAMCore.config.serialize import from_dict, to_dict
+from MaskSAMCore.config.serialize import from_dict, leaf_keys, to_dict, value_at
 from MaskSAMCore.errors import InputError
 from MaskSAMCore.losses.set_loss import build_loss
 from MaskSAMCore.network.build import build_model
+from MaskSAMCore.training.fit import fit_config
+from MaskSAMCore.training.learner import Objective
+from MaskSAMCore.training.loop import objective_at
 from MaskSAMCore.training.prompted import train_prompted
+from MaskSAMCore.zoo import installed, model_folder
 from Testing.phantom import phantom_case
+from Testing.toy_model import make_plan
 
 STEPS = 150
 HALVED = 0.5
@@ -149,3 +157,38 @@ def test_rows_of_autosam_switch_one_thing_each():
 def test_unknown_preset_lists_the_known():
     with pytest.raises(InputError, match="core-mobile"):
         presets.get("masksam-brats")
+    with pytest.raises(InputError, match='Did you mean "core-mobile"'):
+        presets.get("core-moble")
+
+
+@pytest.mark.parametrize(
+    ("name", "median", "spacing", "classes"),
+    [
+        ("hippocampus-mr", (36, 50, 35), (1.0, 1.0, 1.0), 3),
+        ("cardiac-cine-mr", (10, 160, 140), (10.0, 1.52, 1.52), 4),
+        ("headneck-ct", (118, 58, 105), (3.0, 4.7, 4.7), 6),
+    ],
+)
+def test_the_command_without_options_trains_the_network_of_the_bundled_models(name, median, spacing, classes):
+    card = model_folder.load_card(installed.find_model(name))
+    used = train.run_options(train.parser().parse_args(["DATASET", "-o", "RUN"]))
+    dataset = SimpleNamespace(
+        plan=make_plan(median_shape=median, spacing=spacing), labels=SimpleNamespace(classes=classes)
+    )
+    config = fit_config(presets.get(used.preset or presets.DEFAULT), dataset)
+    different = {
+        key for key in leaf_keys(ModelConfig) if value_at(config.model, key) != value_at(card.config.model, key)
+    }
+    assert different <= {"patch"}, "what depends on the data is chosen alike, but for the patch's size"
+    assert config.data.mirroring == card.config.data.mirroring
+    assert config.train.keep_generator
+    assert card.config.train.keep_generator
+    check_config(config)
+
+
+def test_the_default_preset_trains_both_modes_one_after_the_other():
+    cfg = presets.get(presets.DEFAULT).train
+    drawn = [objective_at(step, cfg) for step in range(cfg.epochs * cfg.iterations)]
+    ends = cfg.generator_epochs * cfg.iterations
+    assert set(drawn[:ends]) == {Objective.GENERATOR}
+    assert set(drawn[ends:]) == {Objective.PROMPTS}

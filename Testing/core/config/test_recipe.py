@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +16,11 @@ from MaskSAMCore import train
 from MaskSAMCore.config import presets
 from MaskSAMCore.config.check import check_config
 from MaskSAMCore.config.recipe import read_recipe, recipe_names
-from MaskSAMCore.config.serialize import override
+from MaskSAMCore.config.schema import Config
+from MaskSAMCore.config.serialize import from_dict, override
+from MaskSAMCore.errors import InputError
 from MaskSAMCore.network.build import check_network
-from MaskSAMCore.zoo import installed
+from MaskSAMCore.zoo import installed, model_folder
 from MaskSAMCore.zoo.model_folder import MEAN
 from Testing.core.training.test_training import free_port
 from Testing.runs import SETTINGS, assert_equal, final
@@ -63,7 +66,12 @@ def test_stages_follow_each_other(
     shutil.rmtree(run / "model")
     assert train.main(words(phantom_data, run, recipe)) == 2
     assert "--resume" in capsys.readouterr().err
-    assert train.main(words(phantom_data, run, recipe, "--resume")) == 0
+    # the run knows its recipe, even when the file is gone
+    recipe.unlink()
+    for extra, name in ((["--mode", "auto"], "--mode"), (["--set", "train.lr=1"], "--set train.lr")):
+        assert train.main(["-o", str(run), "--resume", "--device", "cpu", *extra]) == 2
+        assert name in capsys.readouterr().err
+    assert train.main(["-o", str(run), "--resume", "--device", "cpu"]) == 0
     assert_equal(final(run), whole)
     assert (run / "model").is_dir()
 
@@ -117,7 +125,7 @@ def test_a_recipe_says_what_is_trained(tmp_path: Path, recipe: Path) -> None:
 def test_faulty_recipes_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "bad.json"
     for text, reason in (
-        ("{", "is no recipe"),
+        ("{", "not a recipe"),
         ('{"about": "", "data": "", "stages": []}', "needs a stage"),
         ('{"about": "", "data": "", "stages": [{"about": "", "steps": 3}]}', "steps"),
         ('{"about": "", "stages": [{"about": ""}]}', "missing"),
@@ -125,10 +133,11 @@ def test_faulty_recipes_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[
         path.write_text(text)
         assert train.main(words(tmp_path, tmp_path / "run", path)) == 2
         assert reason in capsys.readouterr().err
-    assert train.main([str(tmp_path), "-o", str(tmp_path / "run"), "--recipe", "nothing"]) == 2
-    told = capsys.readouterr().err
+    assert train.main([str(tmp_path), "-o", str(tmp_path / "run"), "--recipe", "hipocampus-mr"]) == 2
+    message = capsys.readouterr().err
     assert recipe_names()
-    assert all(name in told for name in recipe_names())
+    assert all(name in message for name in recipe_names())
+    assert 'Did you mean "hippocampus-mr"?' in message
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -141,6 +150,54 @@ def test_what_comes_with_the_program_describes_trainings(name: str) -> None:
         config = override(presets.get(recipe.preset), [*recipe.settings, *stage.settings])
         check_config(config)
         check_network(config.model)
+
+
+STAGES = json.loads((Path(__file__).parent / "recipe_stages.json").read_text(encoding="utf-8"))
+"""The configuration of every stage by which the bundled models were trained, key by key."""
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipes_train_what_the_bundled_models_were_trained_by(name: str) -> None:
+    recipe = read_recipe(name)
+    assert len(recipe.stages) == len(STAGES[name]["stages"])
+    for stage, different in zip(recipe.stages, STAGES[name]["stages"], strict=True):
+        values = STAGES[name]["common"] | different
+        assert nested(values)["model"]["stem"]["kind"] == "repeat"
+        config = override(presets.get(recipe.preset), [*recipe.settings, *stage.settings])
+        assert config == from_dict(Config, nested(values)), stage.about
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_the_last_stage_is_the_bundled_models_configuration(name: str) -> None:
+    recipe, card = read_recipe(name), model_folder.load_card(installed.find_model(name))
+    config = override(presets.get(recipe.preset), [*recipe.settings, *recipe.stages[-1].settings])
+    fitted = [f"model.channels={card.config.model.channels}", f"model.classes={card.config.model.classes}"]
+    assert override(config, fitted) == card.config
+
+
+def test_a_recipe_without_a_format_starts_from_the_network_of_its_time(tmp_path: Path) -> None:
+    text = {"about": "", "data": "", "preset": "core-mobile", "stages": [{"about": ""}]}
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps(text))
+    old = read_recipe(str(path))
+    assert old.preset == "core-mobile-whole"
+    path.write_text(json.dumps(text | {"format": 2}))
+    assert read_recipe(str(path)).preset == "core-mobile"
+    path.write_text(json.dumps(text | {"format": 3}))
+    with pytest.raises(InputError, match="too new"):
+        read_recipe(str(path))
+
+
+def nested(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON values by their full keys as an object of objects."""
+    tree: dict[str, Any] = {}
+    for key, value in values.items():
+        *parents, last = key.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return tree
 
 
 def test_every_bundled_model_has_its_recipe(repo: Path) -> None:

@@ -28,10 +28,10 @@ from MaskSAMCore.network.student import SwinStudent, whole_size
 from MaskSAMCore.network.types import QueryOutputs
 from MaskSAMCore.training import distillation_teacher as teaching
 from MaskSAMCore.training.batches import Batch
-from MaskSAMCore.training.distillation_teacher import STEP, Teacher, check_mode, read_answers
+from MaskSAMCore.training.distillation_teacher import STEP, DistillationTeacher, check_mode, read_soft_labels
 from MaskSAMCore.training.fit import fit_config
 from MaskSAMCore.training.learner import Learner
-from MaskSAMCore.training.loop import Trainer, practice_at
+from MaskSAMCore.training.loop import Trainer, objective_at
 from MaskSAMCore.zoo import installed, model_folder
 from MaskSAMCore.zoo.audit import audit_config
 from Testing.runs import assert_equal, final
@@ -169,7 +169,7 @@ def folder(tmp_path_factory):
 
 
 def test_patches_of_the_teachers_size_go_straight_through(folder):
-    teacher = Teacher(str(folder), CPU, slide=None)
+    teacher = DistillationTeacher(str(folder), CPU, slide=None)
     image, valid = torch.randn(2, 1, 4, 16, 16), torch.ones(2, 4, dtype=torch.bool)
     found = teacher(image, valid)
     with torch.no_grad():
@@ -179,7 +179,7 @@ def test_patches_of_the_teachers_size_go_straight_through(folder):
 
 
 def test_other_patches_are_covered_by_windows_where_they_are_not_padding(folder):
-    teacher = Teacher(str(folder), CPU, slide_model)
+    teacher = DistillationTeacher(str(folder), CPU, slide_model)
     image, valid = torch.randn(1, 1, 8, 16, 28), torch.ones(1, 8, dtype=torch.bool)
     valid[:, :2] = valid[:, 6:] = False
     found = teacher(image, valid)
@@ -191,7 +191,7 @@ def test_other_patches_are_covered_by_windows_where_they_are_not_padding(folder)
 
 
 class TwoCases:
-    """What `Teacher.store` asks a prepared data set for."""
+    """What `DistillationTeacher.store` asks a prepared data set for."""
 
     def __init__(self) -> None:
         self.images = {name: np.random.default_rng(i).normal(size=(1, 6, 20, 16)) for i, name in enumerate("ab")}
@@ -206,7 +206,7 @@ class TwoCases:
 
 
 def test_whole_cases_are_answered_once(folder, tmp_path):
-    teacher, dataset = Teacher(str(folder), CPU, slide_model), TwoCases()
+    teacher, dataset = DistillationTeacher(str(folder), CPU, slide_model), TwoCases()
     told: list[tuple[int, int]] = []
 
     def store() -> None:
@@ -215,7 +215,7 @@ def test_whole_cases_are_answered_once(folder, tmp_path):
         teacher.store(tmp_path / "answers", dataset, "ab", progress=tell, check=lambda: None)
 
     store()
-    found = read_answers(tmp_path / "answers", "b")
+    found = read_soft_labels(tmp_path / "answers", "b")
     with torch.no_grad():
         expected = probabilities(slide_model(teacher.network, dataset.images["b"]))
     np.testing.assert_allclose(found, expected, atol=1e-3)
@@ -241,14 +241,14 @@ def test_whole_cases_are_answered_once(folder, tmp_path):
     ],
 )
 def test_a_teacher_of_other_data_is_refused(folder, changes, what):
-    teacher = Teacher(str(folder), CPU, slide_model)
+    teacher = DistillationTeacher(str(folder), CPU, slide_model)
     dataset = SimpleNamespace(**({"plan": make_plan(), "labels": BRIGHT} | changes))
     with pytest.raises(InputError, match=f"other {what}"):
         teacher.check(dataset)
 
 
 def test_a_teacher_of_other_voxels_is_doubted(folder, tmp_path):
-    teacher = Teacher(str(folder), CPU, slide_model)
+    teacher = DistillationTeacher(str(folder), CPU, slide_model)
     assert teacher.check(SimpleNamespace(plan=make_plan(), labels=BRIGHT)) == []
     coarse = SimpleNamespace(plan=make_plan(spacing=(1.0, 1.5, 1.5)), labels=BRIGHT)
     assert "1.5" in teacher.check(coarse)[0]
@@ -286,8 +286,8 @@ def test_without_labels_a_student_learns_what_the_teacher_says():
     )
     image, valid = torch.randn(1, 1, 4, 16, 16), torch.ones(1, 4, dtype=torch.bool)
     batch = Batch(image, torch.randint(2, (1, 4, 16, 16)), valid)
-    practice = practice_at(0, settings)
-    losses = [learner.optimise(iter([batch]), lr=0.1, practice=practice) for _ in range(60)]
+    objective = objective_at(0, settings)
+    losses = [learner.optimise(iter([batch]), lr=0.1, objective=objective) for _ in range(60)]
     assert losses[-1]["loss"] < 0.3 * losses[0]["loss"]
     assert losses[0]["loss"] == losses[0]["imitation"]
     assert torch.equal(asked[0], valid)
@@ -410,8 +410,8 @@ def test_stored_answers_teach_and_a_stopped_run_uses_those_it_has(phantom_data, 
     teacher, stored = straight_run / "model", ("train.answers=stored",)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     asked: list[int] = []
-    live = Teacher.__call__
-    monkeypatch.setattr(Teacher, "__call__", lambda *args: asked.append(1) or live(*args))
+    live = DistillationTeacher.__call__
+    monkeypatch.setattr(DistillationTeacher, "__call__", lambda *args: asked.append(1) or live(*args))
     assert train.main(words(phantom_data, whole, teacher, settings=stored)) == 0
     assert not asked
     assert not (whole / "answers").exists()
@@ -455,7 +455,7 @@ def test_a_teacher_with_prompts_from_the_ground_truth_cannot_teach(tmp_path):
     cfg = replace(cfg, classes=2, decoder=replace(cfg.decoder, fine_masks=False, click_maps=False))
     card = make_card(config=Config(model=cfg))
     with pytest.raises(ModelError, match="cannot teach"):
-        Teacher(str(save_tiny(tmp_path / "gt", card)), CPU, slide_model)
+        DistillationTeacher(str(save_tiny(tmp_path / "gt", card)), CPU, slide_model)
 
 
 def test_a_teacher_that_waits_for_clicks_cannot_teach(tmp_path):
@@ -464,4 +464,4 @@ def test_a_teacher_that_waits_for_clicks_cannot_teach(tmp_path):
     cfg = replace(cfg, channels=1, classes=2, patch=tiny.patch, backbone=tiny.backbone, stem=tiny.stem)
     card = make_card(config=Config(model=cfg))
     with pytest.raises(InputError, match="clicks and boxes only"):
-        Teacher(str(save_tiny(tmp_path / "clicks", card)), CPU, slide_model)
+        DistillationTeacher(str(save_tiny(tmp_path / "clicks", card)), CPU, slide_model)

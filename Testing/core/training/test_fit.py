@@ -27,7 +27,7 @@ from Testing.toy_model import BRIGHT, make_plan
 )
 def test_larger_slices_make_a_thinner_patch(median, patch, upsample):
     fitted = fit_config(
-        presets.get("core-mobile"), SimpleNamespace(plan=make_plan(median_shape=median), labels=BRIGHT)
+        presets.get("core-mobile-whole"), SimpleNamespace(plan=make_plan(median_shape=median), labels=BRIGHT)
     ).model
     assert (fitted.patch, fitted.stem.upsample) == (patch, upsample)
     tokens = fitted.grid[0] * fitted.grid[1] * fitted.patch[0]
@@ -35,10 +35,31 @@ def test_larger_slices_make_a_thinner_patch(median, patch, upsample):
 
 
 def test_queries_that_have_their_class_are_as_many_as_the_classes():
-    config = presets.get("core-mobile")
+    config = presets.get("core-mobile-whole")
     model = replace(config.model, loss=replace(config.model.loss, assignment="own"))
     fitted = fit_config(replace(config, model=model), SimpleNamespace(plan=make_plan(), labels=BRIGHT)).model
     assert fitted.source.queries == fitted.classes == 2
+
+
+@pytest.mark.parametrize(
+    ("median", "spacing", "patch", "upsample", "finest"),
+    [
+        ((36, 50, 35), 1.0, (36, 56, 40), 2, 32),  # hippocampus
+        ((10, 250, 220), 10.0, (8, 144, 128), 1, 32),  # ACDC
+        ((118, 58, 105), 1.0, (32, 64, 96), 1, 24),  # head and neck at 4.7 mm
+        ((1, 512, 512), 1.0, (1, 384, 384), 1, 32),
+        ((30, 30, 30), 1.0, (30, 32, 32), 4, 32),
+    ],
+)
+def test_patches_of_the_product_are_deep(median, spacing, patch, upsample, finest):
+    plan = make_plan(median_shape=median, spacing=(spacing, 1.0, 1.0))
+    config = fit_config(presets.get("core-mobile"), SimpleNamespace(plan=plan, labels=BRIGHT))
+    check_config(config)
+    assert (config.model.patch, config.model.stem.upsample) == (patch, upsample)
+    with torch.device("meta"):
+        trunk = build_model(config.model).generator.trunk
+    assert len(trunk.channels) >= trunk.doublings + 1
+    assert trunk.channels[-1] == finest
 
 
 def test_class_prompts_fit_too():
@@ -59,7 +80,7 @@ def test_class_prompts_fit_too():
 
 
 def test_channels_and_classes_are_the_datas_and_a_fixed_patch_stays():
-    config = presets.get("core-mobile")
+    config = presets.get("core-mobile-whole")
     config = replace(config, data=replace(config.data, fit_patch=False))
     plan = make_plan(channels=("T1", "T2"))
     fitted = fit_config(config, SimpleNamespace(plan=plan, labels=BRIGHT)).model

@@ -16,8 +16,8 @@ from MaskSAMCore.losses.set_loss import prompt_loss
 from MaskSAMCore.network.build import build_model, is_for_prompts
 from MaskSAMCore.network.types import Prompted
 from MaskSAMCore.progress import Cancelled, CancelToken
-from MaskSAMCore.training.learner import Practice
-from MaskSAMCore.training.loop import practice_at
+from MaskSAMCore.training.learner import Objective
+from MaskSAMCore.training.loop import objective_at
 from MaskSAMCore.training.prompted import (
     STARTS,
     User,
@@ -29,7 +29,8 @@ from MaskSAMCore.training.prompted import (
     soft_mask,
     train_prompted,
 )
-from MaskSAMCore.training.run import Run, RunOptions
+from MaskSAMCore.training.run import Run
+from MaskSAMCore.training.run_record import RunOptions
 from MaskSAMCore.zoo import installed, model_folder
 from MaskSAMCore.zoo.model_folder import load_trained, save_model
 from Testing.core.config.test_presets import phantom, small
@@ -53,7 +54,7 @@ def test_users_say_what_is_true(start):
             assert 0 <= x0 < x1 <= 40
             assert 0 <= y0 < y1 <= 32
             assert target[z].any()
-        assert user.said()
+        assert user.prompts()
         if start in ("onward", "mask"):
             assert user.before.shape == target.shape
             assert user.known.any()
@@ -64,9 +65,9 @@ def test_users_say_what_is_true(start):
 def test_a_scene_is_a_function_of_its_seed():
     labels = ball().astype(int)[None]
     inside = np.ones((1, 8), bool)
-    said = [[u.said() for u in draw_scene(labels, inside, np.random.default_rng([3, 1])).users[0]] for _ in range(2)]
+    said = [[u.prompts() for u in draw_scene(labels, inside, np.random.default_rng([3, 1])).users[0]] for _ in range(2)]
     assert said[0] == said[1]
-    assert said[0] != [u.said() for u in draw_scene(labels, inside, np.random.default_rng([3, 2])).users[0]]
+    assert said[0] != [u.prompts() for u in draw_scene(labels, inside, np.random.default_rng([3, 2])).users[0]]
 
 
 def test_slices_that_only_pad_are_no_ones_target():
@@ -119,15 +120,15 @@ def test_the_loss_takes_the_best_candidate_and_leaves_out_what_weighs_nothing():
 
 def test_what_the_steps_train():
     cfg = TrainConfig(mode="mixed", auto_share=0.5, auto_chance=0.25, epochs=20, iterations=100)
-    drawn = [practice_at(step, cfg) for step in range(2000)]
-    assert set(drawn[:1000]) == {Practice.AUTOMATIC}
-    assert 0.7 < drawn[1000:].count(Practice.PROMPTS) / 1000 < 0.8
-    assert set(drawn) == {Practice.AUTOMATIC, Practice.PROMPTS}
-    assert {practice_at(step, TrainConfig(mode="prompt")) for step in range(5)} == {Practice.PROMPTS}
-    assert {practice_at(step, TrainConfig()) for step in range(5)} == {Practice.AUTOMATIC}
+    drawn = [objective_at(step, cfg) for step in range(2000)]
+    assert set(drawn[:1000]) == {Objective.AUTOMATIC}
+    assert 0.7 < drawn[1000:].count(Objective.PROMPTS) / 1000 < 0.8
+    assert set(drawn) == {Objective.AUTOMATIC, Objective.PROMPTS}
+    assert {objective_at(step, TrainConfig(mode="prompt")) for step in range(5)} == {Objective.PROMPTS}
+    assert {objective_at(step, TrainConfig()) for step in range(5)} == {Objective.AUTOMATIC}
 
 
-@pytest.mark.parametrize(("preset", "goal"), [("core-mobile", 0.65), ("core-acdc", 0.95)])
+@pytest.mark.parametrize(("preset", "goal"), [("core-mobile-whole", 0.65), ("core-acdc", 0.95)])
 def test_clicks_are_learned(preset, goal):
     """model.md §19, check 24, for prompts; without fine masks all is read from a random frozen decoder's map."""
     torch.manual_seed(0)
@@ -147,13 +148,13 @@ def test_clicks_are_learned(preset, goal):
     model.eval()
     figures = click_dice(model, image[0].numpy(), labels[0].numpy(), cfg.patch)
     assert set(figures) == {"click 1", "click 3", "box"}
-    if preset == "core-mobile":
+    if preset == "core-mobile-whole":
         assert figures["click 3"] > 0.5
 
 
 def test_gradients_reach_everything_that_serves_prompts():
     torch.manual_seed(0)
-    cfg = small(presets.get("core-mobile").model)
+    cfg = small(presets.get("core-mobile-whole").model)
     model = build_model(cfg).train()
     for name, parameter in model.named_parameters():
         if (parameter.requires_grad and name.endswith("up.weight")) or name.startswith(("fine.", "clicks.last")):
@@ -168,7 +169,7 @@ def test_gradients_reach_everything_that_serves_prompts():
 
 
 def test_a_patch_without_structures_has_no_loss_of_its_own():
-    cfg = small(presets.get("core-mobile").model)
+    cfg = small(presets.get("core-mobile-whole").model)
     model = build_model(cfg).train()
     image, labels = phantom(cfg)
     terms = train_prompted(
@@ -179,7 +180,7 @@ def test_a_patch_without_structures_has_no_loss_of_its_own():
 
 
 def test_masks_of_the_last_round_are_the_next_prompt():
-    cfg = small(presets.get("core-mobile").model)
+    cfg = small(presets.get("core-mobile-whole").model)
     model = build_model(cfg)
     user = User(target=np.ones(cfg.patch, bool), label=1)
     user.click(0, 3, 4, True)
@@ -227,7 +228,7 @@ def stop_after(words: list[str], *, steps: int) -> None:
             device="cpu",
         ),
         predict=slide_model,
-        note=lambda text: None,
+        log=lambda text: None,
         progress=progress,
         cancel=cancel,
     )

@@ -15,10 +15,11 @@ import torch
 from MaskSAMCore.config import presets
 from MaskSAMCore.config.check import check_config
 from MaskSAMCore.config.schema import Config
+from MaskSAMCore.config.serialize import leaf_keys, override, value_at
 from MaskSAMCore.data.build import prepare
 from MaskSAMCore.data.dataset import PreparedDataset
 from MaskSAMCore.data.splits import Split, leave_out
-from MaskSAMCore.errors import ResourceError
+from MaskSAMCore.errors import InputError, ResourceError
 from MaskSAMCore.evaluation.hold_out import plan_hold_out
 from MaskSAMCore.network.build import build_model
 from MaskSAMCore.network.masksam import MaskSAM
@@ -28,13 +29,32 @@ from MaskSAMCore.progress import Cancelled, CancelToken, no_progress
 from MaskSAMCore.training import pool
 from MaskSAMCore.training.batches import Batch
 from MaskSAMCore.training.fit import fit_config
-from MaskSAMCore.training.learner import Learner, Practice
+from MaskSAMCore.training.learner import Learner, Objective
 from MaskSAMCore.training.pool import PatchPool
-from MaskSAMCore.training.quick_training import FIRST_STEPS, Clock, Lesson, Rules, for_lesson
+from MaskSAMCore.training.quick_training import (
+    FIRST_STEPS,
+    QuickTraining,
+    TimeBudget,
+    TimeShares,
+    check_quick_settings,
+    for_quick_training,
+)
 from MaskSAMCore.training.run import new_model
 from Testing.toy_model import BRIGHT, make_plan
 
-MIXED = replace(presets.get("tiny"), train=replace(presets.get("tiny").train, mode="mixed"))
+TINY = presets.get("tiny")
+MIXED = replace(TINY, train=replace(TINY.train, mode="mixed"))
+PRODUCT = override(
+    presets.get("core-mobile"),
+    [
+        "model.backbone.arch=tiny",
+        "model.patch=[4,16,16]",
+        "model.source.widths=[16,8,8]",
+        "model.source.image_widths=[]",
+        "data.fit_patch=false",
+    ],
+)
+"""The product on the backbone for tests."""
 
 
 class Time:
@@ -71,8 +91,8 @@ def taught(monkeypatch: pytest.MonkeyPatch, time: Time) -> list[SimpleNamespace]
     """The steps of the lesson; each takes one second and computes nothing."""
     steps: list[SimpleNamespace] = []
 
-    def optimise(learner: Learner, batches: object, *, lr: float, practice: Practice) -> dict[str, float]:
-        steps.append(SimpleNamespace(lr=lr, practice=practice, batch=next(batches)))  # type: ignore[call-overload]
+    def optimise(learner: Learner, batches: object, *, lr: float, objective: Objective) -> dict[str, float]:
+        steps.append(SimpleNamespace(lr=lr, objective=objective, batch=next(batches)))  # type: ignore[call-overload]
         return {"loss": 1.0}
 
     time.costs(monkeypatch, Learner, "optimise", 1.0, optimise)
@@ -85,22 +105,22 @@ def lesson(
     time: Time,
     *,
     seconds: float = 100.0,
-    rules: Rules | None = None,
+    shares: TimeShares | None = None,
     config: Config = MIXED,
     cancel: CancelToken | None = None,
-) -> Lesson:
+) -> QuickTraining:
     config = fit_config(config, prepared)
-    model, _ = new_model(config, None, note=lambda text: None)
-    return Lesson(
+    model, _ = new_model(config, None, log=lambda text: None)
+    return QuickTraining(
         model,
         config,
         dataset=prepared,
         split=Split(train=prepared.ids[:3], val=prepared.ids[3:]),
         folder=folder,
         device=torch.device("cpu"),
-        clock=Clock(seconds, now=time),
-        rules=rules or Rules(patches=(2, 4), steps=(20, 1000)),
-        note=lambda text: None,
+        clock=TimeBudget(seconds, now=time),
+        shares=shares or TimeShares(patches=(2, 4), steps=(20, 1000)),
+        log=lambda text: None,
         progress=no_progress,
         cancel=cancel or CancelToken(),
     )
@@ -121,61 +141,60 @@ def test_the_learning_rate_rises_and_then_falls_to_nothing_with_the_clock(prepar
     rates = np.array([step.lr for step in taught])
     peak = int(rates.argmax())
     assert 0 < peak < 10
-    assert MIXED.train.lr < rates.max() <= Rules.rate * MIXED.train.lr
+    assert 0.9 * MIXED.train.lr < rates.max() <= MIXED.train.lr
     assert (np.diff(rates[: peak + 1]) > 0).all()
     assert (np.diff(rates[peak:]) < 0).all()
     assert rates[-1] < 0.01 * rates.max()
 
 
 def test_the_generator_learns_first_once_the_speed_of_slower_steps_is_known(prepared, tmp_path, time, taught):
-    rules = Rules(patches=(2, 2), steps=(20, 1000), generator_first=0.3)
-    config = for_lesson(MIXED)
-    config = replace(config, train=replace(config.train, keep_generator=False))
-    course = lesson(prepared, tmp_path, time, rules=rules, config=config)
+    shares = TimeShares(patches=(2, 2), steps=(20, 1000), generator_first=0.3)
+    config = override(for_quick_training(PRODUCT, prepared), ["train.keep_generator=false"])
+    course = lesson(prepared, tmp_path, time, shares=shares, config=config)
     course.encode()
     course.learn(reserve=0)
-    done = [step.practice for step in taught]
-    assert set(done[:FIRST_STEPS]) == {Practice.AUTOMATIC}
-    assert set(done[FIRST_STEPS:30]) == {Practice.GENERATOR}
-    assert set(done[30:]) == {Practice.AUTOMATIC, Practice.PROMPTS}
-    assert 20 < done.count(Practice.PROMPTS) < 60
+    done = [step.objective for step in taught]
+    assert set(done[:FIRST_STEPS]) == {Objective.AUTOMATIC}
+    assert set(done[FIRST_STEPS:30]) == {Objective.GENERATOR}
+    assert set(done[30:]) == {Objective.AUTOMATIC, Objective.PROMPTS}
+    assert 20 < done.count(Objective.PROMPTS) < 60
 
 
 def test_clicks_are_taught_behind_a_generator_that_is_kept(prepared, tmp_path, time, taught):
-    config = for_lesson(MIXED)
+    config = for_quick_training(PRODUCT, prepared)
     assert config.train.keep_generator
     assert config.model.decoder.kind == "none"
     assert config.model.decoder.click_masks
-    rules = Rules(patches=(2, 2), steps=(20, 1000), generator_kept=0.6)
-    course = lesson(prepared, tmp_path, time, rules=rules, config=config)
+    shares = TimeShares(patches=(2, 2), steps=(20, 1000), generator_kept=0.6)
+    course = lesson(prepared, tmp_path, time, shares=shares, config=config)
     course.encode()
     course.learn(reserve=0)
-    done = [step.practice for step in taught]
-    assert set(done[:FIRST_STEPS]) == {Practice.AUTOMATIC}
-    assert set(done[FIRST_STEPS:60]) == {Practice.GENERATOR}
-    assert set(done[60:]) == {Practice.PROMPTS}
+    done = [step.objective for step in taught]
+    assert set(done[:FIRST_STEPS]) == {Objective.AUTOMATIC}
+    assert set(done[FIRST_STEPS:60]) == {Objective.GENERATOR}
+    assert set(done[60:]) == {Objective.PROMPTS}
     rates = np.array([step.lr for step in taught])
     assert rates[59] < 0.01 * rates.max() < rates[70], "the generator comes to rest, then prompts begin anew"
 
 
 def test_masks_without_a_class_are_not_taught_alone(prepared, tmp_path, time, taught):
-    course = lesson(prepared, tmp_path, time, rules=Rules(patches=(2, 2), steps=(20, 1000), generator_first=0.3))
+    course = lesson(prepared, tmp_path, time, shares=TimeShares(patches=(2, 2), steps=(20, 1000), generator_first=0.3))
     course.encode()
     course.learn(reserve=0)
-    done = [step.practice for step in taught]
-    assert set(done[:30]) == {Practice.AUTOMATIC}
-    assert set(done[30:]) == {Practice.AUTOMATIC, Practice.PROMPTS}
+    done = [step.objective for step in taught]
+    assert set(done[:30]) == {Objective.AUTOMATIC}
+    assert set(done[30:]) == {Objective.AUTOMATIC, Objective.PROMPTS}
 
 
 def test_a_model_without_prompts_is_never_taught_them(prepared, tmp_path, time, taught):
     course = lesson(prepared, tmp_path, time, config=presets.get("tiny"))
     course.encode()
     course.learn(reserve=0)
-    assert {step.practice for step in taught} == {Practice.AUTOMATIC}
+    assert {step.objective for step in taught} == {Objective.AUTOMATIC}
 
 
 def test_enough_steps_end_the_lesson_before_its_time(prepared, tmp_path, time, taught):
-    course = lesson(prepared, tmp_path, time, rules=Rules(patches=(2, 4), steps=(10, 30)))
+    course = lesson(prepared, tmp_path, time, shares=TimeShares(patches=(2, 4), steps=(10, 30)))
     course.encode()
     course.learn(reserve=0)
     assert len(taught) == 30
@@ -184,7 +203,7 @@ def test_enough_steps_end_the_lesson_before_its_time(prepared, tmp_path, time, t
 
 
 def test_a_time_that_is_too_short_is_told_after_the_first_steps(prepared, tmp_path, time, taught):
-    course = lesson(prepared, tmp_path, time, seconds=60, rules=Rules(patches=(2, 4), steps=(240, 1000)))
+    course = lesson(prepared, tmp_path, time, seconds=60, shares=TimeShares(patches=(2, 4), steps=(240, 1000)))
     course.encode()
     with pytest.raises(ResourceError, match="too short") as raised:
         course.learn(reserve=0)
@@ -204,7 +223,7 @@ def test_time_that_is_over_already_makes_no_model(prepared, tmp_path, time, taug
 def test_patches_are_encoded_for_a_share_of_the_time(prepared, tmp_path, time, monkeypatch):
     encode = MaskSAM.encode_frozen
     time.costs(monkeypatch, MaskSAM, "encode_frozen", 5.0, encode)
-    course = lesson(prepared, tmp_path, time, rules=Rules(encoding=0.3, patches=(2, 50), steps=(1, 100)))
+    course = lesson(prepared, tmp_path, time, shares=TimeShares(encoding=0.3, patches=(2, 50), steps=(1, 100)))
     course.encode()
     assert course.pool.count == 6
     assert time.now == 30
@@ -212,13 +231,13 @@ def test_patches_are_encoded_for_a_share_of_the_time(prepared, tmp_path, time, m
 
 def test_some_patches_are_encoded_however_slow_the_machine(prepared, tmp_path, time, monkeypatch):
     time.costs(monkeypatch, MaskSAM, "encode_frozen", 90.0, MaskSAM.encode_frozen)
-    course = lesson(prepared, tmp_path, time, rules=Rules(patches=(2, 50), steps=(1, 100)))
+    course = lesson(prepared, tmp_path, time, shares=TimeShares(patches=(2, 50), steps=(1, 100)))
     course.encode()
     assert course.pool.count == 2
 
 
 def test_no_patch_is_encoded_that_no_step_would_see(prepared, tmp_path, time):
-    course = lesson(prepared, tmp_path, time, rules=Rules(patches=(2, 50), steps=(1, 3)))
+    course = lesson(prepared, tmp_path, time, shares=TimeShares(patches=(2, 50), steps=(1, 3)))
     course.encode()
     assert course.pool.count == 3
 
@@ -277,8 +296,8 @@ def test_a_cpu_learns_in_what_it_is_faster_with_and_safe(
 )
 def test_patches_of_a_lesson_are_deep_and_a_step_is_short(median, spacing, patch, upsample, foreground, finest):
     plan = make_plan(median_shape=median, spacing=(spacing, 1.0, 1.0))
-    fitted = fit_config(presets.get("core-mobile"), SimpleNamespace(plan=plan, labels=BRIGHT))
-    config = for_lesson(fitted, median)
+    dataset = SimpleNamespace(plan=plan, labels=BRIGHT)
+    config = for_quick_training(presets.get("core-mobile"), dataset)
     check_config(config)
     assert (config.model.patch, config.model.stem.upsample) == (patch, upsample)
     assert config.data.foreground == foreground
@@ -286,33 +305,65 @@ def test_patches_of_a_lesson_are_deep_and_a_step_is_short(median, spacing, patch
         trunk = build_model(config.model).generator.trunk
     assert len(trunk.channels) >= trunk.doublings + 1
     assert trunk.channels[-1] == finest
-    given = replace(fitted, data=replace(fitted.data, fit_patch=False))
-    assert for_lesson(given, median).model.patch == for_lesson(fitted).model.patch == fitted.model.patch
-    assert for_lesson(given, median).data.foreground == fitted.data.foreground
+    fixed = override(presets.get("core-mobile"), ["data.fit_patch=false"])
+    assert for_quick_training(fixed, dataset).model.patch == fixed.model.patch
+    assert for_quick_training(fixed, dataset).data == fixed.data
 
 
-def test_in_a_lesson_every_class_has_one_query_of_its_own(prepared):
-    config = fit_config(MIXED, prepared)
-    model = for_lesson(replace(config, model=replace(config.model, classes=5))).model
-    assert model.source.queries == 5
-    assert model.loss.assignment == "own"
-    assert model.loss.generator == 1
-    assert model.loss.generator_dice == "log"
-    assert model.names_masks
+@pytest.mark.parametrize("preset", ["core-mobile-whole", "core-acdc", "masksam-acdc", "B2", "selfprompt-acdc", "tiny"])
+def test_other_networks_are_trained_as_they_are(preset):
+    dataset = SimpleNamespace(plan=make_plan(), labels=BRIGHT)
+    config = fit_config(presets.get(preset), dataset)
+    assert for_quick_training(presets.get(preset), dataset).model == config.model
 
 
-def test_a_lesson_without_a_generator_stays_as_it_is():
-    config = presets.get("masksam-acdc-gt")
-    assert for_lesson(config).model == config.model
-    without = presets.get("B2")
-    assert for_lesson(without).model.loss.generator == 0
-    assert not for_lesson(without).model.names_masks
+def test_the_product_differs_by_patch_sampling_and_one_term_of_the_loss():
+    dataset = SimpleNamespace(plan=make_plan(median_shape=(118, 58, 105)), labels=BRIGHT)
+    long, quick = (fit(presets.get("core-mobile"), dataset) for fit in (fit_config, for_quick_training))
+    different = {key for key in leaf_keys(Config) if value_at(long, key) != value_at(quick, key)}
+    assert different == {
+        "model.patch",
+        "model.source.widths",
+        "model.source.image_widths",
+        "model.loss.generator_dice",
+        "data.foreground",
+    }
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "train.epochs=3",
+        "train.schedule=poly",
+        "data.split_seed=4",
+        "train.teacher=x",
+        "data.foreground=0.5",
+        "model.patch=[8,32,32]",
+        "model.stem.upsample=4",
+        "model.source.queries=5",
+    ],
+)
+def test_a_setting_that_would_be_ignored_is_refused_with_the_reason(setting):
+    dataset = SimpleNamespace(plan=make_plan(median_shape=(118, 58, 105)), labels=BRIGHT)
+    asked = override(presets.get("core-mobile"), [setting])
+    with pytest.raises(InputError) as raised:
+        check_quick_settings([setting], asked, for_quick_training(asked, dataset))
+    assert raised.value.where == f"--set {setting.partition('=')[0]}"
+    assert raised.value.why
+    assert raised.value.remedy
+
+
+def test_settings_that_are_used_are_taken():
+    dataset = SimpleNamespace(plan=make_plan(median_shape=(118, 58, 105)), labels=BRIGHT)
+    settings = ["train.lr=1e-3", "data.fit_patch=false", "model.patch=[8,32,32]", "train.seed=3", "data.foreground=0.5"]
+    asked = override(presets.get("core-mobile"), settings)
+    check_quick_settings(settings, asked, for_quick_training(asked, dataset))
 
 
 @pytest.mark.parametrize(("left_right", "axes"), [("always", (2,)), ("never", ())])
 def test_patches_are_mirrored_from_side_to_side_alone(prepared, tmp_path, time, left_right, axes):
-    config = replace(MIXED, data=replace(MIXED.data, left_right=left_right))
-    used = lesson(prepared, tmp_path, time, config=for_lesson(config))._sampler.mirror
+    config = override(PRODUCT, [f"data.left_right={left_right}"])
+    used = lesson(prepared, tmp_path, time, config=for_quick_training(config, prepared))._sampler.mirror
     assert used is not None
     assert used.axes == axes
 
@@ -331,8 +382,8 @@ def test_cancel_stops_both_halves(prepared, tmp_path, time, taught):
     assert not unbegun.pool.count
 
 
-@pytest.mark.parametrize("prepare_config", [lambda config: config, for_lesson], ids=["preset", "lesson"])
-def test_a_lesson_lowers_the_loss_and_leaves_the_encoder_alone(prepared, tmp_path, time, monkeypatch, prepare_config):
+@pytest.mark.parametrize("config", [TINY, PRODUCT], ids=["tiny", "product"])
+def test_it_lowers_the_loss_and_leaves_the_encoder_alone(prepared, tmp_path, time, monkeypatch, config):
     losses: list[float] = []
     optimise = Learner.optimise
 
@@ -342,7 +393,7 @@ def test_a_lesson_lowers_the_loss_and_leaves_the_encoder_alone(prepared, tmp_pat
         return terms
 
     time.costs(monkeypatch, Learner, "optimise", 1.0, listen)
-    course = lesson(prepared, tmp_path, time, seconds=30, config=prepare_config(presets.get("tiny")))
+    course = lesson(prepared, tmp_path, time, seconds=30, config=for_quick_training(config, prepared))
     before = {name: value.clone() for name, value in course.model.state_dict().items() if name.startswith("encoder.")}
     course.encode()
     course.learn(reserve=0)
@@ -479,8 +530,8 @@ def test_a_stray_voxel_does_not_make_two_pieces():
 
 def test_the_clock_tells_how_much_of_the_whole_time_is_over(time):
     told: list[tuple[int, int, str]] = []
-    clock = Clock(60, began=-6.0, now=time)
-    tell = clock.told_to(lambda *event: told.append(event))
+    clock = TimeBudget(60, began=-6.0, now=time)
+    tell = clock.progress_of_time(lambda *event: told.append(event))
     for now in (0.0, 30.5, 90.0):
         time.now = now
         tell(1, 3, "learning")

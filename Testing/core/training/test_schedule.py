@@ -56,3 +56,15 @@ def test_cosine_falls_to_zero_after_warm_up():
     assert learning_rate(cfg, 0) == pytest.approx(0.1)
     assert learning_rate(cfg, 50) == pytest.approx(0.5)
     assert 0 < learning_rate(cfg, 99) < 1e-3
+
+
+def test_prompts_behind_a_finished_generator_begin_with_a_new_rate():
+    cfg = TrainConfig(
+        schedule="cosine", epochs=3, iterations=50, lr=1.0, warmup_steps=5, generator_epochs=2, keep_generator=True
+    )
+    assert learning_rate(cfg, 99) < 1e-3
+    assert learning_rate(cfg, 100) == pytest.approx(0.2)
+    assert learning_rate(cfg, 105) > 0.9
+    assert learning_rate(cfg, 149) < 1e-2
+    alone = TrainConfig(schedule="cosine", epochs=1, iterations=50, lr=1.0, warmup_steps=5)
+    assert [learning_rate(cfg, 100 + step) for step in range(50)] == [learning_rate(alone, step) for step in range(50)]

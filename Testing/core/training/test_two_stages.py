@@ -24,8 +24,8 @@ from MaskSAMCore.io.images import read_volume
 from MaskSAMCore.network.build import build_model
 from MaskSAMCore.progress import Cancelled
 from MaskSAMCore.training import checkpoint, loop
-from MaskSAMCore.training.learner import Practice
-from MaskSAMCore.training.loop import practice_at
+from MaskSAMCore.training.learner import Objective
+from MaskSAMCore.training.loop import objective_at
 from MaskSAMCore.training.run import released
 from MaskSAMCore.zoo import installed, model_folder
 from Testing.core.training.test_training import free_port
@@ -84,8 +84,8 @@ def fresh() -> dict[str, torch.Tensor]:
 
 def test_what_the_steps_train() -> None:
     cfg = TrainConfig(generator_epochs=200, epochs=1000, iterations=250)
-    assert practice_at(199 * 250 + 249, cfg) is Practice.GENERATOR
-    assert practice_at(200 * 250, cfg) is Practice.AUTOMATIC
+    assert objective_at(199 * 250 + 249, cfg) is Objective.GENERATOR
+    assert objective_at(200 * 250, cfg) is Objective.AUTOMATIC
     sp = presets.get("selfprompt-acdc").train
     assert (sp.generator_epochs, sp.epochs, sp.lr, sp.optimizer) == (200, 1000, 1e-2, "sgd")
 

@@ -125,7 +125,7 @@ def test_everything_that_is_tried_out_can_be_imported_by_that_name():
 
 def test_a_new_slicer_lacks_torch_packages_that_are_old_or_absent_and_base_weights(fresh: Computer):
     torch, base = "torch torchvision", "mobile"
-    packages = "segment-anything timm monai einops pillow pydicom highdicom safetensors matplotlib tqdm"
+    packages = "segment-anything timm monai einops pillow pydicom highdicom safetensors matplotlib psutil tqdm"
     assert names(fresh) == [*torch.split(), *packages.split(), base]
     assert [need.found for need in fresh.setup.missing() if need.name == "pydicom"] == ["2.4.4"]
 
@@ -347,7 +347,7 @@ def test_packages_go_on_request_but_only_those_that_came_from_here(furnished: Co
     words = furnished.done[-1].split()
     assert words[:2] == ["pip", "uninstall"]
     assert "--yes" in words
-    came = "einops fonttools highdicom matplotlib monai pillow safetensors segment-anything timm tqdm"
+    came = "einops fonttools highdicom matplotlib monai pillow psutil safetensors segment-anything timm tqdm"
     assert set(words[words.index("--yes") + 1 :]) == set(came.split())
     furnished.done.clear()
     furnished.settle(furnished.setup.remove_everything(packages=True))

@@ -245,5 +245,7 @@ def test_words_are_quoted_for_windows(words: list[str], line: str) -> None:
 
 
 def test_settings_stand_before_the_command() -> None:
-    assert shell.shell_command(["run", "a b"], {"X": r"C:\my files"}, windows=True) == r'set "X=C:\my files" && run "a b"'
+    assert (
+        shell.shell_command(["run", "a b"], {"X": r"C:\my files"}, windows=True) == r'set "X=C:\my files" && run "a b"'
+    )
     assert shell.shell_command(["run", "a b"], {"X": "/my files"}, windows=False) == "X='/my files' run 'a b'"
