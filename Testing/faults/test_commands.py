@@ -65,7 +65,7 @@ def gone(path: Path) -> bool:
 
 
 def test_cancel_ends_a_tree_that_does_not_obey(temporary: Path, pids: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(commands, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(commands, "KILL_AFTER_S", 0.2)
     job = family(pids, before=DEAF)
     job.cancel()
     job.cancel()

@@ -73,7 +73,7 @@ def test_cancel_of_work_that_does_not_stop_ends_the_process(
     rig.choose(rigs.volume(), "deaf")
     assert rig.working()
     worker = rig.worker
-    monkeypatch.setattr(state_machine, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(state_machine, "CANCEL_TIMEOUT_S", 0.1)
     rig.controller.cancel()
     assert rig.status.phase is Phase.CANCELLING
     assert rig.idle()

@@ -78,7 +78,7 @@ def scan(shared: Path) -> tuple[Path, np.ndarray]:
 def desk(scene: Any, engine: EngineClient, scan: tuple[Path, np.ndarray]) -> Iterator[Desk]:
     desk = Desk(scene, volume=environment.load_volume(scan[0], "scan"), **real_desk(engine))
     yield desk
-    desk.context.engine_link.keep(lambda node: False)  # the engine is everybody's
+    desk.context.engine_link.keep_scans(lambda node: False)  # the engine is everybody's
 
 
 @pytest.fixture(scope="module")
