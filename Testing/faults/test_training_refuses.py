@@ -42,7 +42,7 @@ def test_an_array_in_memory_is_mended_and_that_is_said(caplog: pytest.LogCapture
     assert np.isfinite(ready.image).all()
     assert ready.record.nonfinite == 2
     assert ready.image[0, 2, 3, 4] == ready.image[0, 1, 1, 1] == ready.image[0][low]
-    assert "scan.nii: 2 voxels are NaN or Inf" in caplog.text
+    assert "scan.nii: 2 NaN or Inf voxels" in caplog.text
     scan.array[:] = np.nan
     with pytest.raises(InputError, match="no finite voxel"):
         preprocess(scan, plan())
