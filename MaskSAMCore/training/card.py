@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from MaskSAMCore import __version__
+from MaskSAMCore.config.describe import network_description
 from MaskSAMCore.config.schema import Config, Largest
 from MaskSAMCore.config.serialize import to_dict
 from MaskSAMCore.data.dataset import PreparedDataset
@@ -88,6 +89,10 @@ def model_readme(card: ModelCard) -> str:
 | label | structure | DICOM code (SNOMED CT) |
 |---|---|---|
 {labels}
+
+## Network
+
+{network_description(card.config.model)}
 
 ## Data
 

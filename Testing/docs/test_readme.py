@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from MaskSAMCore.config.describe import network_description
+from MaskSAMCore.zoo import model_folder
 from Testing.docs import documents
 
 LONGEST = 900
@@ -93,6 +95,13 @@ def test_the_readme_has_the_figures_of_the_results(repo: Path) -> None:
     }
     assert shown == measured
     assert {path.name for path in (repo / "Resources" / "Models").iterdir()} >= set(shown)
+
+
+def test_the_readme_says_what_the_bundled_models_are_made_of(repo: Path) -> None:
+    readme = (repo / "README.md").read_text(encoding="utf-8")
+    for folder in (repo / "Resources" / "Models").iterdir():
+        description = network_description(model_folder.load_card(folder).config.model)
+        assert description in readme, folder.name
 
 
 def test_every_screenshot_is_shown_somewhere(repo: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from MaskSAMCore import segment
+from MaskSAMCore.config.describe import network_description
 from MaskSAMCore.config.serialize import from_dict
 from MaskSAMCore.evaluation.metrics import dice
 from MaskSAMCore.io.images import read_labels, read_volume, write_volume
@@ -17,6 +18,7 @@ from MaskSAMCore.preprocessing.masks import interior_voxel
 from MaskSAMCore.preprocessing.plan import Plan
 from MaskSAMCore.preprocessing.preprocess import preprocess, preprocess_labels
 from MaskSAMCore.preprocessing.resample import pad_to
+from MaskSAMCore.training.card import model_readme
 from MaskSAMCore.training.prompted import click_dice
 from MaskSAMCore.volume import Grid, Volume
 from MaskSAMCore.worker.client import EngineClient
@@ -48,6 +50,15 @@ def test_bundled_model_is_whole_and_small(repo: Path):
     assert sum(path.stat().st_size for path in installed.find_model(MODEL).iterdir()) < 15e6
     assert any("evaluate" in command for command in card.metrics)
     assert not set(card.provenance["training_cases"]) & set(card.provenance["validation_cases"])
+
+
+@pytest.mark.parametrize("name", ["cardiac-cine-mr", "headneck-ct", "hippocampus-mr"])
+def test_every_bundled_card_says_what_the_network_is_made_of(name: str):
+    folder = installed.find_model(name)
+    card = model_folder.load_card(folder)
+    readme = (folder / "README.md").read_text(encoding="utf-8")
+    assert readme == model_readme(card), "written by `model_readme` from model.json"
+    assert network_description(card.config.model) in readme
 
 
 def test_finds_both_parts_on_the_scans_own_grid_also_when_it_lies_obliquely(case, tmp_path):
