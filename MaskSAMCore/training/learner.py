@@ -147,7 +147,7 @@ class Learner:
         self.model.set_checkpointing(self.cfg.checkpointing)
         self.trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.optimizer = _optimizer(config, list(self.trainable.values()))
-        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)  # type: ignore[attr-defined]
+        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.ema = {n: p.detach().clone() for n, p in self.trainable.items()} if self.cfg.ema else {}
         self.step = 0
         self.net: nn.Module = Task(
