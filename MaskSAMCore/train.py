@@ -124,13 +124,17 @@ def _resumed(options: argparse.Namespace) -> tuple[RunOptions, Recipe | None]:
     """Options of a run that goes on, and the recipe that it records."""
     from MaskSAMCore.config.recipe import read_recipe
     from MaskSAMCore.errors import InputError
-    from MaskSAMCore.training.run_record import RunRecord, is_of_recipe, recorded_recipe, resumed_recipe
+    from MaskSAMCore.training.run_record import RUN, RunRecord, recorded_recipe, resumed_recipe, state_of
 
     given, folder = run_options(options), options.output
     asked, recorded = read_recipe(options.recipe) if options.recipe else None, recorded_recipe(folder)
+    state = state_of(folder)
+    if recorded is None and asked is not None and state == "run" and (len(asked.stages) > 1 or (folder / RUN).exists()):
+        where = f"--recipe {options.recipe}"
+        raise InputError("the run was started without a recipe", where=where, remedy="Leave it out.")
     if recorded is None and asked is not None:
         return resumed_recipe(given, RunRecord()), asked
-    if recorded is None and is_of_recipe(folder):
+    if recorded is None and state == "recipe":
         remedy = "Name it: --recipe NAME, or the recipe's file."
         raise InputError("the run does not record its recipe", where=folder, remedy=remedy)
     if recorded is None:

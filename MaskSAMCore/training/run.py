@@ -68,6 +68,8 @@ class Run:
     split: Split
     model: Segmenter
     validation: Validation
+    fold: str
+    name: str
 
     def __init__(
         self,
@@ -114,8 +116,12 @@ class Run:
         if self.options.resume:
             self.options, asked = resumed_options(self.options)
         else:
-            asked = override(presets.get(self.options.preset or presets.DEFAULT), self.options.overrides)
+            preset = self.options.preset or presets.DEFAULT
+            asked = override(presets.get(preset), self.options.overrides)
+            self.options = replace(self.options, preset=preset)
         self.dataset = self._prepared(asked)
+        self.fold, self.name = self.options.fold or DEFAULT_FOLD, self.options.name or model_name(self.dataset.name)
+        self.options = replace(self.options, fold=self.fold, name=self.name)
         if self.options.resume:
             self.config = asked
             self._check_data(given)
@@ -202,12 +208,11 @@ class Run:
                 )
 
     def _split(self) -> Split:
-        fold = self.options.fold or DEFAULT_FOLD
-        if fold == "all":
+        if self.fold == "all":
             return Split(train=self.dataset.ids, val=())
-        if not fold.isdecimal():
-            raise InputError("expected a number or 'all'", where=f"--fold {fold}")
-        return self.dataset.fold(int(fold))
+        if not self.fold.isdecimal():
+            raise InputError("expected a number or 'all'", where=f"--fold {self.fold}")
+        return self.dataset.fold(int(self.fold))
 
     def _initialise(self) -> dict[str, Any]:
         """Start from another model's weights, if asked to; returns the card's entry about it."""
@@ -296,11 +301,11 @@ class Run:
     def _release(self, model: Segmenter, figures: dict[str, float], step: int) -> None:
         """Write the model folder."""
         card = model_card(
-            name=self.options.name or model_name(self.dataset.name),
+            name=self.name,
             config=released(self.config, model),
             dataset=self.dataset,
             split=self.split,
-            fold=self.options.fold or DEFAULT_FOLD,
+            fold=self.fold,
             base=self.base,
             step=step,
             figures=figures,

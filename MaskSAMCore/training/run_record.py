@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from MaskSAMCore import __version__
 from MaskSAMCore.config.recipe import PRESETS_OF_FORMAT_1, CardText, Recipe, read_recipe, recipe_names
@@ -174,9 +175,11 @@ def recorded_recipe(folder: Path) -> tuple[Recipe, RunRecord] | None:
     return None
 
 
-def is_of_recipe(folder: Path) -> bool:
-    """Whether a run has the stages of a recipe."""
-    return any(folder.glob(STAGE.format("*")))
+def state_of(folder: Path) -> Literal["new", "run", "recipe"]:
+    """Whether a folder holds nothing yet, a run, or a run with the stages of a recipe."""
+    if any(folder.glob(STAGE.format("*"))) or (folder / RECIPE).exists():
+        return "recipe"
+    return "run" if any((folder / CHECKPOINTS).glob("*")) else "new"
 
 
 def resumed_options(given: RunOptions) -> tuple[RunOptions, Config]:

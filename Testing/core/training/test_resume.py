@@ -58,7 +58,7 @@ def test_the_folder_is_enough(straight_run: Path, stopped: Path) -> None:
         (("--set", "train.lr=0.5"), "--set train.lr"),
         (("--set", "train.iterations=4", "--set", "data.foreground=0.9"), "--set data.foreground"),
         (("--teacher", "hippocampus-mr"), "--teacher"),
-        (("--recipe", "hippocampus-mr"), "train.epochs"),
+        (("--recipe", "hippocampus-mr"), "--recipe hippocampus-mr"),
     ],
 )
 def test_what_contradicts_the_run_is_refused_by_name(
