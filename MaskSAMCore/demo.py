@@ -135,6 +135,7 @@ def _demo(options: argparse.Namespace) -> int:
     from MaskSAMCore.io.images import read_volume
     from MaskSAMCore.progress import CancelToken, terminal_progress
     from MaskSAMCore.volume import Roi
+    from MaskSAMCore.volumes_table import volume_rows
 
     scan = sample_scan()
     case = outputs.place([outputs.Case(name="icbm152", scans=(scan,))], options.output)[0]
@@ -149,7 +150,7 @@ def _demo(options: argparse.Namespace) -> int:
         result = predictor.segment(volume, roi=rois, tta=options.tta, progress=progress, cancel=cancel)
     written = outputs.write(case, volume, result.labels, subtitle=predictor.card.name, overwrite=True)
     print(f"\n{result.windows} windows in {result.seconds:.1f} s on {result.device}")
-    for number, name, voxels, millilitres in outputs.volume_rows(result.labels):
+    for number, name, voxels, millilitres in volume_rows(result.labels):
         print(f"  {name:22} {number:3d} {voxels:8d} voxels {millilitres:8.3f} mL")
     for side, (millilitres, across) in sides(result.labels).items():
         where = f"centre at R = {across:+.1f} mm" if millilitres else "nothing found"

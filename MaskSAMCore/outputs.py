@@ -1,9 +1,7 @@
-"""What `segment` and the demo write for a case: which files, complete or absent, never over an input."""
+"""Output files of a case: which there are, whether they may be written, and writing all of them or none."""
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 import tempfile
 from collections.abc import Sequence
@@ -13,14 +11,26 @@ from pathlib import Path
 import numpy as np
 
 from MaskSAMCore import __version__
-from MaskSAMCore.errors import InputError
+from MaskSAMCore.errors import InputError, did_you_mean
 from MaskSAMCore.io.pictures import PICTURE_SUFFIXES
 from MaskSAMCore.labels import LabelTable
 from MaskSAMCore.volume import LabelMap, Volume
+from MaskSAMCore.volumes_table import CENTROID, volumes_table
 
-SET = (".nii.gz", ".seg.nrrd", ".csv", ".png")
-"""What a folder receives for every case."""
-SINGLE = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".mha", ".dcm")
+FORMATS = {
+    "nii": ".nii.gz",
+    "seg.nrrd": ".seg.nrrd",
+    "nrrd": ".nrrd",
+    "mha": ".mha",
+    "dcm": ".dcm",
+    "rtstruct": ".rtstruct.dcm",
+}
+"""Names of the formats of a segmentation, and the suffixes that their files get in a folder."""
+DEFAULT_FORMATS = ("nii", "seg.nrrd")
+TABLE, PICTURE, PROBABILITIES = ".csv", ".png", ".probabilities.npz"
+SINGLE = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".mha", ".rtstruct.dcm", ".dcm")
+"""Suffixes by which one output file says its format; a longer one comes before the one that it ends with."""
+_DICOM = {".dcm": "DICOM SEG", ".rtstruct.dcm": "RTSTRUCT"}
 _SCANS = (".nii.gz", ".seg.nrrd", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", *PICTURE_SUFFIXES)
 _CHANNEL = re.compile(r"_(\d{4})$")
 
@@ -34,12 +44,14 @@ class Case:
         scans: One file or folder per channel.
         targets: Files that will be written.
         whole: The targets are one set that exists completely or not at all (a folder was named).
+        statistics: The table holds centroids and intensities, too.
     """
 
     name: str
     scans: tuple[Path, ...]
     targets: tuple[Path, ...] = ()
     whole: bool = False
+    statistics: bool = False
 
 
 def case_name(scan: Path) -> str:
@@ -98,34 +110,85 @@ def _group_channels(scans: Sequence[Path], channels: int) -> list[Case]:
     return [Case(name=path.name, scans=tuple(have[c] for c in range(channels))) for path, have in sorted(found.items())]
 
 
-def place(cases: Sequence[Case], output: Path, *, preview: bool = False) -> list[Case]:
-    """Cases with their targets: a file by its suffix, else a folder, which is made.
+def parse_formats(text: str) -> tuple[str, ...]:
+    """Names of formats from a list with commas, each once, in the order given; capitals and a leading dot are allowed.
 
     Raises:
-        InputError: Several cases for one file, an unknown suffix, or DICOM SEG of something else than DICOM.
+        InputError: A name is unknown, or there is none.
+    """
+    names = []
+    for word in text.split(","):
+        name = word.strip().lower().removeprefix(".")
+        name = "nii" if name == "nii.gz" else name
+        if name and name not in FORMATS:
+            remedy = f"{did_you_mean(name, FORMATS)} There are {', '.join(FORMATS)}.".strip()
+            raise InputError("no such format", where=word.strip(), remedy=remedy)
+        names += [name] if name else []
+    if not names:
+        raise InputError("no format was named", where="--formats", remedy=f"There are {', '.join(FORMATS)}.")
+    return tuple(dict.fromkeys(names))
+
+
+def place(
+    cases: Sequence[Case],
+    output: Path,
+    *,
+    formats: Sequence[str] | None = None,
+    preview: bool = False,
+    statistics: bool = False,
+    probabilities: bool = False,
+) -> list[Case]:
+    """Cases with their targets: one file by its suffix, else files in a folder.
+
+    Args:
+        cases: From `group`.
+        output: The file or folder.
+        formats: Names in `FORMATS`, for a folder; None for `DEFAULT_FORMATS`. Table and picture are added.
+        preview: Whether a single file gets a picture beside it.
+        statistics: Whether the table holds statistics; a single file gets a table beside it.
+        probabilities: Whether there is a file of probabilities.
+
+    Raises:
+        InputError: Several cases for one file, an unknown suffix, formats for a single file, or a DICOM format for a
+            scan that is no DICOM folder.
     """
     lower = output.name.lower()
     ending = "" if output.is_dir() else next((s for s in SINGLE if lower.endswith(s)), "")
+    if not ending and not output.is_dir() and re.fullmatch(r"\.[A-Za-z][A-Za-z0-9]{1,4}", output.suffix):
+        remedy = f"{did_you_mean(output.suffix, SINGLE)} Use {', '.join(SINGLE)}, or a folder.".strip()
+        raise InputError("no output format has this suffix", where=output, remedy=remedy)
+    more = (PROBABILITIES,) if probabilities else ()
     if not ending:
-        if output.suffix and not output.is_dir() and re.fullmatch(r"\.[A-Za-z][A-Za-z0-9]{1,4}", output.suffix):
-            raise InputError(
-                "no output format has this suffix", where=output, remedy=f"Use {', '.join(SINGLE)}, or a folder."
+        suffixes = [*(FORMATS[name] for name in formats or DEFAULT_FORMATS), TABLE, PICTURE, *more]
+        for case in cases:
+            _check_dicom_folder(case, suffixes)
+        return [
+            replace(
+                case, targets=tuple(output / f"{case.name}{s}" for s in suffixes), whole=True, statistics=statistics
             )
-        return [_with(case, tuple(output / f"{case.name}{suffix}" for suffix in SET), whole=True) for case in cases]
+            for case in cases
+        ]
+    if formats is not None:
+        remedy = f"Name a folder, or leave out --formats: {output.name} is one file."
+        raise InputError("--formats needs a folder as output", where=output, remedy=remedy)
     if len(cases) > 1:
         raise InputError("several scans need a folder", where=output, why=f"{len(cases)} scans were given")
-    if ending == ".dcm" and not cases[0].scans[0].is_dir():
-        raise InputError(
-            "DICOM SEG needs the DICOM series it belongs to",
-            where=cases[0].scans[0],
-            remedy="Give the DICOM folder as SCAN, or write .seg.nrrd.",
-        )
-    picture = (output.with_name(output.name[: -len(ending)] + ".png"),) if preview else ()
-    return [_with(cases[0], (output, *picture), whole=False)]
+    _check_dicom_folder(cases[0], [ending])
+    beside = (*([TABLE] if statistics else []), *([PICTURE] if preview else []), *more)
+    stem = output.name[: -len(ending)]
+    targets = (output, *(output.with_name(stem + suffix) for suffix in beside))
+    return [replace(cases[0], targets=targets, statistics=statistics)]
 
 
-def _with(case: Case, targets: tuple[Path, ...], *, whole: bool) -> Case:
-    return Case(name=case.name, scans=case.scans, targets=targets, whole=whole)
+def _check_dicom_folder(case: Case, suffixes: Sequence[str]) -> None:
+    for suffix in suffixes:
+        if suffix in _DICOM and not case.scans[0].is_dir():
+            raise InputError(
+                f"{_DICOM[suffix]} needs the DICOM series that it belongs to",
+                where=case.scans[0],
+                why="it is no DICOM folder",
+                remedy="Give the DICOM folder as SCAN, or choose another format, such as seg.nrrd.",
+            )
 
 
 def ready(case: Case, *, overwrite: bool = False) -> bool:
@@ -133,11 +196,16 @@ def ready(case: Case, *, overwrite: bool = False) -> bool:
 
     Raises:
         InputError: A target exists and `overwrite` is false (faults.md row 6), is an input or read-only, or its folder
-            cannot be made.
+            cannot be made; or the case is complete but for statistics, which were asked for.
     """
     from MaskSAMCore.io.atomic import check_target
 
     folder = case.targets[0].parent
+    for target in case.targets:
+        if any(scan.is_dir() and scan.resolve() in target.resolve().parents for scan in case.scans):
+            raise InputError(
+                "the output would lie among the input files", where=target, remedy="Choose another output."
+            )
     if case.whole:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -146,15 +214,20 @@ def ready(case: Case, *, overwrite: bool = False) -> bool:
         for target in case.targets:
             check_target(target, overwrite=True, inputs=case.scans)
         if not overwrite and all(target.exists() for target in case.targets):
+            _check_statistics(case)
             return True
     for target in case.targets:
         check_target(target, overwrite=overwrite, inputs=case.scans)
-        inside = next((s for s in case.scans if s.is_dir() and s.resolve() in target.resolve().parents), None)
-        if inside is not None:
-            raise InputError(
-                "the output would lie among the input files", where=target, remedy="Choose another output."
-            )
     return False
+
+
+def _check_statistics(case: Case) -> None:
+    table = next((target for target in case.targets if target.name.endswith(TABLE)), None)
+    if not case.statistics or table is None:
+        return
+    with table.open(encoding="utf-8", errors="replace") as file:
+        if CENTROID[0] not in file.readline():
+            raise InputError("exists already, without statistics", where=table, remedy="Use --overwrite to add them.")
 
 
 def write(
@@ -163,6 +236,9 @@ def write(
     labels: LabelMap,
     *,
     subtitle: str = "",
+    channels: Sequence[str] = (),
+    probabilities: np.ndarray | None = None,
+    classes: LabelTable | None = None,
     overwrite: bool = False,
     series: str | None = None,
     allow_uncoded: bool = False,
@@ -171,15 +247,18 @@ def write(
 
     Args:
         case: From `place`; `ready` was asked.
-        volume: The scan, for the picture.
+        volume: The scan, for the picture and the statistics.
         labels: The result.
-        subtitle: Name of the model, for the picture and for DICOM SEG.
+        subtitle: Name of the model, for the picture and for DICOM.
+        channels: Names of the scan's channels, for the statistics of several.
+        probabilities: As `Result.probabilities`, where the case has a file for them.
+        classes: What the probabilities are of; the label map's table without it.
         overwrite: Replace existing files.
         series: Which series of a DICOM folder the scan was.
         allow_uncoded: Write structures without a DICOM code as Tissue.
 
     Raises:
-        InputError, ResourceError: A target may not or cannot be written; what was there is there still. A result that
+        InputError, ResourceError: A target may not or cannot be written; existing files are as they were. A result that
             could not be moved into place, as another program holds a target, is kept (faults.md row 60).
     """
     from MaskSAMCore.io.atomic import atomic_files, check_target
@@ -187,9 +266,13 @@ def write(
     folder = case.targets[0].parent
     with atomic_files(case.targets, home=folder, kept=folder / f"{case.name}-new") as scratch:
         for target in case.targets:
-            path = scratch / target.name
-            if target.suffix.lower() == ".dcm":
+            path, name = scratch / target.name, target.name.lower()
+            if name.endswith(".dcm"):
                 _write_dicom(case, labels, path, subtitle, series, allow_uncoded)
+            elif name.endswith(TABLE):
+                _write_table(case, volume, labels, path, channels)
+            elif name.endswith(PROBABILITIES):
+                _write_probabilities(path, probabilities, labels, classes)
             else:
                 _write_one(case, volume, labels, path, subtitle)
         for target in case.targets:
@@ -198,90 +281,105 @@ def write(
 
 
 def _write_one(case: Case, volume: Volume, labels: LabelMap, path: Path, subtitle: str) -> None:
-    from MaskSAMCore.io.atomic import write_text
     from MaskSAMCore.io.images import write_labels
 
-    name = path.name.lower()
-    if name.endswith(".png"):
+    if path.name.lower().endswith(PICTURE):
         from MaskSAMCore.inference.montage import save_montage
 
         save_montage(volume, labels, path, title=case.name, subtitle=subtitle)
-    elif name.endswith(".csv"):
-        write_text(path, volume_table(labels))
     else:
         write_labels(labels, path)
 
 
-def _write_dicom(case: Case, labels: LabelMap, path: Path, model: str, series: str | None, allow_uncoded: bool) -> None:
-    from MaskSAMCore.io.dicomseg import write_dicom_seg
+def _write_table(case: Case, volume: Volume, labels: LabelMap, path: Path, channels: Sequence[str]) -> None:
+    from MaskSAMCore.io.atomic import write_text
 
-    write_dicom_seg(
-        labels,
-        case.scans[0],
+    write_text(path, volumes_table(labels, volume if case.statistics else None, channels))
+
+
+def _write_probabilities(
+    path: Path, probabilities: np.ndarray | None, labels: LabelMap, classes: LabelTable | None
+) -> None:
+    table = classes or labels.labels
+    if probabilities is None or table is None or len(probabilities) != table.classes:
+        raise InputError("the probabilities of the classes are not there", where=path)
+    np.savez_compressed(
         path,
-        series=series,
-        model=model or "MaskSAM",
-        version=__version__,
-        allow_uncoded=allow_uncoded,
+        probabilities=probabilities,
+        classes=np.array(["background", *(label.name for label in table.labels)]),
+        labels=np.array([0, *(label.id for label in table.labels)], np.uint16),
+        affine=labels.grid.affine,
     )
 
 
-def check_codes(case: Case, labels: LabelTable) -> None:
-    """Refuse a DICOM SEG of structures without codes before anything is segmented.
+def _write_dicom(case: Case, labels: LabelMap, path: Path, model: str, series: str | None, allow_uncoded: bool) -> None:
+    from MaskSAMCore.io.dicomseg import write_dicom_seg
+    from MaskSAMCore.io.rtstruct import write_rtstruct
+
+    name = model or "MaskSAM"
+    if path.name.lower().endswith(".rtstruct.dcm"):
+        write_rtstruct(labels, case.scans[0], path, series=series, model=name, version=__version__)
+        return
+    write_dicom_seg(
+        labels, case.scans[0], path, series=series, model=name, version=__version__, allow_uncoded=allow_uncoded
+    )
+
+
+def _dicom_targets(case: Case) -> dict[str, Path]:
+    """The targets that are DICOM, by suffix."""
+    found = {}
+    for target in case.targets:
+        name = target.name.lower()
+        if name.endswith(".dcm"):
+            found[".rtstruct.dcm" if name.endswith(".rtstruct.dcm") else ".dcm"] = target
+    return found
+
+
+def check_dicom(case: Case, labels: LabelTable, *, allow_uncoded: bool = False) -> None:
+    """Refuse DICOM that could not be written, before anything is read or segmented.
 
     Raises:
-        InputError: Naming the structures.
+        InputError: DICOM SEG of structures without codes; names them.
+        PackageError: RTSTRUCT without the package for it.
     """
+    from MaskSAMCore.io.rtstruct import require_rt_utils
     from MaskSAMCore.terminology import lookup
 
-    if case.targets[0].suffix.lower() != ".dcm":
+    targets = _dicom_targets(case)
+    if ".rtstruct.dcm" in targets:
+        require_rt_utils()
+    if ".dcm" not in targets or allow_uncoded:
         return
     bare = [label.name for label in labels.labels if not (label.category and label.type) and lookup(label.name) is None]
     if bare:
         raise InputError(
             "DICOM SEG needs a code for every structure",
-            where=case.targets[0],
+            where=targets[".dcm"],
             why=f"none for {', '.join(bare)}",
-            remedy="Use --allow-uncoded to write them as Tissue, or write .seg.nrrd.",
+            remedy="Use --allow-uncoded to write them as Tissue, or choose another format, such as seg.nrrd.",
         )
 
 
 def rehearse(
     case: Case, volume: Volume, labels: LabelTable, *, series: str | None = None, allow_uncoded: bool = False
 ) -> None:
-    """Write a DICOM SEG of one voxel and throw it away: not every series can carry one, and that is said first.
+    """Write the DICOM files with one voxel and discard them, so that a series that cannot carry them is refused early.
 
     Raises:
         InputError, GeometryError: Why the series cannot.
     """
-    if case.targets[0].suffix.lower() != ".dcm":
+    targets = _dicom_targets(case)
+    if not targets:
         return
     array: np.ndarray = np.zeros(volume.grid.shape, np.uint16)
     array[0, 0, 0] = labels.labels[0].id
+    one = LabelMap(array=array, grid=volume.grid, labels=labels, source=volume.source)
     with tempfile.TemporaryDirectory(prefix=".masksam-", dir=case.targets[0].parent) as scratch:
-        one = LabelMap(array=array, grid=volume.grid, labels=labels, source=volume.source)
-        _write_dicom(case, one, Path(scratch) / "rehearsal.dcm", "", series, allow_uncoded)
+        for suffix in targets:
+            _write_dicom(case, one, Path(scratch) / f"rehearsal{suffix}", "", series, allow_uncoded)
 
 
 def only(labels: LabelMap, wanted: LabelTable) -> LabelMap:
     """A label map with the structures of a table alone; the rest is background."""
     kept = np.isin(labels.array, [label.id for label in wanted.labels])
     return replace(labels, array=np.where(kept, labels.array, 0), labels=wanted)
-
-
-def volume_rows(labels: LabelMap) -> list[tuple[int, str, int, float]]:
-    """(id, name, voxels, mL) of every structure of the label table, found or not, and of ids without a name."""
-    found = dict(zip(*(v.tolist() for v in np.unique(labels.array, return_counts=True)), strict=True))
-    names = {label.id: label.name for label in labels.labels.labels} if labels.labels else {}
-    ids = [*names, *(i for i in found if i and i not in names)]
-    unit = labels.grid.voxel_volume_ml
-    return [(i, names.get(i, f"label {i}"), found.get(i, 0), found.get(i, 0) * unit) for i in ids]
-
-
-def volume_table(labels: LabelMap) -> str:
-    """`volume_rows` as CSV text."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["label", "structure", "voxels", "volume_ml"])
-    writer.writerows([i, name, voxels, f"{millilitres:.4f}"] for i, name, voxels, millilitres in volume_rows(labels))
-    return text.getvalue()

@@ -1,4 +1,4 @@
-"""`python -m MaskSAMCore.segment`: every structure of a scan, from the command line."""
+"""The command `masksam segment`: segment scans with a trained model and write the results."""
 
 from __future__ import annotations
 
@@ -17,15 +17,21 @@ if TYPE_CHECKING:
     from MaskSAMCore.volume import Roi, Volume
 
 EPILOG = """examples:
-  python -m MaskSAMCore.segment scan.nii.gz -m hippocampus-mr -o results      four files in results/
-  python -m MaskSAMCore.segment scan.nii.gz -m MODEL -o scan.seg.nrrd         one file, by its suffix
-  python -m MaskSAMCore.segment DICOM_FOLDER -m MODEL -o result.dcm           DICOM SEG
-  python -m MaskSAMCore.segment head.nii.gz -m hippocampus-mr -o results --roi=28,-22,-14,36,54,44
+  %(prog)s scan.nii.gz -m hippocampus-mr -o results      four files in the folder results
+  %(prog)s scan.nii.gz -m MODEL -o scan.seg.nrrd         one file, by its suffix
+  %(prog)s DICOM_FOLDER -m MODEL -o results --formats dcm,rtstruct
+  %(prog)s head.nii.gz -m hippocampus-mr -o results --roi=28,-22,-14,36,54,44
 
 SCAN is a NIfTI, NRRD or MetaImage file, or a DICOM folder. Several are several cases; a model of several channels
 takes files called CASE_0000, CASE_0001, ... together, or one file per channel in the order of its channels.
-OUT without a suffix is a folder: CASE.nii.gz, CASE.seg.nrrd, CASE.csv (volumes) and CASE.png (picture) each; a case
-that has all four is skipped."""
+
+OUT without a suffix is a folder. It receives CASE.nii.gz, CASE.seg.nrrd, CASE.csv (table of volumes) and CASE.png
+(picture) for every case; a case that has all of its files is skipped. --formats replaces the first two:
+nii (.nii.gz), seg.nrrd, nrrd, mha, dcm (DICOM SEG, CASE.dcm), rtstruct (CASE.rtstruct.dcm). The DICOM formats need
+a DICOM folder as SCAN; rtstruct needs the extra: pip install "masksam[rtstruct]"
+
+--save-probabilities writes CASE.probabilities.npz: `probabilities` (class, k, j, i) float16 on the grid of the scan,
+with the background first, and `classes`, `labels` and `affine` (RAS mm) that belong to it."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,8 +40,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("scans", nargs="+", type=Path, metavar="SCAN")
     p.add_argument("-m", "--model", metavar="MODEL", help="name of an installed model, or its folder")
     p.add_argument(
-        "-o", "--output", type=Path, metavar="OUT", help="folder, or file: .nii.gz .nii .nrrd .mha .seg.nrrd .dcm"
-    )
+        "-o", "--output", type=Path, metavar="OUT",
+        help="folder, or file: .nii.gz .nii .nrrd .mha .seg.nrrd .dcm .rtstruct.dcm",
+    )  # fmt: skip
+    p.add_argument("--formats", metavar="NAME,NAME", help="files for a folder OUT (default: nii,seg.nrrd)")
+    p.add_argument(
+        "--statistics", action="store_true",
+        help="add the scan's mean, SD, minimum, maximum and the centroid (mm, RAS) of every structure to the table",
+    )  # fmt: skip
+    p.add_argument("--save-probabilities", action="store_true", help="write the probabilities of all classes, too")
     p.add_argument(
         "--roi", type=_roi, action="append", default=[], metavar="X,Y,Z,SX,SY,SZ",
         help="only this box: centre and size in mm, RAS; may be given several times (write --roi=-28,...)",
@@ -128,11 +141,17 @@ def _segment(options: argparse.Namespace) -> int:
     card = model_folder.load_card(installed.find_model(options.model))
     card.require_automatic()
     wanted = _wanted(card.labels, options.structures)
-    cases = outputs.group(options.scans, card.config.model.channels)
+    cases = outputs.place(
+        outputs.group(options.scans, card.config.model.channels),
+        options.output,
+        formats=None if options.formats is None else outputs.parse_formats(options.formats),
+        preview=options.preview,
+        statistics=options.statistics,
+        probabilities=options.save_probabilities,
+    )
     todo = []
-    for case in outputs.place(cases, options.output, preview=options.preview):
-        if not options.allow_uncoded:
-            outputs.check_codes(case, wanted)
+    for case in cases:
+        outputs.check_dicom(case, wanted, allow_uncoded=options.allow_uncoded)
         if outputs.ready(case, overwrite=options.overwrite):
             print(f"{case.name}: complete already, skipped (--overwrite does it again)")
         else:
@@ -167,6 +186,7 @@ def _work(options: argparse.Namespace, todo: list[Case], rois: list[Roi], wanted
                 roi=rois,
                 tta=options.tta,
                 step=options.step or (1.0 if options.preview else 0.5),
+                probabilities=options.save_probabilities,
                 progress=progress,
                 cancel=cancel,
             )
@@ -179,6 +199,9 @@ def _work(options: argparse.Namespace, todo: list[Case], rois: list[Roi], wanted
                 volume,
                 result.labels,
                 subtitle=predictor.card.name,
+                channels=predictor.plan.channels,
+                probabilities=result.probabilities,
+                classes=predictor.card.labels,
                 overwrite=options.overwrite,
                 series=options.series,
                 allow_uncoded=options.allow_uncoded,
@@ -187,7 +210,7 @@ def _work(options: argparse.Namespace, todo: list[Case], rois: list[Roi], wanted
 
 
 def _report(case: Case, volume: Volume, result: Result, written: list[Path]) -> None:
-    from MaskSAMCore.outputs import volume_rows
+    from MaskSAMCore.volumes_table import volume_rows
 
     size = " x ".join(map(str, volume.grid.shape[::-1]))
     print(f"\n{case.name}: {size} voxels, {result.windows} windows in {result.seconds:.1f} s on {result.device}")

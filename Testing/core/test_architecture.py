@@ -15,7 +15,7 @@ import pytest
 # Every folder of MaskSAMCore is a room. The files beside the folders have rooms too:
 FILES = {
     "base": "__init__ errors labels progress",
-    "volume": "volume label_statistics",
+    "volume": "volume label_statistics volumes_table",
     "terminology": "terminology",
     "device": "device",
     "commandline": "commandline",

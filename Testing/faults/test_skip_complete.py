@@ -12,6 +12,8 @@ from MaskSAMCore.io.images import write_volume
 from MaskSAMCore.volume import LabelMap
 from Testing.toy_model import bright_scan, make_card
 
+SET = (".nii.gz", ".seg.nrrd", ".csv", ".png")
+
 
 def test_complete_outputs_are_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setattr("MaskSAMCore.zoo.installed.find_model", lambda name: Path("toy"))
@@ -19,11 +21,11 @@ def test_complete_outputs_are_skipped(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("MaskSAMCore.zoo.installed.load_model", lambda *_, **__: pytest.fail("the model was loaded"))
     write_volume(bright_scan()[0], tmp_path / "scan.nii.gz")
     (tmp_path / "out").mkdir()
-    for suffix in outputs.SET:
+    for suffix in SET:
         (tmp_path / "out" / f"scan{suffix}").write_bytes(b"complete")
     assert segment.main([str(tmp_path / "scan.nii.gz"), "-m", "toy", "-o", str(tmp_path / "out")]) == 0
     assert "skipped" in capsys.readouterr().out
-    assert all((tmp_path / "out" / f"scan{s}").read_bytes() == b"complete" for s in outputs.SET)
+    assert all((tmp_path / "out" / f"scan{s}").read_bytes() == b"complete" for s in SET)
 
 
 @pytest.mark.parametrize("error", [ResourceError("the disk is full"), KeyboardInterrupt()])
