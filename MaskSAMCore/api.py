@@ -125,13 +125,16 @@ class Segmentation:
             raise InputError("no such label", where=structure, remedy=f"There are {self.names}.")
         return self.labels == structure
 
-    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> list[Path]:
+    def save(
+        self, path: str | os.PathLike[str], *, formats: Sequence[str] | None = None, overwrite: bool = False
+    ) -> list[Path]:
         """Write the result as `masksam segment -o` does.
 
         Args:
             path: A folder, for a label map (.nii.gz), a Slicer segmentation (.seg.nrrd), a table of volumes (.csv)
                 and a picture (.png); or one file, by its suffix: .nii.gz .nii .nrrd .mha .seg.nrrd, or .dcm
-                (DICOM SEG) for a scan from a DICOM folder.
+                (DICOM SEG) or .rtstruct.dcm for a scan from a DICOM folder.
+            formats: For a folder, which segmentations in place of nii and seg.nrrd: names of `segment --formats`.
             overwrite: Replace existing files.
 
         Returns:
@@ -144,7 +147,9 @@ class Segmentation:
         from MaskSAMCore import outputs
 
         source = Path(self._volume.source or "scan")
-        case = outputs.place([outputs.Case(name=outputs.case_name(source), scans=(source,))], Path(path))[0]
+        scan = outputs.Case(name=outputs.case_name(source), scans=(source,))
+        names = None if formats is None else outputs.parse_formats(",".join(formats))
+        case = outputs.place([scan], Path(path), formats=names)[0]
         if outputs.ready(case, overwrite=overwrite):
             raise InputError("the results exist already", where=case.targets[0], remedy="Allow overwriting.")
         return outputs.write(case, self._volume, self._labelmap, subtitle=self._model, overwrite=overwrite)

@@ -167,10 +167,11 @@ def _work(options: argparse.Namespace, todo: list[Case], rois: list[Roi], wanted
     from MaskSAMCore.io.images import read_volume
     from MaskSAMCore.progress import CancelToken, terminal_progress
 
-    predictor = Predictor(options.model, device=options.device)
-    print(f"Model:  {predictor.card.name} ({predictor.card.licence or 'no licence stated'})")
-    print(f"Device: {device.describe(predictor.device)}", flush=True)
     with cancel_on_signals(CancelToken()) as cancel, terminal_progress() as progress:
+        predictor = Predictor(options.model, device=options.device, progress=progress)
+        progress.close()
+        print(f"Model:  {predictor.card.name} ({predictor.card.licence or 'no licence stated'})")
+        print(f"Device: {device.describe(predictor.device)}", flush=True)
         for case in todo:
             cancel.check()
             volume = read_volume(

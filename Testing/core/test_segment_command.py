@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -282,3 +283,124 @@ def test_real_dicom_to_seg(model, shared, tmp_path, capsys):
     found = dcmread(tmp_path / "r.dcm")
     assert found.Modality == "SEG"
     assert found.SegmentSequence[0].SegmentLabel == "bright"
+
+
+# -- formats, statistics, probabilities ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ct(tmp_path: Path) -> Path:
+    """A DICOM series with a bright block."""
+    from Testing.dicom_phantom import dicom_series
+
+    dicom_series(tmp_path / "ct", bright_scan()[0].array.astype(np.int16), modality="MR")
+    return tmp_path / "ct"
+
+
+@pytest.fixture
+def liver(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
+    """The model's structure has a DICOM code."""
+    card = make_card(LabelTable(labels=(lookup("liver").label(3),)))
+    monkeypatch.setattr("MaskSAMCore.zoo.installed.load_model", lambda name, device, **_: (Threshold(), card))
+    monkeypatch.setattr("MaskSAMCore.zoo.model_folder.load_card", lambda path: card)
+
+
+def test_every_format_is_written_in_one_run_and_all_hold_the_same(liver, ct, tmp_path):
+    pytest.importorskip("rt_utils", reason="NOT TESTED HERE: rt-utils is not installed")
+    import pydicom
+
+    formats = ("--formats", "nii,seg.nrrd,nrrd,mha,dcm,rtstruct")
+    assert run(ct, "-m", "toy", "-o", tmp_path / "out", "--device", "cpu", *formats) == 0
+    out = tmp_path / "out"
+    assert sorted(path.name for path in out.iterdir()) == [
+        "ct.csv", "ct.dcm", "ct.mha", "ct.nii.gz", "ct.nrrd", "ct.png", "ct.rtstruct.dcm", "ct.seg.nrrd",
+    ]  # fmt: skip
+    expected = read_labels(out / "ct.nii.gz").array > 0
+    assert expected.sum() > 300
+    for name in ("ct.mha", "ct.nrrd", "ct.seg.nrrd"):
+        assert ((read_labels(out / name).array > 0) == expected).all(), name
+    assert pydicom.dcmread(out / "ct.dcm").Modality == "SEG"
+    contours = pydicom.dcmread(out / "ct.rtstruct.dcm")
+    assert contours.Modality == "RTSTRUCT"
+    assert [str(each.ROIName) for each in contours.StructureSetROISequence] == ["Liver"]
+    assert run(ct, "-m", "toy", "-o", out, "--device", "cpu", *formats) == 0, "complete already"
+
+
+def test_one_format_of_a_folder(model, scan, tmp_path):
+    assert run(scan, "-m", "toy", "-o", tmp_path / "out", "--formats", "MHA") == 0
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["case 1.csv", "case 1.mha", "case 1.png"]
+
+
+@pytest.mark.parametrize(
+    ("formats", "words"),
+    [
+        ("rtstrct", 'Did you mean "rtstruct"?'),
+        ("nii,segnrrd", 'Did you mean "seg.nrrd"?'),
+        (",", "no format was named"),
+        ("dcm", "DICOM SEG needs the DICOM series"),
+        ("nii,rtstruct", "RTSTRUCT needs the DICOM series"),
+    ],
+)
+def test_a_format_that_cannot_be_written_is_refused_before_anything_is(model, scan, tmp_path, capsys, formats, words):
+    assert run(scan, "-m", "toy", "-o", tmp_path / "out", "--formats", formats) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_formats_of_a_single_file_are_refused(model, scan, tmp_path, capsys):
+    assert run(scan, "-m", "toy", "-o", tmp_path / "a.nii.gz", "--formats", "mha") == 2
+    assert "--formats needs a folder" in capsys.readouterr().err
+
+
+def test_without_rt_utils_an_rtstruct_is_refused_with_the_way_to_get_it(liver, ct, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rt_utils", None)
+    assert run(ct, "-m", "toy", "-o", tmp_path / "out", "--formats", "rtstruct") == 2
+    assert 'pip install "masksam[rtstruct]"' in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_statistics_of_every_structure_stand_in_the_table(model, scan, tmp_path):
+    assert run(scan, "-m", "toy", "-o", tmp_path / "out", "--statistics") == 0
+    (row,) = csv.DictReader((tmp_path / "out" / "case 1.csv").open(encoding="utf-8"))
+    assert list(row) == [
+        "label", "structure", "voxels", "volume_ml", "mean", "sd", "minimum", "maximum",
+        "centroid_r_mm", "centroid_a_mm", "centroid_s_mm",
+    ]  # fmt: skip
+    inside = read_labels(tmp_path / "out" / "case 1.nii.gz").array == 3
+    volume = read_volume(scan)
+    values = volume.array[inside]
+    assert float(row["mean"]) == pytest.approx(values.mean(), rel=1e-5)
+    assert float(row["sd"]) == pytest.approx(values.std(ddof=1), rel=1e-4)
+    assert (float(row["minimum"]), float(row["maximum"])) == pytest.approx((values.min(), values.max()), rel=1e-6)
+    centre = volume.grid.to_ras(np.argwhere(inside)[:, ::-1]).mean(axis=0)
+    assert [float(row[f"centroid_{axis}_mm"]) for axis in "ras"] == pytest.approx(list(centre), abs=2e-3)
+
+
+def test_a_complete_case_without_statistics_is_not_taken_for_one_with_them(model, scan, tmp_path, capsys):
+    assert run(scan, "-m", "toy", "-o", tmp_path / "out") == 0
+    assert run(scan, "-m", "toy", "-o", tmp_path / "out", "--statistics") == 2
+    assert "without statistics" in capsys.readouterr().err
+
+
+def test_probabilities_add_up_to_1_and_agree_with_the_labels(model, scan, tmp_path):
+    assert run(scan, "-m", "toy", "-o", tmp_path / "out", "--save-probabilities") == 0
+    saved = np.load(tmp_path / "out" / "case 1.probabilities.npz")
+    found = saved["probabilities"]
+    assert found.dtype == np.float16
+    assert found.shape == (2, *read_volume(scan).array.shape)
+    assert np.abs(found.astype(np.float32).sum(axis=0) - 1).max() < 2e-3
+    labels = read_labels(tmp_path / "out" / "case 1.nii.gz").array
+    certain = np.abs(found[1].astype(np.float32) - 0.5) > 0.01
+    assert certain.mean() > 0.98
+    assert ((found[1] > 0.5) == (labels == 3))[certain].all()
+    assert saved["classes"].tolist() == ["background", "bright"]
+    assert saved["labels"].tolist() == [0, 3]
+    assert np.allclose(saved["affine"], read_volume(scan).grid.affine)
+
+
+def test_outside_of_a_region_the_background_is_certain(model, scan, tmp_path):
+    region = ("--save-probabilities", "--roi=10,15,10,12,12,12")
+    assert run(scan, "-m", "toy", "-o", tmp_path / "out", *region) == 0
+    found = np.load(tmp_path / "out" / "case 1.probabilities.npz")["probabilities"]
+    assert (found[0, :, 30:, 30:] == 1).all()
+    assert not found[1, :, 30:, 30:].any()
