@@ -67,7 +67,7 @@ def find_source(
         with contextlib.suppress(GeometryError):
             return _place(labelmap, each, where)
     lines = "\n  ".join(each.line() for each in offered)
-    raise GeometryError("the segmentation lies on the grid of no volume", where=where, why=f"found\n  {lines}\n")
+    raise GeometryError("no volume has the grid of the segmentation", where=where, why=f"found\n  {lines}\n")
 
 
 def _place(labelmap: LabelMap, series: Series, where: object) -> SourceStack:

@@ -14,7 +14,8 @@ import pytest
 
 # Every folder of MaskSAMCore is a room. The files beside the folders have rooms too:
 FILES = {
-    "base": "__init__ errors labels progress",
+    "package": "__init__",
+    "base": "errors labels progress",
     "volume": "volume label_statistics volumes_table",
     "terminology": "terminology",
     "device": "device",
@@ -37,6 +38,7 @@ FOLDERS = (
 
 # What each room may import besides itself.
 ALLOWED = {
+    "package": {"base", "commands"},
     "base": set(),
     "config": {"base"},
     "volume": {"base"},

@@ -33,7 +33,7 @@ def test_list_names_models_and_bases(home: Path, capsys: pytest.CaptureFixture) 
     assert "user" in line
     assert "DAMAGED" in next(line for line in out.splitlines() if "broken" in line)
     assert all(name in out for name in base_weights.BASES)
-    assert "models fetch vit_h" in out
+    assert "downloaded when first needed" in next(line for line in out.splitlines() if "vit_h" in line)
 
 
 def test_list_needs_no_torch(home: Path, repo: Path) -> None:
@@ -51,9 +51,14 @@ def test_list_needs_no_torch(home: Path, repo: Path) -> None:
 def test_show_prints_card_or_sources(home: Path, capsys: pytest.CaptureFixture) -> None:
     folder, _ = tiny_model(home / "models")
     code, out, _ = call(capsys, "show", "tiny-test")
-    head, _, body = out.partition("\n")
-    assert (code, head) == (0, str(folder))
-    assert json.loads(body)["config"]["preset"] == "tiny"
+    assert code == 0
+    assert out.startswith(f"tiny-test  ({folder})")
+    assert "Structures: anterior, posterior" in out
+    assert "Encoder: random weights, for tests" in out
+    assert "CC0-1.0" in out
+    code, out, _ = call(capsys, "show", "tiny-test", "--json")
+    assert code == 0
+    assert json.loads(out)["config"]["preset"] == "tiny"
     code, out, _ = call(capsys, "show", "mobile")
     assert code == 0
     assert base_weights.BASES["mobile"].sha256 in out

@@ -27,6 +27,8 @@ from MaskSAMCore.io.atomic import FolderLock
 from MaskSAMCore.losses import set_loss
 from MaskSAMCore.progress import CancelToken, no_progress
 from MaskSAMCore.zoo import installed, model_folder
+from MaskSAMCore.zoo.download import UrlSource
+from Testing.models import fake_base
 from Testing.runs import REPO
 
 QUICK = ("--preset", "tiny", "--steps", "6", "--minutes", "60", "--device", "cpu", "--set", "train.mode=mixed")
@@ -202,7 +204,8 @@ def test_cases_with_problems_give_one_report(phantom_data, home, capsys, tmp_pat
 
 def test_a_missing_base_is_told_before_the_cases_are_read(phantom_data, home, capsys, monkeypatch):
     monkeypatch.setattr("MaskSAMCore.data.build.prepare", lambda *_, **__: pytest.fail("the cases were read"))
-    assert "base weights" in fail(capsys, str(phantom_data), "--name", "balls", "--device", "cpu")
+    fake_base(monkeypatch, UrlSource(url=(home / "nowhere").as_uri()))
+    assert "base weights could not be fetched" in fail(capsys, str(phantom_data), "--name", "balls", "--device", "cpu")
     assert not left(home)
 
 

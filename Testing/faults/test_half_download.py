@@ -48,9 +48,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_): pass
 server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
 threading.Thread(target=server.serve_forever, daemon=True).start()
-from MaskSAMCore import zoo
-from MaskSAMCore.fetch import UrlSource
-zoo.fetch_base("mobile", sources=(UrlSource(url=f"http://127.0.0.1:{server.server_port}/w.pt"),))
+from MaskSAMCore.zoo import base_weights
+from MaskSAMCore.zoo.download import UrlSource
+base_weights.fetch_base("mobile", sources=(UrlSource(url=f"http://127.0.0.1:{server.server_port}/w.pt"),))
 """
 
 

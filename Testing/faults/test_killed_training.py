@@ -31,5 +31,5 @@ def test_torn_checkpoint_is_passed_over(phantom_data, straight_run, tmp_path, ca
     newest = max((run / "checkpoints").iterdir())
     newest.write_bytes(newest.read_bytes()[:-100])
     assert train.main(arguments(phantom_data, run, "--resume")) == 0
-    assert f"passed over: {newest}" in capsys.readouterr().out
+    assert f"skipped: {newest}" in capsys.readouterr().out
     assert_equal(final(straight_run), final(run))

@@ -11,7 +11,7 @@ from torch import nn
 
 from MaskSAMCore.errors import InputError, PromptError
 from MaskSAMCore.inference.zeroshot import ZeroShot, grey_values, picture
-from MaskSAMCore.network.mobile import _tiny_vit, map_mobile_keys
+from MaskSAMCore.network.mobile import MobileImageEncoder, map_mobile_keys
 
 SIZE = (60, 44)
 """Neither square nor a divisor of 1024: the enlarged slice is padded on the right."""
@@ -24,7 +24,7 @@ class Vanilla(nn.Module):
 
     def __init__(self, state: dict[str, torch.Tensor]) -> None:
         super().__init__()
-        self.tiny = _tiny_vit()
+        self.tiny = MobileImageEncoder()
         prefix = "image_encoder."
         mapped = map_mobile_keys(state)
         self.tiny.load_state_dict({k.removeprefix(prefix): v for k, v in mapped.items() if k.startswith(prefix)})

@@ -117,7 +117,7 @@ def test_other_ways_of_training_are_refused(pictures, tmp_path, capsys):
     assert "--mode prompt" in capsys.readouterr().err
     words = [str(pictures), "--name", "lesson", "--preset", "medsa-2d", "--minutes", "1", "--device", "cpu"]
     assert teach.main(words) == 2
-    assert "cannot be taught in a lesson" in capsys.readouterr().err
+    assert "this network cannot be taught" in capsys.readouterr().err
 
 
 def test_automatic_passes_are_refused_by_the_network():

@@ -139,7 +139,7 @@ def test_what_no_dicom_seg_can_hold_is_named(
         export(engine, (files, Grid(shape=SHAPE, affine=shifted)), tmp_path / "s.dcm", LOW)
     with pytest.raises(InputError, match="does not exist"):
         export(engine, ([*files, "/nowhere/x.dcm"], grid), tmp_path / "s.dcm", LOW)
-    with pytest.raises(InputError, match="never changed"):
+    with pytest.raises(InputError, match="input files are not overwritten"):
         export(engine, series, Path(files[0]), LOW)
     assert not (tmp_path / "s.dcm").exists()
 

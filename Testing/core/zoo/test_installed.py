@@ -151,13 +151,13 @@ def test_a_changed_file_is_hashed_again_and_an_unchanged_one_is_not(
     path = tmp_path / "w.pt"
     path.write_bytes(CONTENT)
     assert base_weights.cached_sha256(path) == SHA256
-    monkeypatch.setattr(download, "file_sha256", lambda _: "hashed again")
+    monkeypatch.setattr(base_weights, "file_sha256", lambda _: "hashed again")
     assert base_weights.cached_sha256(path) == SHA256
     assert base_weights.cached_sha256(path, anew=True) == "hashed again"
-    monkeypatch.setattr(download, "file_sha256", lambda _: "of the changed file")
+    monkeypatch.setattr(base_weights, "file_sha256", lambda _: "of the changed file")
     path.write_bytes(CONTENT[::-1] + b"!")
     assert base_weights.cached_sha256(path) == "of the changed file"
-    monkeypatch.setattr(download, "file_sha256", lambda _: "after the damage")
+    monkeypatch.setattr(base_weights, "file_sha256", lambda _: "after the damage")
     (home / "verdicts.json").write_text("{ damaged")
     assert base_weights.cached_sha256(path) == "after the damage"
 
