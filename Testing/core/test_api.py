@@ -71,6 +71,7 @@ def test_importing_costs_nothing_and_public_names_no_torch(repo: Path) -> None:
     assert done.stdout.split("\n")[:2] == ["[]", "[]"]
 
 
+@pytest.mark.slow
 def test_a_scan_is_segmented_on_its_own_grid(result: masksam.Segmentation, scan: Path, reference: np.ndarray) -> None:
     image = nibabel.load(scan)
     assert result.labels.shape == image.shape == reference.shape
@@ -87,6 +88,7 @@ def test_a_scan_is_segmented_on_its_own_grid(result: masksam.Segmentation, scan:
         result.mask(3)
 
 
+@pytest.mark.slow
 def test_an_image_in_memory_gives_the_same_voxels_as_its_file(
     model: masksam.Model, result: masksam.Segmentation, scan: Path
 ) -> None:
@@ -171,6 +173,7 @@ def test_the_units_of_an_image_in_memory_are_converted_to_millimetres(unit: str,
     assert volume_of(image).grid.spacing == pytest.approx((1, 2, 3))
 
 
+@pytest.mark.slow
 def test_results_are_saved_and_given_as_other_libraries_have_them(
     result: masksam.Segmentation, scan: Path, tmp_path: Path
 ) -> None:
@@ -194,6 +197,7 @@ def test_results_are_saved_and_given_as_other_libraries_have_them(
     assert np.allclose(itk.GetDirection(), source.GetDirection(), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_structures_and_regions_can_be_chosen(model: masksam.Model, result: masksam.Segmentation, scan: Path) -> None:
     found = model.segment(scan, structures=["posterior hippocampus"])
     assert found.names == {2: NAMES[2]}
@@ -207,6 +211,7 @@ def test_structures_and_regions_can_be_chosen(model: masksam.Model, result: mask
         model.segment(scan, structures=["liver"])
 
 
+@pytest.mark.slow
 def test_clicks_boxes_and_undo(model: masksam.Model, scan: Path, reference: np.ndarray) -> None:
     session = model.open(scan)
     inside = np.argwhere(reference == 1)
@@ -233,6 +238,7 @@ def test_clicks_boxes_and_undo(model: masksam.Model, scan: Path, reference: np.n
         session.undo()
 
 
+@pytest.mark.slow
 def test_a_prompt_that_is_refused_changes_nothing(model: masksam.Model, scan: Path, reference: np.ndarray) -> None:
     session = model.open(scan)
     mask = session.click(tuple(np.argwhere(reference == 1)[40]))
@@ -253,6 +259,7 @@ def test_a_typo_in_a_models_name_gets_a_suggestion() -> None:
     assert {"hippocampus-mr", "cardiac-cine-mr", "headneck-ct"} <= set(masksam.list_models())
 
 
+@pytest.mark.slow
 def test_a_model_folder_is_loaded_and_takes_an_array(tmp_path: Path) -> None:
     model = masksam.load(save_tiny(tmp_path / "toy", make_card()), device="cpu")
     assert (model.name, model.structures, model.device) == ("toy", ("bright",), "cpu")

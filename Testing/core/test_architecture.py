@@ -172,6 +172,7 @@ def test_every_room_is_there(repo: Path) -> None:
     assert {p.stem for p in core.glob("*.py")} == {name for names in FILES.values() for name in names.split()}
 
 
+@pytest.mark.slow
 def test_every_import_of_the_core_is_allowed(repo: Path) -> None:
     core = repo / "MaskSAMCore"
     files = sorted(p for p in core.rglob("*.py") if "_resources" not in p.parts)
@@ -292,6 +293,7 @@ LIGHT_MODULES = (
 CACHE_READERS = "MaskSAMCore.data.dataset MaskSAMCore.data.sampling MaskSAMCore.data.augment"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("modules", "banned"),
     [

@@ -89,6 +89,7 @@ def test_the_scan_alone_is_brought_and_named(home: Path, tmp_path: Path, capsys)
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_from_scan_to_pictures(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     """The threshold finds two bright balls where the hippocampi lie; a second run replaces the first."""
     labels = head((27, -20, -14), (-27, -20, -14))

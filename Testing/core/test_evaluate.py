@@ -211,6 +211,7 @@ def test_a_model_of_other_labels_is_refused(dataset, monkeypatch, capsys):
     assert "labels" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_figures_are_written_into_the_card(phantom_data, straight_run, tmp_path, capsys):
     model = shutil.copytree(straight_run / "model", tmp_path / "model")
     before = model_folder.load_card(model)
@@ -225,6 +226,7 @@ def test_figures_are_written_into_the_card(phantom_data, straight_run, tmp_path,
     assert command in (model / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_labels_of_other_names_are_compared_by_number(phantom_data, straight_run, tmp_path, capsys):
     data = shutil.copytree(phantom_data, tmp_path / "data")
     description = json.loads((data / "dataset.json").read_text())

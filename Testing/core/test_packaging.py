@@ -25,6 +25,7 @@ def wheel(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(out.glob("*.whl"))
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_every_module_and_resource_and_nothing_else(repo: Path, wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as bundle:
         names = {n for n in bundle.namelist() if ".dist-info/" not in n}
@@ -64,6 +65,7 @@ def test_resources_and_bundled_models_are_found_in_an_installed_wheel(wheel: Pat
     assert sorted(models.split()) == sorted(p.name for p in packed.glob("*") if p.is_dir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", [(3, 10), (3, 11), (3, 12), (3, 13)])
 def test_every_file_is_syntax_of_every_supported_python(repo: Path, version: tuple[int, int]) -> None:
     for folder in ("MaskSAMCore", "Testing", "SlicerMaskSAM"):

@@ -64,6 +64,7 @@ def test_a_folder_receives_the_four_files(model, scan, tmp_path, capsys):
     assert "CC0" in said
 
 
+@pytest.mark.slow
 def test_complete_cases_are_skipped_and_done_again_on_request(model, scan, tmp_path, capsys):
     assert run(scan, "-m", "toy", "-o", tmp_path / "out") == 0
     picture = tmp_path / "out" / "case 1.png"
@@ -84,6 +85,7 @@ def test_a_single_file_by_its_suffix(model, scan, tmp_path, ending):
     assert read_labels(target).array.any()
 
 
+@pytest.mark.slow
 def test_preview_takes_fewer_windows_and_adds_a_picture(model, scan, tmp_path, monkeypatch):
     steps = []
     original = predictor.Predictor.segment
@@ -175,6 +177,7 @@ def test_structures_that_the_model_does_not_know_are_refused_before_it_runs(two,
     assert not (tmp_path / "r.nii.gz").exists()
 
 
+@pytest.mark.slow
 def test_several_scans_are_several_cases(model, scan, tmp_path):
     second = tmp_path / "other.nrrd"
     write_volume(bright_scan()[0], second)
@@ -246,6 +249,7 @@ def test_two_channels_reach_the_network_in_order(tmp_path, monkeypatch):
     assert np.array_equal(read_labels(tmp_path / "r.nii.gz").array > 0, block)
 
 
+@pytest.mark.slow
 def test_a_real_network_runs_through(scan, tmp_path, capsys):
     folder = save_tiny(tmp_path / "toy")
     assert run(scan, "-m", folder, "-o", tmp_path / "r.nii.gz", "--roi=10,17,10,10,10,8", "--device", "cpu") == 0

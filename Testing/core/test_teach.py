@@ -61,6 +61,7 @@ def left(home: Path) -> list[str]:
 MODEL = ["models/balls/README.md", "models/balls/model.json", "models/balls/weights.safetensors"]
 
 
+@pytest.mark.slow
 def test_a_lesson_installs_a_model_that_was_judged_by_the_case_left_out(phantom_data, home, tmp_path, capsys):
     picture = tmp_path / "worst.png"
     told = learn(capsys, *words(phantom_data, "--name", "balls", "--picture", str(picture)))
@@ -80,6 +81,7 @@ def test_a_lesson_installs_a_model_that_was_judged_by_the_case_left_out(phantom_
     assert figures == {name: {"dice": value, "cases": 1} for name, value in told["dice"].items()}
 
 
+@pytest.mark.slow
 def test_the_dice_told_is_the_one_that_anybody_gets_with_this_model(phantom_data, home, capsys):
     told = learn(capsys, *words(phantom_data, "--name", "balls", "--left-out", "2"))
     raw, predictor = read_dataset(phantom_data), Predictor("balls", device="cpu")
@@ -94,6 +96,7 @@ def test_the_dice_told_is_the_one_that_anybody_gets_with_this_model(phantom_data
         assert told["dice"][label.name] == pytest.approx(np.mean(each), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_card_says_how_the_model_was_made_and_measured(phantom_data, home, capsys):
     told = learn(capsys, *words(phantom_data, "--name", "balls"))
     text = (home / "models/balls/README.md").read_text(encoding="utf-8")
@@ -109,6 +112,7 @@ def test_the_card_says_how_the_model_was_made_and_measured(phantom_data, home, c
     assert str(phantom_data) not in text
 
 
+@pytest.mark.slow
 def test_every_case_may_be_learned_from(phantom_data, home, capsys, tmp_path):
     picture = tmp_path / "none.png"
     told = learn(capsys, *words(phantom_data, "--name", "balls", "--left-out", "0", "--picture", str(picture)))
@@ -121,6 +125,7 @@ def test_every_case_may_be_learned_from(phantom_data, home, capsys, tmp_path):
     assert len(card.provenance["training_cases"]) == 5
 
 
+@pytest.mark.slow
 def test_two_cases_are_enough(phantom_data, home, capsys, tmp_path):
     cases = some(phantom_data, tmp_path / "two", 2)
     told = learn(capsys, *words(cases, "--name", "balls"))
@@ -128,6 +133,7 @@ def test_two_cases_are_enough(phantom_data, home, capsys, tmp_path):
     assert set(told["dice"]) <= {"ball", "cube"}
 
 
+@pytest.mark.slow
 def test_the_model_may_go_to_a_folder_instead(phantom_data, home, capsys, tmp_path):
     told = learn(capsys, *words(phantom_data, "-o", str(tmp_path / "out/model")))
     assert told["model"] == "phantom"
@@ -147,6 +153,7 @@ def test_people_get_sentences():
     assert "Not good enough to rely on for liver" in "\n".join(teach.summary(result | {"poor": ["liver"]}))
 
 
+@pytest.mark.slow
 def test_a_model_that_found_little_says_so_on_its_card(phantom_data, home, capsys):
     told = learn(capsys, *words(phantom_data, "--name", "balls"))
     poor = [name for name, dice in told["dice"].items() if dice < 0.5]
@@ -158,6 +165,7 @@ def test_a_model_that_found_little_says_so_on_its_card(phantom_data, home, capsy
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_name_that_is_taken_is_refused_before_any_work(phantom_data, home, capsys):
     learn(capsys, *words(phantom_data, "--name", "balls"))
     before = contents(home)
@@ -165,6 +173,7 @@ def test_a_name_that_is_taken_is_refused_before_any_work(phantom_data, home, cap
     assert contents(home) == before
 
 
+@pytest.mark.slow
 def test_a_lesson_may_replace_a_model(phantom_data, home, capsys):
     learn(capsys, *words(phantom_data, "--name", "balls"))
     learn(capsys, *words(phantom_data, "--name", "balls", "--overwrite", "--set", "train.seed=5"))
@@ -202,6 +211,7 @@ def test_cases_with_problems_give_one_report(phantom_data, home, capsys, tmp_pat
     assert not left(home)
 
 
+@pytest.mark.slow
 def test_a_missing_base_is_told_before_the_cases_are_read(phantom_data, home, capsys, monkeypatch):
     monkeypatch.setattr("MaskSAMCore.data.build.prepare", lambda *_, **__: pytest.fail("the cases were read"))
     fake_base(monkeypatch, UrlSource(url=(home / "nowhere").as_uri()))
@@ -246,6 +256,7 @@ def full_disk(*_: object, **__: object) -> None:
     raise OSError(28, "No space left on device")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("break_it", [break_learning, break_the_time, break_judging, break_saving])
 def test_a_lesson_that_fails_changes_nothing(
     phantom_data, home, capsys, monkeypatch, break_it: Callable[[pytest.MonkeyPatch], None]
@@ -257,6 +268,7 @@ def test_a_lesson_that_fails_changes_nothing(
     assert contents(home) == before
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="NOT TESTED HERE: POSIX signals")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("stage", ["encoding patches", "learning"])

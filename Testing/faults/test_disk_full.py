@@ -55,6 +55,7 @@ def write(path: Path, limit: int, kind: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kind"),
     [("a.nii", "labels"), ("a.nii.gz", "image"), ("a.nrrd", "image"), ("a.seg.nrrd", "labels"), ("a.mha", "labels")],
@@ -122,6 +123,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(place)], capture_output=True, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.nrrd", "a.seg.nrrd", "a.mha"])
 def test_a_real_full_disk(small_disk, name):
     path = small_disk / name

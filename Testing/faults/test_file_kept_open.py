@@ -201,6 +201,7 @@ def test_nothing_is_lost_where_not_even_the_folder_can_be_renamed(
     assert len(contents(place)) == 4
 
 
+@pytest.mark.slow
 def test_the_worker_tells_where_a_dicom_seg_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dicom_series(tmp_path / "ct", ramp())
     target = tmp_path / "s.dcm"

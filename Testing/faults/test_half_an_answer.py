@@ -58,6 +58,7 @@ def failing(how: str) -> Callable[[Callable[[dict[str, Any]], None]], EngineClie
     return lambda on_event: EngineClient(command=[sys.executable, "-c", code], on_event=on_event)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", HOW)
 def test_nothing_of_half_an_answer_is_imported(scene: Any, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[Any] = []
@@ -84,6 +85,7 @@ def test_what_was_there_before_is_as_it_was(scene: Any, how: str) -> None:
         np.testing.assert_array_equal(voxels(mine, BRIGHT, volume), bright(volume))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="NOT TESTED HERE: POSIX signals")
 def test_a_worker_that_is_killed_once_does_it_again_and_the_result_comes_once(rig: Rig) -> None:
     volume = rig.choose(rigs.volume(), "slow")

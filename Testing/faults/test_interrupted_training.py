@@ -10,6 +10,7 @@ from MaskSAMCore import train
 from Testing.runs import arguments, assert_equal, final, start, wait_for_checkpoint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_saves_the_step_and_leaves_with_its_code(phantom_data, straight_run, tmp_path, number, code):
     run = tmp_path / "run"

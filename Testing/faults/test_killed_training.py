@@ -12,6 +12,7 @@ from MaskSAMCore import train
 from Testing.runs import arguments, assert_equal, final, start, wait_for_checkpoint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attempt", [0, 1])
 def test_killed_and_resumed_ends_with_the_same_weights(phantom_data, straight_run, tmp_path, attempt):
     run = tmp_path / "run"
@@ -25,6 +26,7 @@ def test_killed_and_resumed_ends_with_the_same_weights(phantom_data, straight_ru
     assert (run / "metrics.csv").read_text().count("\n") == 4
 
 
+@pytest.mark.slow
 def test_torn_checkpoint_is_passed_over(phantom_data, straight_run, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(straight_run, run)

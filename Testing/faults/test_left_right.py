@@ -51,6 +51,7 @@ def test_always_is_refused_where_labels_have_sides_without_pairs() -> None:
     assert mirror_rule(plan(), plain, DataConfig(left_right="always")).axes == (0, 1, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("view", VIEWS)
 def test_parotids_of_a_real_scan_keep_their_sides(shared: Path, view: str) -> None:
     """Stored P-L-I: after any augmentation the right parotid lies to the right of the left one."""

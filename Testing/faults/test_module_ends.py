@@ -34,6 +34,7 @@ def parent(temporary: Path, rig: Rig, views: object) -> int:
     return child
 
 
+@pytest.mark.slow
 def test_the_end_of_the_module_ends_all(temporary: Path, rig: Rig, parent: int) -> None:
     worker = rig.worker
     rig.controller.close()
@@ -100,6 +101,7 @@ END
 ENDS = {"leaves": "sys.exit()", "fails": "raise RuntimeError('on purpose')", "is killed": "time.sleep(600)"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ENDS)
 def test_the_end_of_the_application_ends_the_worker(temporary: Path, end: str) -> None:
     application = script(APPLICATION.replace("END", ENDS[end]))

@@ -32,6 +32,7 @@ def test_images(tmp_path, suffix):
     assert suffix != ".seg.nrrd" or back.labels.labels[0].name == name
 
 
+@pytest.mark.slow
 def test_dicom(tmp_path):
     folder = awkward(tmp_path)
     dicom_series(folder / "série", ramp(), name="Schnitt ß ")

@@ -11,6 +11,7 @@ from MaskSAMCore.training import checkpoint
 from Testing.runs import arguments
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("poison", ["loss", "gradient"])
 def test_stops_and_keeps_the_last_good_state(phantom_data, tmp_path, monkeypatch, capsys, poison):
     calls = 0

@@ -42,6 +42,7 @@ def test_two_presses_at_once_do_nothing(rig: Rig) -> None:
     assert "segment" not in rig.asked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("presses", [2, 3, 4])
 def test_any_number_of_presses_ends_in_one_run_or_none(rig: Rig, presses: int) -> None:
     rig.choose(rigs.volume(), "slow")

@@ -21,6 +21,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("model") / "toy")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_between_two_windows(toy: Path, tmp_path: Path, repo: Path, number: int, code: int):
     scan, out = tmp_path / "scan.nii.gz", tmp_path / "out"

@@ -37,6 +37,7 @@ def paint(segmentation: Any, name: str, volume: Any) -> np.ndarray:
     return mask != 0
 
 
+@pytest.mark.slow
 def test_a_segment_that_was_edited_is_kept_beside_the_new_one(rig: Rig, volume: Any, segmentation: Any) -> None:
     mine = paint(segmentation, BRIGHT, volume)
     assert rig.idle()
@@ -46,6 +47,7 @@ def test_a_segment_that_was_edited_is_kept_beside_the_new_one(rig: Rig, volume: 
     assert rig.has_message(f"{BRIGHT} was edited during the segmentation; both versions are kept.")
 
 
+@pytest.mark.slow
 def test_one_undo_takes_all_of_it_back_and_leaves_the_edit(rig: Rig, volume: Any, segmentation: Any) -> None:
     mine, corner = paint(segmentation, BRIGHT, volume), voxels(segmentation, CORNER, volume)
     assert rig.idle()
@@ -57,12 +59,14 @@ def test_one_undo_takes_all_of_it_back_and_leaves_the_edit(rig: Rig, volume: Any
     np.testing.assert_array_equal(voxels(segmentation, f"{BRIGHT} (2)", volume), bright(volume))
 
 
+@pytest.mark.slow
 def test_a_segment_that_was_removed_comes_anew(rig: Rig, volume: Any, segmentation: Any) -> None:
     segmentation.GetSegmentation().RemoveSegment(rigs.segments(segmentation)[BRIGHT])
     assert rig.idle()
     np.testing.assert_array_equal(voxels(segmentation, BRIGHT, volume), bright(volume))
 
 
+@pytest.mark.slow
 def test_a_segment_that_was_drawn_meanwhile_is_kept(rig: Rig, volume: Any, segmentation: Any) -> None:
     segmentation.GetSegmentation().RemoveSegment(rigs.segments(segmentation)[BRIGHT])
     segmentation.GetSegmentation().AddEmptySegment("", BRIGHT)
@@ -72,6 +76,7 @@ def test_a_segment_that_was_drawn_meanwhile_is_kept(rig: Rig, volume: Any, segme
     np.testing.assert_array_equal(voxels(segmentation, f"{BRIGHT} (2)", volume), bright(volume))
 
 
+@pytest.mark.slow
 def test_segments_of_other_names_stay_as_they_were_edited(rig: Rig, volume: Any, segmentation: Any) -> None:
     segmentation.GetSegmentation().AddEmptySegment("", "Tumour")
     mine = paint(segmentation, "Tumour", volume)
@@ -79,6 +84,7 @@ def test_segments_of_other_names_stay_as_they_were_edited(rig: Rig, volume: Any,
     np.testing.assert_array_equal(voxels(segmentation, "Tumour", volume), mine)
 
 
+@pytest.mark.slow
 def test_a_segmentation_that_was_deleted_is_made_anew(rig: Rig, volume: Any, segmentation: Any) -> None:
     rig.scene.RemoveNode(segmentation)
     assert rig.idle()
@@ -88,6 +94,7 @@ def test_a_segmentation_that_was_deleted_is_made_anew(rig: Rig, volume: Any, seg
     np.testing.assert_array_equal(voxels(made, BRIGHT, volume), bright(volume))
 
 
+@pytest.mark.slow
 def test_another_segmentation_that_was_chosen_meanwhile_is_left_alone(rig: Rig, volume: Any, segmentation: Any) -> None:
     other = bridge.new_segmentation(rig.scene, "Other", volume=volume)
     other.GetSegmentation().AddEmptySegment("", BRIGHT)

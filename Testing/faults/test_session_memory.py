@@ -168,6 +168,7 @@ assert peak < 4, peak
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="ru_maxrss")
 def test_a_click_on_a_scan_of_512_512_300_stays_within_4_gb(repo: Path):
     if (devices.available_ram() or 0) < 6 * devices.GIB:
@@ -177,6 +178,7 @@ def test_a_click_on_a_scan_of_512_512_300_stays_within_4_gb(repo: Path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_what_a_structure_keeps_grows_with_what_was_answered_not_with_the_scan():
     def held(depth: int) -> int:
         volume, _ = bright_scan((depth, 64, 64), at=(slice(2, 7), slice(20, 30), slice(20, 30)))

@@ -64,6 +64,7 @@ def run(rig: Rig, change: Callable[[Any], None]) -> tuple[Any, np.ndarray]:
     return made, found
 
 
+@pytest.mark.slow
 def test_the_result_is_kept_on_the_grid_that_the_volume_had(rig: Rig, change: Callable[[Any], None]) -> None:
     volume = rig.choose(rigs.volume(affine=AFFINE))
     transform = environment.add_transform(environment.affine(origin=(9, 8, 7)), volume)
@@ -75,6 +76,7 @@ def test_the_result_is_kept_on_the_grid_that_the_volume_had(rig: Rig, change: Ca
     assert rig.has_message(f"{made.GetName()} is new: Scan was ")
 
 
+@pytest.mark.slow
 def test_it_is_not_written_over_the_chosen_segmentation(rig: Rig, change: Callable[[Any], None]) -> None:
     volume = rig.choose(rigs.volume())
     chosen, grid = rig.segment(), bridge.geometry(volume)
@@ -87,6 +89,7 @@ def test_it_is_not_written_over_the_chosen_segmentation(rig: Rig, change: Callab
     assert made is not chosen
 
 
+@pytest.mark.slow
 def test_nor_is_it_lost_when_the_transform_went_as_well(rig: Rig) -> None:
     volume = rig.choose(rigs.volume())
     transform = environment.add_transform(environment.affine(origin=(9, 8, 7)), volume)
@@ -100,6 +103,7 @@ def test_nor_is_it_lost_when_the_transform_went_as_well(rig: Rig) -> None:
     assert found.any()
 
 
+@pytest.mark.slow
 def test_a_volume_that_was_only_renamed_or_moved_by_a_transform_is_the_same(rig: Rig) -> None:
     """The transform above it is no part of its voxels or its grid; the segmentation follows it there."""
     volume = rig.choose(rigs.volume(), "slow")
@@ -112,6 +116,7 @@ def test_a_volume_that_was_only_renamed_or_moved_by_a_transform_is_the_same(rig:
     np.testing.assert_array_equal(voxels(found, BRIGHT, volume), bright(volume))
 
 
+@pytest.mark.slow
 def test_another_volume_of_the_same_name_is_not_taken_for_it(rig: Rig) -> None:
     """Deleted and loaded again: the IDs tell them apart."""
     volume = rig.choose(rigs.volume())

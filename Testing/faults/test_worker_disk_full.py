@@ -83,6 +83,7 @@ def test_an_answer_of_several_arrays_of_which_the_second_has_no_room(temporary: 
     assert left(temporary) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op", ["prompt", "undo", "drop", "propagate"])
 def test_a_result_of_a_real_session_that_cannot_be_written(temporary: Path, op: str) -> None:
     volume, _ = bright_scan()

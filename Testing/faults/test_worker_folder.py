@@ -49,6 +49,7 @@ def temporary(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return place(monkeypatch, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["plain", "deaf"])
 @pytest.mark.parametrize("end", ENDS)
 def test_however_the_client_ends(temporary: Path, end: str, model: str) -> None:

@@ -13,6 +13,7 @@ from Testing.toy_model import bright_scan
 from Testing.workers import place, point
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 255, 256, 65535])
 def test_the_label_of_a_block(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int) -> None:
     place(monkeypatch, tmp_path)

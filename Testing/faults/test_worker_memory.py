@@ -49,6 +49,7 @@ def work(engine: EngineClient, model: str) -> tuple[Case, list[str]]:
     return case, said + list(found.warnings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
 def test_memory_is_full_once(temporary: Path, step: str) -> None:
     with flood() as engine:
@@ -61,6 +62,7 @@ def test_memory_is_full_once(temporary: Path, step: str) -> None:
     assert left(temporary) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
 def test_memory_stays_full(temporary: Path, step: str) -> None:
     with flood() as engine:
@@ -76,6 +78,7 @@ def test_memory_stays_full(temporary: Path, step: str) -> None:
     assert left(temporary) == []
 
 
+@pytest.mark.slow
 def test_memory_that_is_full_leaves_a_structure_as_it_was(temporary: Path) -> None:
     volume, _ = bright_scan()
     with flood() as engine:
@@ -89,6 +92,7 @@ def test_memory_that_is_full_leaves_a_structure_as_it_was(temporary: Path) -> No
         assert engine.prompt(case, 1, [IN]).box is None
 
 
+@pytest.mark.slow
 def test_too_little_memory_to_begin_with(temporary: Path) -> None:
     volume, _ = bright_scan()
     with flood() as engine:
@@ -99,6 +103,7 @@ def test_too_little_memory_to_begin_with(temporary: Path) -> None:
         work(engine, "toy")
 
 
+@pytest.mark.slow
 def test_a_lost_gpu_ends_the_process_and_the_work_is_done_again_once(temporary: Path) -> None:
     events: list[dict] = []
     volume, _ = bright_scan()

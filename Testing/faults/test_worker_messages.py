@@ -60,6 +60,7 @@ def test_each_bad_message_has_its_reply(temporary: Path) -> None:
         assert answers(worker)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="NOT TESTED HERE: needs /proc")
 def test_a_message_of_one_gigabyte(temporary: Path) -> None:
     """It is read to its end and refused; its bytes are never held."""

@@ -48,6 +48,7 @@ def test_close_does_not_wait_for_work_that_cannot_be_cancelled(temporary: Path) 
     assert left(temporary) == []
 
 
+@pytest.mark.slow
 def test_close_ends_even_a_worker_that_does_not_run(temporary: Path) -> None:
     engine = fake()
     worker = engine.hello["pid"]

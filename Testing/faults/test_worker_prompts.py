@@ -51,6 +51,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory):
         assert left(folder) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", BAD)
 def test_it_is_named_and_the_structure_stays(engine, what: str) -> None:
     prompt, where = BAD[what]

@@ -61,6 +61,7 @@ def test_missing_unknown_and_misshapen_keys_are_all_listed(tmp_path: Path) -> No
     assert f"written by MaskSAM 0.0.9, this is MaskSAM {__version__}" in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("key", "value"), [("patch", [6, 32, 32]), ("channels", 2)])
 def test_another_depth_or_input_is_refused(tmp_path: Path, key: str, value: object) -> None:
     folder, _ = tiny_model(tmp_path)

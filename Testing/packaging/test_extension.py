@@ -53,6 +53,7 @@ def sources(folder: Path, kind: str, root: Path) -> set[str]:
     return {path.relative_to(root).as_posix() for path in paths}
 
 
+@pytest.mark.slow
 def test_every_script_and_resource_is_installed_where_slicer_looks_and_nothing_else(repo: Path, extension: Extension):
     scripts = sources(repo / "MaskSAMCore", "*.py", repo) | sources(
         repo / "SlicerMaskSAM", "*.py", repo / "SlicerMaskSAM"
@@ -148,6 +149,7 @@ def test_the_engine_finds_resources_and_models(repo: Path, extension: Extension,
     assert [Path(model) for model in models.split()] == bundled(root)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["installed", "checkout"])
 def test_the_module_finds_engine_panel_and_models(
     repo: Path, extension: Extension, home: Path, tmp_path: Path, where: str

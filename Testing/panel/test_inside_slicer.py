@@ -64,6 +64,7 @@ def slicer_with_the_module(gui: Gui, monkeypatch: pytest.MonkeyPatch) -> Iterato
     widget.cleanup()
 
 
+@pytest.mark.slow
 def test_they_pass_or_skip_with_a_reason(slicer_with_the_module: Any, repo: Path, monkeypatch: pytest.MonkeyPatch):
     path = repo / "SlicerMaskSAM" / "Testing" / "Python" / f"{NAME}.py"
     spec = importlib.util.spec_from_file_location(NAME, path)

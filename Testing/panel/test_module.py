@@ -124,6 +124,7 @@ def module(gui: Gui, monkeypatch: pytest.MonkeyPatch) -> Iterator[Module]:
     made.widget.cleanup()
 
 
+@pytest.mark.slow
 def test_building_the_panel_imports_no_torch() -> None:
     code = NO_TORCH.format(repo=str(REPO), module=str(REPO / "SlicerMaskSAM"))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)

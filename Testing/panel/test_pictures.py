@@ -21,6 +21,7 @@ STATES = {
 }
 
 
+@pytest.mark.slow
 def test_every_state_has_its_picture(scene: Any, tmp_path: Path) -> None:
     written = draw_all(tmp_path)
     import qt

@@ -71,6 +71,7 @@ def phantom(cfg: ModelConfig) -> tuple[torch.Tensor, torch.Tensor]:
     return ((x - x.mean()) / x.std()).expand(-1, cfg.channels, -1, -1, -1), y[0].long()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", presets.names())
 def test_learns_a_phantom(name):
     first, last, goal = learned(small(presets.get(name).model))

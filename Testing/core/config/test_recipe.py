@@ -45,6 +45,7 @@ def words(data: Path, run: Path, recipe: Path, *extra: str) -> list[str]:
     return [str(data), "-o", str(run), "--recipe", str(recipe), "--device", "cpu", *extra]
 
 
+@pytest.mark.slow
 def test_stages_follow_each_other(
     phantom_data: Path, tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -76,6 +77,7 @@ def test_stages_follow_each_other(
     assert (run / "model").is_dir()
 
 
+@pytest.mark.slow
 def test_two_processes_run_all_stages(phantom_data: Path, tmp_path: Path, recipe: Path, repo: Path) -> None:
     text = json.loads(recipe.read_text())
     text["stages"][1]["average"] = True
@@ -94,6 +96,7 @@ def test_two_processes_run_all_stages(phantom_data: Path, tmp_path: Path, recipe
     assert card.provenance[MEAN]
 
 
+@pytest.mark.slow
 def test_a_stage_may_be_averaged_with_its_start(phantom_data: Path, tmp_path: Path, recipe: Path) -> None:
     text = json.loads(recipe.read_text())
     text["stages"] = [text["stages"][0], text["stages"][0] | {"average": True}]

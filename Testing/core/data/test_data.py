@@ -263,6 +263,7 @@ def test_the_readers_notes_are_told_once(shared: Path, tmp_path: Path, caplog: p
     assert not caplog.records
 
 
+@pytest.mark.slow
 def test_reading_a_cache_needs_numpy_and_torch_only(raw: Path, tmp_path: Path, repo: Path) -> None:
     prepare(raw, tmp_path / "cache", CONFIG)
     program = f"""

@@ -327,6 +327,7 @@ def test_means_of_every_structure_and_of_all():
     assert rows[3]["box_75"] == ""
 
 
+@pytest.mark.slow
 def test_a_readme_shows_both_kinds_of_figures(straight_run):
     card = model_folder.load_card(straight_run / "model")
     automatic = {"ball": {"dice": 0.91, "cases": 3}}
@@ -363,6 +364,7 @@ def test_options_that_do_not_go_together_end_with_2(options, capsys):
     assert "error" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_command_on_a_trained_model(phantom_data: Path, straight_run: Path, tmp_path: Path, capsys):
     model = shutil.copytree(straight_run / "model", tmp_path / "model")
     before = model_folder.load_card(model)

@@ -81,6 +81,7 @@ def test_thick_slices_are_shown_in_their_own_plane():
     assert "sagittal close-ups" in texts(montage(*case(np.diag([5.0, 1.0, 1.0, 1.0]))))
 
 
+@pytest.mark.slow
 def test_nothing_found_is_said_and_many_structures_fit():
     volume, labels = case()
     empty = LabelMap(array=np.zeros_like(labels.array), grid=volume.grid, labels=BRIGHT)

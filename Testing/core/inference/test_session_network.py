@@ -73,11 +73,13 @@ def follow(network: MaskSAM, card: ModelCard, volume: Volume, prompts: list[Prom
     assert np.array_equal(session.mask(2), seen[-1])
 
 
+@pytest.mark.slow
 def test_the_smallest_network_goes_the_whole_way(tiny):
     network, card, volume = tiny
     follow(network, card, volume, prompts_of(volume.array > 100))
 
 
+@pytest.mark.slow
 def test_every_kind_of_prompt_reaches_the_smallest_network(tiny):
     network, card, volume = tiny
     session = Session.open(network, card, volume)
@@ -98,6 +100,7 @@ def test_every_kind_of_prompt_reaches_the_smallest_network(tiny):
     assert isinstance(session.automatic(3), list)
 
 
+@pytest.mark.slow
 def test_the_smallest_network_answers_tiny_scans(tiny):
     network, card, _ = tiny
     for shape in ((1, 1, 2), (1, 9, 7), (3, 40, 5)):
@@ -108,11 +111,13 @@ def test_the_smallest_network_answers_tiny_scans(tiny):
         assert update.voxels == session.mask(1).sum()
 
 
+@pytest.mark.slow
 def test_the_real_network_on_a_real_scan(bundled):
     network, card, volume, labels = bundled
     follow(network, card, volume, prompts_of(labels == 1))
 
 
+@pytest.mark.slow
 def test_automatic_prompts_of_the_real_network_lie_on_the_structures(bundled):
     network, card, volume, labels = bundled
     session = Session.open(network, card, volume)

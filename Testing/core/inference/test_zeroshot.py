@@ -103,6 +103,7 @@ def test_answers_are_those_of_an_unchanged_sam(original, ours, kind, again, mult
     np.testing.assert_allclose(answer.quality, quality, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_click_and_a_box_find_the_disc_and_no_other_place(ours):
     _, disc = scene()
     for prompt in (
@@ -119,6 +120,7 @@ def random_sam() -> ZeroShot:
     return ZeroShot("tiny", None)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_answered_is_named(random_sam):
     with pytest.raises(InputError, match="no slice was set"):
         random_sam.predict(box=np.array([0, 0, 1, 1]))

@@ -169,6 +169,7 @@ def test_names_that_dicom_cannot_hold_are_made_to_fit(tmp_path: Path) -> None:
     assert pydicom.dcmread(tmp_path / "r.dcm").StructureSetROISequence[0].ROIName == ("a/b " * 16).strip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ct_head", "siemens_mr", "jpeg2000", "rle", "enhanced_multiframe"])
 def test_real_series(shared: Path, tmp_path: Path, name: str) -> None:
     """Anonymised, compressed and multi-frame: only the frame of reference, which they lack, is added."""

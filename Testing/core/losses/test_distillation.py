@@ -132,6 +132,7 @@ def test_sizes_that_a_swin_unetr_takes(size, whole):
     assert whole_size(size) == whole
 
 
+@pytest.mark.slow
 def test_a_patch_of_any_size_is_padded_by_its_border_and_cut_again():
     torch.manual_seed(0)
     network = build_model(student()).eval()
@@ -168,6 +169,7 @@ def folder(tmp_path_factory):
     return save_tiny(tmp_path_factory.mktemp("toy") / "toy")
 
 
+@pytest.mark.slow
 def test_patches_of_the_teachers_size_go_straight_through(folder):
     teacher = DistillationTeacher(str(folder), CPU, slide=None)
     image, valid = torch.randn(2, 1, 4, 16, 16), torch.ones(2, 4, dtype=torch.bool)
@@ -178,6 +180,7 @@ def test_patches_of_the_teachers_size_go_straight_through(folder):
     assert not found.is_inference()
 
 
+@pytest.mark.slow
 def test_other_patches_are_covered_by_windows_where_they_are_not_padding(folder):
     teacher = DistillationTeacher(str(folder), CPU, slide_model)
     image, valid = torch.randn(1, 1, 8, 16, 28), torch.ones(1, 8, dtype=torch.bool)
@@ -205,6 +208,7 @@ class TwoCases:
         return SimpleNamespace(image=self.images[name])
 
 
+@pytest.mark.slow
 def test_whole_cases_are_answered_once(folder, tmp_path):
     teacher, dataset = DistillationTeacher(str(folder), CPU, slide_model), TwoCases()
     told: list[tuple[int, int]] = []
@@ -344,6 +348,7 @@ def distilled(phantom_data, straight_run, tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_the_student_is_a_model_folder_like_any_other(distilled, straight_run):
     network, card = installed.load_model(distilled / "model")
     _, teacher = installed.load_model(straight_run / "model")
@@ -363,6 +368,7 @@ def test_the_student_is_a_model_folder_like_any_other(distilled, straight_run):
     assert len(rows) == 3
 
 
+@pytest.mark.slow
 def test_the_student_segments_by_command(distilled, phantom_data, tmp_path, capsys):
     scan = phantom_data / "imagesTr/case_000_0000.nii.gz"
     target = tmp_path / "out.nii.gz"
@@ -374,6 +380,7 @@ def test_the_student_segments_by_command(distilled, phantom_data, tmp_path, caps
     assert "takes no clicks" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_student_refuses_clicks_and_has_nothing_to_encode(distilled, phantom_data):
     network, card = installed.load_model(distilled / "model")
     volume = read_volume(phantom_data / "imagesTr/case_000_0000.nii.gz")
@@ -397,6 +404,7 @@ def stop_after(patch: pytest.MonkeyPatch, step: int) -> None:
     patch.setattr(Trainer, "_report", stop)
 
 
+@pytest.mark.slow
 def test_a_distillation_resumes_to_the_same_student(distilled, phantom_data, straight_run, tmp_path, monkeypatch):
     run, teacher = tmp_path / "run", straight_run / "model"
     with monkeypatch.context() as patch:
@@ -406,6 +414,7 @@ def test_a_distillation_resumes_to_the_same_student(distilled, phantom_data, str
     assert_equal(final(distilled), final(run))
 
 
+@pytest.mark.slow
 def test_stored_answers_teach_and_a_stopped_run_uses_those_it_has(phantom_data, straight_run, tmp_path, monkeypatch):
     teacher, stored = straight_run / "model", ("train.answers=stored",)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -432,6 +441,7 @@ def test_another_teacher_or_share_does_not_resume(distilled, phantom_data, strai
     assert "train.teacher" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_a_distillation(phantom_data, straight_run, tmp_path, capsys):
     settings = ("model.patch=[4,16,16]",)
     run, teacher = tmp_path / "run", straight_run / "model"
@@ -440,6 +450,7 @@ def test_a_dry_run_of_a_distillation(phantom_data, straight_run, tmp_path, capsy
     assert not (tmp_path / "run/model").exists()
 
 
+@pytest.mark.slow
 def test_a_dry_run_with_stored_answers_times_steps_without_the_teacher(
     phantom_data, straight_run, tmp_path, monkeypatch
 ):

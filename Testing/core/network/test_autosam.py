@@ -286,6 +286,7 @@ def test_what_does_not_go_together_is_refused(changes, key):
     assert caught.value.remedy or caught.value.why
 
 
+@pytest.mark.slow
 def test_from_labelled_phantoms_to_a_segmented_scan(phantom_data, tmp_path, capsys):
     settings = (
         "model.backbone.arch=tiny",
@@ -309,6 +310,7 @@ def test_from_labelled_phantoms_to_a_segmented_scan(phantom_data, tmp_path, caps
     assert "takes no prompts" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_vit_b_looks_through_shifted_windows_in_half_precision_too():
     """Nine tokens in-plane: two windows of 8, the second filled up, moved by 4 in every other block."""
     cfg = replace(presets.get("A1").model, patch=(16, 36, 36), classes=3)

@@ -48,6 +48,7 @@ def embed(module: AdaptedEncoder, x: torch.Tensor) -> torch.Tensor:
     return module(x).embed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["tiny", "mobile"])
 @pytest.mark.parametrize("branch", ["gate", "adapter"])
 @pytest.mark.parametrize("depth", [1, DEPTH])
@@ -107,6 +108,7 @@ def test_the_branch_is_the_blocks_own_attention_without_its_bias():
         torch.testing.assert_close(vit_depth_attention(attn, x, DEPTH), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["tiny", "mobile"])
 def test_both_kernels_agree(arch):
     x = torch.randn(1, 3, DEPTH, *SIZE)
@@ -127,6 +129,7 @@ def test_the_order_of_the_slices_does_not_matter_without_positions():
     torch.testing.assert_close(embed(module, x.flip(2)), embed(module, x).flip(2), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["tiny", "mobile"])
 def test_gates_learn_and_any_number_of_slices_is_taken(arch):
     module = encoder(arch).train()

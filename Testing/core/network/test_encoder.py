@@ -93,6 +93,7 @@ def test_the_fast_kernel_is_vanilla_to_rounding():
     assert_vanilla(encoder(kernel="fast"), torch.randn(1, 3, DEPTH, *SIZE), 1e-5)
 
 
+@pytest.mark.slow
 def test_vit_b_of_segment_anythings_builder():
     from segment_anything import build_sam_vit_b
 

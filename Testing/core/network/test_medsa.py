@@ -69,6 +69,7 @@ def any_run(request: pytest.FixtureRequest) -> Path:
     return request.getfixturevalue(request.param)
 
 
+@pytest.mark.slow
 def test_training_is_by_prompts_and_validated_by_them(any_run):
     rows = list(csv.DictReader((any_run / "metrics.csv").open(encoding="utf-8")))
     assert len(rows) == 2
@@ -92,6 +93,7 @@ def test_the_folder_gives_the_same_network_again(any_run):
     )
 
 
+@pytest.mark.slow
 def test_it_goes_on_from_its_own_weights(picture_run, pictures, tmp_path):
     words = ("--init", str(picture_run / "model"), "--name", "second")
     settings = (*PICTURES, "train.epochs=1", "train.iterations=1", "train.lr=1e-12")
@@ -159,6 +161,7 @@ def test_a_session_takes_clicks_and_boxes(kind, request, pictures, phantom_data)
         session.automatic(1)
 
 
+@pytest.mark.slow
 def test_a_picture_goes_through_the_worker_as_through_a_session(picture_run, pictures, tmp_path, monkeypatch):
     place(monkeypatch, tmp_path)
     volume = read_volume(pictures / "imagesTr/eye_001_0000.png")
@@ -191,6 +194,7 @@ def test_prompts_change_what_the_conditioned_adapters_do(volume_run):
     assert not torch.allclose(masks([0, 1, 2]), masks([0, 1, 2], points.flip(-1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["picture_run", "volume_run"])
 def test_simulated_users_judge_it(kind, request, pictures, phantom_data, tmp_path, capsys):
     data = pictures if kind == "picture_run" else phantom_data

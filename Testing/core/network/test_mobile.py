@@ -75,6 +75,7 @@ def test_the_real_checkpoint_loads_strictly(mobile_sam, weights):
     assert map_mobile_keys(bare).keys() == weights.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["none", "depth_conv", "depth_mlp"])
 def test_fresh_adapters_leave_mobile_sam_exactly_as_it_is(weights, kind):
     module = encoder(kind=kind)
@@ -89,6 +90,7 @@ def test_any_rectangle_is_vanilla(weights, size):
     assert difference(module, torch.randn(1, 3, DEPTH, *size)) == 0
 
 
+@pytest.mark.slow
 def test_the_fast_kernel_is_vanilla_to_rounding(weights):
     module = encoder("fast")
     module.sam.load_state_dict(weights)
@@ -139,6 +141,7 @@ def test_own_parameters():
     assert module.depth_pe.shape == (DEPTH, 128)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slot", ["attn", "mlp"])
 @pytest.mark.parametrize("kind", ["plain", "depth_conv", "depth_mlp"])
 @pytest.mark.parametrize("block", [0, 9])

@@ -128,6 +128,7 @@ def test_what_the_steps_train():
     assert {objective_at(step, TrainConfig()) for step in range(5)} == {Objective.AUTOMATIC}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("preset", "goal"), [("core-mobile-whole", 0.65), ("core-acdc", 0.95)])
 def test_clicks_are_learned(preset, goal):
     """model.md §19, check 24, for prompts; without fine masks all is read from a random frozen decoder's map."""
@@ -152,6 +153,7 @@ def test_clicks_are_learned(preset, goal):
         assert figures["click 3"] > 0.5
 
 
+@pytest.mark.slow
 def test_gradients_reach_everything_that_serves_prompts():
     torch.manual_seed(0)
     cfg = small(presets.get("core-mobile-whole").model)
@@ -192,6 +194,7 @@ def test_masks_of_the_last_round_are_the_next_prompt():
     assert batch.points[0, 0, 0, 0].tolist() == pytest.approx([4.5 / cfg.patch[2], 3.5 / cfg.patch[1]])
 
 
+@pytest.mark.slow
 def test_mixed_training_runs_resumes_and_starts_from_an_automatic_model(phantom_data, tmp_path):
     words = ("--mode", "mixed", "--name", "both")
     settings = ("train.auto_share=0.2", "train.epochs=4")

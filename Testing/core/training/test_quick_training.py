@@ -382,6 +382,7 @@ def test_cancel_stops_both_halves(prepared, tmp_path, time, taught):
     assert not unbegun.pool.count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [TINY, PRODUCT], ids=["tiny", "product"])
 def test_it_lowers_the_loss_and_leaves_the_encoder_alone(prepared, tmp_path, time, monkeypatch, config):
     losses: list[float] = []

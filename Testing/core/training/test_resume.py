@@ -40,6 +40,7 @@ def edit_config(run: Path, change: Callable[[dict[str, Any]], object]) -> None:
     file.write_text(json.dumps(config))
 
 
+@pytest.mark.slow
 def test_the_folder_is_enough(straight_run: Path, stopped: Path) -> None:
     assert train.main(["-o", str(stopped), *OPTIONS]) == 0
     assert_equal(final(stopped), final(straight_run))
@@ -49,6 +50,7 @@ def test_the_folder_is_enough(straight_run: Path, stopped: Path) -> None:
     assert len((stopped / "metrics.csv").read_text().splitlines()) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "name"),
     [
@@ -70,6 +72,7 @@ def test_what_contradicts_the_run_is_refused_by_name(
     assert_equal(final(stopped), before)
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_name_and_its_data(
     phantom_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -90,6 +93,7 @@ def test_a_run_keeps_its_name_and_its_data(
     assert "the cache" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_of_an_older_version_goes_on(straight_run: Path, stopped: Path) -> None:
     """It recorded no options, and keys that were added since are missing."""
     (stopped / "run.json").unlink()
@@ -102,6 +106,7 @@ def test_a_run_of_an_older_version_goes_on(straight_run: Path, stopped: Path) ->
     assert_equal(final(stopped), final(straight_run))
 
 
+@pytest.mark.slow
 def test_its_options_may_be_repeated(straight_run: Path, stopped: Path, phantom_data: Path) -> None:
     from Testing.runs import arguments
 
@@ -110,18 +115,21 @@ def test_its_options_may_be_repeated(straight_run: Path, stopped: Path, phantom_
     assert_equal(final(stopped), final(straight_run))
 
 
+@pytest.mark.slow
 def test_a_key_that_was_added_since_keeps_its_default(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     edit_config(stopped, lambda config: config["model"]["loss"].pop("generator_dice"))
     assert train.main(["-o", str(stopped), *OPTIONS, "--set", "model.loss.generator_dice=log"]) == 2
     assert "log is asked for, but the run was started with linear" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_key_that_no_version_knows_is_named(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     edit_config(stopped, lambda config: config["train"].update(wings=2))
     assert train.main(["-o", str(stopped), *OPTIONS]) == 2
     assert "unknown key 'wings'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_without_a_record_the_data_set_must_be_named(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (stopped / "run.json").unlink()
     shutil.rmtree(stopped / "cache")
@@ -129,6 +137,7 @@ def test_without_a_record_the_data_set_must_be_named(stopped: Path, capsys: pyte
     assert "a data set is needed" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_damaged_record_is_named(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (stopped / "run.json").write_text("{")
     assert train.main(["-o", str(stopped), *OPTIONS]) == 2

@@ -31,6 +31,7 @@ def test_run_leaves_what_it_promises(straight_run):
     assert set(card.provenance["training_cases"]).isdisjoint(card.provenance["validation_cases"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("copies", [2, 0])
 def test_frozen_phase_leaves_the_encoder_alone_and_the_full_phase_trains_it(phantom_data, tmp_path, copies):
     settings = ("train.epochs=1", f"train.frozen_copies={copies}")
@@ -42,6 +43,7 @@ def test_frozen_phase_leaves_the_encoder_alone_and_the_full_phase_trains_it(phan
     assert any(first[name].any() for name in first if name.startswith("model.decoder.token_adapters"))
 
 
+@pytest.mark.slow
 def test_a_frozen_phase_without_cache_writes_none_and_takes_the_features_that_a_cache_would_hold(
     phantom_data, tmp_path, monkeypatch
 ):
@@ -62,11 +64,13 @@ def test_a_frozen_phase_without_cache_writes_none_and_takes_the_features_that_a_
     assert seen == [False, None]
 
 
+@pytest.mark.slow
 def test_two_runs_are_equal(phantom_data, straight_run, tmp_path):
     assert train.main(arguments(phantom_data, tmp_path / "run")) == 0
     assert_equal(final(straight_run), final(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_model(phantom_data, tmp_path, repo):
     run = tmp_path / "run"
     command = [
@@ -96,6 +100,7 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_accumulation_and_checkpointing_change_nothing_but_the_batch(phantom_data, tmp_path):
     plain = ("train.frozen_epochs=0", "train.epochs=1", "train.iterations=2")
     finals = []
@@ -107,6 +112,7 @@ def test_accumulation_and_checkpointing_change_nothing_but_the_batch(phantom_dat
     assert train.main(arguments(phantom_data, tmp_path / "two", settings=(*plain, "train.accumulate=2"))) == 0
 
 
+@pytest.mark.slow
 def test_ground_truth_prompts_train_and_validate(phantom_data, tmp_path):
     settings = (
         "model.source.kind=gt",
@@ -121,6 +127,7 @@ def test_ground_truth_prompts_train_and_validate(phantom_data, tmp_path):
     assert (tmp_path / "run/metrics.csv").read_text().splitlines()[0].count("val ") == 3
 
 
+@pytest.mark.slow
 def test_dry_run_saves_nothing(phantom_data, tmp_path, capsys):
     assert train.main(arguments(phantom_data, tmp_path / "run", "--dry-run")) == 0
     printed = capsys.readouterr().out
@@ -143,6 +150,7 @@ def test_resume_with_other_options_is_refused(phantom_data, straight_run, capsys
     assert "0.5 is asked for, but the run was started with 0.002" in message
 
 
+@pytest.mark.slow
 def test_training_from_a_cache_needs_no_readers(phantom_data, straight_run, tmp_path, repo):
     """Training from the prepared cache needs torch, numpy, scipy, timm, safetensors and segment-anything only."""
     code = (
@@ -157,6 +165,7 @@ def test_training_from_a_cache_needs_no_readers(phantom_data, straight_run, tmp_
     assert process.returncode == 0, process.stderr
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_another_model(phantom_data, straight_run, tmp_path, capsys):
     settings = ("train.frozen_epochs=0", "train.epochs=1", "train.iterations=1", "train.lr=1e-12", "train.ema=0")
     words = ("--init", str(straight_run / "model"), "--name", "second")
@@ -176,6 +185,7 @@ def test_a_model_that_does_not_fit_is_no_start(phantom_data, straight_run, tmp_p
     assert "does not fit the network" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_before_its_schedule(straight_run, phantom_data, tmp_path):
     """It is where the longer run was then, and has a model."""
     run = tmp_path / "run"

@@ -90,6 +90,7 @@ def test_what_the_steps_train() -> None:
     assert (sp.generator_epochs, sp.epochs, sp.lr, sp.optimizer) == (200, 1000, 1e-2, "sgd")
 
 
+@pytest.mark.slow
 def test_the_first_stage_leaves_the_decoder_alone_and_the_second_trains_it(run: Path, first_stage: Path) -> None:
     start, middle, end = fresh(), final(first_stage), final(run)
     untouched = of_decoder(middle)
@@ -128,6 +129,7 @@ def test_a_model_of_the_first_stage_is_its_generator_and_the_last_one_is_whole(r
         assert not torch.allclose(whole.segment_patch(image), own)
 
 
+@pytest.mark.slow
 def test_a_model_of_the_first_stage_proposes_and_answers_prompts(first_stage: Path, phantom_data: Path) -> None:
     network, card = installed.load_model(first_stage / "model")
     volume = read_volume(phantom_data / "imagesTr" / "case_000_0000.nii.gz")
@@ -138,6 +140,7 @@ def test_a_model_of_the_first_stage_proposes_and_answers_prompts(first_stage: Pa
     assert session.mask(1)[5, 16, 16] == 1
 
 
+@pytest.mark.slow
 def test_validation_uses_what_is_trained(phantom_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, bool]] = []
     validate = loop.Trainer.averaged
@@ -152,6 +155,7 @@ def test_validation_uses_what_is_trained(phantom_data: Path, tmp_path: Path, mon
     assert seen == [(4, False), (6, True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [3, 5])
 def test_a_resumed_run_ends_as_if_nothing_had_been(
     after: int, phantom_data: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -171,6 +175,7 @@ def test_a_resumed_run_ends_as_if_nothing_had_been(
     assert_equal(final(run), final(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_a_second_run_starts_from_the_first_stage(phantom_data: Path, first_stage: Path, tmp_path: Path) -> None:
     settings = ("train.epochs=1", "train.generator_epochs=0")
     extra = ("--init", str(first_stage / "model"))
@@ -178,6 +183,7 @@ def test_a_second_run_starts_from_the_first_stage(phantom_data: Path, first_stag
     assert model_folder.load_card(tmp_path / "run/model").config.model.decoder.kind == "sam"
 
 
+@pytest.mark.slow
 def test_features_of_the_frozen_encoder_serve_the_first_stage(phantom_data: Path, tmp_path: Path) -> None:
     settings = ("train.frozen_epochs=1", "train.epochs=2", "train.generator_epochs=1")
     assert train.main(words(phantom_data, tmp_path / "run", settings=settings)) == 0
@@ -186,6 +192,7 @@ def test_features_of_the_frozen_encoder_serve_the_first_stage(phantom_data: Path
     assert [(row["phase"], bool(row["segmentation"])) for row in rows] == [("frozen", False), ("full", True)]
 
 
+@pytest.mark.slow
 def test_simulated_users_can_join_in_the_second_stage(phantom_data: Path, tmp_path: Path) -> None:
     settings = ("train.epochs=4", "train.generator_epochs=1", "train.auto_share=0", "train.auto_chance=0.5")
     extra = ("--mode", "mixed")
@@ -198,6 +205,7 @@ def test_simulated_users_can_join_in_the_second_stage(phantom_data: Path, tmp_pa
     assert rows[-1]["val click 1"]
 
 
+@pytest.mark.slow
 def test_two_processes_train_both_stages(phantom_data: Path, tmp_path: Path, repo: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
     run, start = tmp_path / "run", fresh()
@@ -214,6 +222,7 @@ def test_two_processes_train_both_stages(phantom_data: Path, tmp_path: Path, rep
         assert all(torch.equal(tensor, start[key]) for key, tensor in of_decoder(tensors).items()) is untouched
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["S1", "S2", "S8"])
 def test_rows_train_and_segment(preset: str, phantom_data: Path, tmp_path: Path) -> None:
     settings = ("train.epochs=1", "train.generator_epochs=0")
@@ -225,6 +234,7 @@ def test_rows_train_and_segment(preset: str, phantom_data: Path, tmp_path: Path)
     assert out.is_file()
 
 
+@pytest.mark.slow
 def test_queries_that_have_their_class_are_trained_in_two_stages_too(phantom_data: Path, tmp_path: Path) -> None:
     own = ("model.loss.assignment=own", "model.loss.generator=1.0", "train.generator_epochs=1", "train.ema=0")
     started = tmp_path / "started"
@@ -244,6 +254,7 @@ def test_queries_that_have_their_class_are_trained_in_two_stages_too(phantom_dat
     assert any(not torch.equal(tensor, first[name]) for name, tensor in last.items())
 
 
+@pytest.mark.slow
 def test_clicks_are_learned_without_changing_what_automatic_mode_finds(phantom_data: Path, tmp_path: Path) -> None:
     """The automatic model had no adapters in its encoder; they start anew, and are not needed for clicks."""
     own = ("model.loss.assignment=own", "model.decoder.kind=none", "train.epochs=1", "train.ema=0")
@@ -290,6 +301,7 @@ def test_a_released_configuration_tells_whether_there_is_a_decoder() -> None:
     check_config(released(config, model))
 
 
+@pytest.mark.slow
 def test_it_learns_segments_and_takes_prompts(phantom_data: Path, tmp_path: Path) -> None:
     """From the phantoms to a model folder that finds their structures, proposes prompts and answers them."""
     settings = ("train.iterations=30", "train.lr=0.01", "train.weight_decay=0.01", "model.source.image_widths=[16]")

@@ -145,6 +145,7 @@ def endure(engine: EngineClient, user: User, warm: int, times: int, temporary: P
     assert [path.name for path in left(temporary)[1:]] == [".owner"]
 
 
+@pytest.mark.slow
 def test_with_an_engine_that_answers_by_rule(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     temporary = place(monkeypatch, tmp_path)
     with EngineClient(command=FAKE) as engine:
@@ -152,6 +153,7 @@ def test_with_an_engine_that_answers_by_rule(monkeypatch: pytest.MonkeyPatch, tm
     assert left(temporary) == []
 
 
+@pytest.mark.slow
 def test_with_real_sessions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     temporary = place(monkeypatch, tmp_path)
     volume, _ = bright_scan((8, 20, 20), at=(slice(2, 6), slice(4, 16), slice(4, 16)))

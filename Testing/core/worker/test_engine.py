@@ -37,6 +37,7 @@ def flood(**options: object) -> EngineClient:
     return EngineClient(command=COMMAND, device="cpu", threads=1, **options)
 
 
+@pytest.mark.slow
 def test_everything_a_session_answers_arrives(temporary: Path) -> None:
     volume, block = bright_scan(affine=AFFINE)
     network, card = flood_worker.Network(), flood_worker.load_card(Path("toy"))
@@ -74,6 +75,7 @@ def test_everything_a_session_answers_arrives(temporary: Path) -> None:
     assert left(temporary) == []
 
 
+@pytest.mark.slow
 def test_boxes_masks_and_millimetres(temporary: Path) -> None:
     volume, block = bright_scan(affine=AFFINE)
     with flood() as engine:
@@ -95,6 +97,7 @@ def test_boxes_masks_and_millimetres(temporary: Path) -> None:
         assert engine.prompt(case, 5, [start, point(*IN)]).box is not None
 
 
+@pytest.mark.slow
 def test_automatic_segmentation_and_prompts(temporary: Path) -> None:
     volume, block = bright_scan(affine=AFFINE)
     predictor = Predictor.of(flood_worker.Network(), flood_worker.load_card(Path("toy")))
@@ -117,6 +120,7 @@ def test_automatic_segmentation_and_prompts(temporary: Path) -> None:
             engine.automatic(case, 99)
 
 
+@pytest.mark.slow
 def test_encoding_ahead_makes_the_first_click_free(temporary: Path) -> None:
     volume, _ = bright_scan(affine=AFFINE)
     with flood() as engine:
@@ -127,6 +131,7 @@ def test_encoding_ahead_makes_the_first_click_free(temporary: Path) -> None:
         assert engine.prompt(again, 1, [point(*IN)]).encoded == 0, "the same scan is the same slabs"
 
 
+@pytest.mark.slow
 def test_segmenting_makes_the_first_click_free(temporary: Path) -> None:
     volume, _ = bright_scan(affine=AFFINE)
     with flood() as engine:
@@ -158,6 +163,7 @@ def test_a_model_is_kept_until_its_folder_changes(monkeypatch: pytest.MonkeyPatc
     assert loaded == ["a", "b", "b"]
 
 
+@pytest.mark.slow
 def test_a_real_model_folder_through_the_real_command(temporary: Path) -> None:
     """The smallest network, untrained: its answer is noise, and the same noise on both sides of the pipe."""
     folder = save_tiny(temporary / "toy")
@@ -180,6 +186,7 @@ def test_a_real_model_folder_through_the_real_command(temporary: Path) -> None:
     assert left(temporary) == []
 
 
+@pytest.mark.slow
 def test_a_student_segments_and_refuses_clicks(temporary: Path) -> None:
     """A network without prompts: the worker stays, nothing is encoded ahead, and a click is refused in words."""
     model = replace(presets.get("swin-tiny").model, classes=2, patch=(4, 16, 16))
@@ -196,6 +203,7 @@ def test_a_student_segments_and_refuses_clicks(temporary: Path) -> None:
     assert left(temporary) == []
 
 
+@pytest.mark.slow
 def test_cancel_and_a_click_in_the_middle_of_real_encoding(temporary: Path) -> None:
     volume, _ = bright_scan()
     with EngineClient(device="cpu", threads=1) as engine:
@@ -229,6 +237,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="NOT TESTED HERE: POSIX signals and /proc")
 def test_the_client_dies_in_the_middle_of_real_encoding(temporary: Path) -> None:
     client = script(DEATH, str(save_tiny(temporary / "toy")))

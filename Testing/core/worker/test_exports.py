@@ -98,6 +98,7 @@ def test_a_dicom_seg_holds_the_segments_with_their_codes(
     assert sorted(frames(tmp_path / "s.dcm", "High")) == [33.0, 34.0]
 
 
+@pytest.mark.slow
 def test_a_dicom_seg_takes_a_grid_whose_axes_run_the_other_way(
     engine: EngineClient, series: tuple[list[str], Grid], tmp_path: Path
 ) -> None:
@@ -111,6 +112,7 @@ def test_a_dicom_seg_takes_a_grid_whose_axes_run_the_other_way(
     assert np.argwhere(pixels).tolist() == [[1, 4], [1, 5], [1, 6]]
 
 
+@pytest.mark.slow
 def test_of_several_volumes_the_one_on_the_same_grid_is_meant(engine: EngineClient, tmp_path: Path) -> None:
     for name, height in (("a", 0.0), ("b", 100.0)):
         dicom_series(tmp_path / "both", ramp(SHAPE), origin=(0.0, 0.0, height), name=name)
@@ -124,6 +126,7 @@ def test_of_several_volumes_the_one_on_the_same_grid_is_meant(engine: EngineClie
         export(engine, (files, Grid(shape=SHAPE, affine=up)), tmp_path / "t.dcm", LOW)
 
 
+@pytest.mark.slow
 def test_what_no_dicom_seg_can_hold_is_named(
     engine: EngineClient, series: tuple[list[str], Grid], tmp_path: Path
 ) -> None:
@@ -210,6 +213,7 @@ def test_a_cancelled_export_writes_nothing(series: tuple[list[str], Grid], tmp_p
     assert not (tmp_path / "s.dcm").exists()
 
 
+@pytest.mark.slow
 def test_neither_needs_torch(tmp_path: Path) -> None:
     dicom_series(tmp_path / "ct", ramp(SHAPE))
     code = """

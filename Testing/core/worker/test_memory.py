@@ -14,6 +14,7 @@ SHAPE = (300, 512, 512)
 LIMIT_KB = 4 << 20
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="NOT TESTED HERE: needs /proc")
 def test_a_click_on_a_large_scan_fits_into_four_gigabytes(mobile_sam):
     array = np.random.default_rng(0).standard_normal(SHAPE, np.float32)

@@ -179,6 +179,7 @@ def test_submit_does_not_wait_and_progress_is_told(temporary: Path) -> None:
             working.result(LONG_S)
 
 
+@pytest.mark.slow
 def test_a_click_goes_before_work_in_the_background(temporary: Path) -> None:
     with fake() as engine:
         case = engine.open(scan(), EYE, "slow")
@@ -189,6 +190,7 @@ def test_a_click_goes_before_work_in_the_background(temporary: Path) -> None:
         assert behind.result(LONG_S) == {"encoded": 3}
 
 
+@pytest.mark.slow
 def test_cancel_of_what_runs_what_waits_and_what_is_done(temporary: Path) -> None:
     with fake() as engine:
         case = engine.open(scan(), EYE, "slow")
@@ -204,6 +206,7 @@ def test_cancel_of_what_runs_what_waits_and_what_is_done(temporary: Path) -> Non
         assert last.result() == {"encoded": 3}
 
 
+@pytest.mark.slow
 def test_release_ends_work_in_the_background_on_that_case(temporary: Path) -> None:
     with fake() as engine:
         case, other = (engine.open(scan(), EYE, "slow") for _ in range(2))
@@ -248,6 +251,7 @@ def test_a_worker_that_cannot_be_started(temporary: Path, command: list[str]) ->
             engine.open(scan(), EYE, "plain")
 
 
+@pytest.mark.slow
 def test_an_error_of_hello_is_told(temporary: Path) -> None:
     with EngineClient(device="abacus") as engine, pytest.raises(InputError, match="unknown device"):
         _ = engine.hello
@@ -282,6 +286,7 @@ def test_a_killed_worker_is_started_again_and_knows_what_it_knew(temporary: Path
     assert "lost" not in names
 
 
+@pytest.mark.slow
 def test_what_was_being_done_is_done_again(temporary: Path) -> None:
     with fake() as engine:
         case = engine.open(scan(), EYE, "slow-once")
@@ -354,6 +359,7 @@ def test_a_client_gives_its_files_and_threads_back(temporary: Path) -> None:
     assert eventually(lambda: held() == before)
 
 
+@pytest.mark.slow
 def test_a_callback_that_fails_or_closes_does_no_harm(temporary: Path) -> None:
     def fail(event: dict) -> None:
         raise KeyError("in the callback")

@@ -45,6 +45,7 @@ SYNAPSE = AMOS | {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arch", "encoder", "total"),
     [
@@ -267,6 +268,7 @@ def test_thawed_sam_fails():
         audit_model(model)
 
 
+@pytest.mark.slow
 def test_a_network_whose_package_is_missing_is_left_out_with_the_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "einops", None)
     text = audit_table(["swin-tiny", "B4"])
@@ -275,6 +277,7 @@ def test_a_network_whose_package_is_missing_is_left_out_with_the_remedy(monkeypa
     assert "encoder adapters" in text
 
 
+@pytest.mark.slow
 def test_table_names_every_preset():
     text = audit_table(["core-mobile", "B4"])
     assert "93,735,472" in text

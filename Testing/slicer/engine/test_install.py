@@ -274,6 +274,7 @@ def wheel(folder: Path, name: str, version: str, requires: str = "") -> None:
         bundle.writestr(f"{stem}.dist-info/RECORD", "".join(f"{stem}.dist-info/{file},,\n" for file in files))
 
 
+@pytest.mark.slow
 def test_pip_brings_what_is_missing_and_leaves_numpy_as_it_is(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

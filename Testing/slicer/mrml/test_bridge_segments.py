@@ -105,6 +105,7 @@ def test_writing_again_goes_into_the_same_memory(segmentation: Any, grid: Any) -
     assert labelmap(segmentation, kidney) is before
 
 
+@pytest.mark.slow
 def test_memory_of_a_segment_outlives_everything_else(segmentation: Any, grid: Any) -> None:
     mask = block(2, 8, 3, 10, 4, 11)
     kidney = add(segmentation, "A", mask)

@@ -136,6 +136,7 @@ def test_a_removed_node_is_no_value_any_more(parameters: Any) -> None:
     assert parameters.volume is None
 
 
+@pytest.mark.slow
 def test_what_an_observer_raises_fails_the_test(repo: Path, tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text("from Testing.slicer.fixtures import scene, slicer_process\n")
     (tmp_path / "test_event.py").write_text(

@@ -244,6 +244,7 @@ print(json.dumps({"plain": plain, "rows": rows, "told": told, "segment": prompts
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ids", ["free", "taken"])
 def test_prompts_go_on_in_another_process_that_reads_the_scene(
     heart: Heart, tmp_path: Path, repo: Path, ids: str

@@ -78,6 +78,7 @@ def other_process(path: Path, ijk: list[int], name: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_scan_is_segmented_corrected_undone_saved_and_gone_on_with(scene: Any, scan, tmp_path: Path) -> None:
     path, reference = scan
     with Seat() as seat:
@@ -181,6 +182,7 @@ def expected(slicer_process: Any, scan, tmp_path_factory) -> dict[str, np.ndarra
         return {name: np.argwhere(mask)[:, ::-1].mean(axis=0) for name, mask in seat.voxels().items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("made", [turned, under_a_transform, from_dicom])
 def test_it_lies_on_the_same_anatomy(
     scene: Any, scan, expected: dict[str, np.ndarray], tmp_path: Path, made: Callable[[Path, Path], Any]
@@ -211,6 +213,7 @@ def test_it_lies_on_the_same_anatomy(
         assert not seat.voxels()[POSTERIOR][k, j, i]
 
 
+@pytest.mark.slow
 def test_thick_slices_give_the_same_anatomy(scene: Any, scan, expected: dict[str, np.ndarray]) -> None:
     path, reference = scan
     volume = read_volume(path)

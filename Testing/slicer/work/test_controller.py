@@ -36,6 +36,7 @@ def test_segment_puts_the_structures_into_the_scene(rig: Rig, scan: Any) -> None
     assert rig.status.can_export
 
 
+@pytest.mark.slow
 def test_the_status_follows_the_run(rig: Rig, scan: Any) -> None:
     rig.controller.choose_model("slow")
     assert (rig.status.phase, rig.status.can_segment, rig.status.can_export) == (Phase.IDLE, True, False)
@@ -48,6 +49,7 @@ def test_the_status_follows_the_run(rig: Rig, scan: Any) -> None:
     assert rig.status.progress is None
 
 
+@pytest.mark.slow
 def test_pressed_a_second_time_it_cancels(rig: Rig, scan: Any) -> None:
     rig.controller.choose_model("slow")
     assert rig.working()
@@ -128,6 +130,7 @@ def test_an_error_of_the_engine_is_reported(scene: Any) -> None:
 # -- in the background -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_is_shown_is_encoded_as_soon_as_volume_and_model_are_chosen(rig: Rig) -> None:
     rig.controller.choose_volume(rigs.volume())
     for _ in range(3):
@@ -144,6 +147,7 @@ def test_what_is_shown_is_encoded_as_soon_as_volume_and_model_are_chosen(rig: Ri
     assert rig.asked == ["open", "encode"]
 
 
+@pytest.mark.slow
 def test_it_is_encoded_again_when_volume_or_view_are_others(scene: Any, views: Any) -> None:
     from SlicerMaskSAMLib.mrml.views import Views
 
@@ -165,6 +169,7 @@ def test_the_scan_of_a_deleted_volume_is_closed(rig: Rig, scan: Any) -> None:
     assert rig.until(lambda: "release" in rig.asked)
 
 
+@pytest.mark.slow
 def test_segment_does_not_wait_for_the_background(rig: Rig, scan: Any) -> None:
     rig.controller.choose_model("slow")
     assert rig.until(lambda: "encode" in rig.asked)
@@ -185,6 +190,7 @@ def test_the_background_rests_when_the_module_is_left(rig: Rig, scan: Any) -> No
 # -- one thing at a time ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_other_work_has_to_wait(rig: Rig, scan: Any) -> None:
     found = rig.segment()
     rig.controller.choose_model("slow")
@@ -199,6 +205,7 @@ def test_other_work_has_to_wait(rig: Rig, scan: Any) -> None:
     assert rig.parameters.segmentation is found
 
 
+@pytest.mark.slow
 def test_clicks_are_not_lost_while_something_else_goes_on(rig: Rig, scan: Any, views: Any) -> None:
     view = views.slice("Red", "Axial")
     view.show(scan)

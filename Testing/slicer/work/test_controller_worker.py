@@ -60,6 +60,7 @@ def scan(real: Rig, scan_file: Path) -> Any:
     return real.choose(environment.load_volume(scan_file, CASE), MODEL)
 
 
+@pytest.mark.slow
 def test_a_real_scan_is_segmented(real: Rig, scan: Any, truth: np.ndarray) -> None:
     assert [row.name for row in real.status.structures] == list(NAMES)
     found = real.segment()
@@ -91,6 +92,7 @@ def encoded(real: Rig) -> bool:
     return real.until(lambda: "encode" in real.asked and real.status.headline == "Ready")
 
 
+@pytest.mark.slow
 def test_a_region_is_segmented_and_nothing_beyond_it(real: Rig, scan: Any, truth: np.ndarray) -> None:
     middle = bridge.ijk_to_world(scan, [np.argwhere(truth == 1).mean(axis=0)[::-1]])[0]
     real.parameters.roi = roi = real.scene.AddNewNodeByClass("vtkMRMLMarkupsROINode")
@@ -109,6 +111,7 @@ def large(real: Rig) -> Any:
     return real.choose(rigs.volume((120, 160, 120)), MODEL)
 
 
+@pytest.mark.slow
 def test_cancel_leaves_the_scene_alone_and_the_engine_ready(real: Rig, large: Any, engine: KeptEngine) -> None:
     worker = engine.hello["pid"]
     assert real.working()
@@ -119,6 +122,7 @@ def test_cancel_leaves_the_scene_alone_and_the_engine_ready(real: Rig, large: An
     assert engine.hello["pid"] == worker
 
 
+@pytest.mark.slow
 def test_a_scene_that_is_closed_leaves_the_engine_ready(
     real: Rig, large: Any, engine: KeptEngine, scan_file: Path
 ) -> None:
@@ -150,6 +154,7 @@ environment.stop()
 """
 
 
+@pytest.mark.slow
 def test_models_are_listed_without_torch_and_without_the_engine() -> None:
     program = script(WITHOUT_TORCH)
     told, _ = program.communicate(timeout=120)

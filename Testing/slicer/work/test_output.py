@@ -180,6 +180,7 @@ def test_the_table_of_a_segmentation_is_filled_anew(desk: Desk) -> None:
 # -- DICOM SEG -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_segmentation_goes_out_as_dicom_seg(desk: Desk, series: Any, tmp_path: Path) -> None:
     segmentation = desk.show(series, a=(LIVER, LOW), b=(SPLEEN, HIGH))
     bridge.add_segment(segmentation, lookup("kidney").label(4))
@@ -234,6 +235,7 @@ def test_everything_missing_for_dicom_is_in_one_message(desk: Desk, tmp_path: Pa
     assert not list(tmp_path.glob("*.dcm"))
 
 
+@pytest.mark.slow
 def test_structures_without_a_code_go_out_as_tissue_where_that_is_allowed(
     desk: Desk, series: Any, tmp_path: Path
 ) -> None:
@@ -271,6 +273,7 @@ def test_a_volume_without_its_files_is_named(desk: Desk, series: Any, tmp_path: 
         done(desk.output.export_dicom(str(tmp_path / "s.dcm")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ct_head", "ge_mr"])
 @pytest.mark.filterwarnings("ignore::UserWarning:highdicom.*")
 def test_real_series_carry_a_dicom_seg_that_dcmqi_reads(desk: Desk, shared: Path, tmp_path: Path, name: str) -> None:
@@ -382,6 +385,7 @@ def test_without_a_chosen_folder_cases_lie_with_the_users_own_data(
 # -- row 60 ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_place_of_a_kept_result_is_reported(
     desk: Desk, series: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -118,11 +118,13 @@ def check(desk: Desk, folder: Path, *names: str) -> None:
         assert np.array_equal(found[name], segmented[name]), f"{name}: {(found[name] != segmented[name]).sum()} differ"
 
 
+@pytest.mark.slow
 def test_a_file_gives_the_same_voxels(desk: Desk, scan: Path, tmp_path: Path) -> None:
     desk.choose(scan)
     check(desk, tmp_path / "out", ANTERIOR, POSTERIOR)
 
 
+@pytest.mark.slow
 def test_a_region_and_some_structures_give_the_same_voxels(desk: Desk, scan: Path, tmp_path: Path) -> None:
     volume = desk.choose(scan)
     environment.add_transform(environment.affine(angles=(20, 0, 30), origin=(3, 4, 5)), volume)
@@ -137,6 +139,7 @@ def test_a_region_and_some_structures_give_the_same_voxels(desk: Desk, scan: Pat
     assert "--step 1.0" in desk.output.command_line()
 
 
+@pytest.mark.slow
 def test_a_file_that_slicer_turns_round_gives_the_same_voxels(desk: Desk, scan: Path, tmp_path: Path) -> None:
     """Slicer reverses the slices of a left-handed file; the engine does not."""
     read = read_volume(scan)
@@ -150,6 +153,7 @@ def test_a_file_that_slicer_turns_round_gives_the_same_voxels(desk: Desk, scan: 
     check(desk, tmp_path / "out", ANTERIOR, POSTERIOR)
 
 
+@pytest.mark.slow
 def test_a_dicom_folder_gives_the_same_voxels(desk: Desk, scan: Path, tmp_path: Path) -> None:
     """Another series of the same kind lies in the same folder."""
     array = np.rint(read_volume(scan).array).astype(np.int16)

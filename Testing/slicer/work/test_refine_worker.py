@@ -139,12 +139,14 @@ def correct(desk: Desk, wanted: np.ndarray, clicks: int) -> list[dict[str, Any]]
     return prompts
 
 
+@pytest.mark.slow
 def test_the_voxels_are_the_engines_answer(desk: Desk, posterior: np.ndarray, reference: Reference) -> None:
     prompts = correct(desk, posterior, 6)
     assert np.array_equal(desk.voxels(), reference(prompts))
     assert dice(desk.voxels(), posterior) > 0.75
 
 
+@pytest.mark.slow
 def test_undo_and_redo_go_through_all_answers_exactly(desk: Desk, posterior: np.ndarray) -> None:
     desk.refinement.new_structure(POSTERIOR)
     states = [desk.voxels()]
@@ -166,6 +168,7 @@ def test_undo_and_redo_go_through_all_answers_exactly(desk: Desk, posterior: np.
     assert desk.messages == []
 
 
+@pytest.mark.slow
 def test_the_last_click_s_scope_grows_from_slice_to_slab_to_volume(desk: Desk, posterior: np.ndarray) -> None:
     desk.parameters.scope = Scope.SLICE
     desk.click(*inside(posterior))
@@ -182,6 +185,7 @@ def test_the_last_click_s_scope_grows_from_slice_to_slab_to_volume(desk: Desk, p
     assert desk.shown.worst in reached[2]
 
 
+@pytest.mark.slow
 def test_a_first_click_has_three_candidates(desk: Desk, posterior: np.ndarray, reference: Reference) -> None:
     place = inside(posterior)
     desk.click(*place)
@@ -193,6 +197,7 @@ def test_a_first_click_has_three_candidates(desk: Desk, posterior: np.ndarray, r
         assert np.array_equal(desk.voxels(), reference([prompt], multimask=True))
 
 
+@pytest.mark.slow
 def test_the_model_suggests_what_was_clicked_on(desk: Desk, posterior: np.ndarray) -> None:
     desk.click(*inside(posterior))
     assert desk.shown.suggestion == POSTERIOR
@@ -200,6 +205,7 @@ def test_the_model_suggests_what_was_clicked_on(desk: Desk, posterior: np.ndarra
     assert desk.name == POSTERIOR
 
 
+@pytest.mark.slow
 def test_a_box_in_one_slice(desk: Desk, posterior: np.ndarray, reference: Reference) -> None:
     i, j, k = inside(posterior)
     rows, columns = (np.flatnonzero(posterior[k].any(axis=axis)) for axis in (1, 0))
@@ -216,6 +222,7 @@ def test_a_box_in_one_slice(desk: Desk, posterior: np.ndarray, reference: Refere
     assert dice(shown[k], posterior[k]) > 0.7
 
 
+@pytest.mark.slow
 def test_segments_made_by_clicks_do_not_overlap(desk: Desk, scan: tuple[Path, np.ndarray]) -> None:
     anterior, posterior = scan[1] == 1, scan[1] == 2
     desk.parameters.scope = Scope.VOLUME
@@ -236,6 +243,7 @@ def test_segments_made_by_clicks_do_not_overlap(desk: Desk, scan: tuple[Path, np
     assert np.array_equal(desk.voxels(ANTERIOR), first)
 
 
+@pytest.mark.slow
 def test_automatic_prompts_find_the_structures_of_a_slice(desk: Desk, scan: tuple[Path, np.ndarray]) -> None:
     both = (scan[1] == 1).sum(axis=(1, 2)) * (scan[1] == 2).sum(axis=(1, 2))
     k = int(both.argmax())
@@ -253,6 +261,7 @@ def test_automatic_prompts_find_the_structures_of_a_slice(desk: Desk, scan: tupl
         assert dice(found[k], scan[1][k] == label) > 0.7, (name, desk.messages)
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_between_and_during_answers_changes_nothing(
     desk: Desk, posterior: np.ndarray, reference: Reference, engine: EngineClient
 ) -> None:
@@ -268,6 +277,7 @@ def test_a_worker_that_dies_between_and_during_answers_changes_nothing(
     assert np.array_equal(desk.voxels(), reference(prompts))
 
 
+@pytest.mark.slow
 def test_in_another_process_a_saved_scene_goes_on_as_here(desk: Desk, posterior: np.ndarray, tmp_path: Path) -> None:
     correct(desk, posterior, 3)
     rows = desk.rows

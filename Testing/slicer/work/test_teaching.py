@@ -179,6 +179,7 @@ def test_a_case_is_removed(desk: Desk):
 # -- teaching --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_teaching_gives_a_model_a_score_and_a_picture(balls: Callable[..., Desk], home: Path):
     desk = balls()
     result = desk.teach("my balls!")
@@ -194,6 +195,7 @@ def test_teaching_gives_a_model_a_score_and_a_picture(balls: Callable[..., Desk]
     assert desk.changes == 1
 
 
+@pytest.mark.slow
 def test_teaching_again_replaces_the_model_with_another_picture(balls: Callable[..., Desk], home: Path):
     desk = balls()
     first = desk.teach("balls")
@@ -205,6 +207,7 @@ def test_teaching_again_replaces_the_model_with_another_picture(balls: Callable[
     assert first.overlay != second.overlay
 
 
+@pytest.mark.slow
 def test_cancel_leaves_neither_a_model_nor_anything_else(balls: Callable[..., Desk], home: Path, temporary: Path):
     desk = balls(100_000)
     task = desk.begin("balls")
@@ -220,6 +223,7 @@ def test_cancel_leaves_neither_a_model_nor_anything_else(balls: Callable[..., De
     assert not list(home.glob(".*"))
 
 
+@pytest.mark.slow
 def test_cases_with_problems_are_reported_as_by_the_command(balls: Callable[..., Desk], home: Path):
     desk = balls()
     for name in ("case_000", "case_002"):
