@@ -438,7 +438,7 @@ def test_another_teacher_or_share_does_not_resume(distilled, phantom_data, strai
     assert train.main(words(phantom_data, distilled, teacher, "--resume", settings=("train.seg_share=0.8",))) == 2
     assert "0.8 is asked for, but the run was started with 0.5" in capsys.readouterr().err
     assert train.main(words(phantom_data, distilled, distilled / "model", "--resume")) == 2
-    assert "train.teacher" in capsys.readouterr().err
+    assert "another teacher" in capsys.readouterr().err
 
 
 @pytest.mark.slow
