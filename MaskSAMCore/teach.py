@@ -161,18 +161,18 @@ class TeachCommand:
             training.choose_precision()
             training.encode()
             window_s = training.seconds_per_window()
-            exam = hold_out.plan_hold_out(
+            held_out = hold_out.plan_hold_out(
                 prepared, config, split.val, window_s=window_s, most_s=EVALUATION_SHARE * self.clock.seconds
             )
-            training.learn(reserve=SLACK * exam.seconds + ENDING_S)
-            self.progress(0, 0, "judging")
+            training.learn(reserve=SLACK * held_out.seconds + ENDING_S)
+            self.progress(0, 0, "evaluating")
             model = self._save(folder / name, training, prepared, config, split, base)
             verdict = hold_out.evaluate_hold_out(
                 Predictor(model, device=self.options.device),
                 raw,
                 prepared,
-                exam,
-                enough=lambda: self.clock.left < ENDING_S + exam.seconds / len(exam.cases),
+                held_out,
+                enough=lambda: self.clock.left < ENDING_S + held_out.seconds / len(held_out.cases),
                 progress=self.progress,
                 cancel=self.cancel,
             )

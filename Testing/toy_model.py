@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from MaskSAMCore.config.schema import BackboneConfig, Config, ModelConfig
+from MaskSAMCore.config.network_schema import BackboneConfig, ModelConfig
+from MaskSAMCore.config.schema import Config
 from MaskSAMCore.config.serialize import to_dict
 from MaskSAMCore.labels import PALETTE, Label, LabelTable
 from MaskSAMCore.preprocessing.plan import ChannelStats, Plan

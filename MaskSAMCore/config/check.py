@@ -5,7 +5,8 @@ Rules for the sources of prompts are in `network.sources`.
 
 from __future__ import annotations
 
-from MaskSAMCore.config.schema import TOKEN_STRIDE, Config, ModelConfig
+from MaskSAMCore.config.network_schema import TOKEN_STRIDE, ModelConfig
+from MaskSAMCore.config.schema import Config
 from MaskSAMCore.errors import InputError
 
 CANVAS = 1024

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from MaskSAMCore.config.schema import ModelConfig
+from MaskSAMCore.config.network_schema import ModelConfig
 
 ENCODERS = {
     "vit_b": "SAM ViT-B",

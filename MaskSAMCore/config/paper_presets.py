@@ -6,12 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
-from MaskSAMCore.config.schema import (
+from MaskSAMCore.config.network_schema import (
     BackboneConfig,
     ConditionConfig,
     Conditioning,
-    Config,
-    DataConfig,
     DecoderConfig,
     DepthBranchKind,
     DepthConfig,
@@ -19,13 +17,11 @@ from MaskSAMCore.config.schema import (
     ImageAdapterConfig,
     LossConfig,
     ModelConfig,
-    Preset,
     SourceConfig,
     StemConfig,
     TokenAdapterConfig,
-    TrainConfig,
-    TrainMode,
 )
+from MaskSAMCore.config.schema import Config, DataConfig, Preset, TrainConfig, TrainMode
 
 AUTOSAM_BENCHMARK = {14: "BTCV Dice", 16: "AMOS22 Dice"}
 # Voxels of 1.0 x 1.0 x 1.5 mm, windows of CT, and half of the patches with a structure (model.md §12.1, §12.3).

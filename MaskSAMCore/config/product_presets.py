@@ -5,23 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from MaskSAMCore.config.paper_presets import autosam_training, swin_unetr
-from MaskSAMCore.config.schema import (
+from MaskSAMCore.config.network_schema import (
     BackboneConfig,
     ConditionConfig,
-    Config,
-    DataConfig,
     DecoderConfig,
     DepthConfig,
     EncoderAdapterConfig,
     LossConfig,
     ModelConfig,
-    Preset,
     SourceConfig,
     StemConfig,
     TokenAdapterConfig,
-    TrainConfig,
 )
+from MaskSAMCore.config.paper_presets import autosam_training, swin_unetr
+from MaskSAMCore.config.schema import Config, DataConfig, Preset, TrainConfig
 
 FITTED = DataConfig(fit_patch=True, slices="auto")
 GENERATOR_EPOCHS, PROMPT_EPOCHS = 44, 16

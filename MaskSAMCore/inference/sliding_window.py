@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from MaskSAMCore.config.schema import ModelConfig
+from MaskSAMCore.config.network_schema import ModelConfig
 from MaskSAMCore.device import autocast_dtype
 from MaskSAMCore.errors import InputError
 from MaskSAMCore.inference.memory import CPU, GPU_FULL, Fallback, MemoryLadder, clear, spill, to_cpu

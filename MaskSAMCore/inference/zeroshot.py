@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from MaskSAMCore.config.schema import (
+from MaskSAMCore.config.network_schema import (
     BackboneConfig,
     DecoderConfig,
     DepthConfig,

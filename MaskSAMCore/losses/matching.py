@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from MaskSAMCore.config.schema import LossConfig
+from MaskSAMCore.config.network_schema import LossConfig
 from MaskSAMCore.network.boxes import giou, hard_box
 from MaskSAMCore.network.types import QueryOutputs
 

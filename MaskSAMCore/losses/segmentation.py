@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from MaskSAMCore.config.schema import LossConfig
+from MaskSAMCore.config.network_schema import LossConfig
 from MaskSAMCore.losses.matching import SliceTargets, slice_targets
 from MaskSAMCore.network.types import QueryOutputs
 

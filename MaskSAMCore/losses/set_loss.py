@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from MaskSAMCore.config.schema import LossConfig, ModelConfig
+from MaskSAMCore.config.network_schema import LossConfig, ModelConfig
 from MaskSAMCore.losses.matching import ALL_PIXELS, Assignment, SliceTargets, assign_by_class, match, slice_targets
 from MaskSAMCore.losses.segmentation import SegmentationLoss, segmentation_loss
 from MaskSAMCore.network.boxes import giou

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from MaskSAMCore.config.schema import AdapterKind, ConditionConfig, Conditioning, DepthBranchKind, DepthPosition
+from MaskSAMCore.config.network_schema import AdapterKind, ConditionConfig, Conditioning, DepthBranchKind, DepthPosition
 from MaskSAMCore.errors import InputError
 from MaskSAMCore.network.convolution import zero_init
 

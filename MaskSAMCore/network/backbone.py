@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from MaskSAMCore.config.schema import TOKEN_STRIDE, ModelConfig
+from MaskSAMCore.config.network_schema import TOKEN_STRIDE, ModelConfig
 from MaskSAMCore.network.attention import from_windows, to_windows, vit_attention, vit_depth_attention
 from MaskSAMCore.network.encoder import CANVAS, NECK_CHANNELS, AdaptedEncoder
 from MaskSAMCore.network.mobile import MobileEncoder

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from MaskSAMCore.config.check import check_model
-from MaskSAMCore.config.schema import ModelConfig
+from MaskSAMCore.config.network_schema import ModelConfig
 from MaskSAMCore.network.masksam import MaskSAM
 from MaskSAMCore.network.segmenter import Segmenter
 from MaskSAMCore.network.sources import Family, check_source, family_of

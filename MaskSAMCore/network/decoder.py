@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from MaskSAMCore.config.schema import ModelConfig
+from MaskSAMCore.config.network_schema import ModelConfig
 from MaskSAMCore.errors import ModelError
 from MaskSAMCore.network.adapters import Adapter, ConditionedAdapter, core_of
 from MaskSAMCore.network.attention import attend

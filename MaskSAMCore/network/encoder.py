@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from MaskSAMCore.config.schema import TOKEN_STRIDE, ModelConfig
+from MaskSAMCore.config.network_schema import TOKEN_STRIDE, ModelConfig
 from MaskSAMCore.errors import ModelError
 from MaskSAMCore.network.adapters import Adapter, DepthBranch, core_of
 from MaskSAMCore.network.types import Features, Level

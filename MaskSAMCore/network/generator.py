@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from MaskSAMCore.config.schema import ModelConfig
+from MaskSAMCore.config.network_schema import ModelConfig
 from MaskSAMCore.errors import InputError
 from MaskSAMCore.network.boxes import fuse_boxes, mask_to_box
 from MaskSAMCore.network.convolution import Conv3d

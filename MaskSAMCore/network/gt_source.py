@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from MaskSAMCore.config.schema import ModelConfig
+from MaskSAMCore.config.network_schema import ModelConfig
 from MaskSAMCore.errors import ModelError
 from MaskSAMCore.network.boxes import hard_box
 from MaskSAMCore.network.prompt_source import PromptSource, Proposal

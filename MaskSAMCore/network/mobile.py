@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor, channels_last, nn
 
-from MaskSAMCore.config.schema import ModelConfig
+from MaskSAMCore.config.network_schema import ModelConfig
 from MaskSAMCore.network.attention import from_windows, tiny_attention, tiny_depth_attention, to_windows
 from MaskSAMCore.network.encoder import NECK_CHANNELS, AdaptedEncoder
 from MaskSAMCore.network.types import Features, Level, fold, unfold

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from MaskSAMCore.config.schema import MASK_STRIDE, TOKEN_STRIDE, ModelConfig
+from MaskSAMCore.config.network_schema import MASK_STRIDE, TOKEN_STRIDE, ModelConfig
 from MaskSAMCore.errors import PromptError
 from MaskSAMCore.network.types import PromptBatch, PromptTokens
 

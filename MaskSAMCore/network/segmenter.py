@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from MaskSAMCore.config.schema import ModelConfig
+from MaskSAMCore.config.network_schema import ModelConfig
 from MaskSAMCore.errors import ModelError
 from MaskSAMCore.network.types import Features, PromptBatch, Prompted, QueryOutputs, Slab
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from MaskSAMCore.config.schema import ModelConfig
+from MaskSAMCore.config.network_schema import ModelConfig
 from MaskSAMCore.errors import InputError
 from MaskSAMCore.network.class_source import ClassGenerator
 from MaskSAMCore.network.generator import QueryGenerator

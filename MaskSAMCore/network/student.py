@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from MaskSAMCore.config.schema import ModelConfig
+from MaskSAMCore.config.network_schema import ModelConfig
 from MaskSAMCore.errors import optional_package
 from MaskSAMCore.network.segmenter import DirectSegmenter
 

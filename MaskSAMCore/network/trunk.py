@@ -14,7 +14,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
-from MaskSAMCore.config.schema import TOKEN_STRIDE, ModelConfig
+from MaskSAMCore.config.network_schema import TOKEN_STRIDE, ModelConfig
 from MaskSAMCore.errors import ModelError
 from MaskSAMCore.network.convolution import Conv3d
 from MaskSAMCore.network.types import Features, Level

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from MaskSAMCore.config.schema import TOKEN_STRIDE, ModelConfig
+from MaskSAMCore.config.network_schema import TOKEN_STRIDE, ModelConfig
 from MaskSAMCore.errors import ModelError
 from MaskSAMCore.network.adapters import Adapter
 from MaskSAMCore.network.attention import Resize, attend, relative_rows

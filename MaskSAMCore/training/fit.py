@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from MaskSAMCore.config.schema import TOKEN_STRIDE, Config, ModelConfig
+from MaskSAMCore.config.network_schema import TOKEN_STRIDE, ModelConfig
+from MaskSAMCore.config.schema import Config
 from MaskSAMCore.config.settings import FITTED, OF_THE_DATA, Overruled, check_kept
 from MaskSAMCore.data.dataset import PreparedDataset
 from MaskSAMCore.preprocessing.plan import Shape, Triple, fit_patch

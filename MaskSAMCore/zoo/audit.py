@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from MaskSAMCore.config import presets
-from MaskSAMCore.config.schema import BackboneConfig, ModelConfig, StemConfig
+from MaskSAMCore.config.network_schema import BackboneConfig, ModelConfig, StemConfig
 from MaskSAMCore.errors import ModelError, PackageError
 from MaskSAMCore.network.build import FROZEN, build_model
 from MaskSAMCore.network.segmenter import Segmenter

@@ -16,8 +16,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from MaskSAMCore.config.network_schema import ModelConfig
 from MaskSAMCore.config.resources import resource
-from MaskSAMCore.config.schema import ModelConfig
 from MaskSAMCore.config.serialize import to_dict
 from MaskSAMCore.network.build import build_model
 from MaskSAMCore.network.masksam import MaskSAM

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from MaskSAMCore.config import presets
-from MaskSAMCore.config.schema import ModelConfig
+from MaskSAMCore.config.network_schema import ModelConfig
 from MaskSAMCore.device import trains_in_bf16
 from MaskSAMCore.errors import ModelError
 from MaskSAMCore.losses.set_loss import SetLoss, build_loss

@@ -9,17 +9,16 @@ import pytest
 
 from MaskSAMCore.config import presets
 from MaskSAMCore.config.check import check_config
-from MaskSAMCore.config.schema import (
+from MaskSAMCore.config.network_schema import (
     BackboneConfig,
-    Config,
     DecoderConfig,
     EncoderAdapterConfig,
     LossConfig,
     ModelConfig,
     SourceConfig,
     StemConfig,
-    TrainConfig,
 )
+from MaskSAMCore.config.schema import Config, TrainConfig
 from MaskSAMCore.config.serialize import from_dict, override, to_dict
 from MaskSAMCore.errors import InputError
 from MaskSAMCore.network.build import check_network

@@ -8,7 +8,7 @@ import pytest
 
 from MaskSAMCore.config import presets
 from MaskSAMCore.config.describe import network_description
-from MaskSAMCore.config.schema import EncoderAdapterConfig
+from MaskSAMCore.config.network_schema import EncoderAdapterConfig
 
 
 @pytest.mark.parametrize(

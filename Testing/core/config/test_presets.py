@@ -13,7 +13,7 @@ import torch
 from MaskSAMCore import train
 from MaskSAMCore.config import presets
 from MaskSAMCore.config.check import check_config
-from MaskSAMCore.config.schema import ModelConfig
+from MaskSAMCore.config.network_schema import ModelConfig
 from MaskSAMCore.config.serialize import from_dict, leaf_keys, to_dict, value_at
 from MaskSAMCore.errors import InputError
 from MaskSAMCore.losses.set_loss import build_loss

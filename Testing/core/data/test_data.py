@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from MaskSAMCore.config.schema import Config, DataConfig, ModelConfig, TrainConfig
+from MaskSAMCore.config.network_schema import ModelConfig
+from MaskSAMCore.config.schema import Config, DataConfig, TrainConfig
 from MaskSAMCore.data.build import prepare
 from MaskSAMCore.data.dataset import PreparedDataset, is_prepared
 from MaskSAMCore.data.raw import patient_of, read_case, read_dataset

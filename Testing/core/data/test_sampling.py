@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from MaskSAMCore.config.schema import AugmentConfig, Config, DataConfig, ModelConfig, TrainConfig
+from MaskSAMCore.config.network_schema import ModelConfig
+from MaskSAMCore.config.schema import AugmentConfig, Config, DataConfig, TrainConfig
 from MaskSAMCore.data.build import prepare
 from MaskSAMCore.data.dataset import PreparedDataset
 from MaskSAMCore.data.sampling import PatchSampler, place_patch

@@ -10,7 +10,8 @@ from PIL import Image
 
 from MaskSAMCore import outputs
 from MaskSAMCore.config import presets
-from MaskSAMCore.config.schema import Config, DataConfig, ModelConfig
+from MaskSAMCore.config.network_schema import ModelConfig
+from MaskSAMCore.config.schema import Config, DataConfig
 from MaskSAMCore.config.serialize import override
 from MaskSAMCore.data.build import prepare
 from MaskSAMCore.data.raw import read_case, read_dataset

@@ -13,7 +13,8 @@ import torch
 from MaskSAMCore import evaluate, segment, train
 from MaskSAMCore.config import paper_presets, presets, product_presets
 from MaskSAMCore.config.check import check_config
-from MaskSAMCore.config.schema import Config, ModelConfig, TrainConfig
+from MaskSAMCore.config.network_schema import ModelConfig
+from MaskSAMCore.config.schema import Config, TrainConfig
 from MaskSAMCore.errors import InputError, ModelError
 from MaskSAMCore.inference.predictor import Predictor
 from MaskSAMCore.inference.prompts import Prompt

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from MaskSAMCore.config.schema import LossConfig
+from MaskSAMCore.config.network_schema import LossConfig
 from MaskSAMCore.losses.matching import Assignment, match, pairwise_cost, slice_targets
 from MaskSAMCore.network.types import QueryOutputs
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from MaskSAMCore.config.schema import LossConfig
+from MaskSAMCore.config.network_schema import LossConfig
 from MaskSAMCore.losses.segmentation import SMOOTH, SegmentationLoss, stage_weights
 from MaskSAMCore.network.types import QueryOutputs
 

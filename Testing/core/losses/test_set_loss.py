@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from MaskSAMCore.config.schema import LossConfig, ModelConfig
+from MaskSAMCore.config.network_schema import LossConfig, ModelConfig
 from MaskSAMCore.losses.set_loss import BinaryLoss, SetLoss, binary_loss, build_loss, dice_loss, mask_terms
 from MaskSAMCore.network.types import QueryOutputs
 

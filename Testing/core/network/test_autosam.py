@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from MaskSAMCore import segment, train
 from MaskSAMCore.config import presets
-from MaskSAMCore.config.schema import ModelConfig
+from MaskSAMCore.config.network_schema import ModelConfig
 from MaskSAMCore.errors import InputError, ModelError
 from MaskSAMCore.io.images import read_labels, read_volume
 from MaskSAMCore.network.attention import relative_rows

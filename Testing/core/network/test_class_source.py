@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from MaskSAMCore.config import presets
-from MaskSAMCore.config.schema import ModelConfig
+from MaskSAMCore.config.network_schema import ModelConfig
 from MaskSAMCore.network import distance
 from MaskSAMCore.network.build import build_model
 from MaskSAMCore.network.class_source import ClassGenerator, one_versus_rest

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from MaskSAMCore.config import presets
-from MaskSAMCore.config.schema import ConditionConfig
+from MaskSAMCore.config.network_schema import ConditionConfig
 from MaskSAMCore.network.adapters import ConditionedAdapter
 from MaskSAMCore.network.build import build_model
 from MaskSAMCore.network.masksam import MaskSAM

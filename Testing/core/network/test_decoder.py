@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from MaskSAMCore.config.schema import (
+from MaskSAMCore.config.network_schema import (
     BackboneConfig,
     DecoderConfig,
     DepthConfig,

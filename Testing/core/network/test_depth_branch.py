@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from MaskSAMCore.config.schema import BackboneConfig, DepthConfig, EncoderAdapterConfig, ModelConfig, StemConfig
+from MaskSAMCore.config.network_schema import BackboneConfig, DepthConfig, EncoderAdapterConfig, ModelConfig, StemConfig
 from MaskSAMCore.network.attention import tiny_depth_attention, vit_depth_attention
 from MaskSAMCore.network.backbone import build_encoder
 from MaskSAMCore.network.encoder import AdaptedEncoder

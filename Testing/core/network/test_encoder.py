@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from MaskSAMCore.config import presets
-from MaskSAMCore.config.schema import BackboneConfig, DepthConfig, EncoderAdapterConfig, ModelConfig, StemConfig
+from MaskSAMCore.config.network_schema import BackboneConfig, DepthConfig, EncoderAdapterConfig, ModelConfig, StemConfig
 from MaskSAMCore.errors import ModelError
 from MaskSAMCore.network.backbone import ViTEncoder, build_encoder
 from MaskSAMCore.network.encoder import AdaptedEncoder

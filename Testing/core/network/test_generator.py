@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from MaskSAMCore.config import presets
-from MaskSAMCore.config.schema import BackboneConfig, ModelConfig, SourceConfig, StemConfig
+from MaskSAMCore.config.network_schema import BackboneConfig, ModelConfig, SourceConfig, StemConfig
 from MaskSAMCore.errors import ModelError
 from MaskSAMCore.network.generator import QueryGenerator, pool_stages, resize
 from MaskSAMCore.network.trunk import ConvBlock, Up

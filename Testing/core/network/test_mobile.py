@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from MaskSAMCore.config.schema import BackboneConfig, EncoderAdapterConfig, ModelConfig, StemConfig
+from MaskSAMCore.config.network_schema import BackboneConfig, EncoderAdapterConfig, ModelConfig, StemConfig
 from MaskSAMCore.network.mobile import MobileEncoder, map_mobile_keys
 from MaskSAMCore.network.types import fold
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from MaskSAMCore.config.schema import BackboneConfig, ModelConfig
+from MaskSAMCore.config.network_schema import BackboneConfig, ModelConfig
 from MaskSAMCore.errors import PromptError
 from MaskSAMCore.network.prompts import PromptTokenizer
 from MaskSAMCore.network.types import PromptBatch

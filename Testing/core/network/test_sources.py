@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from MaskSAMCore.config import presets
-from MaskSAMCore.config.schema import DecoderConfig, LossConfig, ModelConfig, SourceConfig
+from MaskSAMCore.config.network_schema import DecoderConfig, LossConfig, ModelConfig, SourceConfig
 from MaskSAMCore.errors import InputError
 from MaskSAMCore.losses.set_loss import build_loss
 from MaskSAMCore.network.build import build_model, check_network

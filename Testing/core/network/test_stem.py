@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from MaskSAMCore.config.schema import ModelConfig, StemConfig
+from MaskSAMCore.config.network_schema import ModelConfig, StemConfig
 from MaskSAMCore.network.stem import ModalityStem
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from MaskSAMCore.config.check import check_model
-from MaskSAMCore.config.schema import Config, DataConfig, ModelConfig
+from MaskSAMCore.config.network_schema import ModelConfig
+from MaskSAMCore.config.schema import Config, DataConfig
 from MaskSAMCore.config.serialize import from_dict, to_dict
 from MaskSAMCore.errors import GeometryError, InputError
 from MaskSAMCore.labels import Label, LabelTable

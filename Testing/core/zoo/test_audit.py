@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from MaskSAMCore.config import presets
-from MaskSAMCore.config.schema import BackboneConfig, ModelConfig
+from MaskSAMCore.config.network_schema import BackboneConfig, ModelConfig
 from MaskSAMCore.errors import ModelError
 from MaskSAMCore.network.build import build_model
 from MaskSAMCore.zoo.audit import audit_config, audit_model, audit_table

@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from MaskSAMCore.config import presets
-from MaskSAMCore.config.schema import BackboneConfig, LossConfig, ModelConfig
+from MaskSAMCore.config.network_schema import BackboneConfig, LossConfig, ModelConfig
 from MaskSAMCore.network.build import build_model
 from MaskSAMCore.zoo import cost
 
