@@ -104,8 +104,8 @@ BASES: dict[str, BaseWeights] = {
 def home(kind: str) -> Path:
     """The user's folder for `kind`: "cache" (base weights) or "data" (trained models).
 
-    The environment variable MASKSAM_HOME replaces both. The folders are those of platformdirs, which cannot be used
-    here: the module in 3D Slicer asks for them before any package may be installed.
+    The environment variable MASKSAM_HOME replaces both. platformdirs is not used: the module in 3D Slicer needs these
+    folders before any package may be installed.
     """
     if chosen := os.environ.get("MASKSAM_HOME"):
         return Path(chosen).expanduser()
