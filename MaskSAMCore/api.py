@@ -386,7 +386,10 @@ def _volume(scan: Scan) -> Volume:
 def _rois(roi: Any) -> list[Roi]:
     if roi is None:
         return []
-    boxes = np.atleast_2d(np.asarray(roi, dtype=np.float64))
+    try:
+        boxes = np.atleast_2d(np.asarray(roi, dtype=np.float64))
+    except (TypeError, ValueError):
+        boxes = np.empty((0, 0))
     if boxes.ndim != 2 or boxes.shape[1] != 6:
         raise InputError(
             "a region is six numbers", where="roi", why=f"found {roi!r}", remedy="Give (R, A, S, dR, dA, dS) in mm."
@@ -395,7 +398,10 @@ def _rois(roi: Any) -> list[Roi]:
 
 
 def _position(values: Sequence[float]) -> tuple[float, float, float]:
-    numbers = tuple(float(v) for v in values)
+    try:
+        numbers = tuple(float(v) for v in values)
+    except (TypeError, ValueError):
+        numbers = ()
     if len(numbers) != 3:
         raise PromptError("a position is three numbers (i, j, k)", why=f"found {values!r}")
     return numbers

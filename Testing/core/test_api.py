@@ -205,8 +205,9 @@ def test_structures_and_regions_can_be_chosen(model: masksam.Model, result: mask
     corner = result.affine @ (0, 0, 0, 1)
     box = (*corner[:3], 20, 20, 20)
     assert not model.segment(scan, roi=box).labels[15:].any()
-    with pytest.raises(InputError, match="six numbers"):
-        model.segment(scan, roi=(1, 2, 3))
+    for wrong in ((1, 2, 3), "here", [(1, 2, 3, 4, 5, 6), (1, 2)]):
+        with pytest.raises(InputError, match="six numbers"):
+            model.segment(scan, roi=wrong)
     with pytest.raises(InputError, match="no such structure"):
         model.segment(scan, structures=["liver"])
 
@@ -245,8 +246,9 @@ def test_a_prompt_that_is_refused_changes_nothing(model: masksam.Model, scan: Pa
     for wrong in ((999, 0, 0), (-3, 0, 0)):
         with pytest.raises(PromptError, match="outside"):
             session.click(wrong)
-    with pytest.raises(PromptError, match="three numbers"):
-        session.click((1, 2))
+    for wrong in ((1, 2), "abc", 5, (None, 1, 2)):
+        with pytest.raises(PromptError, match="three numbers"):
+            session.click(wrong)
     assert (session.mask() == mask).all()
     session.undo()
     with pytest.raises(PromptError, match="nothing to undo"):
