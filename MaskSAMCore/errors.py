@@ -96,7 +96,7 @@ def optional_package(extra: str, *, what: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        remedy = f'Run `pip install "masksam[{extra}]"`, or `pip install ".[{extra}]"` in a checkout.'
+        remedy = f'Run `pip install ".[{extra}]"` in the clone of the repository.'
         raise PackageError(f"{what} needs a package that is not installed", why=str(error), remedy=remedy) from error
 
 

@@ -28,7 +28,7 @@ takes files called CASE_0000, CASE_0001, ... together, or one file per channel i
 OUT without a suffix is a folder. It receives CASE.nii.gz, CASE.seg.nrrd, CASE.csv (table of volumes) and CASE.png
 (picture) for every case; a case that has all of its files is skipped. --formats replaces the first two:
 nii (.nii.gz), seg.nrrd, nrrd, mha, dcm (DICOM SEG, CASE.dcm), rtstruct (CASE.rtstruct.dcm). The DICOM formats need
-a DICOM folder as SCAN; rtstruct needs the extra: pip install "masksam[rtstruct]"
+a DICOM folder as SCAN; rtstruct needs the extra: pip install ".[rtstruct]" in the clone
 
 --save-probabilities writes CASE.probabilities.npz: `probabilities` (class, k, j, i) float16 on the grid of the scan,
 with the background first, and `classes`, `labels` and `affine` (RAS mm) that belong to it."""

@@ -359,7 +359,7 @@ def test_formats_of_a_single_file_are_refused(model, scan, tmp_path, capsys):
 def test_without_rt_utils_an_rtstruct_is_refused_with_the_way_to_get_it(liver, ct, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "rt_utils", None)
     assert run(ct, "-m", "toy", "-o", tmp_path / "out", "--formats", "rtstruct") == 2
-    assert 'pip install "masksam[rtstruct]"' in capsys.readouterr().err
+    assert 'pip install ".[rtstruct]"' in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

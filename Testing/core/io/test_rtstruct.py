@@ -245,5 +245,5 @@ def test_without_the_package_the_remedy_is_named(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(builtins, "__import__", without)
     grid = Grid(shape=(1, 1, 1), affine=np.eye(4))
-    with pytest.raises(PackageError, match=r'pip install "masksam\[rtstruct\]"'):
+    with pytest.raises(PackageError, match=r'pip install ".\[rtstruct\]"'):
         write_rtstruct(LabelMap(array=np.ones((1, 1, 1), np.uint8), grid=grid), tmp_path, tmp_path / "r.dcm")

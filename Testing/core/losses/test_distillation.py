@@ -160,7 +160,7 @@ def test_the_patch_follows_the_data():
 @pytest.mark.parametrize("missing", ["einops", "monai.networks.nets.swin_unetr"])
 def test_without_monai_the_remedy_is_said(monkeypatch, missing):
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(ModelError, match=r"pip install \"masksam\[distill\]\""):
+    with pytest.raises(ModelError, match=r"pip install \".\[distill\]\""):
         build_model(student())
 
 

@@ -273,7 +273,7 @@ def test_a_network_whose_package_is_missing_is_left_out_with_the_remedy(monkeypa
     monkeypatch.setitem(sys.modules, "einops", None)
     text = audit_table(["swin-tiny", "B4"])
     assert "not counted" in text
-    assert 'pip install "masksam[distill]"' in text
+    assert 'pip install ".[distill]"' in text
     assert "encoder adapters" in text
 
 
