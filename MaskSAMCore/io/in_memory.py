@@ -6,6 +6,7 @@ Arrays of the outside are (I, J, K), as nibabel indexes them, with channels last
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,9 @@ import numpy as np
 from MaskSAMCore.errors import InputError
 from MaskSAMCore.io.formats import grid_of
 from MaskSAMCore.io.images import finish_volume, image_of, stack_channels
+from MaskSAMCore.io.nifti import header_grid
 from MaskSAMCore.volume import Grid, LabelMap, Volume
 
-_MILLIMETRES = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
 _log = logging.getLogger(__name__)
 
 
@@ -75,11 +76,18 @@ def to_sitk(labels: LabelMap) -> Any:
 
 
 def _from_nibabel(image: Any, resample: bool) -> Volume:
-    affine = np.array(image.affine, dtype=np.float64)
-    units = getattr(image.header, "get_xyzt_units", lambda: ("unknown", "unknown"))()[0]
-    affine[:3] *= _MILLIMETRES[units]
-    file = getattr(image, "get_filename", lambda: None)()
-    return _from_array(np.asanyarray(image.dataobj), affine, file or "", resample)
+    file = getattr(image, "get_filename", lambda: None)() or ""
+    array = np.asanyarray(image.dataobj)
+    if (
+        array.ndim in (3, 4)
+        and hasattr(image.header, "get_xyzt_units")
+        and image.header["magic"].item()[:3] in (b"n+1", b"n+2")
+    ):
+        # nibabel prefers the sform, whose voxel sizes may be wrong where pixdim is right; files are read by one rule.
+        i, j, k = array.shape[:3]
+        grid, warnings = header_grid(image.header.binaryblock, (k, j, i))
+        return _finished(array.T if array.ndim == 3 else array.transpose(3, 2, 1, 0), grid, file, resample, warnings)
+    return _from_array(array, np.array(image.affine, dtype=np.float64), file, resample)
 
 
 def _from_sitk(image: Any, resample: bool) -> Volume:
@@ -104,12 +112,12 @@ def _from_array(array: np.ndarray, affine: np.ndarray, source: str, resample: bo
     return _finished(channels, Grid(shape=(k, j, i), affine=affine), source, resample)
 
 
-def _finished(array: np.ndarray, grid: Grid, source: str, resample: bool) -> Volume:
+def _finished(array: np.ndarray, grid: Grid, source: str, resample: bool, warnings: Sequence[str] = ()) -> Volume:
     """The volume of an array (K, J, I) or (C, K, J, I), checked like one from a file."""
     if not (np.issubdtype(array.dtype, np.number) or array.dtype == bool) or np.iscomplexobj(array):
         raise InputError("voxels must be real numbers", where=source, why=f"their type is {array.dtype}")
     channels = [np.array(c, dtype=np.float32, order="C") for c in (array if array.ndim == 4 else array[None])]
-    volume = stack_channels([finish_volume(c, grid, source, [], resample) for c in channels])
+    volume = stack_channels([finish_volume(c, grid, source, warnings, resample) for c in channels])
     for warning in volume.warnings:
         _log.warning("%s: %s", source or "the scan", warning)
     return volume

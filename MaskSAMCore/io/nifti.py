@@ -182,6 +182,22 @@ def _geometry(f: dict[str, np.ndarray], shape: tuple[int, int, int], path: Path)
     return Grid(shape=shape, affine=affine), warnings
 
 
+def header_grid(head: bytes, shape: tuple[int, int, int]) -> tuple[Grid, list[str]]:
+    """The lattice that a header in memory describes, by the same rules as a file's, and warnings.
+
+    Args:
+        head: The bytes of the header.
+        shape: (K, J, I) of the voxels.
+
+    Raises:
+        InputError: It is no header of a single-file NIfTI.
+        GeometryError: The spacing is zero or NaN, or the affine NaN.
+    """
+    path = Path("the header")
+    fields, _ = _fields(head, path)
+    return _geometry(fields, shape, path)
+
+
 def _check_size(path: Path, offset: int, nbytes: int) -> None:
     """Raise InputError if the header implies more voxels than the file can contain."""
     size = path.stat().st_size

@@ -174,6 +174,22 @@ def test_the_units_of_an_image_in_memory_are_converted_to_millimetres(unit: str,
 
 
 @pytest.mark.slow
+def test_a_nifti_in_memory_lies_where_its_file_lies_though_the_sform_is_wrong(shared: Path) -> None:
+    path = shared / "data" / "acdc" / "patient091" / "patient091_frame01.nii.gz"
+    image = nibabel.load(path)
+    assert nibabel.affines.voxel_sizes(image.affine).tolist() == [1, 1, 1], "what this file says in its sform"
+    volume, file = volume_of(image), masksam.read_volume(path)
+    assert np.allclose(volume.grid.affine, file.grid.affine)
+    assert "pixdim is used" in " ".join(volume.warnings)
+
+
+def test_an_image_made_in_memory_lies_where_its_affine_says() -> None:
+    affine = np.array([[0, -2.0, 0, 5], [1.5, 0, 0, -7], [0, 0, 3.0, 11], [0, 0, 0, 1]])
+    for kind in (nibabel.Nifti1Image, nibabel.Nifti2Image, nibabel.Spm99AnalyzeImage):
+        given = kind(np.ones((2, 3, 4), np.float32), affine)
+        assert np.allclose(volume_of(given).grid.affine, given.affine, atol=1e-4), kind
+
+
 def test_results_are_saved_and_given_as_other_libraries_have_them(
     result: masksam.Segmentation, scan: Path, tmp_path: Path
 ) -> None:
