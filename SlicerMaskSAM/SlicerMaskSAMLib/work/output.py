@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import vtk
 
 import MaskSAMCore
 from MaskSAMCore.errors import InputError
+from MaskSAMCore.label_statistics import Intensities, StructureSums
 from MaskSAMCore.labels import Code, Label
 from MaskSAMCore.terminology import has_codes, lookup
 from MaskSAMCore.worker.results import Exported, SavedCase
@@ -32,7 +34,12 @@ from SlicerMaskSAMLib.work.segment_request import SegmentRequest, segment_ids
 
 TABLE_OF = "MaskSAM.segmentation"
 """Role of the node reference from a volumes table to its segmentation."""
-NUMBERS = ("Volume [mL]", "Centroid R [mm]", "Centroid A [mm]", "Centroid S [mm]")
+NUMBERS = (
+    *("Volume [mL]", "Mean", "SD", "Minimum", "Maximum"),
+    *("Centroid R [mm]", "Centroid A [mm]", "Centroid S [mm]"),
+)
+NOT_KNOWN = math.nan
+"""In the table where an empty segment has no value."""
 VOXELS_PER_STEP = 4_000_000
 """Voxels read before control returns to the GUI."""
 COMPARED_STEP = 4
@@ -91,28 +98,24 @@ class Output:
     # -- the table ---------------------------------------------------------------------------------------------------
 
     def volumes_table(self) -> Steps:
-        """Steps to a table node: for each segment its voxels, volume and centroid; the one made before is filled anew.
+        """Steps to a table node with a row for each segment; the table made before is filled anew.
 
-        Voxels and mL are those of the volume's own grid, the centroid is in world RAS; an empty segment has none.
+        The columns are those of `segment --statistics`: voxels, mL, intensities in the volume's units, centroid. Voxels
+        are those of the volume's own grid, the centroid is in world RAS. Unknown values are NaN: those of an empty
+        segment, and the intensities in a volume of several components.
 
         Raises:
             InputError: There is no volume, or no segmentation with segments.
         """
         volume, segmentation = self._require_inputs()
-        geometry = bridge.geometry(volume)
         names, voxels = vtk.vtkStringArray(), vtk.vtkIntArray()
         numbers = [vtk.vtkDoubleArray() for _ in NUMBERS]
         for segment_id in segment_ids(segmentation):
-            count, middle = 0, np.zeros(3)
-            for box in _slabs(bridge.extent(segmentation, segment_id, geometry)):
-                yield None
-                more, sums = _measured(bridge.read_segment(segmentation, segment_id, geometry, box), box)
-                count, middle = count + more, middle + sums
-            place = bridge.ijk_to_world(volume, [middle / count])[0] if count else [np.nan] * 3
+            sums = yield from self._measured(volume, segmentation, segment_id)
             names.InsertNextValue(segmentation.GetSegmentation().GetSegment(segment_id).GetName())
-            voxels.InsertNextValue(count)
-            for column, value in zip(numbers, (count * geometry.voxel_volume_ml, *place), strict=True):
-                column.InsertNextValue(float(value))
+            voxels.InsertNextValue(sums.voxels)
+            for column, value in zip(numbers, _numbers(sums, volume), strict=True):
+                column.InsertNextValue(value)
             yield None
         table = self._table(segmentation)
         table.RemoveAllColumns()
@@ -124,6 +127,18 @@ class Output:
         logic.PropagateTableSelection()
         self._context.log(f"The volumes are in the table {table.GetName()}.")
         return table
+
+    def _measured(self, volume: Any, segmentation: Any, segment_id: str) -> Steps:
+        """Steps to the `StructureSums` of a segment."""
+        geometry = bridge.geometry(volume)
+        values = bridge.scalars(volume) if volume.GetImageData().GetNumberOfScalarComponents() == 1 else None
+        sums = StructureSums()
+        for box in _slabs(bridge.extent(segmentation, segment_id, geometry)):
+            yield None
+            k0, k1, j0, j1, i0, i1 = box
+            mask = bridge.read_segment(segmentation, segment_id, geometry, box)
+            sums.add(mask, None if values is None else values[k0:k1, j0:j1, i0:i1], (k0, j0, i0))
+        return sums
 
     def _table(self, segmentation: Any) -> Any:
         scene = self._context.scene
@@ -316,12 +331,15 @@ def _slabs(box: VoxelBox | None) -> Iterator[VoxelBox]:
         yield low, min(low + slices, k1), j0, j1, i0, i1
 
 
-def _measured(mask: np.ndarray, box: VoxelBox) -> tuple[int, np.ndarray]:
-    """Number of voxels of a mask on a box, and the sum of their positions (i, j, k)."""
-    planes = np.array([np.count_nonzero(plane) for plane in mask])
-    seen = mask.sum(axis=0, dtype=np.int64)
-    sums = (each @ np.arange(low, low + len(each)) for each, low in ((seen.sum(0), box[4]), (seen.sum(1), box[2])))
-    return int(planes.sum()), np.array([*sums, planes @ np.arange(box[0], box[1])], np.float64)
+def _numbers(sums: StructureSums, volume: Any) -> list[float]:
+    """Values of the columns `NUMBERS`."""
+    (found,) = sums.intensities
+    middle = sums.centroid_ijk
+    return [
+        sums.voxels * bridge.geometry(volume).voxel_volume_ml,
+        *(found or [NOT_KNOWN] * len(Intensities._fields)),
+        *([NOT_KNOWN] * 3 if middle is None else map(float, bridge.ijk_to_world(volume, [middle])[0])),
+    ]
 
 
 def _no_dicom(volume: Any, origin: Source) -> str:

@@ -15,12 +15,15 @@ import numpy as np
 import pydicom
 import pytest
 import slicer
+import vtk
 
 from MaskSAMCore.data.raw import read_case, read_dataset
 from MaskSAMCore.data.verify import verify_dataset
 from MaskSAMCore.errors import InputError, MaskSAMError, ResourceError
+from MaskSAMCore.label_statistics import measure_structures
 from MaskSAMCore.labels import Label
 from MaskSAMCore.terminology import lookup
+from MaskSAMCore.volume import Grid, LabelMap, Volume
 from MaskSAMCore.worker.client import EngineClient
 from MaskSAMCore.worker.results import SavedCase
 from SlicerMaskSAMLib.engine.engine_link import EngineLink
@@ -139,8 +142,35 @@ def test_the_table_has_a_row_for_every_segment(desk: Desk) -> None:
     assert float(liver[2]) == pytest.approx(50 * voxel)
     assert float(blob[2]) == pytest.approx(450 * voxel)
     middle = OBLIQUE @ ((4 + 8) / 2, (3 + 7) / 2, 0.5, 1)
-    assert [float(text) for text in liver[3:]] == pytest.approx(middle[:3].tolist(), rel=1e-4)
-    assert spleen[3:] == ["nan"] * 3
+    assert [float(text) for text in liver[7:]] == pytest.approx(middle[:3].tolist(), rel=1e-4)
+    assert spleen[3:] == ["nan"] * 7
+
+
+def test_the_table_has_the_numbers_of_the_command(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    volume = rig.volume(affine=OBLIQUE)
+    segmentation = desk.show(volume, a=(LIVER, LOW), b=(BLOB, HIGH))
+    monkeypatch.setattr("SlicerMaskSAMLib.work.output.VOXELS_PER_STEP", 1)
+    table = done(desk.output.volumes_table())
+    geometry = bridge.geometry(volume)
+    grid = Grid(shape=geometry.shape, affine=geometry.affine)
+    labels = np.zeros(grid.shape, np.uint8)
+    for number, name in enumerate(segmentation.GetSegmentation().GetSegmentIDs(), start=1):
+        labels[bridge.read_segment(segmentation, name, geometry) > 0] = number
+    told = measure_structures(LabelMap(array=labels, grid=grid), Volume(array=bridge.scalars(volume), grid=grid))
+    for row, each in zip(rows(table), told.values(), strict=True):
+        assert float(row[2]) == pytest.approx(each.volume_ml)
+        assert [float(text) for text in row[3:7]] == pytest.approx(each.intensities[0], rel=1e-4)
+        assert [float(text) for text in row[7:]] == pytest.approx(each.centroid_ras, rel=1e-4)
+
+
+def test_a_color_volume_has_no_intensities(desk: Desk) -> None:
+    volume = rig.volume()
+    desk.show(volume, a=(LIVER, LOW))
+    volume.GetImageData().AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 3)
+    (liver,) = rows(done(desk.output.volumes_table()))
+    assert liver[1] == "50"
+    assert liver[3:7] == ["nan"] * 4
+    assert "nan" not in liver[7:]
 
 
 def test_the_centroid_is_where_the_world_sees_it(desk: Desk) -> None:
@@ -149,9 +179,9 @@ def test_the_centroid_is_where_the_world_sees_it(desk: Desk) -> None:
     (before,) = rows(done(desk.output.volumes_table()))
     environment.add_transform(environment.affine(origin=(100, 0, -50)), volume, segmentation)
     (after,) = rows(done(desk.output.volumes_table()))
-    moved = [float(b) - float(a) for a, b in zip(before[3:], after[3:], strict=True)]
+    moved = [float(b) - float(a) for a, b in zip(before[7:], after[7:], strict=True)]
     assert moved == pytest.approx([100, 0, -50], abs=1e-3)
-    assert after[:3] == before[:3]
+    assert after[:7] == before[:7]
 
 
 def test_segments_that_are_read_in_several_parts_are_whole(
