@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 AdapterKind = str
 """ "none", or a name in `network.adapters.CORES`."""
@@ -12,6 +13,8 @@ SourceKind = str
 Conditioning = Literal["none", "add", "concat", "hyper"]
 DepthBranchKind = Literal["none", "gate", "adapter"]
 DepthPosition = Literal["before", "middle", "after"]
+Former = Mapping[str, object]
+"""Keys that are constants now, with their values. Older files hold them; `config.serialize` accepts no other value."""
 TOKEN_STRIDE = 16
 MASK_STRIDE = 4
 
@@ -27,17 +30,14 @@ class BackboneConfig:
         attention: Where the encoder's tokens look. `sam`: within the slice; `window3d`: in cubes of 8x8x8 tokens of
             the scan, shifted in every other block (model.md §10); `sam2d`: the network of `window3d` with SAM's own
             windows, slice by slice, for comparison.
-        pos_mode: How SAM's position embedding is fitted to an input below 1024 pixels.
-        rel_pos_resize: How SAM's relative positions are fitted to a smaller window.
         attention_kernel: Implementation of attention. `reference` is the slow one that the fast one is tested against.
     """
 
     arch: Literal["vit_b", "vit_l", "vit_h", "mobile", "tiny", "swin_unetr"] = "vit_b"
     width: int = 24
     attention: Literal["sam", "window3d", "sam2d"] = "sam"
-    pos_mode: Literal["crop", "interpolate"] = "crop"
-    rel_pos_resize: Literal["slice", "interpolate"] = "slice"
     attention_kernel: Literal["fast", "reference"] = "fast"
+    FORMER: ClassVar[Former] = {"pos_mode": "crop", "rel_pos_resize": "slice"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,6 @@ class EncoderAdapterConfig:
         ratio: Width of an adapter's bottleneck as a share of its channels.
         depth_position: Where the depth layer stands in the adapter.
         act: Activation function of the adapters.
-        scale: Factor of an adapter that lies parallel to the MLP.
         depth_branch: Attention along the slices in each block: Med-SA's SD-Trans (§4.4). `gate`: through a gate that
             starts at zero; `adapter`: through a third adapter, as in the public release.
     """
@@ -91,8 +90,8 @@ class EncoderAdapterConfig:
     ratio: float = 0.25
     depth_position: DepthPosition = "middle"
     act: Literal["gelu", "relu"] = "gelu"
-    scale: float = 0.5
     depth_branch: DepthBranchKind = "none"
+    FORMER: ClassVar[Former] = {"scale": 0.5}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,15 +100,10 @@ class ConditionConfig:
 
     Attributes:
         mode: How a prompt changes the adapters. `hyper` is the HyP-Adapter, `none` leaves plain adapters.
-        width: Size p to which the condition is reduced.
-        layers: Number of hypernetwork layers of `hyper`.
-        dropout: Share of the prompts whose condition is hidden in training.
     """
 
     mode: Conditioning = "none"
-    width: int = 32
-    layers: int = 3
-    dropout: float = 0.1
+    FORMER: ClassVar[Former] = {"width": 32, "layers": 3, "dropout": 0.1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +116,6 @@ class TokenAdapterConfig:
         ratio: Width of an adapter's bottleneck as a share of its channels.
         depth_position: Where the depth layer stands in the adapter.
         act: Activation function of the adapters.
-        scale: Factor of an adapter that lies parallel to the MLP.
         condition: How the adapters take up the prompt.
     """
 
@@ -131,8 +124,8 @@ class TokenAdapterConfig:
     ratio: float = 0.25
     depth_position: DepthPosition = "middle"
     act: Literal["gelu", "relu"] = "gelu"
-    scale: float = 0.5
     condition: ConditionConfig = field(default_factory=ConditionConfig)
+    FORMER: ClassVar[Former] = {"scale": 0.5}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +161,6 @@ class SourceConfig:
         mask: The query generator makes mask prompts.
         box: The query generator learns box prompts.
         fusion: How the learned box and the mask's bounding box become one prompt. `none` gives no box.
-        box_grad: Gradient through the mask's bounding box. `hard`: none; `soft`: by a smooth bounding box.
         mask_prompt: Form in which the generator's mask is given to the decoder.
         floor_boxes: Round box corners down to whole pixels.
         class_tokens: Give the decoder a learned token for each query's class.
@@ -189,7 +181,6 @@ class SourceConfig:
     mask: bool = True
     box: bool = True
     fusion: Literal["average", "learned", "mask", "none"] = "average"
-    box_grad: Literal["hard", "soft"] = "hard"
     mask_prompt: Literal["logits", "binary", "none"] = "logits"
     floor_boxes: bool = False
     class_tokens: bool = True
@@ -198,6 +189,7 @@ class SourceConfig:
     points: Literal["none", "edt"] = "none"
     deep_supervision: bool = False
     apg_level: Literal["last", "first", "none"] = "last"
+    FORMER: ClassVar[Former] = {"box_grad": "hard"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,13 +235,8 @@ class LossConfig:
             `segmentation`: cross entropy + Dice of class logits (§9.4, §9.6), weighted by `bce` and `dice`.
         assignment: Which query answers for a class. `cheapest`: the best match in each slice; `own`: query k for class
             k.
-        classification: Weight of the queries' class.
         bce: Weight of the masks' binary cross entropy.
         dice: Weight of the masks' Dice loss.
-        aux: Weight of BCE and Dice of the generator's masks.
-        box_l1: Weight of the learned boxes' L1 distance.
-        box_giou: Weight of the learned boxes' generalised IoU.
-        no_object: Weight of queries without a structure in the class term.
         generator: Weight of the segmentation loss (§9.4) of the query generator's masks. Needs `assignment="own"`.
         generator_dice: How Dice enters that loss. `linear`: 1 - Dice of every structure; `log`: -log Dice of those
             that the batch holds, which weighs a structure more the less of it is found (not in the papers).
@@ -258,16 +245,12 @@ class LossConfig:
 
     kind: Literal["set", "binary", "segmentation"] = "set"
     assignment: Literal["cheapest", "own"] = "cheapest"
-    classification: float = 0.2
     bce: float = 1.5
     dice: float = 1.5
-    aux: float = 0.5
-    box_l1: float = 0.5
-    box_giou: float = 0.2
-    no_object: float = 0.1
     generator: float = 0.0
     generator_dice: Literal["linear", "log"] = "linear"
     background: bool = False
+    FORMER: ClassVar[Former] = {"classification": 0.2, "aux": 0.5, "box_l1": 0.5, "box_giou": 0.2, "no_object": 0.1}
 
 
 @dataclass(frozen=True, kw_only=True)

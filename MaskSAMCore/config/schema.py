@@ -8,9 +8,9 @@ Every published network, each of its ablation rows and the product itself are va
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
-from MaskSAMCore.config.network_schema import ModelConfig
+from MaskSAMCore.config.network_schema import Former, ModelConfig
 
 TrainMode = Literal["auto", "prompt", "mixed", "distill"]
 Largest = Literal["none", "foreground", "each", "both"]
@@ -101,22 +101,18 @@ class TrainConfig:
     Attributes:
         mode: What is trained. `auto`: automatic mode; `prompt`: simulated clicks and boxes; `mixed`: both (§2.4);
             `distill`: a network without prompts, on labels and on a teacher's output (§11).
-        auto_share: In `mixed`, the share of the steps that begins the run in automatic mode (§14.3).
-        auto_chance: In `mixed`, the probability of an automatic step after them.
         seg_share: In `distill`, the labels' share λ of the loss. The teacher has the rest.
         teacher: In `distill`, name and hash of the teacher. Filled in by the command (--teacher).
         answers: In `distill`, when the teacher is run. `live`: on every patch as the student sees it; `stored`: once
             on every case before the training, and augmentation moves its output as it moves the labels.
         optimizer: The optimiser.
         lr: Largest learning rate.
-        momentum: Momentum of `sgd`.
         weight_decay: Weight decay.
         eps: Denominator's addend in `adam` and `adamw`.
         clip: Largest norm of the gradient.
         schedule: How the learning rate falls (§14.2).
         warmup_steps: Steps in which the learning rate rises.
         warmup_epochs: Epochs w of the rise lr·e^{10(e/w-1)} in `schedule="exponential"` (§14.2).
-        final_ratio: Last learning rate of `schedule="exponential"`, as a share of the first.
         epochs: Length of the schedule in epochs.
         iterations: Optimiser steps of an epoch.
         stop_epoch: End the run after this epoch, before its schedule ends. 0: never. A later run may start from its
@@ -140,21 +136,17 @@ class TrainConfig:
     """
 
     mode: TrainMode = "auto"
-    auto_share: float = 0.2
-    auto_chance: float = 0.5
     seg_share: float = 0.5
     teacher: str = ""
     answers: Literal["live", "stored"] = "live"
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: float = 1e-3
-    momentum: float = 0.99
     weight_decay: float = 3e-5
     eps: float = 1e-8
     clip: float = 12.0
     schedule: Literal["poly", "cosine", "halving", "exponential"] = "poly"
     warmup_steps: int = 0
     warmup_epochs: int = 0
-    final_ratio: float = 0.01
     epochs: int = 500
     iterations: int = 250
     stop_epoch: int = 0
@@ -171,6 +163,7 @@ class TrainConfig:
     validate_cases: int = 0
     folds: int = 5
     seed: int = 0
+    FORMER: ClassVar[Former] = {"auto_share": 0.2, "auto_chance": 0.5, "momentum": 0.99, "final_ratio": 0.01}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,8 @@ def to_dict(config: DataclassInstance) -> dict[str, Any]:
 def from_dict(cls: type[T], data: object, *, where: str = "") -> T:
     """Build the dataclass `cls` from JSON values; missing keys keep their defaults.
 
+    Keys of `cls.FORMER`, which older files hold, must have the value that is a constant now.
+
     Raises:
         InputError: A key is unknown or its value has the wrong type; `where` names it.
     """
@@ -33,6 +35,10 @@ def from_dict(cls: type[T], data: object, *, where: str = "") -> T:
         raise InputError("expected an object", where=where or cls.__name__, why=f"found {data!r}")
     hints = typing.get_type_hints(cls)
     known = {f.name for f in dataclasses.fields(cls)}
+    former = getattr(cls, "FORMER", {})
+    for key in sorted(former.keys() & data):
+        _check_former(former[key], data[key], f"{where}.{key}" if where else key)
+    data = {key: value for key, value in data.items() if key not in former}
     unknown = sorted(set(data) - known)
     if unknown:
         raise InputError(
@@ -55,9 +61,10 @@ def override(config: T, assignments: Sequence[str]) -> T:
     """
     data = to_dict(config)
     keys = set(leaf_keys(type(config)))
+    former = set(former_keys(type(config)))
     for text in assignments:
         key, value = split_assignment(text)
-        if key not in keys:
+        if key not in keys | former:
             raise InputError(f"unknown key {key!r}", where=f"--set {text}", remedy=_closest_keys(key, keys))
         node: Any = data
         *parents, last = key.split(".")
@@ -92,12 +99,32 @@ def leaf_keys(cls: type) -> Iterator[str]:
             yield each.name
 
 
+def former_keys(cls: type) -> Iterator[str]:
+    """Every key that older configurations hold and that is a constant now, such as `train.momentum`."""
+    yield from getattr(cls, "FORMER", {})
+    hints = typing.get_type_hints(cls)
+    for each in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(hints[each.name]):
+            yield from (f"{each.name}.{key}" for key in former_keys(hints[each.name]))
+
+
 def value_at(config: DataclassInstance, key: str) -> object:
-    """The value of one key, such as `model.stem.kind`."""
+    """The value of one key, such as `model.stem.kind`; of a former key, its constant."""
     node: object = config
     for part in key.split("."):
-        node = getattr(node, part)
+        former = getattr(type(node), "FORMER", {})
+        node = former[part] if part in former else getattr(node, part)
     return node
+
+
+def _check_former(constant: object, value: object, where: str) -> None:
+    if value != constant or isinstance(value, bool):
+        raise InputError(
+            "this setting is a constant now",
+            where=where,
+            why=f"found {value!r}, and {constant!r} is the only value",
+            remedy="Leave it out.",
+        )
 
 
 def _closest_keys(key: str, known: Iterable[str]) -> str:

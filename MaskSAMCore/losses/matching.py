@@ -20,6 +20,9 @@ from MaskSAMCore.network.boxes import giou, hard_box
 from MaskSAMCore.network.types import QueryOutputs
 
 BAD_COST = 100.0
+CLASSIFICATION, AUXILIARY, BOX_L1, BOX_GIOU = 0.2, 0.5, 0.5, 0.2
+"""Weights in cost and loss: of the queries' class, of BCE and Dice of the generator's masks, and of the learned boxes'
+L1 distance and generalised IoU (model.md §9.3)."""
 ALL_PIXELS = 65536
 """Up to this many pixels per slice, the loss uses all of them, and the cost every second row and column."""
 
@@ -88,7 +91,7 @@ def match(outputs: QueryOutputs, targets: SliceTargets, cfg: LossConfig, *, vali
     Args:
         outputs: Output of the network.
         targets: Of the same slices.
-        cfg: Weights of the terms.
+        cfg: Weights of BCE and Dice.
         valid: (B, D) bool, slices that are not padding; None for all.
     """
     with torch.no_grad():
@@ -116,15 +119,15 @@ def pairwise_cost(outputs: QueryOutputs, targets: SliceTargets, cfg: LossConfig)
     """Cost (G, N, K) float32 of assigning class k to query n; terms without an output are left out."""
     points, index = cost_points(targets.masks)
     cost = _mask_cost(_at(outputs.masks, index), points, bce=cfg.bce, dice=cfg.dice)
-    if outputs.aux_masks is not None and cfg.aux:
-        cost = cost + _mask_cost(_at(outputs.aux_masks, index), points, bce=cfg.aux, dice=cfg.aux)
+    if outputs.aux_masks is not None:
+        cost = cost + _mask_cost(_at(outputs.aux_masks, index), points, bce=AUXILIARY, dice=AUXILIARY)
     if outputs.cls is not None:
         probability = _per_slice(outputs.cls).float().softmax(-1)
-        cost = cost - cfg.classification * probability[..., : cost.shape[-1]]
+        cost = cost - CLASSIFICATION * probability[..., : cost.shape[-1]]
     boxes = outputs.aux_boxes if outputs.fused_boxes is None else outputs.fused_boxes
     if boxes is not None:
         mine, theirs = _per_slice(boxes).float()[:, :, None], targets.boxes[:, None]
-        cost = cost + cfg.box_l1 * (mine - theirs).abs().sum(-1) - cfg.box_giou * giou(mine, theirs)
+        cost = cost + BOX_L1 * (mine - theirs).abs().sum(-1) - BOX_GIOU * giou(mine, theirs)
     return cost
 
 

@@ -9,7 +9,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from MaskSAMCore.config.network_schema import LossConfig, ModelConfig
-from MaskSAMCore.losses.matching import ALL_PIXELS, Assignment, SliceTargets, assign_by_class, match, slice_targets
+from MaskSAMCore.losses.matching import (
+    ALL_PIXELS,
+    AUXILIARY,
+    BOX_GIOU,
+    BOX_L1,
+    CLASSIFICATION,
+    Assignment,
+    SliceTargets,
+    assign_by_class,
+    match,
+    slice_targets,
+)
 from MaskSAMCore.losses.segmentation import SegmentationLoss, segmentation_loss
 from MaskSAMCore.network.boxes import giou
 from MaskSAMCore.network.gt_source import class_masks
@@ -20,6 +31,8 @@ if TYPE_CHECKING:
 
 OVERSAMPLE = 2
 UNCERTAIN = 0.75
+NO_OBJECT = 0.1
+"""Weight of queries without a structure in the class term."""
 QUALITY, SUGGESTION, CLICKED = 1.0, 0.2, 0.2
 """Weights of SAM's quality estimate, of the class logits and of the clicked voxels; BCE and Dice have weight 1."""
 
@@ -77,7 +90,7 @@ class SetLoss(nn.Module):
         terms: dict[str, Tensor] = {}
         count = max(1, pairs.slices.numel())
         if outputs.cls is not None:
-            terms["class"] = _class_term(outputs.cls, pairs, self.classes, self.cfg.no_object)
+            terms["class"] = _class_term(outputs.cls, pairs, self.classes)
         chosen = targets.masks.flatten(0, 1)[pairs.slices * self.classes + pairs.classes]
         terms["bce"], terms["dice"] = mask_terms(_matched(outputs.masks, pairs), chosen, count)
         if outputs.aux_masks is not None and self.cfg.generator:
@@ -94,14 +107,14 @@ class SetLoss(nn.Module):
     def _sum(self, terms: dict[str, Tensor], outputs: QueryOutputs) -> dict[str, Tensor]:
         cfg = self.cfg
         weights = {
-            "class": cfg.classification,
+            "class": CLASSIFICATION,
             "bce": cfg.bce,
             "dice": cfg.dice,
-            "aux_bce": cfg.aux,
-            "aux_dice": cfg.aux,
+            "aux_bce": AUXILIARY,
+            "aux_dice": AUXILIARY,
             "generator": cfg.generator,
-            "box_l1": cfg.box_l1,
-            "box_giou": cfg.box_giou,
+            "box_l1": BOX_L1,
+            "box_giou": BOX_GIOU,
         }
         total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         return {"loss": total, **{name: term.detach() for name, term in terms.items()}}
@@ -256,13 +269,13 @@ def _uncertain_points(logits: Tensor) -> Tensor:
     return torch.cat([candidates.gather(1, order), rest], dim=1)
 
 
-def _class_term(cls: Tensor, pairs: Assignment, classes: int, no_object: float) -> Tensor:
+def _class_term(cls: Tensor, pairs: Assignment, classes: int) -> Tensor:
     """Cross entropy of all queries in the used slices; unmatched queries have the class "no object"."""
     batch, queries, depth, _ = cls.shape
     wanted = torch.full((batch * depth, queries), classes, device=cls.device)
     wanted[pairs.slices, pairs.queries] = pairs.classes
     weight = cls.new_ones(classes + 1, dtype=torch.float32)
-    weight[classes] = no_object
+    weight[classes] = NO_OBJECT
     # Masked before the product below, because a slice that is left out may contain NaN.
     logits = cls.float().transpose(1, 2).flatten(0, 1).masked_fill(~pairs.used[:, None, None], 0.0)
     each = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), weight=weight, reduction="none")

@@ -12,12 +12,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from MaskSAMCore.config.network_schema import AdapterKind, ConditionConfig, Conditioning, DepthBranchKind, DepthPosition
+from MaskSAMCore.config.network_schema import AdapterKind, Conditioning, DepthBranchKind, DepthPosition
 from MaskSAMCore.errors import InputError
 from MaskSAMCore.network.convolution import zero_init
 
 Activation = type[nn.Module]
 ACTIVATIONS: dict[str, Activation] = {"gelu": nn.GELU, "relu": nn.ReLU}
+PARALLEL_SCALE = 0.5
+"""Factor of an adapter that lies parallel to an MLP."""
+CONDITION_WIDTH, CONDITION_LAYERS = 32, 3
+"""Size p to which the condition is reduced, and layers of the hypernetwork (model.md §4.5)."""
 
 
 class DepthMLP(nn.Module):
@@ -168,21 +172,21 @@ class Condition(nn.Module):
 
     Args:
         width: m, width of the bottleneck.
-        cfg: Mode, width and layers.
+        mode: "add", "concat" or "hyper".
         source: Length of the condition vector.
     """
 
-    def __init__(self, width: int, cfg: ConditionConfig, *, source: int = 512) -> None:
+    def __init__(self, width: int, mode: Conditioning, *, source: int = 512) -> None:
         super().__init__()
-        self.mode: Conditioning = cfg.mode
-        self.reduce = nn.Linear(source, cfg.width)
+        self.mode = mode
+        self.reduce = nn.Linear(source, CONDITION_WIDTH)
         self.mix: nn.Linear | None = None
-        if cfg.mode == "add":
-            self.mix = nn.Linear(cfg.width, width)
-        elif cfg.mode == "concat":
-            self.mix = nn.Linear(width + cfg.width, width)
-        layers = cfg.layers if cfg.mode == "hyper" else 0
-        maps = [nn.Linear(cfg.width, width * width) for _ in range(layers)]
+        if mode == "add":
+            self.mix = nn.Linear(CONDITION_WIDTH, width)
+        elif mode == "concat":
+            self.mix = nn.Linear(width + CONDITION_WIDTH, width)
+        layers = CONDITION_LAYERS if mode == "hyper" else 0
+        maps = [nn.Linear(CONDITION_WIDTH, width * width) for _ in range(layers)]
         self.maps = nn.ModuleList(maps)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(layers))
         for each in maps:
@@ -219,7 +223,7 @@ class ConditionedAdapter(nn.Module):
         channels: C.
         kind: Key of `CORES`; a core with weights for D mixes the slices before the conditioning, others are not used.
         depth: D.
-        condition: Mode and sizes; the mode is not "none".
+        condition: "add", "concat" or "hyper".
         ratio: Width of the bottleneck as a share of C.
         act: Key of `ACTIVATIONS`; not used by the mode "hyper".
     """
@@ -230,7 +234,7 @@ class ConditionedAdapter(nn.Module):
         *,
         kind: AdapterKind,
         depth: int,
-        condition: ConditionConfig,
+        condition: Conditioning,
         ratio: float = 0.25,
         act: str = "gelu",
     ) -> None:

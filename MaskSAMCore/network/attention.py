@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from timm.models import tiny_vit
 
 Kernel = Literal["fast", "reference"]
-Resize = Literal["slice", "interpolate"]
 PLAIN_KEYS = 1024
 """Largest number of keys for which `attend` may compute plain products."""
 
@@ -65,50 +64,45 @@ def from_windows(windows: Tensor, grid: tuple[int, int]) -> Tensor:
     return x[:, : grid[0], : grid[1]].contiguous()
 
 
-def relative_rows(table: Tensor, size: int, resize: Resize) -> Tensor:
-    """Rows (2 * size - 1, d) of a relative-position table for `size` tokens along its axis.
+def relative_rows(table: Tensor, size: int) -> Tensor:
+    """Rows (2 * size - 1, d) of a relative-position table for `size` tokens along its axis: each offset keeps its row.
 
     Args:
         table: (2 * n - 1, d), learned for n tokens; the row n - 1 + k belongs to the offset k.
         size: Tokens along the axis.
-        resize: "slice" keeps each offset's row; "interpolate" resizes the table linearly, as segment-anything does.
 
     Raises:
-        ModelError: With "slice", the table has too few offsets.
+        ModelError: The table has too few offsets.
     """
     rows = 2 * size - 1
     if table.shape[0] == rows:
         return table
-    if resize == "interpolate":
-        stretched = F.interpolate(table.T[None].float(), size=rows, mode="linear")
-        return stretched[0].T.to(table.dtype)
     known = (table.shape[0] + 1) // 2
     if size > known:
         raise ModelError(
             "the input is larger than the relative positions of the weights",
-            where="model.backbone.rel_pos_resize=slice",
+            where="model.patch",
             why=f"{size} tokens along an axis, the weights know {known}",
-            remedy="Use a smaller patch or stem.upsample, or rel_pos_resize=interpolate.",
+            remedy="Use a smaller patch or stem.upsample.",
         )
     return table[known - size : known + size - 1]
 
 
-def vit_attention(attn: image_encoder.Attention, x: Tensor, *, kernel: Kernel, resize: Resize) -> Tensor:
+def vit_attention(attn: image_encoder.Attention, x: Tensor, *, kernel: Kernel) -> Tensor:
     """Run the weights of segment-anything's `Attention` on x (N, h, w, C).
 
     Args:
         attn: The module whose qkv, proj, rel_pos_h and rel_pos_w are used.
         x: (N, h, w, C), windows or whole maps, after the layer norm.
         kernel: "fast" or "reference"; see the module's docstring.
-        resize: See `relative_rows`.
 
     Returns:
         (N, h, w, C).
     """
     n, h, w, c = x.shape
     heads = attn.num_heads
-    rows_h = relative_rows(attn.rel_pos_h, h, resize)
-    rows_w = relative_rows(attn.rel_pos_w, w, resize)
+    rows_h = relative_rows(attn.rel_pos_h, h)
+    rows_w = relative_rows(attn.rel_pos_w, w)
     qkv = attn.qkv(x).view(n, h * w, 3, heads, -1)
     if kernel == "reference":
         y = _reference(qkv, rows_h, rows_w, (h, w), attn.scale)

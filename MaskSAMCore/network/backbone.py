@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from MaskSAMCore.config.network_schema import TOKEN_STRIDE, ModelConfig
@@ -73,21 +72,11 @@ class ViTEncoder(AdaptedEncoder):
     def _position(self, grid: tuple[int, int]) -> Tensor:
         """Absolute positions (1, g_h, g_w, C) for a token grid (g_h, g_w) (model.md §3.1)."""
         table = self.sam.pos_embed
-        if self.backbone.pos_mode == "crop":
-            return table[:, : grid[0], : grid[1]]
-        if tuple(table.shape[1:3]) == grid:
-            return table
-        resized = F.interpolate(table.permute(0, 3, 1, 2), size=grid, mode="bicubic", align_corners=False)
-        return resized.permute(0, 2, 3, 1)
+        return table[:, : grid[0], : grid[1]]
 
     def _block(self, index: int, x: Tensor, depth: int, adapt: bool) -> Tensor:
         block = self.sam.blocks[index]
-        attend = partial(
-            vit_attention,
-            block.attn,
-            kernel=self.backbone.attention_kernel,
-            resize=self.backbone.rel_pos_resize,
-        )
+        attend = partial(vit_attention, block.attn, kernel=self.backbone.attention_kernel)
         n = block.norm1(x)
         if block.window_size:
             a = from_windows(attend(to_windows(n, block.window_size)), (x.shape[1], x.shape[2]))

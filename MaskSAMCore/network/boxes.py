@@ -30,41 +30,6 @@ def hard_box(mask: Tensor) -> tuple[Tensor, Tensor]:
     return boxes.masked_fill(empty[..., None], 0.0), empty
 
 
-def soft_box(probability: Tensor) -> tuple[Tensor, Tensor]:
-    """Differentiable bounding boxes of soft masks; equal to `hard_box` for binary masks.
-
-    With r(x) the largest probability in column x, x0 is the mean of 1 minus the running maximum of r from the left, and
-    x1 the mean of the running maximum from the right. A mask counts as empty if x0 >= x1 or y0 >= y1.
-
-    Args:
-        probability: (..., H, W) in [0, 1].
-
-    Returns:
-        Boxes (..., 4) float32, zero (without gradient) where empty, and (...) bool, which masks are empty.
-    """
-    probability = probability.float()
-    x0, x1 = _soft_extent(probability.amax(-2))
-    y0, y1 = _soft_extent(probability.amax(-1))
-    empty = (x0 >= x1) | (y0 >= y1)
-    boxes = torch.stack([x0, y0, x1, y1], dim=-1)
-    return boxes.masked_fill(empty[..., None], 0.0), empty
-
-
-def mask_to_box(logits: Tensor, *, grad: Literal["hard", "soft"] = "hard") -> tuple[Tensor, Tensor]:
-    """Bounding boxes of mask logits, at probability > 0.5.
-
-    Args:
-        logits: (..., H, W).
-        grad: "hard" uses `hard_box`, which has no gradient, "soft" `soft_box`, which has one.
-
-    Returns:
-        Boxes (..., 4) and (...) bool, which masks are empty.
-    """
-    if grad == "soft":
-        return soft_box(logits.float().sigmoid())
-    return hard_box(logits.detach() > 0)
-
-
 def fuse_boxes(
     kind: Literal["average", "learned", "mask", "none"],
     *,
@@ -115,9 +80,3 @@ def _hard_extent(line: Tensor) -> tuple[Tensor, Tensor]:
     first = line.to(torch.uint8).argmax(-1)
     last = size - line.flip(-1).to(torch.uint8).argmax(-1)
     return first.float() / size, last.float() / size
-
-
-def _soft_extent(profile: Tensor) -> tuple[Tensor, Tensor]:
-    from_left = profile.cummax(-1).values
-    from_right = profile.flip(-1).cummax(-1).values
-    return (1 - from_left).mean(-1), from_right.mean(-1)

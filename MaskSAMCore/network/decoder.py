@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from MaskSAMCore.config.network_schema import ModelConfig
 from MaskSAMCore.errors import ModelError
-from MaskSAMCore.network.adapters import Adapter, ConditionedAdapter, core_of
+from MaskSAMCore.network.adapters import PARALLEL_SCALE, Adapter, ConditionedAdapter, core_of
 from MaskSAMCore.network.attention import attend
 from MaskSAMCore.network.types import Decoded, Features, PromptTokens
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 EMBED_DIM = 256
 LAYERS = 2
 MASK_TOKENS = 4
+CONDITION_DROPOUT = 0.1
+"""Share of the prompts whose condition is hidden in training."""
 
 
 class Positions(NamedTuple):
@@ -69,14 +71,12 @@ class SamDecoder(nn.Module):
         self.sam = MaskDecoder(transformer_dim=EMBED_DIM, transformer=transformer).requires_grad_(False)
         self.depth = cfg.patch[0]
         self.reference = cfg.backbone.attention_kernel == "reference"
-        self.token_scale = cfg.dec_tokens.scale
         self.image_slot = cfg.dec_image.slot
         self.checkpointing = False
         self.token_adapters = nn.ModuleDict(_token_adapters(cfg))
         self.image_adapters = nn.ModuleDict(_image_adapters(cfg))
         self.depth_pe = _depth_positions(cfg)
         self.conditioned = any(isinstance(each, ConditionedAdapter) for each in self.token_adapters.values())
-        self.condition_dropout = cfg.dec_tokens.condition.dropout
         kinds = (cfg.dec_tokens.kind, cfg.dec_image.kind)
         self.tied = self.depth_pe is not None or any(core_of(kind).tied for kind in kinds if kind != "none")
         self.class_token = nn.Embedding(1, EMBED_DIM) if cfg.decoder.class_head else None
@@ -173,9 +173,9 @@ class SamDecoder(nn.Module):
         if t.condition is None or t.conditioned is None:
             raise ModelError("this decoder needs the condition of the prompts", where="decoder", why="it is missing")
         known = t.conditioned.unflatten(0, shape)
-        if self.training and self.condition_dropout:
+        if self.training:
             # Dropped for all slices of a prompt together, because the adapters mix them.
-            known = known & (torch.rand(*shape[:2], 1, device=known.device) >= self.condition_dropout)
+            known = known & (torch.rand(*shape[:2], 1, device=known.device) >= CONDITION_DROPOUT)
         return t.condition.unflatten(0, shape), known
 
     def _ignored(self, sparse: Tensor) -> Tensor:
@@ -254,7 +254,7 @@ class SamDecoder(nn.Module):
 
         m = layer.mlp(x)
         if f"{index}_mlp" in self.token_adapters:
-            m = m + self.token_scale * self._correction(f"{index}_mlp", x)
+            m = m + PARALLEL_SCALE * self._correction(f"{index}_mlp", x)
         x = layer.norm3(x + m)
 
         if self.reference and ignored is None:
@@ -400,7 +400,12 @@ def _token_adapter(cfg: ModelConfig, name: str) -> nn.Module:
     tokens, depth = cfg.dec_tokens, cfg.patch[0]
     if name.endswith("_t2i") and tokens.condition.mode != "none":
         return ConditionedAdapter(
-            EMBED_DIM, kind=tokens.kind, depth=depth, condition=tokens.condition, ratio=tokens.ratio, act=tokens.act
+            EMBED_DIM,
+            kind=tokens.kind,
+            depth=depth,
+            condition=tokens.condition.mode,
+            ratio=tokens.ratio,
+            act=tokens.act,
         )
     return Adapter(
         EMBED_DIM, kind=tokens.kind, depth=depth, ratio=tokens.ratio, position=tokens.depth_position, act=tokens.act

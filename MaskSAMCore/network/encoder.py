@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from MaskSAMCore.config.network_schema import TOKEN_STRIDE, ModelConfig
 from MaskSAMCore.errors import ModelError
-from MaskSAMCore.network.adapters import Adapter, DepthBranch, core_of
+from MaskSAMCore.network.adapters import PARALLEL_SCALE, Adapter, DepthBranch, core_of
 from MaskSAMCore.network.types import Features, Level
 
 CANVAS = 1024
@@ -48,7 +48,6 @@ class AdaptedEncoder(nn.Module):
         self.backbone = cfg.backbone
         self.levels = levels
         self.depth = cfg.patch[0]
-        self.scale = settings.scale
         self.checkpointing = False
         self.adapters_enabled = True
         self.sam = sam.requires_grad_(False)
@@ -100,8 +99,7 @@ class AdaptedEncoder(nn.Module):
 
     def _check(self, x: Tensor) -> None:
         height, width = x.shape[-2:]
-        too_large = self.backbone.pos_mode == "crop" and max(height, width) > CANVAS
-        if height % TOKEN_STRIDE or width % TOKEN_STRIDE or too_large:
+        if height % TOKEN_STRIDE or width % TOKEN_STRIDE or max(height, width) > CANVAS:
             raise ModelError(
                 "the input does not fit the encoder",
                 where=f"input {tuple(x.shape)}",
@@ -135,7 +133,7 @@ class AdaptedEncoder(nn.Module):
     def _mlp_slot(self, index: int, x: Tensor, n: Tensor, depth: int, adapt: bool) -> Tensor:
         """`x + s * A(n)` with n the normalised input of the MLP; both (B*D, h, w, C)."""
         adapter = self._slot(index, "mlp") if adapt else None
-        return x if adapter is None else torch.add(x, _over_depth(adapter, n, depth), alpha=self.scale)
+        return x if adapter is None else torch.add(x, _over_depth(adapter, n, depth), alpha=PARALLEL_SCALE)
 
     def _add_depth_pe(self, x: Tensor, depth: int, adapt: bool) -> Tensor:
         """Add each slice's position to x (B*D, h, w, C) (model.md §5.2)."""

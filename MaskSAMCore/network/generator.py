@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from MaskSAMCore.config.network_schema import ModelConfig
 from MaskSAMCore.errors import InputError
-from MaskSAMCore.network.boxes import fuse_boxes, mask_to_box
+from MaskSAMCore.network.boxes import fuse_boxes, hard_box
 from MaskSAMCore.network.convolution import Conv3d
 from MaskSAMCore.network.prompt_source import PromptSource, Proposal
 from MaskSAMCore.network.trunk import Trunk
@@ -110,7 +110,7 @@ class QueryGenerator(PromptSource):
         masks = None if self.mask_head is None else self.mask_head(stages[-1])
         learned = None if self.box_head is None else self.box_head(stages)
         tokens = None if self.token_head is None else self.token_head(stages)
-        extents, empty = (None, None) if masks is None else mask_to_box(masks, grad=self.cfg.box_grad)
+        extents, empty = (None, None) if masks is None else hard_box(masks.detach() > 0)
         fused = fuse_boxes(self.cfg.fusion, learned=learned, extents=extents, empty=empty)
         prompts = PromptBatch(boxes=self._floor(fused), masks=self._mask_prompt(masks), class_tokens=tokens)
         return Proposal(prompts=prompts, masks=masks, boxes=learned, fused_boxes=fused)

@@ -18,18 +18,17 @@ class PromptTokenizer(nn.Module):
     """SAM's frozen prompt encoder (`.sam`) for a `PromptBatch`.
 
     Coordinates are fractions of the patch: the centre of voxel i of W lies at (i + 0.5) / W, and a box over the
-    columns a to b spans (a / W, (b + 1) / W). With `pos_mode="crop"` the patch is the top-left part of SAM's canvas of
-    1024 pixels, with `"interpolate"` it fills the canvas (model.md §3.1).
+    columns a to b spans (a / W, (b + 1) / W). The patch is the top-left part of SAM's canvas of 1024 pixels
+    (model.md §3.1).
 
     Args:
-        cfg: `backbone.pos_mode` is used, and D if slice offsets are learned. The token grid is given to `forward`.
+        cfg: Whether slice offsets are learned, and D. The token grid is given to `forward`.
     """
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         from segment_anything.modeling import PromptEncoder
 
-        self.crop = cfg.backbone.pos_mode == "crop"
         self.sam = PromptEncoder(
             embed_dim=EMBED_DIM,
             image_embedding_size=(CANVAS_TOKENS, CANVAS_TOKENS),
@@ -98,18 +97,18 @@ class PromptTokenizer(nn.Module):
         weight = self.sam.no_mask_embed.weight
         rows, columns = (torch.arange(size, device=weight.device, dtype=torch.float32) + 0.5 for size in grid)
         centres = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)
-        return self._positions(centres, (CANVAS_TOKENS, CANVAS_TOKENS) if self.crop else grid).movedim(-1, 0)[None]
+        return self._positions(centres, CANVAS_TOKENS).movedim(-1, 0)[None]
 
-    def _positions(self, coordinates: Tensor, extent: tuple[int, int]) -> Tensor:
+    def _positions(self, coordinates: Tensor, canvas: int = CANVAS_PIXELS) -> Tensor:
+        """Encode coordinates (..., 2), x before y, on a square canvas."""
         # In half precision a coordinate would be off by several pixels.
         with torch.autocast(coordinates.device.type, enabled=False):
-            return self.sam.pe_layer.forward_with_coords(coordinates.float(), extent)
+            return self.sam.pe_layer.forward_with_coords(coordinates.float(), (canvas, canvas))
 
-    def _pixels(self, grid: tuple[int, int], like: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """(width, height) of the encoder's input in pixels, and the (height, width) that coordinates are divided by."""
+    def _pixels(self, grid: tuple[int, int], like: Tensor) -> Tensor:
+        """(width, height) of the encoder's input in pixels."""
         height, width = grid[0] * TOKEN_STRIDE, grid[1] * TOKEN_STRIDE
-        extent = (CANVAS_PIXELS, CANVAS_PIXELS) if self.crop else (height, width)
-        return torch.tensor([width, height], device=like.device, dtype=torch.float32), extent
+        return torch.tensor([width, height], device=like.device, dtype=torch.float32)
 
     def _points(
         self, points: Tensor, labels: Tensor, valid: Tensor | None, grid: tuple[int, int], *, pad: bool
@@ -120,9 +119,9 @@ class PromptTokenizer(nn.Module):
         if pad:
             points = nn.functional.pad(points, (0, 0, 0, 1))
             labels = nn.functional.pad(labels, (0, 1), value=-1)
-        size, extent = self._pixels(grid, points)
+        size = self._pixels(grid, points)
         known = (labels >= 0)[..., None]
-        code = self._positions(torch.where(known, points, 0.0) * size, extent)
+        code = self._positions(torch.where(known, points, 0.0) * size)
         sam = self.sam
         kinds = torch.cat(
             [sam.not_a_point_embed.weight, sam.point_embeddings[0].weight, sam.point_embeddings[1].weight]
@@ -131,11 +130,11 @@ class PromptTokenizer(nn.Module):
 
     def _boxes(self, boxes: Tensor, valid: Tensor | None, grid: tuple[int, int]) -> Tensor:
         """Embed boxes (G, 4) as (G, 2, 256), through the centres of their corner pixels."""
-        size, extent = self._pixels(grid, boxes)
+        size = self._pixels(grid, boxes)
         corners = _keep(boxes, valid).unflatten(-1, (2, 2)) * size
         corners = corners + corners.new_tensor([[0.5], [-0.5]])
         kinds = torch.cat([self.sam.point_embeddings[2].weight, self.sam.point_embeddings[3].weight])
-        tokens = self._positions(corners, extent) + kinds
+        tokens = self._positions(corners) + kinds
         return tokens if valid is None else torch.where(valid[:, None, None], tokens, self.sam.not_a_point_embed.weight)
 
     def _masks(self, masks: Tensor | None, valid: Tensor | None, grid: tuple[int, int]) -> Tensor:

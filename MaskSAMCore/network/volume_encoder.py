@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from MaskSAMCore.config.network_schema import TOKEN_STRIDE, ModelConfig
 from MaskSAMCore.errors import ModelError
 from MaskSAMCore.network.adapters import Adapter
-from MaskSAMCore.network.attention import Resize, attend, relative_rows
+from MaskSAMCore.network.attention import attend, relative_rows
 from MaskSAMCore.network.backbone import SIZES, image_encoder
 from MaskSAMCore.network.convolution import Conv3d, zero_init
 from MaskSAMCore.network.encoder import NECK_CHANNELS
@@ -166,7 +166,7 @@ class VolumeEncoder(nn.Module):
         attn, grid = self.sam.blocks[index].attn, n.shape[1:4]
         mean = (attn.rel_pos_h + attn.rel_pos_w) / 2
         tables = (mean + self.depth_rows[index], attn.rel_pos_h, attn.rel_pos_w)
-        attend = partial(cube_attention, attn, tables=tables, resize=self.cfg.rel_pos_resize)
+        attend = partial(cube_attention, attn, tables=tables)
         if self.cfg.attention == "sam2d":
             side = self.sam.blocks[index].window_size
             window: Cube = (1, side, side) if side else (1, grid[1], grid[2])
@@ -216,9 +216,7 @@ def _regions(grid: list[int], fill: list[int], shift: Cube, device: torch.device
     return axes[0][:, None, None] * 16 + axes[1][:, None] * 4 + axes[2]
 
 
-def cube_attention(
-    attn: Attention, x: Tensor, *, tables: tuple[Tensor, Tensor, Tensor], resize: Resize, mask: Tensor | None
-) -> Tensor:
+def cube_attention(attn: Attention, x: Tensor, *, tables: tuple[Tensor, Tensor, Tensor], mask: Tensor | None) -> Tensor:
     """SAM's attention over cubes x (N, d, h, w, C), with relative positions along three axes.
 
     As in `attention`, each query holds its bias for every place along every axis, each key a one-hot vector of its own
@@ -228,7 +226,6 @@ def cube_attention(
         attn: The module whose qkv and proj are used.
         x: Tokens after the layer norm.
         tables: Relative positions (2n - 1, C / heads) along d, h and w.
-        resize: How tables are resized; see `attention.relative_rows`.
         mask: (N, tokens, tokens) bool, which keys each query attends to; None for all.
     """
     n, *sides, c = x.shape
@@ -238,7 +235,7 @@ def cube_attention(
     biases, places = [], []
     index = torch.tensor(list(product(*(range(side) for side in sides))), device=x.device)
     for axis, (letter, side) in enumerate(zip("dhw", sides, strict=True)):
-        rows = relative_rows(tables[axis], side, resize)
+        rows = relative_rows(tables[axis], side)
         at = torch.arange(side, device=x.device)
         pairs = rows[at[:, None] - at[None, :] + side - 1].to(q.dtype)
         biases.append(torch.einsum(f"nadhwc,{letter}kc->nadhwk", cube, pairs).flatten(2, 4))

@@ -22,6 +22,9 @@ from MaskSAMCore.network.types import Features
 from MaskSAMCore.training.batches import Batch
 from MaskSAMCore.training.prompted import train_prompted
 
+MOMENTUM = 0.99
+"""Of `train.optimizer=sgd`, as nnU-Net's."""
+
 Criterion = SetLoss | BinaryLoss | SegmentationLoss
 SoftLabeller = Callable[[Tensor, Tensor], Tensor]
 """A teacher: patches (B, M, D, H, W) and valid slices (B, D) to probabilities (B, K, D, H, W), without gradient."""
@@ -232,8 +235,6 @@ class Learner:
 def _optimizer(config: Config, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     cfg = config.train
     if cfg.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters, lr=cfg.lr, momentum=cfg.momentum, nesterov=True, weight_decay=cfg.weight_decay
-        )
+        return torch.optim.SGD(parameters, lr=cfg.lr, momentum=MOMENTUM, nesterov=True, weight_decay=cfg.weight_decay)
     kind = torch.optim.Adam if cfg.optimizer == "adam" else torch.optim.AdamW
     return kind(parameters, lr=cfg.lr, eps=cfg.eps, weight_decay=cfg.weight_decay)

@@ -27,6 +27,11 @@ from MaskSAMCore.training.learner import Learner, Objective
 from MaskSAMCore.training.run_record import CHECKPOINTS
 from MaskSAMCore.training.schedule import learning_rate
 
+AUTO_SHARE = 0.2
+"""Share of the steps that begins a `mixed` training in automatic mode (model.md §14.3)."""
+AUTO_CHANCE = 0.5
+"""Probability of an automatic step after them."""
+
 
 @dataclass(kw_only=True)
 class Hooks:
@@ -74,8 +79,8 @@ def objective_at(step: int, cfg: TrainConfig) -> Objective:
     prompts = cfg.mode == "prompt"
     if cfg.mode == "mixed" and cfg.keep_generator and cfg.generator_epochs:
         prompts = True
-    elif cfg.mode == "mixed" and step >= cfg.auto_share * cfg.epochs * cfg.iterations:
-        prompts = bool(np.random.default_rng([cfg.seed, 6, step]).random() >= cfg.auto_chance)
+    elif cfg.mode == "mixed" and step >= AUTO_SHARE * cfg.epochs * cfg.iterations:
+        prompts = bool(np.random.default_rng([cfg.seed, 6, step]).random() >= AUTO_CHANCE)
     return Objective.PROMPTS if prompts else Objective.AUTOMATIC
 
 

@@ -8,6 +8,8 @@ from MaskSAMCore.config.schema import TrainConfig
 
 HALF_LIFE = 10
 """Epochs."""
+FINAL_RATIO = 0.01
+"""Last learning rate of `exponential` as a share of the first."""
 
 
 def poly(lr: float, epoch: int, epochs: int, *, power: float = 0.9) -> float:
@@ -25,14 +27,14 @@ def halving(lr: float, epoch: int) -> float:
     return lr * 0.5 ** (epoch // HALF_LIFE)
 
 
-def exponential(lr: float, epoch: int, epochs: int, *, warmup: int, ratio: float) -> float:
-    """AutoSAM Adapter's schedule, constant within an epoch: lr·e^{10(e/w−1)} for the first w, then decay to lr·ratio.
+def exponential(lr: float, epoch: int, epochs: int, *, warmup: int) -> float:
+    """AutoSAM Adapter's schedule, constant within an epoch: lr·e^{10(e/w-1)} for the first w, then decay to lr/100.
 
     The paper says exponential, its release has a polynomial tail; this is the paper's (model.md §14.2).
     """
     if epoch < warmup:
         return lr * math.exp(10 * (epoch / warmup - 1))
-    return lr * ratio ** ((epoch - warmup) / max(epochs - warmup, 1))
+    return lr * FINAL_RATIO ** ((epoch - warmup) / max(epochs - warmup, 1))
 
 
 def learning_rate(cfg: TrainConfig, step: int) -> float:
@@ -43,7 +45,7 @@ def learning_rate(cfg: TrainConfig, step: int) -> float:
     elif cfg.schedule == "halving":
         lr = halving(cfg.lr, step // cfg.iterations)
     elif cfg.schedule == "exponential":
-        lr = exponential(cfg.lr, step // cfg.iterations, cfg.epochs, warmup=cfg.warmup_epochs, ratio=cfg.final_ratio)
+        lr = exponential(cfg.lr, step // cfg.iterations, cfg.epochs, warmup=cfg.warmup_epochs)
     else:
         lr = cosine(cfg.lr, step - first, steps)
     warm = min(1.0, (step - first + 1) / cfg.warmup_steps) if cfg.warmup_steps else 1.0

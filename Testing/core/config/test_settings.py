@@ -14,7 +14,7 @@ import pytest
 from MaskSAMCore import train
 from MaskSAMCore.config import presets
 from MaskSAMCore.config.schema import Config
-from MaskSAMCore.config.serialize import leaf_keys, override
+from MaskSAMCore.config.serialize import former_keys, from_dict, leaf_keys, override, to_dict, value_at
 from MaskSAMCore.config.settings import Overruled, attribute_docs, check_kept, settings
 from MaskSAMCore.errors import InputError
 
@@ -81,6 +81,22 @@ def test_a_key_that_is_not_known_gets_a_suggestion(setting: str, remedy: str) ->
     with pytest.raises(InputError) as raised:
         override(Config(), [setting])
     assert remedy in raised.value.remedy
+
+
+def test_a_key_that_became_a_constant_is_read_at_its_value_and_not_written() -> None:
+    config = presets.get("tiny")
+    assert override(config, ["train.momentum=0.99"]) == config
+    assert from_dict(Config, {"train": {"momentum": 0.99}}) == Config()
+    assert value_at(config, "train.momentum") == 0.99
+    assert "momentum" not in to_dict(config)["train"]
+    assert not set(former_keys(Config)) & set(leaf_keys(Config))
+
+
+@pytest.mark.parametrize("setting", ["train.momentum=0.9", "model.backbone.pos_mode=interpolate", "model.loss.aux=1"])
+def test_a_key_that_became_a_constant_has_no_other_value(setting: str) -> None:
+    key = setting.partition("=")[0].replace(".", r"\.")
+    with pytest.raises(InputError, match=f"{key}: this setting is a constant now"):
+        override(Config(), [setting])
 
 
 def test_a_value_that_is_replaced_is_refused_with_the_most_precise_reason() -> None:

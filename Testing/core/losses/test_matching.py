@@ -12,7 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from MaskSAMCore.config.network_schema import LossConfig
-from MaskSAMCore.losses.matching import Assignment, match, pairwise_cost, slice_targets
+from MaskSAMCore.losses.matching import (
+    AUXILIARY,
+    BOX_GIOU,
+    BOX_L1,
+    CLASSIFICATION,
+    Assignment,
+    match,
+    pairwise_cost,
+    slice_targets,
+)
 from MaskSAMCore.network.types import QueryOutputs
 
 CFG = LossConfig()
@@ -67,23 +76,23 @@ def test_costs_are_those_of_the_definition() -> None:
     cost = pairwise_cost(outputs, targets, CFG)
     b, d, n, c = 1, 2, 3, 1
     truth = (labels[b, d] == c)[::2, ::2].float()
-    expected = -CFG.classification * outputs.cls[b, n, d].softmax(-1)[c]
+    expected = -CLASSIFICATION * outputs.cls[b, n, d].softmax(-1)[c]
     for logits, bce, dice in (
         (outputs.masks, CFG.bce, CFG.dice),
-        (outputs.aux_masks, CFG.aux, CFG.aux),
+        (outputs.aux_masks, AUXILIARY, AUXILIARY),
     ):
         x = logits[b, n, d, ::2, ::2]
         p = x.sigmoid()
         expected = expected + bce * F.binary_cross_entropy_with_logits(x, truth)
         expected = expected + dice * (1 - (2 * (p * truth).sum() + 1) / (p.sum() + truth.sum() + 1))
     mine, theirs = outputs.fused_boxes[b, n, d], targets.boxes[b * 3 + d, c]
-    expected = expected + CFG.box_l1 * (mine - theirs).abs().sum()
+    expected = expected + BOX_L1 * (mine - theirs).abs().sum()
     x0, y0, x1, y1 = mine.tolist()
     u0, v0, u1, v1 = theirs.tolist()
     inside = max(0.0, min(x1, u1) - max(x0, u0)) * max(0.0, min(y1, v1) - max(y0, v0))
     union = (x1 - x0) * (y1 - y0) + (u1 - u0) * (v1 - v0) - inside
     hull = (max(x1, u1) - min(x0, u0)) * (max(y1, v1) - min(y0, v0))
-    expected = expected - CFG.box_giou * (inside / union - (hull - union) / hull)
+    expected = expected - BOX_GIOU * (inside / union - (hull - union) / hull)
     assert cost[b * 3 + d, n, c].item() == pytest.approx(float(expected), abs=1e-4)
 
 
@@ -172,6 +181,6 @@ def test_large_slices_draw_their_points_and_repeat_them_with_the_seed() -> None:
     assert torch.equal(costs[0], costs[1])
     assert not torch.equal(costs[0], costs[2])
     x, y = outputs.masks[0, 0, 0], targets.masks[0, 1].float()
-    only = LossConfig(classification=0, bce=1, dice=0, aux=0, box_l1=0, box_giou=0)
+    masks = QueryOutputs(masks=outputs.masks, cls=None, aux_masks=None, aux_boxes=None, fused_boxes=None)
     expected = F.binary_cross_entropy_with_logits(x, y).item()
-    assert pairwise_cost(outputs, targets, only)[0, 0, 1].item() == pytest.approx(expected, rel=0.05)
+    assert pairwise_cost(masks, targets, LossConfig(bce=1, dice=0))[0, 0, 1].item() == pytest.approx(expected, rel=0.05)

@@ -40,12 +40,11 @@ def tiny(window: int = 7) -> nn.Module:
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize("resize", ["slice", "interpolate"])
-def test_fast_equals_reference(grid, resize):
+def test_fast_equals_reference(grid):
     attn = vit()
     x = torch.randn(2, *grid, 24)
-    fast = vit_attention(attn, x, kernel="fast", resize=resize)
-    reference = vit_attention(attn, x, kernel="reference", resize=resize)
+    fast = vit_attention(attn, x, kernel="fast")
+    reference = vit_attention(attn, x, kernel="reference")
     assert (fast - reference).abs().max() < 1e-5
 
 
@@ -53,21 +52,14 @@ def test_fast_equals_reference(grid, resize):
 def test_reference_is_segment_anything(grid):
     attn = vit(grid)
     x = torch.randn(2, *grid, 24)
-    assert torch.equal(vit_attention(attn, x, kernel="reference", resize="slice"), attn(x))
-
-
-def test_interpolation_is_what_segment_anything_does_by_itself():
-    attn = vit()
-    x = torch.randn(1, 5, 6, 24)
-    torch.testing.assert_close(vit_attention(attn, x, kernel="reference", resize="interpolate"), attn(x))
+    assert torch.equal(vit_attention(attn, x, kernel="reference"), attn(x))
 
 
 def test_fast_equals_reference_in_padded_windows():
     attn = vit((4, 4))
     x = torch.randn(2, 6, 9, 24)
     both = [
-        from_windows(vit_attention(attn, to_windows(x, 4), kernel=kernel, resize="slice"), (6, 9))
-        for kernel in ("fast", "reference")
+        from_windows(vit_attention(attn, to_windows(x, 4), kernel=kernel), (6, 9)) for kernel in ("fast", "reference")
     ]
     assert (both[0] - both[1]).abs().max() < 1e-5
 
@@ -77,23 +69,20 @@ def test_gradients_of_both_kernels_agree():
     grads = []
     for kernel in ("fast", "reference"):
         x = torch.linspace(-1, 1, 2 * 3 * 5 * 24).view(2, 3, 5, 24).requires_grad_()
-        vit_attention(attn, x, kernel=kernel, resize="slice").square().sum().backward()
+        vit_attention(attn, x, kernel=kernel).square().sum().backward()
         grads.append(x.grad)
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-5)
 
 
-def test_slice_keeps_the_row_of_every_offset():
+def test_every_offset_keeps_its_row():
     offsets = torch.arange(-63.0, 64.0)[:, None]
-    assert relative_rows(offsets, 20, "slice")[:, 0].tolist() == list(range(-19, 20))
-    assert relative_rows(offsets, 64, "slice") is offsets
-    stretched = relative_rows(offsets, 32, "interpolate")
-    assert stretched.shape == (63, 1)
-    assert stretched.min() < -60
+    assert relative_rows(offsets, 20)[:, 0].tolist() == list(range(-19, 20))
+    assert relative_rows(offsets, 64) is offsets
 
 
-def test_slice_refuses_a_grid_larger_than_the_table():
+def test_a_grid_larger_than_the_table_is_refused():
     with pytest.raises(ModelError, match="65 tokens along an axis, the weights know 64"):
-        relative_rows(torch.zeros(127, 4), 65, "slice")
+        relative_rows(torch.zeros(127, 4), 65)
 
 
 @pytest.mark.parametrize("grid", [(8, 8), (7, 12), (3, 2)])

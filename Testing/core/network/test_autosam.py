@@ -84,14 +84,12 @@ def test_with_sams_windows_a_block_is_sams_own_whatever_the_depth_table(depth, g
 
 
 def _sam_block(block: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """SAM's block as it stands, its tables cut as `rel_pos_resize=slice` does."""
+    """SAM's block as it stands, its tables cut to the window."""
     attn, grid = block.attn, x.shape[1:3]
     if block.window_size:
         return block(x)
     kept = attn.rel_pos_h, attn.rel_pos_w
-    attn.rel_pos_h, attn.rel_pos_w = (
-        torch.nn.Parameter(relative_rows(t, n, "slice")) for t, n in zip(kept, grid, strict=True)
-    )
+    attn.rel_pos_h, attn.rel_pos_w = (torch.nn.Parameter(relative_rows(t, n)) for t, n in zip(kept, grid, strict=True))
     try:
         return block(x)
     finally:
@@ -108,7 +106,7 @@ def test_windows_of_three_dimensions_are_attention_among_neighbours(grid, shift)
     attn = built(tiny()).encoder.sam.blocks[0].attn
     tables = tuple(torch.randn(2 * 4 - 1, 32) for _ in range(3))
     x = torch.randn(2, *grid, 64)
-    attend = partial(cube_attention, attn, tables=tables, resize="slice")
+    attend = partial(cube_attention, attn, tables=tables)
     with torch.no_grad():
         found = windowed(attend, x, window, shift=shift, see_padding=False)
         expected = _dense(attn, x, tables, window, shift)
@@ -178,7 +176,7 @@ def test_a_fresh_encoder_has_sams_norms_and_the_mean_of_its_tables_along_depth()
         torch.testing.assert_close(encoder.norms[0][0](block.norm1, x), block.norm1(x))
         mean = (block.attn.rel_pos_h + block.attn.rel_pos_w) / 2
         tables = (mean, block.attn.rel_pos_h, block.attn.rel_pos_w)
-        attended = cube_attention(block.attn, block.norm1(x), tables=tables, resize="slice", mask=None)
+        attended = cube_attention(block.attn, block.norm1(x), tables=tables, mask=None)
         y = x + attended
         torch.testing.assert_close(encoder.block(0, x), y + block.mlp(block.norm2(y)))
 

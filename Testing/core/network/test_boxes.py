@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from MaskSAMCore.network.boxes import fuse_boxes, giou, hard_box, mask_to_box, soft_box
+from MaskSAMCore.network.boxes import fuse_boxes, giou, hard_box
 from MaskSAMCore.network.gt_source import class_masks, gt_prompts
 
 
@@ -25,39 +25,12 @@ def test_one_pixel_at_the_border_has_its_own_area(row: int, column: int) -> None
     assert torch.allclose(box, torch.tensor([column / 8, row / 5, (column + 1) / 8, (row + 1) / 5]))
 
 
-def test_soft_extents_equal_hard_ones_on_binary_masks() -> None:
-    draw = torch.Generator().manual_seed(3)
-    density = torch.rand(200, 1, 1, generator=draw) * 0.05
-    masks = torch.rand(200, 24, 17, generator=draw) < density
-    hard, hard_empty = hard_box(masks)
-    soft, soft_empty = soft_box(masks.float())
-    assert hard_empty.any()
-    assert not hard_empty.all()
-    assert torch.equal(hard_empty, soft_empty)
-    assert torch.allclose(hard, soft, atol=1e-6)
-    assert not hard[hard_empty].any()
-
-
-def test_only_soft_extents_have_a_gradient() -> None:
-    logits = torch.full((12, 12), -4.0)
-    logits[3:7, 4:9] = 4.0
-    logits.requires_grad_()
-    box, _ = mask_to_box(logits, grad="soft")
-    box[2].backward()
-    assert logits.grad is not None
-    assert logits.grad[:, 9:].max() > 0
-    hard, empty = mask_to_box(logits, grad="hard")
-    assert not hard.requires_grad
-    assert not empty
-    assert torch.allclose(hard, torch.tensor([4, 3, 9, 7]) / 12)
-
-
-def test_a_faint_mask_is_empty_for_both() -> None:
-    logits = torch.full((2, 8, 8), -1.0)
-    for grad in ("hard", "soft"):
-        box, empty = mask_to_box(logits, grad=grad)  # type: ignore[arg-type]
-        assert empty.all()
-        assert not box.any()
+def test_a_mask_without_a_pixel_is_empty() -> None:
+    masks = torch.zeros(2, 8, 8, dtype=torch.bool)
+    masks[1, 3, 4] = True
+    box, empty = hard_box(masks)
+    assert empty.tolist() == [True, False]
+    assert not box[0].any()
 
 
 def test_fusion_follows_its_name_and_spares_the_learned_box_where_the_mask_is_empty() -> None:

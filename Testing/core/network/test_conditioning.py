@@ -84,14 +84,14 @@ def test_the_condition_matters_once_up_is_not_zero(mode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_fresh_adapter_changes_nothing(mode):
-    adapter = ConditionedAdapter(256, kind="plain", depth=3, condition=ConditionConfig(mode=mode))
+    adapter = ConditionedAdapter(256, kind="plain", depth=3, condition=mode)
     x, condition = torch.randn(2, 3, 7, 256), torch.randn(2, 3, 512)
     assert torch.equal(adapter(x, condition, torch.ones(2, 3, dtype=torch.bool)), torch.zeros_like(x))
 
 
 def test_hyper_follows_the_formula():
     torch.manual_seed(0)
-    adapter = ConditionedAdapter(256, kind="plain", depth=2, condition=ConditionConfig(mode="hyper", width=8)).double()
+    adapter = ConditionedAdapter(256, kind="plain", depth=2, condition="hyper").double()
     nn.init.normal_(adapter.up.weight, std=0.1)
     x, condition = torch.randn(1, 2, 5, 256).double(), torch.randn(1, 2, 512).double()
     out = adapter(x, condition, torch.tensor([[True, False]]))
@@ -104,15 +104,15 @@ def test_hyper_follows_the_formula():
 
 
 def test_parameters_of_hyper_are_those_of_the_specification():
-    adapter = ConditionedAdapter(256, kind="plain", depth=2, condition=ConditionConfig(mode="hyper"))
+    adapter = ConditionedAdapter(256, kind="plain", depth=2, condition="hyper")
     assert sum(p.numel() for p in adapter.condition.parameters()) == 16_416 + 405_504 + 384
-    small = ConditionedAdapter(256, kind="plain", depth=1, ratio=1 / 8, condition=ConditionConfig(mode="hyper"))
+    small = ConditionedAdapter(256, kind="plain", depth=1, ratio=1 / 8, condition="hyper")
     assert sum(p.numel() for p in small.parameters()) == 134_656
 
 
-def test_conditions_are_hidden_in_training_alone():
+def test_conditions_are_hidden_in_training_alone(monkeypatch: pytest.MonkeyPatch):
     network = model()
-    network.decoder.condition_dropout = 1.0
+    monkeypatch.setattr("MaskSAMCore.network.decoder.CONDITION_DROPOUT", 1.0)
     prompts = clicks(0, 1, 2)
     calm = masks(network, prompts)
     network.train()

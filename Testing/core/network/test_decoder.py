@@ -191,7 +191,7 @@ def oracle(decoder: SamDecoder, cfg: ModelConfig, f: Features, t: PromptTokens, 
             q = layer.norm1(q + s + slabs(a["1_self"], s))
         s = layer.cross_attn_token_to_image(q + points, k + p, k)
         q = layer.norm2(q + s + slabs(a[f"{i}_t2i"], s))
-        q = layer.norm3(q + layer.mlp(q) + cfg.dec_tokens.scale * slabs(a[f"{i}_mlp"], q))
+        q = layer.norm3(q + layer.mlp(q) + 0.5 * slabs(a[f"{i}_mlp"], q))
         s = layer.cross_attn_image_to_token(k + p, q + points, q)
         if cfg.dec_image.slot == "i2t":
             k = layer.norm4(k + s + image(i, s))

@@ -21,13 +21,11 @@ DEPTH = 5
 SIZE = (192, 112)
 
 
-def config(
-    arch: str = "tiny", kernel: str = "reference", pos_mode: str = "crop", kind: str = "depth_conv", **adapter: object
-) -> ModelConfig:
+def config(arch: str = "tiny", kernel: str = "reference", kind: str = "depth_conv", **adapter: object) -> ModelConfig:
     return ModelConfig(
         patch=(DEPTH, *SIZE),
         stem=StemConfig(upsample=1),
-        backbone=BackboneConfig(arch=arch, attention_kernel=kernel, pos_mode=pos_mode),
+        backbone=BackboneConfig(arch=arch, attention_kernel=kernel),
         enc_adapter=EncoderAdapterConfig(kind=kind, **adapter),
     )
 
@@ -220,13 +218,9 @@ def test_the_mlp_adapter_runs_beside_the_mlp_at_half_scale():
     torch.testing.assert_close(difference, 0.5 * correction, rtol=1e-4, atol=1e-5)
 
 
-def test_crop_takes_the_top_left_corner_and_interpolate_the_whole():
+def test_a_small_input_has_the_positions_of_the_top_left_corner():
     module = encoder(kind="none")
     assert torch.equal(module._position((3, 5)), module.sam.pos_embed[:, :3, :5])
-    other = encoder(kind="none", pos_mode="interpolate")
-    assert other._position((64, 64)) is other.sam.pos_embed
-    assert other._position((3, 5)).shape == (1, 3, 5, 64)
-    assert not torch.allclose(other._position((3, 5)), other.sam.pos_embed[:, :3, :5])
 
 
 def test_depth_positions_are_added_per_slice():

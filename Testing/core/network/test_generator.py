@@ -270,14 +270,6 @@ def test_binary_mask_prompts_are_the_thresholded_masks() -> None:
     assert 0 < prompts.masks.mean() < 1
 
 
-def test_soft_boxes_let_the_gradient_through() -> None:
-    for grad, reaches in (("hard", False), ("soft", True)):
-        cfg = model(box=False, fusion="mask", box_grad=grad)
-        fused = propose(build(cfg), *features(cfg, SMALL))[1]["fused_boxes"]
-        assert fused is not None
-        assert fused.requires_grad is reaches
-
-
 def test_floored_boxes_lie_on_encoder_pixels() -> None:
     cfg = model(floor_boxes=True)
     prompts, aux = propose(build(cfg), *features(cfg, SMALL))

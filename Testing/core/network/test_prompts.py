@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from MaskSAMCore.config.network_schema import BackboneConfig, ModelConfig
+from MaskSAMCore.config.network_schema import ModelConfig
 from MaskSAMCore.errors import PromptError
 from MaskSAMCore.network.prompts import PromptTokenizer
 from MaskSAMCore.network.types import PromptBatch
@@ -14,9 +14,9 @@ B, Q, D = 2, 2, 3
 GRIDS = [(64, 64), (10, 14)]
 
 
-def tokenizer(pos_mode: str = "crop") -> PromptTokenizer:
+def tokenizer() -> PromptTokenizer:
     torch.manual_seed(0)
-    return PromptTokenizer(ModelConfig(backbone=BackboneConfig(pos_mode=pos_mode)))
+    return PromptTokenizer(ModelConfig())
 
 
 def pixels(grid: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -31,13 +31,10 @@ def boxes_of(corners: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize("pos_mode", ["crop", "interpolate"])
 @pytest.mark.parametrize("kind", ["points", "box", "points+box", "points+box+mask"])
-def test_tokens_equal_sams_prompt_encoder(grid, pos_mode, kind):
-    own = tokenizer(pos_mode)
+def test_tokens_equal_sams_prompt_encoder(grid, kind):
+    own = tokenizer()
     sam = own.sam
-    if pos_mode == "interpolate":
-        sam.input_image_size = (grid[0] * 16, grid[1] * 16)
     at, size = pixels(grid)
     labels = torch.randint(0, 2, (B, Q, D, 2))
     box = boxes_of(at)
@@ -80,8 +77,6 @@ def test_dense_positions(grid):
     own = tokenizer()
     whole = own.sam.get_dense_pe()
     assert torch.equal(own.dense_pe(grid), whole[:, :, : grid[0], : grid[1]])
-    stretched = tokenizer("interpolate").dense_pe(grid)
-    torch.testing.assert_close(stretched[0], own.sam.pe_layer(grid), atol=1e-6, rtol=0)
 
 
 def test_a_prompt_in_a_crop_is_the_same_place_on_the_canvas():

@@ -36,7 +36,7 @@ def test_halving_every_ten_epochs():
 
 
 def test_exponential_warms_up_by_the_papers_formula_and_ends_at_the_final_ratio():
-    cfg = TrainConfig(schedule="exponential", epochs=200, iterations=2, lr=5e-4, warmup_epochs=5, final_ratio=0.01)
+    cfg = TrainConfig(schedule="exponential", epochs=200, iterations=2, lr=5e-4, warmup_epochs=5)
     rates = [learning_rate(cfg, 2 * epoch) for epoch in range(200)]
     assert rates[0] == pytest.approx(5e-4 * math.exp(-10))
     assert rates[4] == pytest.approx(5e-4 * math.exp(-2))

@@ -194,7 +194,7 @@ def test_features_of_the_frozen_encoder_serve_the_first_stage(phantom_data: Path
 
 @pytest.mark.slow
 def test_simulated_users_can_join_in_the_second_stage(phantom_data: Path, tmp_path: Path) -> None:
-    settings = ("train.epochs=4", "train.generator_epochs=1", "train.auto_share=0", "train.auto_chance=0.5")
+    settings = ("train.epochs=4", "train.generator_epochs=1")
     extra = ("--mode", "mixed")
     assert train.main(words(phantom_data, tmp_path / "run", *extra, settings=settings)) == 0
     with (tmp_path / "run/metrics.csv").open(newline="") as file:
