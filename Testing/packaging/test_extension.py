@@ -68,6 +68,7 @@ def test_every_script_and_resource_is_installed_where_slicer_looks_and_nothing_e
     assert not extra, f"these are installed, but not in the tree: {sorted(extra)}"
 
 
+@pytest.mark.slow
 def test_files_are_installed_as_they_are(repo: Path, extension: Extension):
     model = Path("Resources", "Models", "hippocampus-mr", "weights.safetensors")
     assert (extension.modules / model).read_bytes() == (repo / model).read_bytes()

@@ -388,6 +388,7 @@ def test_the_command_on_a_trained_model(phantom_data: Path, straight_run: Path, 
     assert json.dumps(card.metrics)
 
 
+@pytest.mark.slow
 def test_a_bad_fold_is_told_before_anything_runs(phantom_data: Path, straight_run: Path, capsys):
     arguments = ["--interactive", "--model", straight_run / "model", phantom_data, "--fold", "9", "--device", "cpu"]
     assert evaluate.main([str(a) for a in arguments]) == 2

@@ -434,6 +434,7 @@ def test_stored_answers_teach_and_a_stopped_run_uses_those_it_has(phantom_data, 
     assert_equal(final(whole), final(stopped))
 
 
+@pytest.mark.slow
 def test_another_teacher_or_share_does_not_resume(distilled, phantom_data, straight_run, tmp_path, capsys):
     teacher = straight_run / "model"
     assert train.main(words(phantom_data, distilled, teacher, "--resume", settings=("train.seg_share=0.8",))) == 2

@@ -83,6 +83,7 @@ def test_training_is_by_prompts_and_validated_by_them(any_run):
     assert "click 3" in (any_run / "model/README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_folder_gives_the_same_network_again(any_run):
     network, card = installed.load_model(any_run / "model")
     names = {name.split(".")[1] for name in network.state_dict() if name.startswith("encoder.")}

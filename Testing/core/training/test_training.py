@@ -179,9 +179,10 @@ def test_training_goes_on_from_another_model(phantom_data, straight_run, tmp_pat
     assert "starting from phantom" in (tmp_path / "run/model/README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_model_that_does_not_fit_is_no_start(phantom_data, straight_run, tmp_path, capsys):
-    words = ("--init", str(straight_run / "model"), "--set", "model.source.queries=16")
-    assert train.main(arguments(phantom_data, tmp_path / "run", *words)) == 2
+    words, settings = ("--init", str(straight_run / "model")), ("model.source.queries=16",)
+    assert train.main(arguments(phantom_data, tmp_path / "run", *words, settings=settings)) == 2
     assert "does not fit the network" in capsys.readouterr().err
 
 

@@ -105,6 +105,7 @@ def test_the_first_stage_leaves_the_decoder_alone_and_the_second_trains_it(run: 
     assert any("multiclass" in name for name in moved)
 
 
+@pytest.mark.slow
 def test_the_terms_of_both_stages_are_logged(run: Path) -> None:
     with (run / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -113,6 +114,7 @@ def test_the_terms_of_both_stages_are_logged(run: Path) -> None:
     assert [bool(row["val dice"]) for row in rows] == [False, True, True]
 
 
+@pytest.mark.slow
 def test_a_model_of_the_first_stage_is_its_generator_and_the_last_one_is_whole(run: Path, first_stage: Path) -> None:
     model, card = installed.load_model(first_stage / "model")
     assert card.config.model.decoder.kind == "none"

@@ -72,6 +72,7 @@ def test_a_real_scan_is_segmented(real: Rig, scan: Any, truth: np.ndarray) -> No
         assert there.category.meaning == "Anatomical Structure"
 
 
+@pytest.mark.slow
 def test_the_device_is_the_one_in_use(real: Rig, scan: Any) -> None:
     assert real.until(lambda: real.status.device)
     assert real.status.device.startswith("CPU, 2 thread(s)")
@@ -79,6 +80,7 @@ def test_the_device_is_the_one_in_use(real: Rig, scan: Any) -> None:
     assert "no GPU is used, so this is slower" in real.status.device
 
 
+@pytest.mark.slow
 def test_the_slice_that_is_shown_is_encoded_before_anybody_clicks(real: Rig, scan: Any) -> None:
     assert real.until(lambda: real.status.headline == "Encoding the visible slice")
     assert real.status.phase is Phase.IDLE

@@ -189,7 +189,9 @@ def test_choices_are_in_the_command_and_names_are_quoted(desk: Desk, tmp_path: P
         assert text in command
     assert "--structures" not in command
     assert "--series" not in command
-    shown = subprocess.run(f"set -- {command}; printf '%s\\n' \"$@\"", shell=True, capture_output=True, text=True)
+    shown = subprocess.run(
+        f"set -- {command}; printf '%s\\n' \"$@\"", shell=True, capture_output=True, encoding="utf-8"
+    )
     assert str(path) in shown.stdout.splitlines()
 
 
