@@ -31,12 +31,13 @@ from MaskSAMCore.zoo.download import UrlSource
 from Testing.models import fake_base
 from Testing.runs import REPO
 
-QUICK = ("--preset", "tiny", "--steps", "6", "--minutes", "60", "--device", "cpu", "--set", "train.mode=mixed")
+SETTINGS = ("train.mode=mixed", "model.patch=[4,32,32]", "model.source.queries=4")
+QUICK = ("--preset", "tiny", "--steps", "6", "--minutes", "60", "--device", "cpu")
 
 
 def words(cases: Path, *more: str) -> list[str]:
     """A lesson of a few steps."""
-    return [str(cases), *QUICK, *more]
+    return [str(cases), *QUICK, *(word for each in SETTINGS for word in ("--set", each)), *more]
 
 
 def learn(capsys: pytest.CaptureFixture[str], *given: str) -> dict[str, Any]:

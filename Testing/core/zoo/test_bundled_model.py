@@ -116,7 +116,7 @@ def mean_dice(network: MaskSAM, cases: list[tuple[np.ndarray, np.ndarray]]) -> d
 def test_clicks_find_the_structure_and_their_condition_helps(shared, mobile_sam, monkeypatch):
     """Without what HyP learned from the prompt, the same weights do worse on held-out cases."""
     network, _ = installed.load_model(installed.find_model(MODEL))
-    cases = held_out(shared, 6)
+    cases = held_out(shared, 3)
     conditioned = mean_dice(network, cases)
     assert conditioned["click 1"] > 0.75
     assert conditioned["click 3"] > 0.8
