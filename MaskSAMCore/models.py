@@ -62,7 +62,7 @@ def _list(options: argparse.Namespace) -> int:
             continue
         card = model.card
         names = ", ".join(label.name for label in card.labels.labels)
-        licence = card.licence or "no licence stated"
+        licence = _short(card.licence) or "no licence stated"
         print(f"  {model.name:{width}}  {model.origin:7}  {card.modality or '?'}  {names}  ({licence})")
     if not models:
         print("  none; make one with `train` or `teach`")
@@ -70,6 +70,11 @@ def _list(options: argparse.Namespace) -> int:
     for base in base_weights.BASES.values():
         print(f"  {base.name:6}  {base.size / MIB:6.0f} MiB  {base.licence}  {_where(base.name)}")
     return 0
+
+
+def _short(licence: str) -> str:
+    """A licence without its explanations and citations, which `models show` prints."""
+    return licence.partition(": ")[0].partition(". ")[0]
 
 
 def _where(name: str) -> str:

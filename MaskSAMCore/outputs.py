@@ -340,14 +340,17 @@ def check_dicom(case: Case, labels: LabelTable, *, allow_uncoded: bool = False) 
 
     Raises:
         InputError: DICOM SEG of structures without codes; names them.
-        PackageError: RTSTRUCT without the package for it.
+        PackageError: The package that writes them is not installed.
     """
+    from MaskSAMCore.io.dicomseg import require_highdicom
     from MaskSAMCore.io.rtstruct import require_rt_utils
     from MaskSAMCore.terminology import lookup
 
     targets = _dicom_targets(case)
     if ".rtstruct.dcm" in targets:
         require_rt_utils()
+    if ".dcm" in targets:
+        require_highdicom()
     if ".dcm" not in targets or allow_uncoded:
         return
     bare = [label.name for label in labels.labels if not (label.category and label.type) and lookup(label.name) is None]

@@ -17,14 +17,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from MaskSAMCore.errors import InputError, MaskSAMError, ResourceError
+from MaskSAMCore.errors import NO_SPACE, InputError, MaskSAMError, ResourceError
 
 LOCK_NAME = ".masksam.lock"
 SCRATCH = ".masksam-"
 """Prefix of the temporary folders of `atomic_files`."""
 _LOCK_BYTE = 1 << 30
 _RETRIES, _RETRY_SECONDS = 10, 0.2
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT if hasattr(errno, "EDQUOT") else errno.ENOSPC, errno.EFBIG)
 _log = logging.getLogger(__name__)
 
 
@@ -232,7 +231,7 @@ def atomic_path(target: str | os.PathLike, *, overwrite: bool = False, inputs: I
         _replace(part, target)
         sync_folder(target.parent)
     except OSError as error:
-        if error.errno in _NO_SPACE:
+        if error.errno in NO_SPACE:
             why = f"{os.strerror(error.errno)}; nothing that existed was changed"
             raise ResourceError("not enough space to write", where=target, why=why, remedy="Free some space") from error
         raise ResourceError("cannot be written", where=target, why=str(error)) from error

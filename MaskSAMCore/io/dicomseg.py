@@ -82,10 +82,20 @@ def _coded(labels: Sequence[Label], allow_uncoded: bool) -> list[Label]:
     return out
 
 
+def require_highdicom() -> None:
+    """Check that DICOM SEG can be written here.
+
+    Raises:
+        PackageError: highdicom is not installed.
+    """
+    with optional_package("dicom", what="writing DICOM SEG"):
+        import highdicom  # noqa: F401
+
+
 def _segmentation(stack: SourceStack, labels: Sequence[Label], files: Sequence[Path], model: str, version: str) -> Any:
     """Build the DICOM data set in memory."""
-    with optional_package("dicom", what="writing DICOM SEG"):
-        import highdicom as hd
+    require_highdicom()
+    import highdicom as hd
     import pydicom
     from pydicom.sr.codedict import codes
 

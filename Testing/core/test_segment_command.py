@@ -356,10 +356,16 @@ def test_formats_of_a_single_file_are_refused(model, scan, tmp_path, capsys):
     assert "--formats needs a folder" in capsys.readouterr().err
 
 
-def test_without_rt_utils_an_rtstruct_is_refused_with_the_way_to_get_it(liver, ct, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "rt_utils", None)
-    assert run(ct, "-m", "toy", "-o", tmp_path / "out", "--formats", "rtstruct") == 2
-    assert 'pip install ".[rtstruct]"' in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("package", "given", "extra"), [("rt_utils", "rtstruct", "rtstruct"), ("highdicom", "dcm", "dicom")]
+)
+def test_without_its_package_a_format_is_refused_with_the_way_to_get_it(
+    liver, ct, tmp_path, capsys, monkeypatch, package, given, extra
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr("MaskSAMCore.inference.predictor.Predictor.segment", None)  # refused before that
+    assert run(ct, "-m", "toy", "-o", tmp_path / "out", "--formats", given) == 2
+    assert f'pip install ".[{extra}]"' in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
