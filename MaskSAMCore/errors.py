@@ -8,7 +8,7 @@ import errno
 import sys
 from collections.abc import Iterable, Iterator
 
-NO_SPACE = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
+NO_SPACE: tuple[int, ...] = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 """Numbers of the errors of a full disk, a file that is too large, and a used up quota."""
 
 

@@ -182,6 +182,10 @@ class Run:
             ready = PreparedDataset(source)
             ready.verify(progress=self.progress)
             return ready
+        if self.options.resume and is_prepared(target):
+            # The cache was made before the patch was fitted to the data.
+            patch = PreparedDataset(target).plan.patch
+            config = replace(config, model=replace(config.model, patch=patch))
         if self.processes.first:
             from MaskSAMCore.data.build import prepare
 

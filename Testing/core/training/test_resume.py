@@ -51,6 +51,20 @@ def test_the_folder_is_enough(straight_run: Path, stopped: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_patch_that_was_fitted_to_the_data_leaves_the_cache_as_it_is(
+    phantom_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = ("data.fit_patch=true", "train.epochs=1", "train.iterations=1", "train.frozen_epochs=0")
+    words = [word for setting in settings for word in ("--set", setting)]
+    run = tmp_path / "run"
+    assert train.main([str(phantom_data), "-o", str(run), "--preset", "tiny", "--device", "cpu", *words]) == 0
+    manifest = (run / "cache/manifest.json").stat().st_mtime_ns
+    assert train.main(["-o", str(run), *OPTIONS]) == 0
+    assert "have changed" not in caplog.text
+    assert (run / "cache/manifest.json").stat().st_mtime_ns == manifest
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "name"),
     [
