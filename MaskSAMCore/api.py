@@ -28,7 +28,7 @@ from MaskSAMCore.volume import LabelMap, Roi, Volume
 if TYPE_CHECKING:
     from MaskSAMCore.inference.predictor import Predictor
     from MaskSAMCore.inference.prompts import Prompt
-    from MaskSAMCore.inference.session import Session
+    from MaskSAMCore.inference.sessions import AnySession
 
 Scope = Literal["slice", "slab", "volume"]
 Scan = Any
@@ -243,11 +243,11 @@ class Model:
             ModelError: The model takes no prompts.
         """
         from MaskSAMCore.inference.checks import require_prompts
-        from MaskSAMCore.inference.session import Session
+        from MaskSAMCore.inference.sessions import open_session
 
         require_prompts(self._predictor.card)
         volume = _volume(scan)
-        session = Session.open(self._predictor.network, self._predictor.card, volume, device=self._predictor.device)
+        session = open_session(self._predictor.network, self._predictor.card, volume, device=self._predictor.device)
         return InteractiveSession(session, {label.name: label.id for label in self._predictor.card.labels.labels})
 
 
@@ -263,7 +263,7 @@ class InteractiveSession:
         warnings: What a reader should know of the scan.
     """
 
-    def __init__(self, session: Session, known: dict[str, int]) -> None:
+    def __init__(self, session: AnySession, known: dict[str, int]) -> None:
         self._session = session
         self._numbers = dict(known)
         self._history: list[tuple[int, Prompt]] = []
@@ -303,15 +303,17 @@ class InteractiveSession:
         first: Sequence[float],
         last: Sequence[float],
         structure: str | int | None = None,
+        positive: bool = True,
         *,
         scope: Scope = "volume",
     ) -> np.ndarray:
-        """Draw a box around the structure, in a slice or in three dimensions.
+        """Draw a box around the structure, or around what does not belong to it, in a slice or in three dimensions.
 
         Args:
             first: Voxel (i, j, k) of one corner.
             last: Voxel of the opposite corner, included. Corners that share an index lie in that slice.
             structure: As for `click`.
+            positive: Whether the box is around the structure.
             scope: As for `click`; a box in three dimensions reaches over its own slices.
 
         Returns:
@@ -324,7 +326,61 @@ class InteractiveSession:
 
         pairs = [sorted(pair) for pair in zip(_position(first), _position(last), strict=True)]
         (i0, i1), (j0, j1), (k0, k1) = pairs
-        return self._add(structure, Prompt(kind="box", corners=((i0, j0, k0), (i1, j1, k1)), scope=scope))
+        corners = (i0, j0, k0), (i1, j1, k1)
+        return self._add(structure, Prompt(kind="box", corners=corners, positive=positive, scope=scope))
+
+    def scribble(
+        self,
+        points: Sequence[Sequence[float]],
+        structure: str | int | None = None,
+        positive: bool = True,
+        *,
+        thickness_mm: float = 0.0,
+    ) -> np.ndarray:
+        """Draw a line through the structure, or through what does not belong to it.
+
+        A model without scribbles takes its middle as a click.
+
+        Args:
+            points: Voxels (i, j, k) along the line, in any plane.
+            structure: As for `click`.
+            positive: Whether the line lies in the structure.
+            thickness_mm: Of the line.
+
+        Returns:
+            The structure after this line, booleans (I, J, K).
+
+        Raises:
+            PromptError: The line lies outside of the scan; nothing changes.
+        """
+        from MaskSAMCore.inference.prompts import Prompt
+
+        line = tuple(_position(point) for point in points)
+        drawn = Prompt(kind="scribble", points=line, thickness=thickness_mm, positive=positive, scope="volume")
+        return self._add(structure, drawn)
+
+    def lasso(
+        self, points: Sequence[Sequence[float]], structure: str | int | None = None, positive: bool = True
+    ) -> np.ndarray:
+        """Draw an outline in a slice, roughly around all of the structure in it, or around what does not belong to it.
+
+        A model without lassos takes the box around it.
+
+        Args:
+            points: Voxels (i, j, k) along the outline, three or more, which share an index; it closes by itself.
+            structure: As for `click`.
+            positive: Whether the outline is around the structure.
+
+        Returns:
+            The structure after this outline, booleans (I, J, K).
+
+        Raises:
+            PromptError: The outline lies outside of the scan, or in no slice; nothing changes.
+        """
+        from MaskSAMCore.inference.prompts import Prompt
+
+        outline = tuple(_position(point) for point in points)
+        return self._add(structure, Prompt(kind="lasso", points=outline, positive=positive, scope="volume"))
 
     def undo(self) -> np.ndarray:
         """Take back the last prompt.

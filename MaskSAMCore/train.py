@@ -99,6 +99,7 @@ def _list_settings(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     from MaskSAMCore.inference.sliding_window import slide_model
     from MaskSAMCore.progress import CancelToken, terminal_progress
+    from MaskSAMCore.training.click_run import ClickRun, trains_clicks
     from MaskSAMCore.training.run import Run
     from MaskSAMCore.training.stages import run_recipe
 
@@ -106,6 +107,8 @@ def _train(options: argparse.Namespace) -> int:
     with terminal_progress() as progress, cancel_on_signals(CancelToken()) as cancel:
 
         def start(stage: RunOptions) -> Path:
+            if trains_clicks(stage):
+                return ClickRun(stage, log=print, progress=progress, cancel=cancel).start()
             return Run(stage, predict=slide_model, log=print, progress=progress, cancel=cancel).start()
 
         folder = start(run_options) if recipe is None else run_recipe(recipe, run_options, start, print)

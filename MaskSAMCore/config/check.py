@@ -88,6 +88,9 @@ def check_model(model: ModelConfig) -> None:
     if model.backbone.arch == "swin_unetr":
         _check_student(model)
         return
+    if model.backbone.arch == "click_unet":
+        _check_click_model(model)
+        return
     _check_size(model)
     _check_volume(model)
     _check_stem(model)
@@ -154,6 +157,15 @@ def _check_volume(model: ModelConfig) -> None:
             where="model.patch",
             why=f"{model.patch[0]} slices times stem.upsample={model.stem.upsample} "
             f"must be a multiple of {TOKEN_STRIDE}",
+        )
+
+
+def _check_click_model(model: ModelConfig) -> None:
+    if model.channels != 1 or len(model.source.widths) < 3:
+        raise InputError(
+            "the click model reads one channel, on three levels or more",
+            where="model.source.widths",
+            why=f"found {model.channels} channel(s) and {len(model.source.widths)} width(s)",
         )
 
 

@@ -33,6 +33,11 @@ def network_description(model: ModelConfig) -> str:
             f"Network: SwinUNETR of feature size {model.backbone.width}, trained whole. "
             "Automatic mode: the whole network. Clicks and boxes: not taken."
         )
+    if model.backbone.arch == "click_unet":
+        return (
+            "Network: a residual 3-D U-Net over the image and the prompts, trained whole, without SAM. "
+            "Automatic mode: none. Points, boxes, scribbles, lassos and masks: on structures of any kind."
+        )
     return (
         f"Encoder: {ENCODERS[model.backbone.arch]}, frozen; adapters in it: {_encoder_adapters(model)}. "
         f"Automatic mode: {_automatic(model)}. Clicks and boxes: {_interactive(model)}."

@@ -15,6 +15,11 @@ DepthBranchKind = Literal["none", "gate", "adapter"]
 DepthPosition = Literal["before", "middle", "after"]
 Former = Mapping[str, object]
 """Keys that are constants now, with their values. Older files hold them; `config.serialize` accepts no other value."""
+PROMPT_MAPS = ("former", "ink", "negative_ink", "region", "negative_region")
+"""Channels of the click model behind the image: the former answer's probability, points and scribbles inside and
+outside of the structure, and boxes and lassos around it and around what does not belong to it."""
+PATCH_FACTS = ("anisotropy", "coarseness", "answered")
+"""Numbers that the click model is told of a patch; see `preprocessing.zoom_windows.facts`."""
 TOKEN_STRIDE = 16
 MASK_STRIDE = 4
 
@@ -25,7 +30,8 @@ class BackboneConfig:
 
     Attributes:
         arch: SAM's encoder, or another network. `mobile` is MobileSAM, `tiny` a test network with random weights,
-            `swin_unetr` MONAI's SwinUNETR, all of which is trained (model.md §11).
+            `swin_unetr` MONAI's SwinUNETR, all of which is trained (model.md §11), `click_unet` a 3-D U-Net for clicks
+            on any structure, without SAM.
         width: Feature size of a `swin_unetr`.
         attention: Where the encoder's tokens look. `sam`: within the slice; `window3d`: in cubes of 8x8x8 tokens of
             the scan, shifted in every other block (model.md §10); `sam2d`: the network of `window3d` with SAM's own
@@ -33,7 +39,7 @@ class BackboneConfig:
         attention_kernel: Implementation of attention. `reference` is the slow one that the fast one is tested against.
     """
 
-    arch: Literal["vit_b", "vit_l", "vit_h", "mobile", "tiny", "swin_unetr"] = "vit_b"
+    arch: Literal["vit_b", "vit_l", "vit_h", "mobile", "tiny", "swin_unetr", "click_unet"] = "vit_b"
     width: int = 24
     attention: Literal["sam", "window3d", "sam2d"] = "sam"
     attention_kernel: Literal["fast", "reference"] = "fast"
@@ -154,7 +160,7 @@ class SourceConfig:
     Attributes:
         kind: Source of the prompts. `query`: MaskSAM's generator; `class`: Self-Prompt-SAM's; `gt`: the ground truth;
             `user`: clicks and boxes alone, without a generator (Med-SA); `unet3d`: AutoSAM Adapter's prompt U-Net;
-            `none`: no prompts (students).
+            `maps`: a user's prompts, drawn beside the image (`click_unet`); `none`: no prompts (students).
         trunk: Features that the generator reads. `pyramid`: of all levels of the encoder; `stacked`: the last one.
         widths: Channels of the generator's trunk, from the coarsest size to the finest.
         queries: Number of queries N of the query generator.
@@ -310,7 +316,7 @@ class ModelConfig:
     @property
     def prompts_only(self) -> bool:
         """Whether the model takes clicks and boxes only and segments nothing by itself."""
-        return self.source.kind == "user"
+        return self.source.kind in ("user", "maps")
 
     @property
     def takes_prompts(self) -> bool:

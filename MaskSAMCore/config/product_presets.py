@@ -97,6 +97,38 @@ def _core_acdc() -> Preset:
     )
 
 
+def _any() -> Preset:
+    """The network for prompts on any structure, trained by `training.click_run`."""
+    model = ModelConfig(
+        classes=2,
+        patch=(32, 64, 64),
+        backbone=BackboneConfig(arch="click_unet"),
+        source=SourceConfig(kind="maps", widths=(160, 128, 64, 32, 16), class_tokens=False),
+        decoder=DecoderConfig(kind="none", class_head=False),
+        head="binary",
+        loss=LossConfig(kind="binary", bce=1.0, dice=1.0),
+    )
+    train = TrainConfig(
+        mode="prompt",
+        optimizer="adamw",
+        lr=1e-3,
+        weight_decay=1e-2,
+        clip=1.0,
+        schedule="cosine",
+        warmup_steps=500,
+        epochs=36,
+        iterations=250,
+        batch=1,
+        precision="bf16",
+        ema=0.999,
+        validate_every=4,
+    )
+    return Preset(
+        config=Config(model=model, train=train),
+        about="clicks, boxes, scribbles and lassos on any structure of any scan: a 3-D U-Net over image and prompts",
+    )
+
+
 def _student(width: int, about: str) -> Callable[[], Preset]:
     """A SwinUNETR that learns from a teacher (model.md §11, §15.2); its patch follows the data."""
 
@@ -125,6 +157,7 @@ PRODUCT_PRESETS: dict[str, Callable[[], Preset]] = {
     "core-mobile": _core_mobile,
     "core-mobile-whole": _core_mobile_whole,
     "core-acdc": _core_acdc,
+    "any": _any,
     "swin-tiny": _student(12, "SwinUNETR of feature size 12, a student for any teacher"),
     "swin-small": _student(24, "SwinUNETR of feature size 24, a student for any teacher"),
     "tiny": _tiny,

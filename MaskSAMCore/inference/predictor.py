@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -107,7 +107,12 @@ class Predictor:
     def _start(self, network: Segmenter, card: ModelCard, device: torch.device, cache: SlabCache | None = None) -> None:
         self.card, self.device, self.cache = card, device, cache
         self.network = network.to(device).eval()
-        self.plan: Plan = card.plan if isinstance(card.plan, Plan) else from_dict(Plan, card.plan, where="model.plan")
+
+    @cached_property
+    def plan(self) -> Plan:
+        """How scans are prepared for the model."""
+        plan = self.card.plan
+        return plan if isinstance(plan, Plan) else from_dict(Plan, plan, where="model.plan")
 
     def segment(
         self,

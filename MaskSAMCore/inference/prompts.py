@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -15,7 +15,7 @@ from MaskSAMCore.inference.tiles import Clip
 from MaskSAMCore.network.prompt_broadcast import SlicePrompts
 from MaskSAMCore.volume import Grid, Triple
 
-Kind = Literal["point", "box", "mask"]
+Kind = Literal["point", "box", "mask", "scribble", "lasso"]
 Scope = Literal["slice", "slab", "volume"]
 
 FLAT = 0.5
@@ -24,6 +24,7 @@ MARGIN = 0.1
 """A result may reach beyond the box that limits it by this share of the box's sides."""
 CANDIDATES = 3
 """Masks that a single click may mean."""
+LEAST_POINTS: dict[str, int] = {"scribble": 1, "lasso": 3}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,9 +32,11 @@ class Prompt:
     """One prompt of a structure; positions are (i, j, k) of the scan, voxel centres at integers.
 
     Attributes:
-        kind: "point", "box" or "mask".
+        kind: "point", "scribble", "box", "lasso" or "mask".
         position: (i, j, k) of a point.
-        positive: Whether the point lies inside the structure.
+        positive: Whether it marks the structure, or what does not belong to it.
+        points: (i, j, k) of a scribble's line, or of a lasso's outline, which is closed and lies in a slice.
+        thickness: Of a scribble, mm.
         corners: Of a box: the centres of its first and last voxel, lower before upper along each axis. A box whose
             corners are equal along one axis was drawn in that plane; any other limits the answer to its own slices.
         mask: Of a mask: block (k, j, i) of an existing segment, 0 outside. It replaces the structure so far.
@@ -48,6 +51,8 @@ class Prompt:
     position: Triple | None = None
     positive: bool = True
     corners: tuple[Triple, Triple] | None = None
+    points: tuple[Triple, ...] = ()
+    thickness: float = 0.0
     mask: np.ndarray | None = None
     mask_box: tuple[int, int, int] = (0, 0, 0)
     scope: Scope = "slab"
@@ -72,9 +77,9 @@ class Prompt:
         if self.mask is not None:
             block = np.ascontiguousarray(self.mask != 0)
             mask = (block.shape, hashlib.blake2b(block.data, digest_size=16).digest(), *map(int, self.mask_box))
-        ends = [*([self.position] if self.position else []), *(self.corners or ())]
+        ends = [*([self.position] if self.position else []), *(self.corners or ()), *self.points]
         places = tuple(float(v) for end in ends for v in end)
-        return self.kind, places, self.positive, mask, self.scope, self.candidate
+        return self.kind, places, self.positive, mask, self.scope, self.candidate, self.thickness
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -127,7 +132,8 @@ def check(prompts: Sequence[Prompt], grid: Grid) -> None:
 
 def _where(prompts: Sequence[Prompt], index: int) -> str:
     prompt = prompts[index]
-    place = {"point": prompt.position, "box": prompt.corners, "mask": prompt.mask_box}.get(prompt.kind, "")
+    places = {"point": prompt.position, "box": prompt.corners, "mask": prompt.mask_box}
+    place = places.get(prompt.kind, prompt.points[:1])
     order = "(k, j, i)" if prompt.kind == "mask" else "(i, j, k)"
     return f"prompt {index + 1} of {len(prompts)}, {prompt.kind} at {order} {place}"
 
@@ -142,19 +148,30 @@ def _problem(prompt: Prompt, index: int, grid: Grid) -> tuple[str, str] | None:
         return "only a first, positive click has candidates 0, 1 and 2", f"candidate {prompt.candidate}"
     if prompt.kind == "mask":
         return _mask_problem(prompt, grid)
-    values = np.array([prompt.position] if prompt.kind == "point" else prompt.corners, dtype=object)
-    if values.shape != ((1, 3) if prompt.kind == "point" else (2, 3)):
-        return "a position must be three numbers", f"found {values.tolist()}"
+    drawn = prompt.kind in LEAST_POINTS
+    given = [prompt.position] if prompt.kind == "point" else prompt.points if drawn else prompt.corners
+    values = np.array(given, dtype=object)
+    count = len(values) if values.ndim else 0
+    found = values.tolist()[:3] if count else values.tolist()
+    if drawn and count < LEAST_POINTS[prompt.kind]:
+        return f"a {prompt.kind} needs {LEAST_POINTS[prompt.kind]} points", f"found {count}"
+    if values.shape != ({"point": 1, "box": 2}.get(prompt.kind, count), 3):
+        return "a position must be three numbers", f"found {found}"
     try:
         values = values.astype(np.float64)
     except (TypeError, ValueError):
-        return "a position must be three numbers", f"found {values.tolist()}"
+        return "a position must be three numbers", f"found {found}"
     if not np.isfinite(values).all():
         return "a position is not finite", "NaN or infinite"
     size = np.array(grid.shape[::-1])
-    if (values[0] > values[-1]).any():
+    if drawn and not (np.isfinite(prompt.thickness) and prompt.thickness >= 0):
+        return "the thickness of a scribble must be zero or more", f"found {prompt.thickness}"
+    if prompt.kind == "lasso" and np.ptp(values, axis=0).min() > FLAT:
+        return "a lasso must lie in a slice", "its points share no index"
+    if prompt.kind == "box" and (values[0] > values[-1]).any():
         return "the corners of the box are swapped", "the first one must be the lower along every axis"
-    if (values[-1] < -0.5).any() or (values[0] > size - 0.5).any():
+    low, high = values.min(axis=0), values.max(axis=0)
+    if (high < -0.5).any() or (low > size - 0.5).any():
         return "lies outside of the scan", f"which has {tuple(size.tolist())} voxels along i, j, k"
     return None
 
@@ -177,7 +194,7 @@ def place(prompts: Sequence[Prompt], frame: Frame) -> list[Placed | None]:
         PromptError: A positive click or a box lies where the scan is empty.
     """
     placed: list[Placed | None] = []
-    for index, prompt in enumerate(prompts):
+    for index, prompt in enumerate(as_clicks_and_boxes(prompts)):
         if prompt.kind == "mask":
             placed.append(Placed(kind="mask", scope=prompt.scope, mask=prompt))
             continue
@@ -188,6 +205,32 @@ def place(prompts: Sequence[Prompt], frame: Frame) -> list[Placed | None]:
             )
         placed.append(found)
     return placed
+
+
+def as_clicks_and_boxes(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Prompts for a model that takes clicks and boxes only, one for each: a scribble's middle, and a lasso's box.
+
+    A negative box or lasso becomes a negative click into its middle.
+    """
+    found = []
+    for prompt in prompts:
+        low, high = _extent(prompt)
+        middle = triple((low + high) / 2)
+        if prompt.kind == "scribble":
+            at = prompt.points[len(prompt.points) // 2]
+            found.append(replace(prompt, kind="point", position=at, points=(), thickness=0.0))
+        elif prompt.kind in ("lasso", "box") and not prompt.positive:
+            found.append(replace(prompt, kind="point", position=middle, corners=None, points=()))
+        elif prompt.kind == "lasso":
+            found.append(replace(prompt, kind="box", corners=(triple(low), triple(high)), points=()))
+        else:
+            found.append(prompt)
+    return found
+
+
+def _extent(prompt: Prompt) -> tuple[np.ndarray, np.ndarray]:
+    ends = np.array(prompt.points or prompt.corners or [prompt.position or (0, 0, 0)], float)
+    return ends.min(axis=0), ends.max(axis=0)
 
 
 def _slice(turned: float, frame: Frame) -> int | None:

@@ -6,13 +6,19 @@ from torch import nn
 
 from MaskSAMCore.config.check import check_model
 from MaskSAMCore.config.network_schema import ModelConfig
+from MaskSAMCore.network.click_unet import ClickUNet
 from MaskSAMCore.network.masksam import MaskSAM
 from MaskSAMCore.network.segmenter import Segmenter
 from MaskSAMCore.network.sources import Family, check_source, family_of
 from MaskSAMCore.network.student import SwinStudent
 from MaskSAMCore.network.volume_sam import VolumeSAM
 
-NETWORKS: dict[Family, type[Segmenter]] = {"slices": MaskSAM, "volume": VolumeSAM, "student": SwinStudent}
+NETWORKS: dict[Family, type[Segmenter]] = {
+    "slices": MaskSAM,
+    "volume": VolumeSAM,
+    "student": SwinStudent,
+    "clicks": ClickUNet,
+}
 FROZEN = {"encoder.sam.": "image_encoder.", "prompts.sam.": "prompt_encoder.", "decoder.sam.": "mask_decoder."}
 
 
@@ -46,7 +52,7 @@ def is_frozen(name: str) -> bool:
 
 def is_for_prompts(name: str) -> bool:
     """Whether the parameter of that name is used by a user's prompts only; a checkpoint may lack it."""
-    return name.startswith(("fine.", "clicks.")) or name == "prompts.offsets" or ".condition." in name
+    return name.startswith(("fine.", "clicks.", "judge.")) or name == "prompts.offsets" or ".condition." in name
 
 
 def adapts_encoder(name: str) -> bool:

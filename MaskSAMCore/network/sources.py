@@ -13,7 +13,7 @@ from MaskSAMCore.network.gt_source import GroundTruth
 from MaskSAMCore.network.prompt_source import PromptSource
 from MaskSAMCore.network.types import Level
 
-Family = Literal["slices", "volume", "student"]
+Family = Literal["slices", "volume", "student", "clicks"]
 GENERATOR_OPTIONS = ("upsampler", "mask_residual", "fine_masks", "click_maps", "click_masks")
 """Keys of `model.decoder` that need a prompt generator."""
 TRUNK_OPTIONS = ("fine_masks", "click_maps", "click_masks")
@@ -27,7 +27,7 @@ class Source:
     Attributes:
         build: Class of the source; None if the model generates no prompts.
         heads, losses, decoders: Supported values of `head`, `loss.kind` and `decoder.kind`.
-        family: Supported networks: SAM slice by slice, SAM in three dimensions, or a distilled student.
+        family: Supported networks: SAM slice by slice or in three dimensions, a student, or the click model.
     """
 
     build: type[PromptSource] | None = None
@@ -47,6 +47,7 @@ SOURCES: dict[str, Source] = {
         decoders=("sam", "none"),
     ),
     "user": Source(heads=("binary",), losses=("binary",)),
+    "maps": Source(heads=("binary",), losses=("binary",), decoders=("none",), family="clicks"),
     "unet3d": Source(heads=("softmax",), losses=("segmentation",), decoders=("mla",), family="volume"),
     "none": Source(heads=("softmax",), losses=("segmentation",), decoders=("none",), family="student"),
 }
@@ -100,6 +101,8 @@ def family_of(cfg: ModelConfig) -> Family:
     """The family of networks that the configured backbone belongs to."""
     if cfg.backbone.arch == "swin_unetr":
         return "student"
+    if cfg.backbone.arch == "click_unet":
+        return "clicks"
     return "slices" if cfg.backbone.attention == "sam" else "volume"
 
 

@@ -22,6 +22,7 @@ class Batch:
         valid: (B, D) bool; False for slices that only pad a short volume.
         features: The frozen encoder's features in the first phase, else None.
         soft_labels: (B, K, D, H, W) probabilities of a teacher that were computed beforehand, else None.
+        voxel: (B, 4), voxel sides (d, h, w) of the patch and the finest one of the scan, mm; for the click model only.
     """
 
     image: Tensor
@@ -29,6 +30,7 @@ class Batch:
     valid: Tensor
     features: Features | None = None
     soft_labels: Tensor | None = None
+    voxel: Tensor | None = None
 
     def to(self, target: device) -> Batch:
         """The batch on `target`; features become float32 there."""
@@ -37,7 +39,9 @@ class Batch:
             levels = tuple(level.to(target).float() for level in features.levels)
             features = Features(levels=levels, embed=features.embed.to(target).float())
         soft_labels = None if self.soft_labels is None else self.soft_labels.to(target)
-        return Batch(self.image.to(target), self.label.to(target), self.valid.to(target), features, soft_labels)
+        return Batch(
+            self.image.to(target), self.label.to(target), self.valid.to(target), features, soft_labels, self.voxel
+        )
 
 
 def prefetch(batch: Callable[[int], Batch], steps: range, *, ahead: int = 3) -> Generator[Batch, None, None]:

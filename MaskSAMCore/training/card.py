@@ -76,18 +76,19 @@ def model_name(dataset: str) -> str:
 
 def model_readme(card: ModelCard) -> str:
     """README.md of a model folder, written from its card alone."""
-    labels = "\n".join(
+    rows = "\n".join(
         f"| {label.id} | {label.name} | {label.type.meaning + ' (' + label.type.value + ')' if label.type else '-'} |"
         for label in card.labels.labels
     )
+    labels = f"| label | structure | DICOM code (SNOMED CT) |\n|---|---|---|\n{rows}"
+    if card.takes_any_structure:
+        labels = "It has no labels: it answers prompts on structures of any kind."
     measured = "\n\n".join(_figures(command, rows) for command, rows in card.metrics.items())
     limits = card.limits or "Nothing is known beyond these figures."
     return f"""# {card.name}
 
 {card.description or f"A MaskSAM model for {card.modality or 'images of unknown modality'}."}
 
-| label | structure | DICOM code (SNOMED CT) |
-|---|---|---|
 {labels}
 
 ## Network
@@ -119,7 +120,7 @@ def _weights(card: ModelCard) -> str:
     if card.base:
         base = f"{card.base.name} (sha256 `{card.base.sha256}`)"
         return f"Base weights: {base}. This folder holds adapters and heads only."
-    if card.config.model.backbone.arch == "swin_unetr":
+    if card.config.model.backbone.arch in ("swin_unetr", "click_unet"):
         return "Base weights: none. This folder holds the whole network; all of it was trained, from random weights."
     return "Base weights: none: random weights, for tests only. This folder holds adapters and heads only."
 
@@ -128,6 +129,13 @@ def _origin(card: ModelCard) -> str:
     """The training cases, and how the model was trained."""
     done = card.provenance
     learned, kept = len(done["training_cases"]), len(done["validation_cases"])
+    if card.takes_any_structure:
+        start = done.get("starts_from")
+        after = f", starting from {start['name']} after its {start['steps']} steps" if start else ""
+        return (
+            f"{done['dataset']}: {learned} volumes, all named in `model.json`, and synthetic ones. Trained for "
+            f"{done['steps']} steps from preset `{card.config.preset}`{after}, with simulated users."
+        )
     quick = done.get("lesson")
     if quick:
         return (

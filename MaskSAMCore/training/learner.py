@@ -17,9 +17,11 @@ from MaskSAMCore.errors import MaskSAMError
 from MaskSAMCore.losses.distillation import DistillationLoss
 from MaskSAMCore.losses.segmentation import SegmentationLoss
 from MaskSAMCore.losses.set_loss import BinaryLoss, SetLoss
+from MaskSAMCore.network.click_unet import ClickUNet
 from MaskSAMCore.network.segmenter import Segmenter
 from MaskSAMCore.network.types import Features
 from MaskSAMCore.training.batches import Batch
+from MaskSAMCore.training.clicks import train_clicks
 from MaskSAMCore.training.prompted import train_prompted
 
 MOMENTUM = 0.99
@@ -73,13 +75,14 @@ class Task(nn.Module):
         label: Tensor,
         valid: Tensor,
         soft_labels: Tensor | None,
+        voxel: Tensor | None,
         objective: Objective,
         user: tuple[int, ...],
     ) -> dict[str, Tensor]:
         """Loss and terms; tensors as of `Batch`.
 
         Args:
-            image, features, label, valid, soft_labels: The batch.
+            image, features, label, valid, soft_labels, voxel: The batch.
             objective: What is trained.
             user: Seed of the simulated users.
 
@@ -87,6 +90,8 @@ class Task(nn.Module):
             ValueError: The generator alone, where its masks have no classes (`ModelConfig.names_masks`), or a student
                 without a teacher.
         """
+        if isinstance(self.model, ClickUNet) and voxel is not None:
+            return train_clicks(self.model, image, label, voxel, np.random.default_rng(user))
         if objective is Objective.PROMPTS:
             with torch.no_grad() if self.keep_generator else nullcontext():
                 slab = self.model.slab(image, features)
@@ -179,7 +184,7 @@ class Learner:
             synchronise = index + 1 == self.cfg.accumulate or self.world == 1
             with nullcontext() if synchronise else self._no_sync():
                 with self.autocast():
-                    parts = batch.image, batch.features, batch.label, batch.valid, batch.soft_labels
+                    parts = batch.image, batch.features, batch.label, batch.valid, batch.soft_labels, batch.voxel
                     losses: dict[str, Tensor] = self.net(*parts, objective, (*seed, index))
                 self.scaler.scale(losses["loss"] / self.cfg.accumulate).backward()
             # One transfer for all terms: each would wait for the GPU.

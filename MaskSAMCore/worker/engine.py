@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from MaskSAMCore.inference.cache import SlabCache
     from MaskSAMCore.inference.prompts import Prompt
     from MaskSAMCore.inference.results import Update
-    from MaskSAMCore.inference.session import Session
+    from MaskSAMCore.inference.sessions import AnySession
     from MaskSAMCore.network.segmenter import Segmenter
     from MaskSAMCore.volume import Grid, LabelMap, Volume
     from MaskSAMCore.zoo.model_folder import ModelCard
@@ -49,7 +49,7 @@ class Model:
 class OpenCase:
     """A scan that is open with a model."""
 
-    session: Session
+    session: AnySession
     volume: Volume
     model: Model
 
@@ -147,7 +147,7 @@ class Engine:
     # -- scans -------------------------------------------------------------------------------------------------------
 
     def _open(self, fields: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        from MaskSAMCore.inference.session import Session
+        from MaskSAMCore.inference.sessions import open_session
         from MaskSAMCore.volume import Grid, Volume
 
         number = fields["case"]
@@ -157,7 +157,7 @@ class Engine:
         grid = Grid(shape=array.shape[-3:], affine=np.array(fields["affine"])).check(where=fields["source"])
         volume = Volume(array=array, grid=grid, source=fields["source"], modality=fields["modality"])
         model = self._load(fields["model"])
-        session = Session.open(
+        session = open_session(
             model.network, model.card, volume, device=self._place(model), cache=self._cache, progress=progress
         )
         self._cases[number] = OpenCase(session=session, volume=volume, model=model)
@@ -248,11 +248,14 @@ def _prompt(fields: Mapping[str, Any], grid: Grid) -> Prompt:
     from MaskSAMCore.inference.prompts import Prompt
 
     given = {name: value for name, value in fields.items() if name != "space"}
+    if "points" in given:
+        points = fields["points"] if fields["space"] == "ijk" else grid.to_ijk(np.array(fields["points"])).tolist()
+        return Prompt(**given | {"points": tuple(tuple(point) for point in points)})
     if fields["space"] == "ijk" or fields["kind"] == "mask":
         return Prompt(**given)
     if fields["kind"] == "box":
         first, second = fields["corners"]
-        return Prompt.box_ras(first, second, grid, scope=fields["scope"])
+        return replace(Prompt.box_ras(first, second, grid, scope=fields["scope"]), positive=fields["positive"])
     placed = Prompt.point_ras(fields["position"], grid, positive=fields["positive"], scope=fields["scope"])
     return replace(placed, candidate=fields["candidate"])
 

@@ -28,6 +28,8 @@ MAX_LINE = 4 << 20
 CHUNK = 1 << 16
 """Bytes that are read at once."""
 MAX_PROMPTS = 10_000
+MAX_POINTS = 4096
+"""Points of a scribble or lasso."""
 MAX_AXIS = 1 << 16
 """Voxels along an axis."""
 MAX_SEGMENTS = 1000
@@ -312,13 +314,16 @@ def _of(fields: Mapping[str, Field]) -> Check:
 
 _TRIPLE = _list(_number, 3, 3)
 _COMMON = {
-    "kind": Field(_one_of("point", "box", "mask")),
+    "kind": Field(_one_of("point", "scribble", "box", "lasso", "mask")),
     "scope": Field(_one_of(*SCOPES), "slab"),
     "space": Field(_one_of("ijk", "ras"), "ijk"),
 }
+_LINE = _COMMON | {"positive": Field(_flag, True)}
 _PROMPTS: dict[str, dict[str, Field]] = {
     "point": _COMMON | {"position": Field(_TRIPLE), "positive": Field(_flag, True), "candidate": _maybe(_whole)},
-    "box": _COMMON | {"corners": Field(_list(_TRIPLE, 2, 2))},
+    "box": _COMMON | {"corners": Field(_list(_TRIPLE, 2, 2)), "positive": Field(_flag, True)},
+    "scribble": _LINE | {"points": Field(_list(_TRIPLE, 1, MAX_POINTS)), "thickness": Field(_number, 0.0)},
+    "lasso": _LINE | {"points": Field(_list(_TRIPLE, 3, MAX_POINTS))},
     "mask": _COMMON | {"mask": Field(_array("uint8", axes=(3, 3))), "mask_box": Field(_list(_whole, 3, 3), (0, 0, 0))},
 }
 

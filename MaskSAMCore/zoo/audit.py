@@ -39,6 +39,11 @@ PARTS: dict[str, str] = {
     "encoder.necks.": "3-D necks",
     "prompt_unet.": "prompt U-Net",
     "mla.": "aggregation decoder",
+    "tell.": "U-Net for clicks (ours)",
+    "down.": "U-Net for clicks (ours)",
+    "up.": "U-Net for clicks (ours)",
+    "out.": "U-Net for clicks (ours)",
+    "judge.": "U-Net for clicks (ours)",
 }
 OURS = "(ours)"
 BACKBONES = ("vit_b", "vit_l", "vit_h", "mobile")

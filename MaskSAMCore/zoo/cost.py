@@ -16,10 +16,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from MaskSAMCore.config.network_schema import ModelConfig
+from MaskSAMCore.config.network_schema import PATCH_FACTS, PROMPT_MAPS, ModelConfig
 from MaskSAMCore.config.resources import resource
 from MaskSAMCore.config.serialize import to_dict
 from MaskSAMCore.network.build import build_model
+from MaskSAMCore.network.click_unet import ClickUNet
 from MaskSAMCore.network.masksam import MaskSAM
 from MaskSAMCore.network.types import PromptBatch
 from MaskSAMCore.zoo.audit import audit_model
@@ -57,7 +58,10 @@ def count(cfg: ModelConfig) -> Cost:
     model = model.to_empty(device="cpu")
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), FlopCounterMode(display=False) as counter:
         image = torch.zeros(1, cfg.channels, *cfg.patch)
-        if isinstance(model, MaskSAM) and cfg.prompts_only:
+        if isinstance(model, ClickUNet):
+            told = torch.zeros(1, len(PATCH_FACTS))
+            model.answer(image, torch.zeros(1, len(PROMPT_MAPS), *cfg.patch), told, flat=1)
+        elif isinstance(model, MaskSAM) and cfg.prompts_only:
             model.prompted(model.slab(image), _box(cfg.patch[0]))
         else:
             model(image, None, torch.zeros(1, *cfg.patch, dtype=torch.long))

@@ -86,8 +86,20 @@ class ModelCard:
     code_version: str = __version__
     format_version: int = FORMAT_VERSION
 
+    @property
+    def takes_any_structure(self) -> bool:
+        """Whether the model answers prompts on structures of any kind, and so has no labels."""
+        return self.config.model.backbone.arch == "click_unet"
+
     def require_automatic(self) -> None:
         """Raise InputError for a model that segments nothing by itself."""
+        if self.takes_any_structure:
+            raise InputError(
+                "this model finds nothing by itself",
+                where=self.name,
+                why="it answers clicks, boxes, scribbles and lassos on structures of any kind",
+                remedy="Open the scan with it, in the module or in Python, or segment with another model.",
+            )
         if self.config.model.prompts_only:
             raise InputError(
                 "the model takes clicks and boxes only",
@@ -158,7 +170,7 @@ def load_card(folder: Path) -> ModelCard:
         check_model(card.config.model)
     except InputError as error:
         raise _unfit(path, error, versions) from error
-    if card.labels.classes != card.config.model.classes:
+    if card.labels.classes != card.config.model.classes and not card.takes_any_structure:
         raise ModelError(
             "model card contradicts itself",
             where=path,

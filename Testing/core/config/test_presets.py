@@ -18,6 +18,8 @@ from MaskSAMCore.config.serialize import from_dict, leaf_keys, to_dict, value_at
 from MaskSAMCore.errors import InputError
 from MaskSAMCore.losses.set_loss import build_loss
 from MaskSAMCore.network.build import build_model
+from MaskSAMCore.network.click_unet import ClickUNet
+from MaskSAMCore.training.clicks import train_clicks
 from MaskSAMCore.training.fit import fit_config
 from MaskSAMCore.training.learner import Objective
 from MaskSAMCore.training.loop import objective_at
@@ -49,6 +51,8 @@ def small(cfg: ModelConfig) -> ModelConfig:
     depth = min(cfg.patch[0], 2)
     if cfg.backbone.arch == "swin_unetr":
         return replace(cfg, classes=3, patch=(2, 16, 16), backbone=replace(cfg.backbone, width=12))
+    if cfg.backbone.arch == "click_unet":
+        return replace(cfg, patch=(8, 16, 16), source=replace(cfg.source, widths=(16, 8, 8)))
     if not cfg.takes_prompts:
         return replace(cfg, classes=3, patch=(8, 16, 16), backbone=replace(cfg.backbone, arch="tiny"))
     return replace(
@@ -93,6 +97,9 @@ def learned(cfg: ModelConfig) -> tuple[float, float, float]:
     goal = GIVEN if cfg.source.kind == "gt" else LEARNED
 
     def practise() -> torch.Tensor:
+        if isinstance(model, ClickUNet):
+            voxel = torch.tensor([[1.0, 1.0, 1.0, 1.0]])
+            return train_clicks(model, image, (labels == 1).long(), voxel, np.random.default_rng(3))["loss"]
         if not cfg.prompts_only:
             return criterion(model(image, None, labels), labels, None)["loss"]
         valid = torch.ones(labels.shape[:2], dtype=torch.bool)

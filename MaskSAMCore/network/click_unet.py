@@ -1,0 +1,148 @@
+"""A residual 3-D U-Net that takes a user's prompts as maps at its input, and answers one structure of any kind.
+
+Not in the papers: their prompts enter SAM's decoder, which sees them slice by slice. Here every prompt reaches the
+whole patch through the network's own levels. The network knows no classes, and is told how large its voxels are.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from MaskSAMCore.config.network_schema import PATCH_FACTS, PROMPT_MAPS, ModelConfig
+from MaskSAMCore.errors import ModelError
+from MaskSAMCore.network.convolution import Conv3d, zero_init
+from MaskSAMCore.network.segmenter import Segmenter
+
+HIDDEN = 32
+JUDGE, NUMBERS = 64, 5
+
+
+def divisors(flat: int, levels: int) -> tuple[int, int, int]:
+    """What the patch's (D, H, W) must be multiples of."""
+    return 2 ** (levels - 1 - flat), 2 ** (levels - 1), 2 ** (levels - 1)
+
+
+class Block(nn.Module):
+    """Two convolutions with a skip; the numbers of the patch scale and shift what the first one found.
+
+    Args:
+        inner, outer: Channels in and out.
+        kernel: Of both convolutions, (d, h, w).
+    """
+
+    def __init__(self, inner: int, outer: int, kernel: tuple[int, int, int]) -> None:
+        super().__init__()
+        padding = tuple(n // 2 for n in kernel)
+        self.first = Conv3d(inner, outer, kernel, padding=padding, bias=False)  # type: ignore[arg-type]
+        self.norm1 = nn.InstanceNorm3d(outer, affine=True)
+        self.tell = nn.Linear(HIDDEN, 2 * outer)
+        self.second = Conv3d(outer, outer, kernel, padding=padding, bias=False)  # type: ignore[arg-type]
+        self.norm2 = nn.InstanceNorm3d(outer, affine=True)
+        self.skip = nn.Identity() if inner == outer else Conv3d(inner, outer, 1, bias=False)
+        zero_init(self.tell)
+
+    def forward(self, x: Tensor, told: Tensor) -> Tensor:
+        """Map x (B, inner, D, H, W), told (B, HIDDEN), to (B, outer, D, H, W)."""
+        scale, shift = self.tell(told)[:, :, None, None, None].chunk(2, dim=1)
+        y = F.leaky_relu(self.norm1(self.first(x)) * (1 + scale) + shift, 0.01)
+        return F.leaky_relu(self.norm2(self.second(y)) + self.skip(x), 0.01)
+
+
+class Judge(nn.Module):
+    """Estimates the Dice of an answer, as SAM estimates the IoU of its masks; it does not train what it reads.
+
+    Args:
+        coarse, fine: Channels of the coarsest features and of the finest ones.
+    """
+
+    def __init__(self, coarse: int, fine: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(coarse + fine + NUMBERS, JUDGE), nn.SiLU(), nn.Linear(JUDGE, 1))
+
+    def forward(self, coarse: Tensor, fine: Tensor, logits: Tensor) -> Tensor:
+        """Logits (B,) of the estimate, from features (B, C, ...) of the coarsest and finest level, and the answer."""
+        with torch.autocast(logits.device.type, enabled=False):
+            inside = logits.detach().float().sigmoid()
+            total = inside.sum((1, 2, 3, 4)).clamp_min(1.0)
+            seen = (fine.detach().float() * inside).sum((2, 3, 4)) / total[:, None]
+            sure = (inside * inside).sum((1, 2, 3, 4)) / total
+            unsure = ((inside > 0.2) & (inside < 0.8)).sum((1, 2, 3, 4)) / total
+            faces = [inside.select(axis, index).mean((1, 2, 3)) for axis in (2, 3, 4) for index in (0, -1)]
+            numbers = [total.log(), inside.mean((1, 2, 3, 4)), sure, unsure.clamp(max=4.0), torch.stack(faces).amax(0)]
+            read = [coarse.detach().float().mean((2, 3, 4)), seen, torch.stack(numbers, 1)]
+            estimate: Tensor = self.layers(torch.cat(read, 1))[:, 0]
+            return estimate
+
+
+class ClickUNet(Segmenter):
+    """The network of `backbone.arch="click_unet"`; widths are `source.widths`, from the coarsest level to the finest.
+
+    The first level convolves within the slices. The first `flat` levels are pooled within them too, so the depth of a
+    patch of thick slices is not used up.
+    """
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__(cfg)
+        widths = cfg.source.widths[::-1]
+        kernels = [(1, 3, 3)] + [(3, 3, 3)] * (len(widths) - 1)
+        ends = (1 + len(PROMPT_MAPS), *widths)
+        self.tell = nn.Sequential(nn.Linear(len(PATCH_FACTS), HIDDEN), nn.SiLU())
+        self.down = nn.ModuleList(Block(a, b, k) for a, b, k in zip(ends, ends[1:], kernels, strict=False))
+        self.up = nn.ModuleList(
+            Block(widths[n + 1] + widths[n], widths[n], kernels[n]) for n in reversed(range(len(widths) - 1))
+        )
+        self.out = Conv3d(widths[0], 1, 1)
+        self.judge = Judge(widths[-1], widths[0])
+        self.checkpointing = False
+
+    @property
+    def levels(self) -> int:
+        """Number of sizes."""
+        return len(self.down)
+
+    def set_checkpointing(self, enabled: bool) -> None:
+        """Switch gradient checkpointing on or off."""
+        self.checkpointing = enabled
+
+    def answer(self, image: Tensor, maps: Tensor, told: Tensor, *, flat: int) -> tuple[Tensor, Tensor]:
+        """Logits (B, 1, D, H, W) of the structure that the prompts mean, and (B,) of the estimate of their Dice.
+
+        Args:
+            image: (B, 1, D, H, W), normalised over the patch.
+            maps: (B, 5, D, H, W), the channels `PROMPT_MAPS`, each from 0 to 1.
+            told: (B, 3), the numbers `PATCH_FACTS`.
+            flat: Levels that are pooled within the slices alone; see `preprocessing.zoom_windows`.
+
+        Raises:
+            ModelError: The patch does not fit the levels.
+        """
+        needed = divisors(flat, self.levels)
+        if any(n % m for n, m in zip(image.shape[2:], needed, strict=True)):
+            why = f"(D, H, W) must be multiples of {needed}"
+            raise ModelError("the patch does not fit the network", where=f"input {tuple(image.shape)}", why=why)
+        hidden = self.tell(told)
+        x, skips = torch.cat([image, maps], 1), list[Tensor]()
+        for level, block in enumerate(self.down):
+            if level:
+                x = F.max_pool3d(x, _step(level, flat))
+            x = self._run(block, x, hidden)
+            skips.append(x)
+        for level, block in zip(reversed(range(1, self.levels)), self.up, strict=True):
+            x = F.interpolate(x, scale_factor=[float(n) for n in _step(level, flat)], mode="nearest")
+            x = self._run(block, torch.cat([x, skips[level - 1]], 1), hidden)
+        logits = self.out(x).float()
+        return logits, self.judge(skips[-1], x, logits)
+
+    def _run(self, block: nn.Module, x: Tensor, told: Tensor) -> Tensor:
+        if self.checkpointing and self.training:
+            result: Tensor = checkpoint(block, x, told, use_reentrant=False)
+            return result
+        return block(x, told)
+
+
+def _step(level: int, flat: int) -> tuple[int, int, int]:
+    """Pooling before a level, 1 for the second finest."""
+    return (1 if level <= flat else 2), 2, 2

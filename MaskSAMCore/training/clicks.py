@@ -1,0 +1,180 @@
+"""Trains the click model: its patches as batches, and one pass with a simulated user."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from torch import Tensor
+
+from MaskSAMCore.data.appearance import changed
+from MaskSAMCore.data.click_patches import ClickPatch, draw_patch
+from MaskSAMCore.data.collection import CollectedVolume, Collection
+from MaskSAMCore.data.synthetic import synthetic_patch
+from MaskSAMCore.data.targets import Target, flood_target, labelled_target, supervoxel_target
+from MaskSAMCore.network.click_unet import ClickUNet
+from MaskSAMCore.preprocessing.zoom_windows import facts, flat_levels, normalised
+from MaskSAMCore.training.batches import Batch
+from MaskSAMCore.training.click_users import ClickUser
+
+KINDS = {"labels": 0.55, "supervoxels": 0.17, "flood": 0.10, "synthetic": 0.18}
+"""Where targets come from, and how often."""
+LATE = {"labels": 0.75, "supervoxels": 0.12, "flood": 0.08, "synthetic": 0.05}
+"""The same in the last fifth of the training."""
+LAST_PART = 0.8
+SINGLE_SHARE = 0.1
+"""Share of the labelled targets that come from data sets of a single anatomy."""
+MOST_SHARES = 8.0
+"""A volume is drawn in proportion to the square root of the number of its structures, up to this."""
+REAL_APPEARANCE = 0.25
+"""Share of the patches that keep the appearance of their scan."""
+NEAR, NEAR_SPREAD = 0.25, 3.0
+"""Weight of the loss around the clicks, and how far that reaches in voxels."""
+JUDGE = 0.5
+"""Weight of the estimate of the Dice, which trains nothing but itself."""
+Make = Callable[[CollectedVolume, np.random.Generator], Target | None]
+PSEUDO: dict[str, Make] = {"supervoxels": supervoxel_target, "flood": flood_target}
+
+
+class ClickSampler:
+    """Draws patches of a collection and synthetic ones, as a function of (seed, step, rank).
+
+    Args:
+        collection: Prepared.
+        steps: Of the whole training; its last part has more labels.
+        seed: Seed of all random numbers.
+    """
+
+    def __init__(self, collection: Collection, *, steps: int, seed: int = 0) -> None:
+        self.steps, self.seed = steps, seed
+        volumes = list(collection.volumes.values())
+        self.volumes = [each for each in volumes if not each.entry.single] or volumes
+        self.labelled = [each for each in volumes if each.structures]
+        weights = [min(MOST_SHARES, len(each.structures) ** 0.5) for each in self.labelled]
+        single = np.array([each.entry.single for each in self.labelled])
+        self.shares = np.array(weights)
+        if single.any() and not single.all():
+            self.shares[single] *= SINGLE_SHARE / self.shares[single].sum()
+            self.shares[~single] *= (1 - SINGLE_SHARE) / self.shares[~single].sum()
+        self.shares /= self.shares.sum()
+
+    def patch(self, step: int, rank: int = 0) -> ClickPatch:
+        """The patch of a micro-step for a process."""
+        rng = np.random.default_rng([self.seed, 7, step, rank])
+        shares = LATE if step >= LAST_PART * self.steps else KINDS
+        kinds = [kind for kind in shares if kind != "labels" or self.labelled]
+        chances = np.array([shares[kind] for kind in kinds])
+        while True:
+            kind = str(rng.choice(kinds, p=chances / chances.sum()))
+            found = synthetic_patch(rng) if kind == "synthetic" else self._real(kind, rng)
+            if found is not None:
+                break
+        if rng.random() < REAL_APPEARANCE:
+            return found
+        return replace(found, image=changed(found.image, rng))
+
+    def _real(self, kind: str, rng: np.random.Generator) -> ClickPatch | None:
+        if kind == "labels":
+            volume = self.labelled[int(rng.choice(len(self.labelled), p=self.shares))]
+            target: Target | None = labelled_target(volume, rng)
+        else:
+            volume = self.volumes[int(rng.integers(len(self.volumes)))]
+            target = PSEUDO[kind](volume, rng)
+        return None if target is None else draw_patch(volume, target, rng)
+
+    def batch(self, step: int, rank: int = 0) -> Batch:
+        """The patch of a micro-step as a batch of one."""
+        patch = self.patch(step, rank)
+        label = torch.from_numpy(patch.target.astype(np.int64))[None]
+        return Batch(
+            image=normalised(torch.from_numpy(patch.image))[None, None],
+            label=label,
+            valid=torch.ones(label.shape[:2], dtype=torch.bool),
+            voxel=torch.tensor([[*patch.spacing, patch.finest]]),
+        )
+
+
+def train_clicks(
+    model: ClickUNet, image: Tensor, label: Tensor, voxel: Tensor, rng: np.random.Generator
+) -> dict[str, Tensor]:
+    """One training pass with a simulated user; gradients flow through the last answer only.
+
+    Args:
+        model: In training mode.
+        image: (1, 1, D, H, W), normalised.
+        label: (1, D, H, W), 1 in the target.
+        voxel: (1, 4), spacing (d, h, w) and finest voxel side, mm.
+        rng: Source of chance.
+
+    Returns:
+        `loss` and its terms, and `overlap`, the Dice of the answer.
+    """
+    target = label[0] > 0
+    *sides, finest = (float(v) for v in voxel[0])
+    spacing = (sides[0], sides[1], sides[2])
+    flat = flat_levels(spacing, model.levels)
+    user = ClickUser(target.cpu().numpy(), spacing, rng)
+
+    def answer() -> tuple[Tensor, Tensor]:
+        maps = user.maps()
+        told = torch.tensor([facts(spacing, finest, bool(maps[0].any()))], device=image.device)
+        return model.answer(image, torch.from_numpy(maps)[None].to(image.device), told, flat=flat)
+
+    for _ in range(user.rounds):
+        with torch.no_grad():
+            probability = answer()[0][0, 0].sigmoid().cpu().numpy()
+        user.former = probability
+        if not user.correct(probability > 0.5):
+            break
+    logits, estimate = answer()
+    return click_loss(logits[0, 0], target, user, estimate[0])
+
+
+def click_loss(logits: Tensor, target: Tensor, user: ClickUser, estimate: Tensor | None = None) -> dict[str, Tensor]:
+    """Dice, cross entropy, and cross entropy around the clicks, in float32.
+
+    Args:
+        logits, target: (D, H, W).
+        user: With the clicks.
+        estimate: Logit of the estimate of the answer's Dice, if that is trained too.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        logits, wanted = logits.float(), target.float()
+        each = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+        inside = logits.sigmoid()
+        terms = {
+            "dice": 1 - (2 * (inside * wanted).sum() + 1) / (inside.sum() + wanted.sum() + 1),
+            "bce": each.mean(),
+        }
+        loss = terms["dice"] + terms["bce"]
+        near = _near(user, target)
+        if near is not None:
+            terms["near"] = (each * near).sum() / near.sum().clamp_min(1e-6)
+            loss = loss + NEAR * terms["near"]
+        found = logits > 0
+        overlap = 2 * (found & target).sum() / (found.sum() + target.sum()).clamp_min(1)
+        if estimate is not None:
+            terms["judge"] = F.binary_cross_entropy_with_logits(estimate.float(), overlap)
+            loss = loss + JUDGE * terms["judge"]
+        return {"loss": loss, **{name: term.detach() for name, term in terms.items()}, "overlap": overlap}
+
+
+def _near(user: ClickUser, target: Tensor) -> Tensor | None:
+    """Weights (D, H, W) around the clicks, within what each click is meant for; None without a click."""
+    places, signs = user.clicked
+    if not len(places):
+        return None
+    weight = torch.zeros(target.shape, device=target.device)
+    for positive in (True, False):
+        if not (signs == positive).any():
+            continue
+        maps = np.ones(user.target.shape, bool)
+        maps[tuple(places[signs == positive].T)] = False
+        distance = torch.from_numpy(ndimage.distance_transform_edt(maps).astype(np.float32)).to(target.device)
+        blob = torch.exp(-0.5 * (distance / NEAR_SPREAD) ** 2)
+        weight = weight + blob * (target == positive)
+    return weight

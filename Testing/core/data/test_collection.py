@@ -1,0 +1,144 @@
+"""What the click model learns from: collections, targets, patches at any zoom, synthetic ones, appearance."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from MaskSAMCore.data.appearance import changed
+from MaskSAMCore.data.click_patches import draw_patch
+from MaskSAMCore.data.collection import SMALLEST, Collection, build_collection, is_collection
+from MaskSAMCore.data.synthetic import synthetic_patch
+from MaskSAMCore.data.targets import Target, flood_target, labelled_target, supervoxel_target
+from MaskSAMCore.errors import DatasetError, InputError
+from MaskSAMCore.preprocessing.zoom_windows import normalised, sampled
+
+
+@pytest.fixture(scope="module")
+def sources(phantom_data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A folder of three volumes, one of them without labels, and a data set of one anatomy."""
+    folder = tmp_path_factory.mktemp("volumes")
+    for number in range(3):
+        (folder / f"scan {number}").mkdir()
+        name = f"case_{number:03}"
+        shutil.copyfile(phantom_data / f"imagesTr/{name}_0000.nii.gz", folder / f"scan {number}/image.nii.gz")
+        if number:
+            shutil.copyfile(phantom_data / f"labelsTr/{name}.nii.gz", folder / f"scan {number}/labels.nii.gz")
+    return [folder, phantom_data]
+
+
+@pytest.fixture(scope="module")
+def collection(sources: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Collection:
+    return build_collection(sources, tmp_path_factory.mktemp("cache"), most=2)
+
+
+def test_a_collection_holds_all_volumes_and_some_of_a_data_set(collection: Collection) -> None:
+    assert is_collection(collection.folder)
+    entries = {name: each.entry for name, each in collection.volumes.items()}
+    assert list(entries) == ["scan 0", "scan 1", "scan 2", "case_000", "case_002"]
+    assert [entry.labelled for entry in entries.values()] == [False, True, True, True, True]
+    assert [entry.single for entry in entries.values()] == [False] * 3 + [True] * 2
+    volume = collection.volumes["scan 1"]
+    assert volume.entry.spacing == (2.0, 1.0, 1.0)
+    assert list(volume.structures) == [1, 2]
+    assert volume.supervoxels.shape == volume.image.shape
+
+
+def test_an_interrupted_build_goes_on(sources: list[Path], collection: Collection) -> None:
+    file = collection.folder / "scan 1.image.npy"
+    before = file.stat().st_mtime_ns
+    (collection.folder / "scan 2.supervoxels.npy").unlink()
+    again = build_collection(sources, collection.folder, most=2)
+    assert list(again.volumes) == list(collection.volumes)
+    assert file.stat().st_mtime_ns == before
+
+
+def test_folders_without_volumes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="no volumes"):
+        build_collection([tmp_path], tmp_path / "cache")
+    with pytest.raises(InputError, match="no collection"):
+        Collection(tmp_path)
+
+
+def test_targets_of_every_kind_are_parts_of_their_volume(collection: Collection) -> None:
+    volume, drawn = collection.volumes["scan 1"], 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        for made in (labelled_target(volume, rng), supervoxel_target(volume, rng), flood_target(volume, rng)):
+            if made is None:
+                continue
+            drawn += 1
+            assert made.mask.any()
+            assert all(made.mask.any(axis=tuple(a for a in range(3) if a != axis))[[0, -1]].all() for axis in range(3))
+            ends = np.array(made.corner) + made.mask.shape
+            assert (np.array(made.corner) >= 0).all()
+            assert (ends <= volume.image.shape).all()
+    assert drawn > 120
+
+
+def test_a_labelled_target_is_made_of_its_structure(collection: Collection) -> None:
+    volume = collection.volumes["scan 1"]
+    assert volume.labels is not None
+    for seed in range(40):
+        made = labelled_target(volume, np.random.default_rng(seed))
+        place = tuple(slice(c, c + n) for c, n in zip(made.corner, made.mask.shape, strict=True))
+        assert np.asarray(volume.labels[place])[made.mask].all(), "background is no part of a structure"
+        assert made.mask.sum() >= SMALLEST
+
+
+def test_patches_show_their_targets_at_many_sizes(collection: Collection) -> None:
+    volume, shares = collection.volumes["scan 1"], []
+    for seed in range(80):
+        rng = np.random.default_rng(seed)
+        patch = draw_patch(volume, labelled_target(volume, rng), rng)
+        if patch is None:
+            continue
+        assert patch.image.shape == patch.target.shape
+        assert patch.spacing[1] == patch.spacing[2] >= 0.5 * patch.finest
+        assert patch.spacing[0] >= patch.spacing[1] - 1e-6
+        shares.append(patch.target.mean())
+    assert len(shares) > 50
+    assert max(shares) > 4 * min(shares)
+
+
+def test_reading_averages_what_lies_between_coarse_points() -> None:
+    array = np.random.default_rng(0).normal(size=(8, 16, 16)).astype(np.float32)
+    axes = [np.arange(1.5, n, 4.0) for n in array.shape]
+    points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+    found = sampled(array, points, np.full(3, 4.0))
+    expected = array.reshape(2, 4, 4, 4, 4, 4).mean(axis=(1, 3, 5))
+    assert torch.allclose(found, torch.from_numpy(expected), atol=1e-5)
+
+
+def test_a_normalised_patch_has_no_units() -> None:
+    image = torch.randn(4, 16, 16)
+    assert torch.allclose(normalised(image), normalised(1000 * image - 300), atol=1e-3)
+
+
+def test_synthetic_patches_never_repeat() -> None:
+    made = [synthetic_patch(np.random.default_rng(seed)) for seed in range(12)]
+    kept = [patch for patch in made if patch is not None]
+    assert len(kept) > 6
+    assert len({patch.image.tobytes() for patch in kept}) == len(kept)
+    assert all(0 < patch.target.mean() <= 0.6 for patch in kept)
+    again = synthetic_patch(np.random.default_rng(0))
+    assert (again is None) == (made[0] is None)
+    assert again is None or made[0] is None or np.array_equal(again.image, made[0].image)
+
+
+def test_appearance_changes_grey_values_and_no_places() -> None:
+    image = np.zeros((8, 32, 32), np.float32)
+    image[2:6, 8:24, 8:24] = 1
+    for seed in range(30):
+        other = changed(image, np.random.default_rng(seed))
+        assert other.shape == image.shape
+        assert np.isfinite(other).all()
+
+
+def test_an_empty_target_has_no_box() -> None:
+    with pytest.raises(ValueError, match="empty"):
+        Target(mask=np.zeros((2, 2, 2), bool), corner=(0, 0, 0)).trimmed()

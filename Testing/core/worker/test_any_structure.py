@@ -1,0 +1,86 @@
+"""The click model through a real worker: prompts of every kind, undo, and a kill in the middle."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from MaskSAMCore.errors import PromptError
+from MaskSAMCore.network.build import build_model
+from MaskSAMCore.worker.client import EngineClient
+from MaskSAMCore.zoo.model_folder import save_model
+from Testing.core.inference.test_open_set import BALL, SHAPE, card, network_config, scan
+
+K, J, I = BALL
+POINT = {"kind": "point", "position": (I, J, K)}
+SCRIBBLE = {"kind": "scribble", "points": ((I - 3, J, K), (I + 3, J, K)), "thickness": 2.0}
+LASSO = {"kind": "lasso", "points": ((18, 16, K), (30, 16, K), (30, 26, K), (18, 26, K))}
+AWAY = {"kind": "box", "corners": ((4, 16, 9), (12, 24, 11)), "positive": False}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small click model with random weights."""
+    torch.manual_seed(0)
+    network = build_model(network_config())
+    return save_model(tmp_path_factory.mktemp("models") / "any", card(), network.state_dict(), "# any\n")
+
+
+def apply(found: np.ndarray, update: Any) -> np.ndarray:
+    if update.box is not None:
+        k0, k1, j0, j1, i0, i1 = update.box
+        found[k0:k1, j0:j1, i0:i1] = update.mask
+    return found
+
+
+@pytest.mark.slow
+def test_prompts_of_every_kind_can_be_mixed_and_removed(folder: Path) -> None:
+    volume, prompts = scan(), [POINT, SCRIBBLE, LASSO, AWAY, {**POINT, "position": (40, 3, 2), "positive": False}]
+    with EngineClient(device="cpu", threads=1) as engine:
+        opened = engine.open(volume.array, volume.grid.affine, str(folder))
+        assert opened.labels == ()
+        found, steps = np.zeros(SHAPE, np.uint8), []
+        for count in range(1, len(prompts) + 1):
+            steps.append(apply(found, engine.prompt(opened, 1, prompts[:count])).copy())
+        for count in range(len(prompts) - 1, 0, -1):
+            assert np.array_equal(apply(found, engine.prompt(opened, 1, prompts[:count])), steps[count - 1])
+        other = np.zeros(SHAPE, np.uint8)
+        assert np.array_equal(apply(other, engine.prompt(opened, 2, prompts)), steps[-1]), "given in one go"
+        left = [POINT, LASSO, AWAY]
+        apply(found, engine.prompt(opened, 1, left))
+        third = np.zeros(SHAPE, np.uint8)
+        assert np.array_equal(apply(third, engine.prompt(opened, 3, left)), found), "a prompt in the middle removed"
+        with pytest.raises(PromptError, match="prompt 1 of 1"):
+            engine.prompt(opened, 1, [{**LASSO, "points": ((1, 1, 1), (5, 5, 5), (1, 9, 14))}])
+
+
+@pytest.mark.slow
+def test_positions_may_be_millimetres(folder: Path) -> None:
+    volume = scan()
+    mm = [{**SCRIBBLE, "space": "ras", "points": tuple(volume.grid.to_ras(p) for p in SCRIBBLE["points"])}]
+    with EngineClient(device="cpu", threads=1) as engine:
+        opened = engine.open(volume.array, volume.grid.affine, str(folder))
+        a = apply(np.zeros(SHAPE, np.uint8), engine.prompt(opened, 1, [SCRIBBLE]))
+        b = apply(np.zeros(SHAPE, np.uint8), engine.prompt(opened, 2, mm))
+    assert a.any()
+    assert np.array_equal(a, b)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="NOT TESTED HERE: POSIX signals")
+def test_a_killed_worker_gives_the_same_voxels_again(folder: Path) -> None:
+    volume, prompts = scan(), [POINT, SCRIBBLE]
+    with EngineClient(device="cpu", threads=1) as engine:
+        opened = engine.open(volume.array, volume.grid.affine, str(folder))
+        found = apply(np.zeros(SHAPE, np.uint8), engine.prompt(opened, 1, prompts[:1]))
+        before = found.copy()
+        os.kill(engine.hello["pid"], signal.SIGKILL)
+        apply(found, engine.prompt(opened, 1, prompts))
+        apply(found, engine.prompt(opened, 1, prompts[:1]))
+    assert np.array_equal(found, before)
