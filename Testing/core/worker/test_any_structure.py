@@ -17,10 +17,10 @@ from MaskSAMCore.worker.client import EngineClient
 from MaskSAMCore.zoo.model_folder import save_model
 from Testing.core.inference.test_open_set import BALL, SHAPE, card, network_config, scan
 
-K, J, I = BALL
-POINT = {"kind": "point", "position": (I, J, K)}
-SCRIBBLE = {"kind": "scribble", "points": ((I - 3, J, K), (I + 3, J, K)), "thickness": 2.0}
-LASSO = {"kind": "lasso", "points": ((18, 16, K), (30, 16, K), (30, 26, K), (18, 26, K))}
+SLICE, ROW, COLUMN = BALL
+POINT = {"kind": "point", "position": (COLUMN, ROW, SLICE)}
+SCRIBBLE = {"kind": "scribble", "points": ((COLUMN - 3, ROW, SLICE), (COLUMN + 3, ROW, SLICE)), "thickness": 2.0}
+LASSO = {"kind": "lasso", "points": ((18, 16, SLICE), (30, 16, SLICE), (30, 26, SLICE), (18, 26, SLICE))}
 AWAY = {"kind": "box", "corners": ((4, 16, 9), (12, 24, 11)), "positive": False}
 
 
