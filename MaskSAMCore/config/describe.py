@@ -35,8 +35,8 @@ def network_description(model: ModelConfig) -> str:
         )
     if model.backbone.arch == "click_unet":
         return (
-            "Network: a residual 3-D U-Net over the image and the prompts, trained whole, without SAM. "
-            "Automatic mode: none. Points, boxes, scribbles, lassos and masks: on structures of any kind."
+            "Network: a residual 3-D U-Net over image and prompts, without SAM, trained whole. Automatic mode: none. "
+            "Prompts: on any structure."
         )
     return (
         f"Encoder: {ENCODERS[model.backbone.arch]}, frozen; adapters in it: {_encoder_adapters(model)}. "

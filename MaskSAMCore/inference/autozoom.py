@@ -7,14 +7,17 @@ followed by a larger one. Of a later answer only the connected parts that hold i
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import torch
 from scipy import ndimage
 
 from MaskSAMCore.inference.zoom_scan import Answer, Block, Window, ZoomScan
 from MaskSAMCore.preprocessing.prompt_maps import draw_points, draw_region, empty_maps
+from MaskSAMCore.preprocessing.zoom_windows import read_points
 from MaskSAMCore.volume import triple
 
 SIZES = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -31,6 +34,11 @@ NEAR = 1.5
 """A change belongs to a click if it lies this near to it, in pixels of the window."""
 STRONG = 0.5
 FEWEST = 8
+UNSURE, MOST_UNSURE, DOUBT = (0.2, 0.8), 3.0, 0.5
+"""Voxels with such probabilities are unsure; their share of the answer, up to so much, counts against a window."""
+USUAL_SIDE, UNUSUAL = 3.5, 0.15
+"""Width of the pixels in mm that most structures of a body need, and what each doubling from it counts against a
+window. Chosen on 18 structures of ACDC's training patients and 30 of headneck_ct's folds 1 to 4."""
 
 Check = Callable[[], None]
 
@@ -181,7 +189,7 @@ class Autozoom:
         low, high = new.bounds
         low, high = np.minimum(low, known.shape.corner), np.maximum(high + 1, known.shape.end)
         wanted = float(((high - low) * self.scan.voxel)[1:].max()) / (FILL * 64)
-        side = float(np.clip(wanted, SIZES[0] * self.scan.finest, max(side * GROW, SIZES[0] * self.scan.finest)))
+        side = float(np.clip(wanted, side, side * GROW))
         window = self.scan.window(new.middle, side)
         reach = np.array(window.size) * window.steps / 2 * CENTRAL
         middle = (known.shape.corner + known.shape.end - 1) / 2
@@ -231,6 +239,8 @@ class Autozoom:
         window = answer.window
         found, block = self.scan.paste(answer.probability, window)
         mask, before = found > STRONG, known.shape.cut(block)
+        if before.any():  # a positive prompt takes nothing away, a negative one adds nothing
+            mask = mask | before if hints[-1].positive else mask & before
         low = np.array([s.start for s in block])
         marks = _marks(hints[-1], window, self.scan.voxel, low, mask.shape)
         parts, _ = ndimage.label(mask != before, structure=np.ones((3, 3, 3)))
@@ -255,9 +265,35 @@ class Autozoom:
 
 
 def best_size(answers: Sequence[Answer]) -> Answer | None:
-    """Of the answers of windows around one place the one that the network itself takes for the best."""
-    found = [answer for answer in answers if (answer.probability > STRONG).sum() >= FEWEST] or answers
-    return max(found, key=lambda answer: answer.quality, default=None)
+    """Of the answers of windows around one place the one that a neighbour agrees with and that is sure of itself.
+
+    Args:
+        answers: From the finest window to the coarsest.
+    """
+    if not answers:
+        return None
+    agreements = [_agreement(fine, coarse) for fine, coarse in itertools.pairwise(answers)]
+    scores = np.full(len(answers), -np.inf)
+    for n, answer in enumerate(answers):
+        found = int((answer.probability > STRONG).sum())
+        if found >= FEWEST:
+            unsure = ((answer.probability > UNSURE[0]) & (answer.probability < UNSURE[1])).sum() / found
+            near = max((agreements[m] for m in (n - 1, n) if 0 <= m < len(agreements)), default=0.0)
+            unusual = abs(float(np.log2(answer.window.side / USUAL_SIDE)))
+            scores[n] = near - DOUBT * min(unsure, MOST_UNSURE) - UNUSUAL * unusual
+    return answers[int(scores.argmax())]
+
+
+def _agreement(fine: Answer, coarse: Answer) -> float:
+    """Dice of two answers within the window that is the smaller one; the windows share their centre."""
+    size, wide = fine.window.size, coarse.window
+    places = wide.to_patch(fine.window.points().reshape(-1, 3)).reshape(*size, 3)
+    inside = read_points(torch.from_numpy(coarse.probability), places, (1, 1, 1))
+    a, b = fine.probability > STRONG, inside.numpy() > STRONG
+    # What the coarse answer has outside of the fine window counts against it.
+    ratio = float(np.prod(wide.steps) / np.prod(fine.window.steps))
+    beyond = max(float((coarse.probability > STRONG).sum()) * ratio - float(b.sum()), 0.0)
+    return float(2 * (a & b).sum() / max(float(a.sum() + b.sum()) + beyond, 1.0))
 
 
 def region_in(hint: Hint, window: Window) -> np.ndarray:

@@ -75,12 +75,10 @@ class Answer:
     Attributes:
         window: Where.
         probability: (D, H, W) of the structure that the prompts mean.
-        quality: The network's own estimate of its Dice, 0 to 1.
     """
 
     window: Window
     probability: np.ndarray
-    quality: float
 
 
 class ZoomScan:
@@ -178,9 +176,9 @@ class ZoomScan:
         flat = flat_levels(window.spacing, self.network.levels)
         self.passes += 1
         with self.autocast():
-            logits, estimate = self.network.answer(image.to(self.device), given, told, flat=flat)
+            logits = self.network.answer(image.to(self.device), given, told, flat=flat)
         inside = logits[0, 0].float().sigmoid().cpu().numpy()
-        return Answer(window=window, probability=inside, quality=float(estimate[0].sigmoid()))
+        return Answer(window=window, probability=inside)
 
     def paste(self, probability: np.ndarray, window: Window) -> tuple[np.ndarray, Block]:
         """Probabilities of a window on the scan's own voxels, and the block of voxels that it covers."""

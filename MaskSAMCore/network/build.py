@@ -52,7 +52,7 @@ def is_frozen(name: str) -> bool:
 
 def is_for_prompts(name: str) -> bool:
     """Whether the parameter of that name is used by a user's prompts only; a checkpoint may lack it."""
-    return name.startswith(("fine.", "clicks.", "judge.")) or name == "prompts.offsets" or ".condition." in name
+    return name.startswith(("fine.", "clicks.")) or name == "prompts.offsets" or ".condition." in name
 
 
 def adapts_encoder(name: str) -> bool:

@@ -17,7 +17,6 @@ from MaskSAMCore.network.convolution import Conv3d, zero_init
 from MaskSAMCore.network.segmenter import Segmenter
 
 HIDDEN = 32
-JUDGE, NUMBERS = 64, 5
 
 
 def divisors(flat: int, levels: int) -> tuple[int, int, int]:
@@ -51,32 +50,6 @@ class Block(nn.Module):
         return F.leaky_relu(self.norm2(self.second(y)) + self.skip(x), 0.01)
 
 
-class Judge(nn.Module):
-    """Estimates the Dice of an answer, as SAM estimates the IoU of its masks; it does not train what it reads.
-
-    Args:
-        coarse, fine: Channels of the coarsest features and of the finest ones.
-    """
-
-    def __init__(self, coarse: int, fine: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(nn.Linear(coarse + fine + NUMBERS, JUDGE), nn.SiLU(), nn.Linear(JUDGE, 1))
-
-    def forward(self, coarse: Tensor, fine: Tensor, logits: Tensor) -> Tensor:
-        """Logits (B,) of the estimate, from features (B, C, ...) of the coarsest and finest level, and the answer."""
-        with torch.autocast(logits.device.type, enabled=False):
-            inside = logits.detach().float().sigmoid()
-            total = inside.sum((1, 2, 3, 4)).clamp_min(1.0)
-            seen = (fine.detach().float() * inside).sum((2, 3, 4)) / total[:, None]
-            sure = (inside * inside).sum((1, 2, 3, 4)) / total
-            unsure = ((inside > 0.2) & (inside < 0.8)).sum((1, 2, 3, 4)) / total
-            faces = [inside.select(axis, index).mean((1, 2, 3)) for axis in (2, 3, 4) for index in (0, -1)]
-            numbers = [total.log(), inside.mean((1, 2, 3, 4)), sure, unsure.clamp(max=4.0), torch.stack(faces).amax(0)]
-            read = [coarse.detach().float().mean((2, 3, 4)), seen, torch.stack(numbers, 1)]
-            estimate: Tensor = self.layers(torch.cat(read, 1))[:, 0]
-            return estimate
-
-
 class ClickUNet(Segmenter):
     """The network of `backbone.arch="click_unet"`; widths are `source.widths`, from the coarsest level to the finest.
 
@@ -95,7 +68,6 @@ class ClickUNet(Segmenter):
             Block(widths[n + 1] + widths[n], widths[n], kernels[n]) for n in reversed(range(len(widths) - 1))
         )
         self.out = Conv3d(widths[0], 1, 1)
-        self.judge = Judge(widths[-1], widths[0])
         self.checkpointing = False
 
     @property
@@ -107,8 +79,8 @@ class ClickUNet(Segmenter):
         """Switch gradient checkpointing on or off."""
         self.checkpointing = enabled
 
-    def answer(self, image: Tensor, maps: Tensor, told: Tensor, *, flat: int) -> tuple[Tensor, Tensor]:
-        """Logits (B, 1, D, H, W) of the structure that the prompts mean, and (B,) of the estimate of their Dice.
+    def answer(self, image: Tensor, maps: Tensor, told: Tensor, *, flat: int) -> Tensor:
+        """Logits (B, 1, D, H, W) of the structure that the prompts mean.
 
         Args:
             image: (B, 1, D, H, W), normalised over the patch.
@@ -133,8 +105,8 @@ class ClickUNet(Segmenter):
         for level, block in zip(reversed(range(1, self.levels)), self.up, strict=True):
             x = F.interpolate(x, scale_factor=[float(n) for n in _step(level, flat)], mode="nearest")
             x = self._run(block, torch.cat([x, skips[level - 1]], 1), hidden)
-        logits = self.out(x).float()
-        return logits, self.judge(skips[-1], x, logits)
+        logits: Tensor = self.out(x).float()
+        return logits
 
     def _run(self, block: nn.Module, x: Tensor, told: Tensor) -> Tensor:
         if self.checkpointing and self.training:

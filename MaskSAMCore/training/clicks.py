@@ -34,8 +34,6 @@ REAL_APPEARANCE = 0.25
 """Share of the patches that keep the appearance of their scan."""
 NEAR, NEAR_SPREAD = 0.25, 3.0
 """Weight of the loss around the clicks, and how far that reaches in voxels."""
-JUDGE = 0.5
-"""Weight of the estimate of the Dice, which trains nothing but itself."""
 Make = Callable[[CollectedVolume, np.random.Generator], Target | None]
 PSEUDO: dict[str, Make] = {"supervoxels": supervoxel_target, "flood": flood_target}
 
@@ -119,29 +117,22 @@ def train_clicks(
     flat = flat_levels(spacing, model.levels)
     user = ClickUser(target.cpu().numpy(), spacing, rng)
 
-    def answer() -> tuple[Tensor, Tensor]:
+    def answer() -> Tensor:
         maps = user.maps()
         told = torch.tensor([facts(spacing, finest, bool(maps[0].any()))], device=image.device)
         return model.answer(image, torch.from_numpy(maps)[None].to(image.device), told, flat=flat)
 
     for _ in range(user.rounds):
         with torch.no_grad():
-            probability = answer()[0][0, 0].sigmoid().cpu().numpy()
+            probability = answer()[0, 0].sigmoid().cpu().numpy()
         user.former = probability
         if not user.correct(probability > 0.5):
             break
-    logits, estimate = answer()
-    return click_loss(logits[0, 0], target, user, estimate[0])
+    return click_loss(answer()[0, 0], target, user)
 
 
-def click_loss(logits: Tensor, target: Tensor, user: ClickUser, estimate: Tensor | None = None) -> dict[str, Tensor]:
-    """Dice, cross entropy, and cross entropy around the clicks, in float32.
-
-    Args:
-        logits, target: (D, H, W).
-        user: With the clicks.
-        estimate: Logit of the estimate of the answer's Dice, if that is trained too.
-    """
+def click_loss(logits: Tensor, target: Tensor, user: ClickUser) -> dict[str, Tensor]:
+    """Dice, cross entropy, and cross entropy around the clicks, for logits and target (D, H, W); in float32."""
     with torch.autocast(logits.device.type, enabled=False):
         logits, wanted = logits.float(), target.float()
         each = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
@@ -157,9 +148,6 @@ def click_loss(logits: Tensor, target: Tensor, user: ClickUser, estimate: Tensor
             loss = loss + NEAR * terms["near"]
         found = logits > 0
         overlap = 2 * (found & target).sum() / (found.sum() + target.sum()).clamp_min(1)
-        if estimate is not None:
-            terms["judge"] = F.binary_cross_entropy_with_logits(estimate.float(), overlap)
-            loss = loss + JUDGE * terms["judge"]
         return {"loss": loss, **{name: term.detach() for name, term in terms.items()}, "overlap": overlap}
 
 

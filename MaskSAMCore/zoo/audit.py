@@ -43,7 +43,6 @@ PARTS: dict[str, str] = {
     "down.": "U-Net for clicks (ours)",
     "up.": "U-Net for clicks (ours)",
     "out.": "U-Net for clicks (ours)",
-    "judge.": "U-Net for clicks (ours)",
 }
 OURS = "(ours)"
 BACKBONES = ("vit_b", "vit_l", "vit_h", "mobile")
