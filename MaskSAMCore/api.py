@@ -382,6 +382,28 @@ class InteractiveSession:
         outline = tuple(_position(point) for point in points)
         return self._add(structure, Prompt(kind="lasso", points=outline, positive=positive, scope="volume"))
 
+    def exclude(self, mask: np.ndarray, structure: str | int | None = None) -> np.ndarray:
+        """Tell that voxels belong to other structures, which this one must leave alone.
+
+        Args:
+            mask: Booleans (I, J, K).
+            structure: As for `click`.
+
+        Returns:
+            The structure after it, booleans (I, J, K).
+
+        Raises:
+            PromptError: The mask has another shape than the scan, or no voxel, or the model is not one for structures
+                of any kind; nothing changes.
+        """
+        from MaskSAMCore.inference.prompts import Prompt
+
+        shape = self._session.grid.shape[::-1]
+        if np.shape(mask) != shape:
+            raise PromptError("the mask has another shape than the scan", why=f"{np.shape(mask)} and {shape}")
+        block = np.ascontiguousarray(np.asarray(mask, bool).T, np.uint8)
+        return self._add(structure, Prompt(kind="mask", mask=block, positive=False, scope="volume"))
+
     def undo(self) -> np.ndarray:
         """Take back the last prompt.
 

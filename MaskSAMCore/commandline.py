@@ -32,6 +32,9 @@ EXIT_TERMINATED = 143
 DEVICES = "auto, cpu, cuda or cuda:N"
 PARENT = "MASKSAM_PARENT"
 """Environment variable of a program that runs a command in the background: the command ends when its stdin does."""
+SLEEPING_THREADS = ("OMP_WAIT_POLICY", "PASSIVE")
+"""Threads that spin while they wait take the processor from whatever else runs, and every step becomes many times as
+slow. Read by the OpenMP library when PyTorch loads it."""
 PATIENCE_S = 30.0
 """For a command to stop by itself when that program has died."""
 
@@ -76,7 +79,9 @@ def run(work: Callable[[], int | None]) -> int:
 
     0 done, 1 the work failed, 2 bad input, 3 the GPU was lost, 130 interrupted, 143 terminated.
     Expected failures print one message on stderr; an unexpected one, which is a bug, its traceback.
+    PyTorch must not have been imported before: its threads sleep while they wait, unless the user chose otherwise.
     """
+    os.environ.setdefault(*SLEEPING_THREADS)
     try:
         with _sigterm_raises():
             _end_with_parent()

@@ -18,6 +18,7 @@ from MaskSAMCore.commandline import add_device_option, cancel_on_signals, comman
 if TYPE_CHECKING:
     from MaskSAMCore.data.raw import RawCase, RawDataset
     from MaskSAMCore.evaluation.metrics import Scores
+    from MaskSAMCore.evaluation.worst_cases import WorstCases
     from MaskSAMCore.labels import LabelTable
     from MaskSAMCore.volume import LabelMap
     from MaskSAMCore.zoo.model_folder import ModelCard
@@ -31,10 +32,12 @@ Dice, IoU, and normalised surface Dice (NSD, share of the borders within the tol
 A structure that is absent in both label maps is left out. One that is in only one of them has Dice, IoU and NSD 0 and
 no HD95, and is counted in the column "one-sided".
 
-With --interactive a simulated user clicks into slices and whole volumes. The table has the Dice after 1, 3 and 5
-clicks, with 1 and 3 random points at once, and with boxes whose IoU with the structure's box is 0.5 and 0.75; and the
-number of clicks (NoC) to reach Dice 0.85 and 0.90. In single slices plain SAM is tested as well. Pictures
-have slices only."""
+With --interactive a simulated user clicks into slices and whole volumes. The table has the Dice after 1, 3, 5 and 10
+clicks, with 1 and 3 random points at once, and with boxes whose IoU with the structure's box is 0.5 and 0.75; the
+number of clicks (NoC) to reach Dice 0.80, 0.85 and 0.90; and the share of clicks that changed nothing (idle). In single
+slices plain SAM is tested as well. Pictures have slices only. A model for structures of any kind, as "any", takes any
+labelled DATASET. It is tested in whole volumes, where plain SAM goes from slice to slice, and with a first scribble and
+a first lasso too."""
 
 TOLERANCE_MM = 1.0
 STEP = 0.5
@@ -90,8 +93,8 @@ def main(argv: list[str] | None = None) -> int:
         p.error("DATASET is needed with --model" if options.model else "PREDICTIONS and REFERENCES are needed")
     if not options.model and (options.fold is not None or options.cases or options.tta or options.record):
         p.error("--fold, --cases, --tta and --record need --model")
-    if options.worst is not None and (options.interactive or not options.model):
-        p.error("--worst needs --model, and does not go with --interactive")
+    if options.worst is not None and not options.model:
+        p.error("--worst needs --model")
     if options.interactive and not options.model:
         p.error("--interactive needs --model")
     if options.interactive and (options.tta or options.step is not None or options.tolerance is not None):
@@ -139,13 +142,19 @@ def _interactive(options: argparse.Namespace) -> tuple[list[str], str, dict]:
     from functools import partial
 
     from MaskSAMCore.data.raw import read_dataset
+    from MaskSAMCore.errors import InputError
     from MaskSAMCore.evaluation import interactive
+    from MaskSAMCore.evaluation.worst_cases import WorstCases
     from MaskSAMCore.progress import CancelToken, terminal_progress
 
     dataset = read_dataset(options.folders[0])
+    worst = None if options.worst is None else WorstCases()
 
     def cases(card: ModelCard) -> list[RawCase]:
         _check_labels(card, dataset)
+        if worst is not None and card.labels.labels:
+            why = "the last answers are drawn for a model for structures of any kind"
+            raise InputError("cannot draw the worst cases with --interactive", where=card.name, why=why)
         return choose_cases(dataset, card, fold=options.fold, names=options.cases)
 
     with cancel_on_signals(CancelToken()) as cancel, terminal_progress() as progress:
@@ -156,11 +165,14 @@ def _interactive(options: argparse.Namespace) -> tuple[list[str], str, dict]:
                 cases,
                 device=options.device,
                 slices=SLICES if options.slices is None else options.slices,
+                worst=worst,
                 log=partial(print, flush=True),
                 progress=progress,
                 cancel=cancel,
             )
         )
+    if worst is not None:
+        _draw(worst, options.worst, dataset)
     return interactive.report(found), interactive.table(found), interactive.card_figures(found)
 
 
@@ -281,14 +293,19 @@ def _model_rows(options: argparse.Namespace, tolerance_mm: float) -> Iterator[Ro
                 worst.add(case.id, [row.scores.dice for row in rows], volume, result.labels, reference)
         progress(len(cases), len(cases), "evaluating")
     if options.worst is not None:
-        photographs = "rgb" in predictor.card.plan["normalisation"]
-        for name, dice, path in worst.draw(options.worst, dataset.labels, picture=photographs):
-            print(f"Worst:  {name}, mean Dice {dice:.3f}: {path}")
+        _draw(worst, options.worst, dataset, picture="rgb" in predictor.card.plan["normalisation"])
+
+
+def _draw(worst: WorstCases, folder: Path, dataset: RawDataset, *, picture: bool = False) -> None:
+    for name, dice, path in worst.draw(folder, dataset.labels, picture=picture):
+        print(f"Worst:  {name}, mean Dice {dice:.3f}: {path}")
 
 
 def _check_labels(card: ModelCard, dataset: RawDataset) -> None:
     from MaskSAMCore.errors import InputError
 
+    if not card.labels.labels:  # for structures of any kind
+        return
     trained, declared = ({label.id: label.name for label in table.labels} for table in (card.labels, dataset.labels))
     if trained.keys() == declared.keys() and trained != declared:
         print(f"Labels: named {trained} by the model and {declared} by the data set; compared by number")

@@ -5,9 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from MaskSAMCore.commandline import cancel_on_signals, command_parser, run
 from MaskSAMCore.progress import CancelToken, terminal_progress
+
+if TYPE_CHECKING:
+    from MaskSAMCore.config.schema import Config
+
+MOST = 60
+ONLY_ANY = "only --preset any learns from a collection"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -17,7 +24,14 @@ def parser() -> argparse.ArgumentParser:
         "Verify a data set and preprocess it into a cache. An interrupted run is continued; cases that have not "
         "changed are kept.",
     )
-    result.add_argument("dataset", type=Path, help="folder in nnU-Net's raw format (dataset.json, imagesTr, labelsTr)")
+    result.add_argument(
+        "sources",
+        nargs="+",
+        type=Path,
+        metavar="DATASET",
+        help="folder in nnU-Net's raw format (dataset.json, imagesTr, labelsTr); with --preset any several of them, "
+        "and folders of volumes NAME/image.nii.gz, NAME/labels.nii.gz",
+    )
     result.add_argument("-o", "--output", type=Path, required=True, metavar="CACHE", help="folder of the cache")
     result.add_argument("--preset", default="core-mobile", help="configuration (default: core-mobile)")
     result.add_argument(
@@ -25,24 +39,78 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--workers", type=int, default=2, metavar="N", help="cases at a time (default: 2)")
     result.add_argument("--overwrite", action="store_true", help="make every case again")
+    result.add_argument(
+        "--most", type=int, metavar="N", help=f"with --preset any: scans taken of each data set (default: {MOST})"
+    )
+    result.add_argument(
+        "--pseudo-labels",
+        action="store_true",
+        help="with --preset any: find structures that nobody labelled, by MobileSAM, supervoxels and thresholds",
+    )
     return result
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    options = parser().parse_args(argv)
+    p = parser()
+    options = p.parse_args(argv)
+    if options.most is not None and options.most < 1:
+        p.error("--most must be at least 1")
     return run(lambda: _work(options))
 
 
 def _work(options: argparse.Namespace) -> int:
     from MaskSAMCore.config import presets
     from MaskSAMCore.config.serialize import override
-    from MaskSAMCore.data.build import prepare
 
     config = override(presets.get(options.preset), options.set)
+    if config.model.backbone.arch == "click_unet":
+        return _collection(options)
+    _refuse(options, len(options.sources) > 1, "several data sets")
+    _refuse(options, options.most is not None, "--most")
+    _refuse(options, options.pseudo_labels, "--pseudo-labels")
+    return _dataset(options, config)
+
+
+def _refuse(options: argparse.Namespace, given: bool, what: str) -> None:
+    from MaskSAMCore.errors import InputError
+
+    if given:
+        raise InputError(f"{what} cannot be prepared for this preset", where=f"--preset {options.preset}", why=ONLY_ANY)
+
+
+def _collection(options: argparse.Namespace) -> int:
+    from MaskSAMCore.data.collection import build_collection
+    from MaskSAMCore.data.pseudo_structures import add_pseudo_structures
+    from MaskSAMCore.inference.zeroshot import ZeroShot
+    from MaskSAMCore.zoo.base_weights import obtain_base
+
+    with terminal_progress() as progress, cancel_on_signals(CancelToken()) as cancel:
+        collection = build_collection(
+            options.sources,
+            options.output,
+            most=MOST if options.most is None else options.most,
+            overwrite=options.overwrite,
+            progress=progress,
+            cancel=cancel,
+        )
+        if options.pseudo_labels:
+            sam = ZeroShot("mobile", obtain_base("mobile", progress=progress))
+            add_pseudo_structures(collection, sam, overwrite=options.overwrite, progress=progress, cancel=cancel)
+    volumes = collection.volumes.values()
+    print(f"{len(volumes)} volume(s) in {collection.folder}")
+    labelled = [each for each in volumes if each.structures]
+    print(f"  {sum(len(each.structures) for each in labelled)} labelled structures in {len(labelled)} of them")
+    print(f"  {sum(len(each.pseudo) for each in volumes)} structures that nobody labelled")
+    return 0
+
+
+def _dataset(options: argparse.Namespace, config: Config) -> int:
+    from MaskSAMCore.data.build import prepare
+
     with terminal_progress() as progress, cancel_on_signals(CancelToken()) as cancel:
         cache, report = prepare(
-            options.dataset,
+            options.sources[0],
             options.output,
             config,
             overwrite=options.overwrite,

@@ -18,6 +18,8 @@ Former = Mapping[str, object]
 PROMPT_MAPS = ("former", "ink", "negative_ink", "region", "negative_region")
 """Channels of the click model behind the image: the former answer's probability, points and scribbles inside and
 outside of the structure, and boxes and lassos around it and around what does not belong to it."""
+GROWN_MAPS = ("like", "reached", "negative_like", "negative_reached")
+"""Channels behind those: what region growing from the prompts finds; see `preprocessing.region_growing`."""
 PATCH_FACTS = ("anisotropy", "coarseness", "answered")
 """Numbers that the click model is told of a patch; see `preprocessing.zoom_windows.facts`."""
 TOKEN_STRIDE = 16

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-CURVE, GAMMA, INVERSION, FOLD = 0.5, 0.4, 0.3, 0.1
-NOISE, BLUR, THICK, BIAS = 0.4, 0.2, 0.15, 0.3
+CURVE, GAMMA, INVERSION, FOLD = 0.5, 0.4, 0.3, 0.05
+NOISE, BLUR, THICK, BIAS = 0.3, 0.2, 0.1, 0.3
 KNOTS = 5
 
 
@@ -37,14 +37,14 @@ def changed(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if rng.random() < THICK:
         x = _thick(x, int(rng.integers(3)), int(rng.integers(2, 4)))
     if rng.random() < NOISE:
-        deviation = float(rng.uniform(0.01, 0.12)) * max(float(x.std()), 0.05) * 4
+        deviation = float(rng.uniform(0.01, 0.07)) * max(float(x.std()), 0.05) * 4
         x = x + rng.normal(0, deviation, x.shape).astype(np.float32)
     return x.astype(np.float32)
 
 
 def curve(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Values from 0 to 1 along a random monotone curve."""
-    heights = np.concatenate([[0.0], np.cumsum(rng.dirichlet(np.full(KNOTS, 0.8)))])
+    heights = np.concatenate([[0.0], np.cumsum(rng.dirichlet(np.full(KNOTS, 1.5)))])
     places = np.concatenate([[0.0], np.sort(rng.uniform(0, 1, KNOTS - 1)), [1.0]])
     return np.interp(x, places, heights).astype(np.float32)
 

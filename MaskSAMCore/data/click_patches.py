@@ -19,7 +19,7 @@ from MaskSAMCore.data.targets import Target
 from MaskSAMCore.preprocessing.zoom_windows import CUBES, THIN, patch_size, sampled, seen_part
 from MaskSAMCore.volume import Shape, Triple
 
-FILLED = (0.06, 1.3)
+FILLED = (0.2, 1.2)
 """Share of the patch's side that the target's longest side within the slices takes, drawn log-uniformly."""
 ZOOM = (0.5, 8.0)
 """Pixel side as a multiple of the scan's finest voxel side, at least and at most."""
@@ -32,8 +32,14 @@ JITTER = 0.2
 """Largest distance of the first click from the patch's centre, as a share of the patch."""
 TURNED, TILT = 0.3, math.radians(45)
 BENT, BEND = 0.2, 0.06
-FEWEST = 4
+FEWEST = 40
 """Voxels of the target that must be in the patch."""
+SEEN = 0.3
+"""Share of the patch that must lie within the scan."""
+CLEAR_PART = 35
+"""Percentile of the steepness along a border that stands for the whole of it."""
+RIM = 5
+"""A border is compared with what lies this far around it, in voxels within the slices."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -75,7 +81,7 @@ def draw_patch(volume: CollectedVolume, target: Target, rng: np.random.Generator
     steps = np.array(spacing) / voxel
     centre = corner + _first_click(mask, voxel, rng) + rng.uniform(-JITTER, JITTER, 3) * np.array(size) * steps
     points = centre + _offsets(size, np.array(spacing), rng, tilt=spacing[0] / side < THIN) / voxel
-    window = seen_part(points, image.shape, steps)
+    window = seen_part(points, image.shape, steps, least=SEEN)
     if window is None:
         return None
     low, high = window
@@ -86,6 +92,27 @@ def draw_patch(volume: CollectedVolume, target: Target, rng: np.random.Generator
     if int(inside.sum()) < FEWEST:
         return None
     return ClickPatch(image=shown.numpy(), target=inside.numpy(), spacing=spacing, finest=finest)
+
+
+def clarity(image: np.ndarray, target: np.ndarray) -> float:
+    """How much steeper the image is at most of a target's border than near it; below 1 where there is none to see.
+
+    Args:
+        image: (D, H, W).
+        target: (D, H, W) bool, not empty.
+    """
+    box = tuple(
+        slice(max(0, s.start - RIM - 1), s.stop + RIM + 1) for s in ndimage.find_objects(target.view(np.uint8))[0]
+    )
+    steep = ndimage.gaussian_gradient_magnitude(np.asarray(image[box], np.float32), (0.5, 1, 1))
+    inside, plane = target[box], ndimage.generate_binary_structure(2, 1)[None]
+    wider = ndimage.binary_dilation(inside, plane)
+    border = wider & ~ndimage.binary_erosion(inside, plane)
+    near = ndimage.binary_dilation(wider, plane, iterations=RIM - 1) & ~border
+    if not near.any():
+        return 0.0
+    # Not the mean: a stretch of another structure's border must not make up for the rest.
+    return float(np.percentile(steep[border], CLEAR_PART)) / max(float(steep[near].mean()), 1e-6)
 
 
 def _view(native: np.ndarray, rng: np.random.Generator) -> list[int]:

@@ -2,7 +2,7 @@
 
 A source is a folder of folders with `image.nii.gz` and, where somebody labelled it, `labels.nii.gz`, or a labelled data
 set in nnU-Net's raw format. The cache holds, for each volume, the image as float16 (0 at its 0.5th percentile, 1 at its
-99.5th), the labels, and supervoxels (SLIC), which stand in for structures that nobody labelled.
+99.5th), the labels, supervoxels (SLIC), and the pseudo-structures that `pseudo_structures` finds.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from MaskSAMCore.progress import CancelToken, Progress, no_progress
 from MaskSAMCore.volume import Triple, triple
 
 MANIFEST = "collection.json"
+PSEUDO = "pseudo"
 FORMAT = 1
 LIMIT = 4.0
 """Intensities are clipped to this, in units of the range between the percentiles."""
@@ -52,7 +53,7 @@ class CollectedVolume:
     """A volume of the cache; arrays are memory-mapped."""
 
     def __init__(self, folder: Path, entry: Entry) -> None:
-        self.entry = entry
+        self.folder, self.entry = folder, entry
         self.image: np.ndarray = np.load(folder / f"{entry.name}.image.npy", mmap_mode="r")
         self.supervoxels: np.ndarray = np.load(folder / f"{entry.name}.supervoxels.npy", mmap_mode="r")
         self.labels: np.ndarray | None = None
@@ -75,6 +76,20 @@ class CollectedVolume:
         counts = np.bincount(labels.ravel())
         boxes = enumerate(find_objects(labels), start=1)
         return {n: box for n, box in boxes if box is not None and counts[n] >= SMALLEST}
+
+    @cached_property
+    def pseudo(self) -> list[tuple[tuple[int, ...], np.ndarray]]:
+        """Corner and mask, bool on its box, of every pseudo-structure; empty before they were made."""
+        path = self.folder / f"{self.entry.name}.{PSEUDO}.npz"
+        if not path.is_file():
+            return []
+        with np.load(path) as file:
+            bits = np.split(file["bits"], file["ends"][:-1]) if len(file["ends"]) else []
+            shapes, corners = file["shapes"].tolist(), file["corners"].tolist()
+        return [
+            (tuple(corner), np.unpackbits(each, count=int(np.prod(shape))).reshape(shape).astype(bool))
+            for each, shape, corner in zip(bits, shapes, corners, strict=True)
+        ]
 
 
 class Collection:
@@ -104,6 +119,7 @@ def build_collection(
     target: str | Path,
     *,
     most: int = 60,
+    overwrite: bool = False,
     progress: Progress = no_progress,
     cancel: CancelToken | None = None,
 ) -> Collection:
@@ -113,6 +129,7 @@ def build_collection(
         sources: Folders of volumes, or data sets in nnU-Net's raw format.
         target: Folder of the cache.
         most: Volumes that are taken of a data set, at even distances.
+        overwrite: Make every volume again.
         progress: Called after every volume.
         cancel: Checked before every volume.
 
@@ -127,7 +144,7 @@ def build_collection(
         for number, (name, group, image, labels) in enumerate(found):
             if cancel is not None:
                 cancel.check()
-            entries.append(_prepared(target, name, group, image, labels))
+            entries.append(_prepared(target, name, group, image, labels, overwrite))
             progress(number + 1, len(found), name)
         volumes = [asdict(entry) for entry in entries]
         write_json(target / MANIFEST, {"format": FORMAT, "volumes": volumes}, overwrite=True)
@@ -153,7 +170,7 @@ def _volumes_of(source: Path, most: int) -> Iterator[tuple[str, str, Path, Path 
         yield folder.name, source.name, folder / "image.nii.gz", labels if labels.is_file() else None
 
 
-def _prepared(target: Path, name: str, group: str, image: Path, labels: Path | None) -> Entry:
+def _prepared(target: Path, name: str, group: str, image: Path, labels: Path | None, overwrite: bool) -> Entry:
     from MaskSAMCore.io.images import read_labels, read_volume
     from MaskSAMCore.io.supervoxels import supervoxels
 
@@ -161,7 +178,7 @@ def _prepared(target: Path, name: str, group: str, image: Path, labels: Path | N
     spacing = triple(volume.grid.spacing[::-1])
     single = image.parent.name == "imagesTr"
     entry = Entry(name=name, group=group, spacing=spacing, labelled=labels is not None, single=single)
-    if (target / f"{name}.supervoxels.npy").is_file():
+    if (target / f"{name}.supervoxels.npy").is_file() and not overwrite:
         return entry
     array = volume.as_channels()[0]
     low, high = np.percentile(array, [LOW, HIGH])

@@ -14,13 +14,13 @@ from MaskSAMCore.data.collection import SMALLEST, CollectedVolume
 from MaskSAMCore.volume import Shape, triple
 
 PART, UNION, CUT, SHELL, CORE = "part", "union", "cut", "shell", "core"
-CHANGES = {PART: 0.12, UNION: 0.15, CUT: 0.05, SHELL: 0.04, CORE: 0.06}
+CHANGES = {PART: 0.15, UNION: 0.10, CUT: 0.02, SHELL: 0.02, CORE: 0.03}
 """What is made of a labelled structure, and how often; else it is taken as it is."""
 GROWN = (1, 14)
 """Fewest and most supervoxels of a pseudo-structure; drawn log-uniformly."""
 ALIKE = 0.35
 """Largest difference of two supervoxels that are merged, in units of the deviation around them."""
-MERGED_SIDE, FLOOD_SIDE = 64, 96
+MERGED_SIDE, FLOOD_SIDE = 64, 64
 """Sides of the box in which a pseudo-structure lies, in voxels."""
 TRIES = 8
 AIR = 0.03
@@ -100,6 +100,12 @@ def _changed(mask: np.ndarray, labels: np.ndarray, change: str, rng: np.random.G
     return made if made.sum() >= SMALLEST else mask
 
 
+def pseudo_target(volume: CollectedVolume, rng: np.random.Generator) -> Target:
+    """One of the volume's pseudo-structures; it has some."""
+    corner, mask = volume.pseudo[int(rng.integers(len(volume.pseudo)))]
+    return Target(mask=mask, corner=triple(corner))
+
+
 def supervoxel_target(volume: CollectedVolume, rng: np.random.Generator) -> Target:
     """A supervoxel and neighbours that look like it, as far as a random size."""
     ids, image = volume.supervoxels, volume.image
@@ -130,7 +136,7 @@ def supervoxel_target(volume: CollectedVolume, rng: np.random.Generator) -> Targ
 
 
 def flood_target(volume: CollectedVolume, rng: np.random.Generator) -> Target | None:
-    """What a threshold around a random voxel connects with it; None where that is next to nothing or nearly all."""
+    """What a threshold around a random voxel connects with it; None where that is next to nothing or goes on."""
     image = volume.image
     seed = _seed(volume, rng)
     box = _around(seed, image.shape, FLOOD_SIDE)
@@ -145,10 +151,18 @@ def flood_target(volume: CollectedVolume, rng: np.random.Generator) -> Target | 
     if not number:
         return None
     mask = parts == number
-    share = mask.mean()
-    if mask.sum() < SMALLEST or share > 0.35:
+    if mask.sum() < SMALLEST or mask.mean() > 0.35 or _cut_off(mask, box, image.shape):
         return None
     return Target(mask=_closed(mask), corner=triple(s.start for s in box)).trimmed()
+
+
+def _cut_off(mask: np.ndarray, box: tuple[slice, ...], shape: tuple[int, ...]) -> bool:
+    """Whether a mask goes on beyond its box, within the volume."""
+    for axis, (part, size) in enumerate(zip(box, shape, strict=True)):
+        for index, end in ((0, part.start == 0), (-1, part.stop == size)):
+            if not end and mask.take(index, axis=axis).any():
+                return True
+    return False
 
 
 def _seed(volume: CollectedVolume, rng: np.random.Generator) -> tuple[int, int, int]:

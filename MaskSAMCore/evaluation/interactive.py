@@ -28,9 +28,21 @@ from MaskSAMCore.progress import CancelToken, Progress, no_progress
 
 if TYPE_CHECKING:
     from MaskSAMCore.data.raw import RawCase, RawDataset
+    from MaskSAMCore.evaluation.worst_cases import WorstCases
     from MaskSAMCore.zoo.model_folder import ModelCard
 
 BASE_NAMES = {"mobile": "MobileSAM", "vit_b": "SAM ViT-B", "vit_l": "SAM ViT-L", "vit_h": "SAM ViT-H"}
+OPEN_SET_SAM = "mobile"
+"""Plain SAM that a model without a SAM of its own is compared with."""
+OVER_VOLUMES = "mean over volumes"
+HEADS = (
+    {f"dice_{n}": f"{n} click{'s' * (n > 1)}" for n in CLICKS}
+    | {f"points_{n}": f"{n} point{'s' * (n > 1)}" for n in POINTS}
+    | {f"box_{round(100 * t)}": f"box {t}" for t in OVERLAPS}
+    | {"scribble": "scribble", "lasso": "lasso", "idle": "idle"}
+    | {f"noc_{round(100 * goal)}": f"NoC@{goal:.2f}" for goal in GOALS}
+)
+"""Headings of the terminal's table, by column."""
 
 
 def trials(
@@ -40,6 +52,7 @@ def trials(
     *,
     device: str = "auto",
     slices: int = 3,
+    worst: WorstCases | None = None,
     log: Callable[[str], None],
     progress: Progress = no_progress,
     cancel: CancelToken | None = None,
@@ -52,6 +65,7 @@ def trials(
         cases: Chooses the cases, given the model's card.
         device: "auto", "cpu", "cuda" or "cuda:N".
         slices: Slices of each structure; see `Study`.
+        worst: Gets the scans and last answers of a model for structures of any kind.
         log: Gets a line on the model and one on the device.
         progress: Called before every case.
         cancel: Checked before every answer of the model.
@@ -64,7 +78,8 @@ def trials(
     from MaskSAMCore.data.raw import read_case
     from MaskSAMCore.inference.cache import SlabCache
     from MaskSAMCore.inference.checks import require_prompts
-    from MaskSAMCore.inference.session import Session
+    from MaskSAMCore.inference.open_set import OpenSetSession
+    from MaskSAMCore.inference.sessions import open_session
     from MaskSAMCore.inference.zeroshot import ZeroShot
     from MaskSAMCore.zoo import base_weights, installed
 
@@ -78,13 +93,24 @@ def trials(
         arch = card.config.model.backbone.arch
         title = f"zero-shot {BASE_NAMES.get(card.base.name, card.base.name)}"
         study = replace(study, sam=ZeroShot(arch, path, place), sam_name=title)
+    elif not card.labels.labels:
+        sam = ZeroShot(OPEN_SET_SAM, base_weights.obtain_base(OPEN_SET_SAM), place)
+        study = replace(study, sam=sam, sam_name=f"zero-shot {BASE_NAMES[OPEN_SET_SAM]}, from slice to slice")
     log(f"Model:  {card.name}, {len(chosen)} case(s) of {dataset.name}, compared with {study.sam_name or 'nothing'}")
     log(f"Device: {devices.describe(place)}")
     for number, case in enumerate(chosen):
         progress(number, len(chosen), "simulating users")
         volume, reference = read_case(dataset, case)
-        session = Session.open(network, card, volume, device=place, cache=SlabCache())
-        yield from study.trials(case.id, volume, reference, session, cancel)
+        session = open_session(network, card, volume, device=place, cache=SlabCache())
+        if isinstance(session, OpenSetSession):
+            last = np.zeros_like(reference.array)
+            found = list(study.open_set_trials(case.id, volume, reference, session, cancel, last))
+            if worst is not None:
+                scores = [trial.clicks[-1] for trial in found if trial.method == card.name]
+                worst.add(case.id, scores, volume, replace(reference, array=last), reference)
+            yield from found
+        else:
+            yield from study.trials(case.id, volume, reference, session, cancel)
     progress(len(chosen), len(chosen), "simulating users")
 
 
@@ -109,8 +135,7 @@ def summaries(found: Sequence[Trial]) -> list[Line]:
     for protocol, (label, name), method in itertools.product((SLICES, VOLUMES), [*names.items(), ("", "all")], methods):
         some = [t for t in found if (t.protocol, t.method) == (protocol, method) and label in ("", t.label)]
         if some:
-            values = [t.figures() for t in some]
-            mean = {c: float(np.mean([v[c] for v in values])) for c in COLUMNS}
+            mean = _mean([t.figures() for t in some])
             lines.append(
                 Line(
                     protocol=protocol,
@@ -125,10 +150,49 @@ def summaries(found: Sequence[Trial]) -> list[Line]:
     return lines
 
 
+def volume_means(found: Sequence[Trial]) -> list[Line]:
+    """Means over the structures of each whole volume, and the means of those, with every method.
+
+    Empty where no volume has more than one structure.
+    """
+    lines = []
+    whole = [t for t in found if t.protocol == VOLUMES]
+    cases = list(dict.fromkeys(t.case for t in whole))
+    if len({(t.case, t.label) for t in whole}) == len(cases):
+        return []
+    for method in dict.fromkeys(t.method for t in whole):
+        means = []
+        for case in cases:
+            some = [t for t in whole if (t.case, t.method) == (case, method)]
+            mean = _mean([t.figures() for t in some])
+            means.append(mean)
+            lines.append(
+                Line(protocol=VOLUMES, label="", name=case, method=method, targets=len(some), cases=1, mean=mean)
+            )
+        count = sum(t.method == method for t in whole)
+        over = _mean(means)
+        lines.append(
+            Line(
+                protocol=VOLUMES,
+                label="",
+                name=OVER_VOLUMES,
+                method=method,
+                targets=count,
+                cases=len(cases),
+                mean=over,
+            )
+        )
+    return sorted(lines, key=lambda line: line.name == OVER_VOLUMES)
+
+
+def _mean(values: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {c: float(np.mean([v[c] for v in values])) for c in COLUMNS}
+
+
 def card_figures(found: Sequence[Trial]) -> dict[str, dict[str, dict[str, float]]]:
     """The means for a model's card, by protocol and by "structure, method"; values that do not exist are left out."""
     kept: dict[str, dict[str, dict[str, float]]] = {}
-    for line in summaries(found):
+    for line in [*summaries(found), *(each for each in volume_means(found) if each.name == OVER_VOLUMES)]:
         known = {c: round(value, 4) for c, value in line.mean.items() if not math.isnan(value)}
         row = f"{line.name}, {line.method}"
         kept.setdefault(line.protocol, {})[row] = known | {"targets": line.targets, "cases": line.cases}
@@ -144,7 +208,7 @@ def table(found: Sequence[Trial]) -> str:
         place = "" if trial.place is None else trial.place
         values = [_cell(value) for value in trial.figures().values()]
         writer.writerow([trial.protocol, trial.case, trial.label, trial.name, place, trial.method, *values, "", ""])
-    for line in summaries(found):
+    for line in [*volume_means(found), *summaries(found)]:
         means = [_cell(value) for value in line.mean.values()]
         writer.writerow(
             [line.protocol, "mean", line.label, line.name, "", line.method, *means, line.targets, line.cases]
@@ -155,30 +219,38 @@ def table(found: Sequence[Trial]) -> str:
 def report(found: Sequence[Trial]) -> list[str]:
     """Lines for the terminal: a table for each protocol."""
     lines: list[str] = []
-    rows = summaries(found)
+    rows = [*volume_means(found), *summaries(found)]
     wide, method = (
         max([len(text) for text in texts] + [9]) for texts in ([r.name for r in rows], [r.method for r in rows])
     )
-    heads = [f"{n} click{'s' * (n > 1)}" for n in CLICKS]
-    heads += [f"{n} point{'s' * (n > 1)}" for n in POINTS] + [f"box {t}" for t in OVERLAPS]
-    goals = [f"NoC@{goal:.2f}" for goal in GOALS]
     for protocol in dict.fromkeys(row.protocol for row in rows):
         some = [row for row in rows if row.protocol == protocol]
+        columns = [c for c in HEADS if any(not math.isnan(row.mean[c]) for row in some)]
+        head = " ".join(f"{HEADS[c]:>{_width(c)}}" for c in columns)
         lines += [f"{protocol}: mean Dice, clicks needed (NoC) and how often {MAX_CLICKS} were enough"]
-        head = " ".join(f"{text:>8}" for text in heads) + " " + " ".join(f"{text:>15}" for text in goals)
         lines += [f"{'structure':{wide}}  {'method':{method}} {head}  targets cases"]
         for row in some:
-            dice = [row.mean[c] for c in COLUMNS[: len(heads)]]
-            cells = " ".join(f"{'-' if math.isnan(value) else format(value, '.3f'):>8}" for value in dice)
-            for goal in GOALS:
-                needed, reached = (row.mean[f"{kind}_{round(100 * goal)}"] for kind in ("noc", "reached"))
-                cells += f" {f'{needed:.2f} ({100 * reached:.0f} %)':>15}"
+            cells = " ".join(f"{_shown(row, c):>{_width(c)}}" for c in columns)
             lines += [f"{row.name:{wide}}  {row.method:{method}} {cells}  {row.targets:7d} {row.cases:5d}"]
         lines += [""]
     return [
         *lines,
         "all methods get the same first click, random points and boxes; further clicks correct the largest error",
+        "idle: clicks that changed no voxel but their own",
     ]
+
+
+def _width(column: str) -> int:
+    return 15 if column.startswith("noc") else 8
+
+
+def _shown(row: Line, column: str) -> str:
+    value = row.mean[column]
+    if math.isnan(value):
+        return "-"
+    if column.startswith("noc"):
+        return f"{value:.2f} ({100 * row.mean[column.replace('noc', 'reached')]:.0f} %)"
+    return f"{100 * value:.1f} %" if column == "idle" else f"{value:.3f}"
 
 
 def _cell(value: float) -> str:

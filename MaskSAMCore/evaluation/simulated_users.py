@@ -9,7 +9,10 @@ The first click is at the innermost voxel of the structure, every further click 
 error; nothing is random. Single slices are also tested as Med-SA's authors do (model.md §15.3), with a fixed seed: 1 or
 3 random points of the structure at once, and a box whose IoU with the structure's own is 0.5 or 0.75. All methods get
 the same points, boxes and first click; further clicks correct the method's own errors. NoC is the number of clicks
-until a Dice is reached, or 20 if 20 are not enough.
+until a Dice is reached, or 20 if 20 are not enough. A click is idle if it changes no voxel but its own.
+
+A model for structures of any kind answers in whole volumes alone. There a first scribble and a first lasso are tested
+as well, and plain SAM segments slice by slice, see `methods.PropagatedSam`.
 """
 
 from __future__ import annotations
@@ -18,35 +21,42 @@ import itertools
 import math
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from MaskSAMCore.data.simulate import Click, box_with_overlap, error_click, random_clicks
+from MaskSAMCore.evaluation.drawn_prompts import drawn_lasso, drawn_scribble
+from MaskSAMCore.evaluation.methods import Method, ModelMethod, PropagatedSam, SamMethod
+from MaskSAMCore.evaluation.metrics import dice
+from MaskSAMCore.inference.zeroshot import colours, grey_values, picture
+from MaskSAMCore.preprocessing.masks import tight_box
 from MaskSAMCore.progress import CancelToken
 
 if TYPE_CHECKING:
-    from MaskSAMCore.data.simulate import Click
-    from MaskSAMCore.inference.prompts import Prompt
     from MaskSAMCore.inference.session import Session
+    from MaskSAMCore.inference.sessions import AnySession
     from MaskSAMCore.inference.zeroshot import ZeroShot
     from MaskSAMCore.labels import Label, LabelTable
     from MaskSAMCore.preprocessing.masks import Box2D
     from MaskSAMCore.volume import Grid, LabelMap, Volume
 
-CLICKS = (1, 3, 5)
+CLICKS = (1, 3, 5, 10)
 POINTS = (1, 3)
 OVERLAPS = (0.5, 0.75)
-GOALS = (0.85, 0.90)
+GOALS = (0.80, 0.85, 0.90)
 MAX_CLICKS = 20
 SEED = 0
-STRUCTURE = 1
 SLICES, VOLUMES = "single slices", "whole volumes"
 COLUMNS = (
     *(f"dice_{n}" for n in CLICKS),
     *(f"points_{n}" for n in POINTS),
     *(f"box_{round(100 * t)}" for t in OVERLAPS),
     *(f"{kind}_{round(100 * t)}" for t in GOALS for kind in ("noc", "reached")),
+    "scribble",
+    "lasso",
+    "idle",
 )
 
 
@@ -62,6 +72,8 @@ class Trial:
         place: Index of the slice along its axis in the scan; None for a whole volume.
         points: Dice with random points, for each number of `POINTS`; empty if not tested.
         boxes: Dice with a box, for each IoU of `OVERLAPS`; empty if not tested.
+        scribble, lasso: Dice with one as the only prompt; NaN if not tested.
+        idle: Share of the clicks that changed no voxel but their own.
     """
 
     protocol: str
@@ -73,6 +85,9 @@ class Trial:
     place: int | None = None
     points: tuple[float, ...] = ()
     boxes: tuple[float, ...] = ()
+    scribble: float = math.nan
+    lasso: float = math.nan
+    idle: float = math.nan
 
     def figures(self) -> dict[str, float]:
         """Values by the names of `COLUMNS`; NaN for those that do not exist."""
@@ -85,29 +100,18 @@ class Trial:
             needed = next((n for n, value in enumerate(self.clicks, start=1) if value >= goal), None)
             found[f"noc_{round(100 * goal)}"] = MAX_CLICKS if needed is None else needed
             found[f"reached_{round(100 * goal)}"] = float(needed is not None)
-        return found
+        return found | {"scribble": self.scribble, "lasso": self.lasso, "idle": self.idle}
 
 
-class Method(Protocol):
-    """A method that segments one structure from prompts; its masks are bool, of the target's shape."""
+class Course(NamedTuple):
+    """What the clicks of a user led to: the Dice after each, and the share of those that changed next to nothing."""
 
-    name: str
-
-    def reset(self) -> None:
-        """Forget all prompts."""
-        ...
-
-    def clicks(self, clicks: Sequence[Click]) -> np.ndarray:
-        """The mask after these clicks, of which only the last is new."""
-        ...
-
-    def box(self, box: Box2D) -> np.ndarray:
-        """The mask of this box alone, (x0, y0, x1, y1) in pixels of the slice."""
-        ...
+    dice: tuple[float, ...]
+    idle: float
 
 
-def click_through(target: np.ndarray, method: Method, spacing: Sequence[float]) -> tuple[float, ...]:
-    """Dice after every click of a user who corrects the largest error.
+def click_through(target: np.ndarray, method: Method, spacing: Sequence[float]) -> Course:
+    """The clicks of a user who corrects the largest error.
 
     The user stops after `MAX_CLICKS` clicks, when no error is left, or when all of `CLICKS` were made and all of
     `GOALS` are reached.
@@ -117,20 +121,21 @@ def click_through(target: np.ndarray, method: Method, spacing: Sequence[float]) 
         method: Segments it.
         spacing: Of the target's axes, mm; for the innermost voxel.
     """
-    from MaskSAMCore.data.simulate import error_click
-
     method.reset()
     found: list[float] = []
     clicks: list[Click] = []
-    click = error_click(np.zeros_like(target), target, spacing=spacing)
+    idle, former = 0, np.zeros_like(target)
+    click = error_click(former, target, spacing=spacing)
     while click is not None and len(clicks) < MAX_CLICKS:
         clicks.append(click)
         predicted = method.clicks(clicks)
-        found.append(_dice(predicted, target))
+        found.append(dice(predicted, target))
+        idle += int((predicted != former).sum()) <= 1
+        former = predicted
         if len(found) >= max(CLICKS) and max(found) >= max(GOALS):
             break
         click = error_click(predicted, target, spacing=spacing)
-    return tuple(found)
+    return Course(tuple(found), idle / max(len(clicks), 1))
 
 
 def evenly_spaced(places: Sequence[int] | np.ndarray, count: int) -> list[int]:
@@ -145,9 +150,6 @@ def drawn_box(target: np.ndarray, overlap: float, seed: Sequence[int]) -> Box2D:
 
     It is cut at the edge of the picture, and at least one pixel wide.
     """
-    from MaskSAMCore.data.simulate import box_with_overlap
-    from MaskSAMCore.preprocessing.masks import tight_box
-
     tight = tight_box(target)
     assert tight is not None
     rough: np.ndarray = np.reshape(box_with_overlap(tight, overlap, np.random.default_rng(list(seed))), (2, 2))
@@ -160,98 +162,24 @@ def drawn_box(target: np.ndarray, overlap: float, seed: Sequence[int]) -> Box2D:
 
 def drawn_points(target: np.ndarray, seed: Sequence[int]) -> list[Click]:
     """Different random pixels of the structure: the largest number of `POINTS`, or all if there are fewer."""
-    from MaskSAMCore.data.simulate import Click, random_clicks
-
     places = random_clicks(target, max(POINTS), np.random.default_rng(list(seed)))
     return [Click(position=(int(y), int(x)), positive=True) for y, x in places]
 
 
-class ModelMethod:
-    """Our model, in a `Session`.
+def whole_trial(case: str, label: Label, mask: np.ndarray, method: Method, grid: Grid) -> Trial:
+    """The clicks of one user in a whole volume.
 
     Args:
-        name: Of the method, for the tables.
-        session: Of the scan.
+        case: Its id.
+        label: The structure.
+        mask: bool (K, J, I), not empty.
+        method: Segments it.
         grid: Of the scan.
-        plane: (axis of (K, J, I), index) of the slice that the user sees; None for the whole volume.
-        cancel: Checked before every answer.
     """
-
-    def __init__(
-        self, name: str, session: Session, grid: Grid, plane: tuple[int, int] | None, cancel: CancelToken | None = None
-    ) -> None:
-        self.name, self.session, self.grid, self.plane, self.cancel = name, session, grid, plane, cancel
-        self.found: np.ndarray = np.zeros(grid.shape, bool)
-
-    def reset(self) -> None:
-        """See `Method`."""
-        self.session.drop(STRUCTURE)
-        self.found[...] = False
-
-    def clicks(self, clicks: Sequence[Click]) -> np.ndarray:
-        """See `Method`."""
-        from MaskSAMCore.inference.prompts import Prompt
-
-        return self._answer(
-            [
-                Prompt(
-                    kind="point",
-                    position=self._ijk(click.position),
-                    positive=click.positive,
-                    scope="volume" if self.plane is None else "slice",
-                )
-                for click in clicks
-            ]
-        )
-
-    def box(self, box: Box2D) -> np.ndarray:
-        """See `Method`."""
-        from MaskSAMCore.inference.prompts import Prompt
-
-        x0, y0, x1, y1 = box  # edges; the corners of a prompt are voxel centres
-        corners = (self._ijk((y0, x0)), self._ijk((max(y1 - 1, y0), max(x1 - 1, x0))))
-        return self._answer([Prompt(kind="box", corners=corners, scope="slice")])
-
-    def _answer(self, prompts: Sequence[Prompt]) -> np.ndarray:
-        update = self.session.prompt(STRUCTURE, prompts, cancel=self.cancel)
-        if update.box is not None:
-            k0, k1, j0, j1, i0, i1 = update.box
-            self.found[k0:k1, j0:j1, i0:i1] = update.mask
-        return self.found.copy() if self.plane is None else self.found.take(self.plane[1], axis=self.plane[0])
-
-    def _ijk(self, position: Sequence[float]) -> tuple[float, float, float]:
-        kji = [float(p) for p in position]
-        if self.plane is not None:
-            kji.insert(*self.plane)
-        k, j, i = kji
-        return i, j, k
-
-
-class SamMethod:
-    """Plain SAM on one slice; its last logits are a prompt of the next click.
-
-    Its single mask is used from the first click on. On medical slices it was better than the one of its three
-    candidates that SAM itself estimates to be best.
-    """
-
-    def __init__(self, name: str, sam: ZeroShot) -> None:
-        self.name, self.sam = name, sam
-        self.low_res: np.ndarray | None = None
-
-    def reset(self) -> None:
-        """See `Method`."""
-        self.low_res = None
-
-    def clicks(self, clicks: Sequence[Click]) -> np.ndarray:
-        """See `Method`."""
-        points = np.array([click.position[::-1] for click in clicks], float) + 0.5
-        answer = self.sam.predict(points, np.array([int(c.positive) for c in clicks]), mask_input=self.low_res)
-        self.low_res = answer.low_res[0]
-        return answer.logits[0] > 0
-
-    def box(self, box: Box2D) -> np.ndarray:
-        """See `Method`."""
-        return self.sam.predict(box=np.array(box)).logits[0] > 0
+    clicks, idle = click_through(mask, method, grid.spacing[::-1])
+    return Trial(
+        protocol=VOLUMES, case=case, label=label.id, name=label.name, method=method.name, clicks=clicks, idle=idle
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,11 +218,45 @@ class Study:
         yield from self._slices(case, volume, targets, session, cancel)
         if volume.grid.shape[session.axis] == 1:
             return  # a picture has only one slice
+        whole = ModelMethod(self.name, session, volume.grid, None, cancel)
         for label, mask in targets.items():
-            whole = ModelMethod(self.name, session, volume.grid, None, cancel)
-            clicks = click_through(mask, whole, volume.grid.spacing[::-1])
+            trial = whole_trial(case, label, mask, whole, volume.grid)
             whole.reset()
-            yield Trial(protocol=VOLUMES, case=case, label=label.id, name=label.name, method=self.name, clicks=clicks)
+            yield trial
+
+    def open_set_trials(
+        self,
+        case: str,
+        volume: Volume,
+        reference: LabelMap,
+        session: AnySession,
+        cancel: CancelToken | None = None,
+        last: np.ndarray | None = None,
+    ) -> Iterator[Trial]:
+        """All trials of one case with a model for structures of any kind; arguments as of `trials`.
+
+        `last`, (K, J, I), gets the label ids of the model's answers to the last clicks.
+        """
+        whole = ModelMethod(self.name, session, volume.grid, None, cancel)
+        methods: list[Method] = [whole]
+        if self.sam is not None:
+            methods.append(PropagatedSam(self.sam_name, self.sam, volume, session.axis, cancel))
+        for label in self.labels.labels:
+            mask = reference.array == label.id
+            if not mask.any():
+                continue
+            for method in methods:
+                found = whole_trial(case, label, mask, method, volume.grid)
+                if method is whole:
+                    if last is not None:
+                        last[whole.found] = label.id
+                    drawn = {}
+                    for kind, draw in (("scribble", drawn_scribble), ("lasso", drawn_lasso)):
+                        whole.reset()
+                        drawn[kind] = dice(whole.drawing(draw(mask, session.axis)), mask)
+                    found = replace(found, scribble=drawn["scribble"], lasso=drawn["lasso"])
+                method.reset()
+                yield found
 
     def _slices(
         self,
@@ -304,8 +266,6 @@ class Study:
         session: Session,
         cancel: CancelToken | None,
     ) -> Iterator[Trial]:
-        from MaskSAMCore.inference.zeroshot import colours, grey_values, picture
-
         axis = session.axis
         others = tuple(a for a in range(3) if a != axis)
         spacing = [volume.grid.spacing[::-1][a] for a in others]
@@ -320,16 +280,16 @@ class Study:
                 methods.append(SamMethod(self.sam_name, self.sam))
             for label, method in itertools.product((n for n, some in chosen.items() if index in some), methods):
                 target: np.ndarray = targets[label].take(index, axis=axis)
-                clicks = click_through(target, method, spacing)
+                clicks, idle = click_through(target, method, spacing)
                 seed = (SEED, zlib.crc32(case.encode()), label.id, index)
                 drawn, points, boxes = drawn_points(target, seed), [], []
                 for count in POINTS:
                     method.reset()
-                    points.append(_dice(method.clicks(drawn[:count]), target))
+                    points.append(dice(method.clicks(drawn[:count]), target))
                 method.reset()
                 for overlap in OVERLAPS:
                     box = drawn_box(target, overlap, seed)
-                    boxes.append(_dice(method.box(box), target))
+                    boxes.append(dice(method.box(box), target))
                 method.reset()
                 yield Trial(
                     protocol=SLICES,
@@ -341,10 +301,5 @@ class Study:
                     clicks=clicks,
                     points=tuple(points),
                     boxes=tuple(boxes),
+                    idle=idle,
                 )
-
-
-def _dice(predicted: np.ndarray, target: np.ndarray) -> float:
-    from MaskSAMCore.evaluation.metrics import dice
-
-    return dice(predicted, target)

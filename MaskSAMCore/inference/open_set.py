@@ -182,14 +182,19 @@ class OpenSetSession:
     def _next(self, zoom: Autozoom, state: Known, prompts: Sequence[Prompt]) -> Known:
         """The state after the last of these prompts."""
         last = prompts[-1]
-        if last.kind == "mask":
-            return Known(shape=self._given(last))
+        if last.kind == "mask" and last.positive:
+            mask = self._given(last)
+            return Known(shape=mask, given=mask)
         if self._constant:
             return state
-        start = max((n + 1 for n, each in enumerate(prompts) if each.kind == "mask"), default=0)
-        return zoom.answer(state, [self._hint(each) for each in prompts[start:]])
+        given = max((n for n, each in enumerate(prompts) if each.kind == "mask" and each.positive), default=-1)
+        others = [each for each in prompts[: max(given, 0)] if each.kind == "mask" and not each.positive]
+        return zoom.answer(state, [self._hint(each) for each in (*others, *prompts[given + 1 :])])
 
     def _hint(self, prompt: Prompt) -> Hint:
+        if prompt.kind == "mask":
+            others = self._given(prompt)
+            return Hint(positive=False, region=others.block, corner=others.corner, excluded=True)
         return hint_of(prompt, self._open.axes, self._open.voxel, self._open.shape)
 
     def _given(self, prompt: Prompt) -> Shape3D:

@@ -39,7 +39,8 @@ class Prompt:
         thickness: Of a scribble, mm.
         corners: Of a box: the centres of its first and last voxel, lower before upper along each axis. A box whose
             corners are equal along one axis was drawn in that plane; any other limits the answer to its own slices.
-        mask: Of a mask: block (k, j, i) of an existing segment, 0 outside. It replaces the structure so far.
+        mask: Of a mask: block (k, j, i) of an existing segment, 0 outside. It replaces the structure so far; a negative
+            one is of other structures, which this one must leave alone.
         mask_box: First voxel (k, j, i) of that block in the scan.
         scope: How far the answer reaches: "slice", the one of the prompt; "slab", the slices that the network sees
             together; "volume", as far as the structure goes.
@@ -191,11 +192,17 @@ def place(prompts: Sequence[Prompt], frame: Frame) -> list[Placed | None]:
     """Prompts on the prepared grid, after `check`; None for a negative click where the scan is empty.
 
     Raises:
-        PromptError: A positive click or a box lies where the scan is empty.
+        PromptError: A positive click or a box lies where the scan is empty, or a mask is negative.
     """
     placed: list[Placed | None] = []
     for index, prompt in enumerate(as_clicks_and_boxes(prompts)):
         if prompt.kind == "mask":
+            if not prompt.positive:
+                raise PromptError(
+                    "this model cannot be shown other structures",
+                    where=_where(prompts, index),
+                    remedy="Take them away from its answer, or use a model for structures of any kind.",
+                )
             placed.append(Placed(kind="mask", scope=prompt.scope, mask=prompt))
             continue
         found = _point(prompt, frame) if prompt.kind == "point" else _box(prompt, frame)

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from MaskSAMCore import device as devices
 from MaskSAMCore.config.network_schema import (
     BackboneConfig,
     DecoderConfig,
@@ -137,6 +139,53 @@ class ZeroShot:
                 "the picture must be 8-bit grey or RGB", where="set_image", why=f"{image.dtype} of shape {image.shape}"
             )
         self.predictor.set_image(np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image)
+
+    def show(self, image: np.ndarray, low: float, high: float) -> None:
+        """Encode a slice (H, W) of a scan, black at `low` and white at `high`, in the device's fastest number type."""
+        place = self.predictor.device
+        dtype = devices.inference_dtype(place)
+        with torch.autocast(place.type, dtype=dtype, enabled=dtype is not None):
+            self.set_image(picture(image, low, high))
+        self.features = self.features.float()
+
+    @property
+    def features(self) -> Tensor:
+        """What was encoded of the slice; that of another slice of the same size may be put in its place."""
+        return self.predictor.features
+
+    @features.setter
+    def features(self, features: Tensor) -> None:
+        self.predictor.features = features
+
+    @torch.inference_mode()
+    def propose(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """SAM's three masks for each of many points, every point on its own.
+
+        Args:
+            points: (P, 2), x before y.
+
+        Returns:
+            Logits (3 P, H, W) float32 at the slice's own size, from SAM's mask of 256 pixels; and (3 P,) SAM's
+            estimates of the IoU.
+        """
+        predictor = self.predictor
+        model, size = predictor.model, predictor.original_size
+        scaled = torch.from_numpy(predictor.transform.apply_coords(points - self._pixel() / 2, size)).float()
+        sparse, dense = model.prompt_encoder(
+            points=(scaled[:, None].to(predictor.device), torch.ones(len(points), 1, device=predictor.device)),
+            boxes=None,
+            masks=None,
+        )
+        low, quality = model.mask_decoder(
+            image_embeddings=self.features,
+            image_pe=model.prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=True,
+        )
+        height, width = (round(n * low.shape[-1] / CANVAS_PIXELS) for n in predictor.input_size)
+        shown = F.interpolate(low.flatten(0, 1)[None, :, :height, :width].float(), size, mode="bilinear")[0]
+        return shown.cpu().numpy(), quality.flatten().float().cpu().numpy()
 
     def predict(
         self,

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from MaskSAMCore.network.click_unet import ClickUNet
+from MaskSAMCore.preprocessing.region_growing import grown_maps
 from MaskSAMCore.preprocessing.zoom_windows import (
     THIN,
     facts,
@@ -172,7 +173,8 @@ class ZoomScan:
             maps: (5, D, H, W), the channels `PROMPT_MAPS`.
         """
         told = torch.tensor([facts(window.spacing, self.finest, bool(maps[0].any()))], device=self.device)
-        given = torch.from_numpy(maps)[None].to(self.device)
+        every = np.concatenate([maps, grown_maps(image[0, 0].numpy(), maps)])
+        given = torch.from_numpy(every)[None].to(self.device)
         flat = flat_levels(window.spacing, self.network.levels)
         self.passes += 1
         with self.autocast():
@@ -183,10 +185,15 @@ class ZoomScan:
     def paste(self, probability: np.ndarray, window: Window) -> tuple[np.ndarray, Block]:
         """Probabilities of a window on the scan's own voxels, and the block of voxels that it covers."""
         block = window.block(self.shape)
-        lines = [
-            torch.from_numpy(window.to_patch(np.stack([np.arange(s.start, s.stop)] * 3, axis=1))[:, axis]).float()
-            for axis, s in enumerate(block)
-        ]
-        grid = torch.stack(torch.meshgrid(*lines, indexing="ij"), dim=-1)
-        found = read_points(torch.from_numpy(probability), grid.numpy(), (1, 1, 1), border=True)
+        found = torch.from_numpy(probability)
+        # One axis after the other, since both grids have the same axes: many times as fast as point by point.
+        for axis, s in enumerate(block):
+            last = window.size[axis] - 1
+            at = (np.arange(s.start, s.stop) - window.centre[axis]) / window.steps[axis] + last / 2
+            at = torch.from_numpy(at.clip(0, last)).float()
+            low = at.floor().long().clamp(max=max(last - 1, 0))
+            share = (at - low).view([-1 if n == axis else 1 for n in range(3)])
+            found = torch.lerp(
+                found.index_select(axis, low), found.index_select(axis, (low + 1).clamp(max=last)), share
+            )
         return found.numpy(), block

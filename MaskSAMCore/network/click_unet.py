@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from MaskSAMCore.config.network_schema import PATCH_FACTS, PROMPT_MAPS, ModelConfig
+from MaskSAMCore.config.network_schema import GROWN_MAPS, PATCH_FACTS, PROMPT_MAPS, ModelConfig
 from MaskSAMCore.errors import ModelError
 from MaskSAMCore.network.convolution import Conv3d, zero_init
 from MaskSAMCore.network.segmenter import Segmenter
@@ -61,7 +61,7 @@ class ClickUNet(Segmenter):
         super().__init__(cfg)
         widths = cfg.source.widths[::-1]
         kernels = [(1, 3, 3)] + [(3, 3, 3)] * (len(widths) - 1)
-        ends = (1 + len(PROMPT_MAPS), *widths)
+        ends = (1 + len(PROMPT_MAPS) + len(GROWN_MAPS), *widths)
         self.tell = nn.Sequential(nn.Linear(len(PATCH_FACTS), HIDDEN), nn.SiLU())
         self.down = nn.ModuleList(Block(a, b, k) for a, b, k in zip(ends, ends[1:], kernels, strict=False))
         self.up = nn.ModuleList(
@@ -84,7 +84,7 @@ class ClickUNet(Segmenter):
 
         Args:
             image: (B, 1, D, H, W), normalised over the patch.
-            maps: (B, 5, D, H, W), the channels `PROMPT_MAPS`, each from 0 to 1.
+            maps: (B, 9, D, H, W), the channels `PROMPT_MAPS` and `GROWN_MAPS`, each from 0 to 1.
             told: (B, 3), the numbers `PATCH_FACTS`.
             flat: Levels that are pooled within the slices alone; see `preprocessing.zoom_windows`.
 

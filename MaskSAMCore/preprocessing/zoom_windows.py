@@ -66,14 +66,19 @@ def normalised(image: Tensor) -> Tensor:
     return (x - x.mean()) / x.std(correction=0).clamp_min(1e-6)
 
 
-def seen_part(points: np.ndarray, shape: tuple[int, ...], steps: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """First and last voxel, exclusive, of the part of the volume that a patch sees; None if it sees hardly any."""
+def seen_part(
+    points: np.ndarray, shape: tuple[int, ...], steps: np.ndarray, *, least: float = AIR
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """First and last voxel, exclusive, of the part of the volume that a patch sees.
+
+    None if less than a share of `least` of the patch lies within the volume.
+    """
     flat = points.reshape(-1, 3)
     margin = np.ceil(steps) + 1
     low = np.clip(np.floor(flat.min(0) - margin), 0, shape).astype(int)
     high = np.clip(np.ceil(flat.max(0) + margin) + 1, 0, shape).astype(int)
     seen = ((flat >= -0.5) & (flat <= np.array(shape) - 0.5)).all(1).mean()
-    return (low, high) if seen > AIR and (high > low).all() else None
+    return (low, high) if seen > least and (high > low).all() else None
 
 
 def pool_factors(steps: np.ndarray, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -96,17 +101,15 @@ def sampled(array: np.ndarray, points: np.ndarray, steps: np.ndarray) -> Tensor:
     return read_points(x, points, pool)
 
 
-def read_points(x: Tensor, points: np.ndarray, pool: tuple[int, ...], *, border: bool = False) -> Tensor:
-    """Values (D, H, W) of an array that was averaged by `pool`, at points (D, H, W, 3) in voxels of before.
+def read_points(x: Tensor, points: np.ndarray, pool: tuple[int, ...]) -> Tensor:
+    """Values (D, H, W) of an array that was averaged by `pool`, at points (D, H, W, 3) in voxels of before; 0 outside.
 
     Args:
         x: (d, h, w) float32.
         points: Where.
         pool: From `pool_factors`.
-        border: Outside, the border is repeated; else there is 0.
     """
     at = torch.from_numpy((points - (np.array(pool) - 1) / 2) / pool).float()
     extent = torch.tensor(x.shape) - 1
     grid = torch.where(extent > 0, at / extent.clamp_min(1) * 2 - 1, at * 2).flip(-1)[None]
-    mode = "border" if border else "zeros"
-    return F.grid_sample(x[None, None], grid, mode="bilinear", padding_mode=mode, align_corners=True)[0, 0]
+    return F.grid_sample(x[None, None], grid, mode="bilinear", padding_mode="zeros", align_corners=True)[0, 0]

@@ -178,19 +178,26 @@ HEADINGS = {
     "dice_1": "Dice, 1 click",
     "dice_3": "3 clicks",
     "dice_5": "5 clicks",
+    "dice_10": "10 clicks",
     "points_1": "1 random point",
     "points_3": "3 random points",
     "box_50": "box 0.5",
     "box_75": "box 0.75",
+    "noc_80": "NoC@0.80",
+    "reached_80": "reached",
     "noc_85": "NoC@0.85",
     "reached_85": "reached",
     "noc_90": "NoC@0.90",
     "reached_90": "reached",
+    "scribble": "a scribble",
+    "lasso": "a lasso",
+    "idle": "idle clicks",
 }
-USERS = """Simulated users: Dice after 1, 3 and 5 clicks, the first into the middle of the structure, each further one
-into the middle of the largest error; with one box that overlaps the structure's own by an IoU of 0.5 or 0.75; and the
-mean number of clicks (NoC) to a Dice of 0.85 and 0.90, 20 where 20 clicks did not reach it, and the share of targets
-that reached it. Every method gets the same first click and the same boxes."""
+USERS = """Simulated users: Dice after one and more clicks, the first into the middle of the structure, each further
+one into the middle of the largest error; with one box that overlaps the structure's own by an IoU of 0.5 or 0.75; and
+the mean number of clicks (NoC) to a Dice, 20 where 20 clicks did not reach it, and the share of targets that reached
+it. Every method gets the same first click and the same boxes."""
+IDLE = "Idle is the share of clicks that changed no voxel but their own."
 POINTS = "Random points lie anywhere in the structure and are given at once, the same ones to every method."
 
 
@@ -199,8 +206,10 @@ def _figures(command: str, rows: dict[str, dict]) -> str:
     protocols = [name for name, row in rows.items() if any(isinstance(value, dict) for value in row.values())]
     if not protocols:
         return f"`{command}`\n\n{_table(rows)}"
-    drawn = any("points_1" in row for name in protocols for row in rows[name].values())
-    parts = [f"`{command}`", USERS, *([POINTS] if drawn else [])]
+    drawn, idle = (
+        any(column in row for name in protocols for row in rows[name].values()) for column in ("points_1", "idle")
+    )
+    parts = [f"`{command}`", USERS, *([POINTS] if drawn else []), *([IDLE] if idle else [])]
     for name in protocols:
         parts += [f"{name[:1].upper()}{name[1:]}:", _table(rows[name])]
     return "\n\n".join(parts)

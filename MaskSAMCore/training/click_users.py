@@ -18,8 +18,9 @@ ROUNDS = (0.34, 0.24, 0.19, 0.13, 0.10)
 INNERMOST = 0.6
 MISTAKES = 0.03
 """Share of the corrections that are placed a few voxels beside their error."""
-DROPPED, SPOILT = 0.12, 0.08
-"""Share of the steps at which the former answer is withheld, or replaced by a damaged one."""
+DROPPED, SPOILT = 0.6, 0.04
+"""Share of the steps at which the former answer is withheld, or replaced by a damaged one. The engine shows the network
+only a mask that the user gave."""
 FLAT_BOXES = 0.5
 FACE_ON = 0.8
 """Share of the scribbles and lassos that are drawn in a slice of the patch, the others across the slices."""

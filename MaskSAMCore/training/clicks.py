@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -12,30 +11,32 @@ from scipy import ndimage
 from torch import Tensor
 
 from MaskSAMCore.data.appearance import changed
-from MaskSAMCore.data.click_patches import ClickPatch, draw_patch
-from MaskSAMCore.data.collection import CollectedVolume, Collection
+from MaskSAMCore.data.click_patches import ClickPatch, clarity, draw_patch
+from MaskSAMCore.data.collection import PSEUDO, Collection
 from MaskSAMCore.data.synthetic import synthetic_patch
-from MaskSAMCore.data.targets import Target, flood_target, labelled_target, supervoxel_target
+from MaskSAMCore.data.targets import labelled_target, pseudo_target
 from MaskSAMCore.network.click_unet import ClickUNet
+from MaskSAMCore.preprocessing.region_growing import grown_maps
 from MaskSAMCore.preprocessing.zoom_windows import facts, flat_levels, normalised
 from MaskSAMCore.training.batches import Batch
 from MaskSAMCore.training.click_users import ClickUser
 
-KINDS = {"labels": 0.55, "supervoxels": 0.17, "flood": 0.10, "synthetic": 0.18}
+LABELS, SYNTHETIC = "labels", "synthetic"
+KINDS = {LABELS: 0.55, PSEUDO: 0.23, SYNTHETIC: 0.22}
 """Where targets come from, and how often."""
-LATE = {"labels": 0.75, "supervoxels": 0.12, "flood": 0.08, "synthetic": 0.05}
+LATE = {LABELS: 0.75, PSEUDO: 0.15, SYNTHETIC: 0.10}
 """The same in the last fifth of the training."""
 LAST_PART = 0.8
 SINGLE_SHARE = 0.1
 """Share of the labelled targets that come from data sets of a single anatomy."""
 MOST_SHARES = 8.0
 """A volume is drawn in proportion to the square root of the number of its structures, up to this."""
+CLEAR = 1.1
+"""Least `clarity` of a synthetic target: nothing is learned from borders that cannot be seen."""
 REAL_APPEARANCE = 0.25
 """Share of the patches that keep the appearance of their scan."""
 NEAR, NEAR_SPREAD = 0.25, 3.0
 """Weight of the loss around the clicks, and how far that reaches in voxels."""
-Make = Callable[[CollectedVolume, np.random.Generator], Target | None]
-PSEUDO: dict[str, Make] = {"supervoxels": supervoxel_target, "flood": flood_target}
 
 
 class ClickSampler:
@@ -50,7 +51,7 @@ class ClickSampler:
     def __init__(self, collection: Collection, *, steps: int, seed: int = 0) -> None:
         self.steps, self.seed = steps, seed
         volumes = list(collection.volumes.values())
-        self.volumes = [each for each in volumes if not each.entry.single] or volumes
+        self.pseudo = [each for each in volumes if each.pseudo]
         self.labelled = [each for each in volumes if each.structures]
         weights = [min(MOST_SHARES, len(each.structures) ** 0.5) for each in self.labelled]
         single = np.array([each.entry.single for each in self.labelled])
@@ -64,25 +65,25 @@ class ClickSampler:
         """The patch of a micro-step for a process."""
         rng = np.random.default_rng([self.seed, 7, step, rank])
         shares = LATE if step >= LAST_PART * self.steps else KINDS
-        kinds = [kind for kind in shares if kind != "labels" or self.labelled]
+        missing = {LABELS: not self.labelled, PSEUDO: not self.pseudo}
+        kinds = [kind for kind in shares if not missing.get(kind)]
         chances = np.array([shares[kind] for kind in kinds])
         while True:
             kind = str(rng.choice(kinds, p=chances / chances.sum()))
-            found = synthetic_patch(rng) if kind == "synthetic" else self._real(kind, rng)
-            if found is not None:
-                break
-        if rng.random() < REAL_APPEARANCE:
-            return found
-        return replace(found, image=changed(found.image, rng))
+            found = synthetic_patch(rng) if kind == SYNTHETIC else self._real(kind, rng)
+            if found is None:
+                continue
+            if rng.random() >= REAL_APPEARANCE:
+                found = replace(found, image=changed(found.image, rng))
+            if kind != SYNTHETIC or clarity(found.image, found.target) >= CLEAR:
+                return found
 
     def _real(self, kind: str, rng: np.random.Generator) -> ClickPatch | None:
-        if kind == "labels":
+        if kind == LABELS:
             volume = self.labelled[int(rng.choice(len(self.labelled), p=self.shares))]
-            target: Target | None = labelled_target(volume, rng)
-        else:
-            volume = self.volumes[int(rng.integers(len(self.volumes)))]
-            target = PSEUDO[kind](volume, rng)
-        return None if target is None else draw_patch(volume, target, rng)
+            return draw_patch(volume, labelled_target(volume, rng), rng)
+        volume = self.pseudo[int(rng.integers(len(self.pseudo)))]
+        return draw_patch(volume, pseudo_target(volume, rng), rng)
 
     def batch(self, step: int, rank: int = 0) -> Batch:
         """The patch of a micro-step as a batch of one."""
@@ -116,11 +117,13 @@ def train_clicks(
     spacing = (sides[0], sides[1], sides[2])
     flat = flat_levels(spacing, model.levels)
     user = ClickUser(target.cpu().numpy(), spacing, rng)
+    shown = image[0, 0].cpu().numpy()
 
     def answer() -> Tensor:
         maps = user.maps()
         told = torch.tensor([facts(spacing, finest, bool(maps[0].any()))], device=image.device)
-        return model.answer(image, torch.from_numpy(maps)[None].to(image.device), told, flat=flat)
+        every = torch.from_numpy(np.concatenate([maps, grown_maps(shown, maps)]))
+        return model.answer(image, every[None].to(image.device), told, flat=flat)
 
     for _ in range(user.rounds):
         with torch.no_grad():

@@ -189,9 +189,11 @@ class EngineClient:
     ) -> Update:
         """Segment a structure from all of its prompts, oldest first.
 
-        A prompt is `{"kind": "point", "position": (i, j, k)}`, `{"kind": "box", "corners": ((i, j, k), (i, j, k))}` or
-        `{"kind": "mask", "mask": array (k, j, i), "mask_box": (k, j, i)}`. All may have `"scope": "slice" | "slab" |
-        "volume"` and `"space": "ras"` (positions in mm), points also `"positive": False` and `"candidate"`.
+        A prompt is `{"kind": "point", "position": (i, j, k)}`, `{"kind": "box", "corners": ((i, j, k), (i, j, k))}`,
+        `{"kind": "scribble", "points": [(i, j, k), ...], "thickness": mm}`, `{"kind": "lasso", "points": [...]}` in a
+        slice, or `{"kind": "mask", "mask": array (k, j, i), "mask_box": (k, j, i)}`. All may have `"positive": False`
+        (a mask then is of other structures), `"scope": "slice" | "slab" | "volume"` and `"space": "ras"` (positions in
+        mm), points also `"candidate"`.
         """
         return self.submit(
             "prompt", case=case, structure=structure, prompts=list(prompts), multimask=multimask

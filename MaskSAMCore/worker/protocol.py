@@ -324,7 +324,7 @@ _PROMPTS: dict[str, dict[str, Field]] = {
     "box": _COMMON | {"corners": Field(_list(_TRIPLE, 2, 2)), "positive": Field(_flag, True)},
     "scribble": _LINE | {"points": Field(_list(_TRIPLE, 1, MAX_POINTS)), "thickness": Field(_number, 0.0)},
     "lasso": _LINE | {"points": Field(_list(_TRIPLE, 3, MAX_POINTS))},
-    "mask": _COMMON | {"mask": Field(_array("uint8", axes=(3, 3))), "mask_box": Field(_list(_whole, 3, 3), (0, 0, 0))},
+    "mask": _LINE | {"mask": Field(_array("uint8", axes=(3, 3))), "mask_box": Field(_list(_whole, 3, 3), (0, 0, 0))},
 }
 
 

@@ -16,7 +16,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from MaskSAMCore.config.network_schema import PATCH_FACTS, PROMPT_MAPS, ModelConfig
+from MaskSAMCore.config.network_schema import GROWN_MAPS, PATCH_FACTS, PROMPT_MAPS, ModelConfig
 from MaskSAMCore.config.resources import resource
 from MaskSAMCore.config.serialize import to_dict
 from MaskSAMCore.network.build import build_model
@@ -60,7 +60,8 @@ def count(cfg: ModelConfig) -> Cost:
         image = torch.zeros(1, cfg.channels, *cfg.patch)
         if isinstance(model, ClickUNet):
             told = torch.zeros(1, len(PATCH_FACTS))
-            model.answer(image, torch.zeros(1, len(PROMPT_MAPS), *cfg.patch), told, flat=1)
+            maps = torch.zeros(1, len(PROMPT_MAPS) + len(GROWN_MAPS), *cfg.patch)
+            model.answer(image, maps, told, flat=1)
         elif isinstance(model, MaskSAM) and cfg.prompts_only:
             model.prompted(model.slab(image), _box(cfg.patch[0]))
         else:

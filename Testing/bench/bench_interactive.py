@@ -1,6 +1,6 @@
 """Response times of the interactive engine in its worker process, compared with segment-anything's predictor.
 
-    python Testing/bench/bench_interactive.py [--repeats 5] [--threads 2] [--only hippocampus|acdc|memory]
+    python Testing/bench/bench_interactive.py [--repeats 5] [--threads 2] [--only hippocampus|acdc|memory|any]
 
 Uses real scans from the folder of shared data (MASKSAM_SHARED). Both sides have MobileSAM's decoder and the same number
 of threads, and are timed in turn in one run. Our times are those of the client, from the call to the answer, for a
@@ -26,10 +26,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 import torch
+from scipy import ndimage
 
 from MaskSAMCore.config import presets
 from MaskSAMCore.config.serialize import to_dict
-from MaskSAMCore.data.raw import RawDataset, read_case, read_dataset
+from MaskSAMCore.data.raw import RawCase, RawDataset, read_case, read_dataset
 from MaskSAMCore.data.simulate import error_click
 from MaskSAMCore.inference.zeroshot import ZeroShot, grey_values, picture
 from MaskSAMCore.network.build import build_model, is_frozen
@@ -43,7 +44,8 @@ from MaskSAMCore.zoo import base_weights, installed, model_folder
 SHARED = Path(os.environ.get("MASKSAM_SHARED", Path(__file__).resolve().parents[3] / "shared"))
 PLAN_CASES = 12
 MEMORY_SHAPE = (300, 512, 512)
-LIMIT_GB = 4.0
+LIMIT_GB, ANY_LIMIT_GB = 4.0, 3.0
+LARGE_SET, LARGE_LABEL = "headneck_ct", 4
 REST_S = 0.05
 
 
@@ -75,7 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of either side (default: all cores)")
-    parser.add_argument("--only", choices=("hippocampus", "acdc", "memory"))
+    parser.add_argument("--only", choices=("hippocampus", "acdc", "memory", "any"))
     parser.add_argument("--device", default="auto")
     parser.add_argument(
         "--stem", type=int, choices=(1, 2, 4), help="enlargement of the ACDC model (default: as trained)"
@@ -84,11 +86,13 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     if (SHARED / "weights").is_dir():
         os.environ.setdefault("MASKSAM_WEIGHTS", str(SHARED / "weights"))
-    parts = [options.only] if options.only else ["hippocampus", "acdc", "memory"]
+    parts = [options.only] if options.only else ["hippocampus", "acdc", "memory", "any"]
     with tempfile.TemporaryDirectory(prefix="masksam-bench-") as folder:
         for part in parts:
             if part == "memory":
                 memory(options)
+            elif part == "any":
+                any_structure(options)
             else:
                 compare(hippocampus() if part == "hippocampus" else acdc(Path(folder), options.stem), options)
 
@@ -260,6 +264,56 @@ def memory(options: argparse.Namespace) -> None:
             print(f"{text:40} {resident(worker)}   {seconds:.2f} s")
         peak = status(worker, "VmHWM")
         print(f"worker's highest {peak:.2f} GB, allowed are {LIMIT_GB:g}: {'ok' if peak <= LIMIT_GB else 'FAILED'}")
+
+
+def any_structure(options: argparse.Namespace) -> None:
+    """Clicks of the model for structures of any kind on a large CT, and MobileSAM on one of its slices."""
+    volume, reference = read_case(read_dataset(SHARED / "data" / LARGE_SET), _large_case())
+    grown = [n / m for n, m in zip(MEMORY_SHAPE, volume.array.shape, strict=True)]
+    array = ndimage.zoom(np.asarray(volume.array, np.int16), grown, order=1)
+    target = ndimage.zoom((reference.array == LARGE_LABEL).astype(np.uint8), grown, order=0) > 0
+    affine = volume.grid.affine @ np.diag([*(1 / np.array(grown[::-1])), 1.0])
+    spacing = [s / g for s, g in zip(volume.grid.spacing[::-1], grown, strict=True)]
+    print(f"\n== CT of {array.shape[::-1]} voxels, model any, {options.threads} thread(s) ==")
+    sam = ZeroShot("mobile", base_weights.obtain_base("mobile"))
+    place = interior_point(target[int(target.sum((1, 2)).argmax())])
+    assert place is not None
+    shown = picture(array[int(target.sum((1, 2)).argmax())], *grey_values(array))
+
+    def slice_of_sam() -> None:
+        sam.set_image(shown)
+        sam.predict(np.array([place[::-1]], float), np.array([1]))
+
+    slice_of_sam()
+    with EngineClient(device=options.device, threads=options.threads) as engine:
+        worker = engine.hello["pid"]
+        opened, case = timed(lambda: engine.open(array, affine, model="any", modality="CT"))
+        encoded, _ = timed(engine.encode(case).wait)
+        print(f"opened in {opened:.2f} s, made ready in {encoded:.2f} s, {resident(worker)}")
+        firsts, nexts, sams = list[float](), list[float](), list[float]()
+        for _ in range(options.repeats):
+            found, prompts = np.zeros(array.shape, bool), []
+            for number in range(3):
+                click = error_click(found, target, spacing=spacing)
+                assert click is not None
+                prompts.append({"kind": "point", "position": click.position[::-1], "positive": click.positive})
+                seconds, update = timed(lambda p=prompts: engine.prompt(case, 1, prompts=p))
+                (nexts if number else firsts).append(seconds)
+                if update.box is not None:
+                    k0, k1, j0, j1, i0, i1 = update.box
+                    found[k0:k1, j0:j1, i0:i1] = update.mask
+            engine.drop(case, 1)
+            sams.append(timed(slice_of_sam)[0])
+        slice_s = statistics.median(sams)
+        print(f"{'MobileSAM, one slice, encoded and clicked':44} {slice_s:6.2f} s   1.00")
+        for text, times in (("first click, the whole scan", firsts), ("a further click", nexts)):
+            print(f"{text:44} {statistics.median(times):6.2f} s   {statistics.median(times) / slice_s:.2f}")
+        print(f"worker's highest {status(worker, 'VmHWM'):.2f} GB, allowed are {ANY_LIMIT_GB:g}")
+
+
+def _large_case() -> RawCase:
+    dataset = read_dataset(SHARED / "data" / LARGE_SET)
+    return next(case for case in dataset.cases if case.label is not None)
 
 
 def status(process: int, field: str) -> float:

@@ -46,7 +46,7 @@ ALLOWED = {
     "device": {"base"},
     "commandline": {"base"},
     "io": {"base", "terminology", "volume"},
-    "preprocessing": {"base", "config", "volume"},
+    "preprocessing": {"base", "config", "volume", "io.grey_reconstruction"},
     "network": {"errors", "config"},
     "losses": {"config", "network.types", "network.boxes", "network.gt_source", "network.backbone"},
     "zoo": {"base", "config", "io", "network"},

@@ -121,7 +121,6 @@ def test_folders_that_are_none_and_tables_that_exist(folders, tmp_path, capsys):
         ["a", "b", "--fold", "0"],
         ["a", "b", "--model", "m"],
         ["a", "b", "--worst", "w"],
-        ["a", "--model", "m", "--interactive", "--worst", "w"],
     ],
 )
 def test_wrong_options_end_with_2(arguments):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from MaskSAMCore.__main__ import COMMANDS
 from MaskSAMCore.commandline import cancel_on_signals, run
 from MaskSAMCore.errors import InputError, MaskSAMError, ResourceError
 from MaskSAMCore.progress import Cancelled, CancelToken, terminal_progress
@@ -178,6 +179,30 @@ def test_a_signal_unwinds_and_exits(repo: Path, tmp_path: Path, kind: str, numbe
     assert process.returncode == code
     assert mark.read_text() == "cleaned up"
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("chosen", [None, "ACTIVE"])
+def test_threads_of_a_command_sleep_while_they_wait(repo: Path, chosen: str | None) -> None:
+    code = (
+        "import os, sys\nfrom MaskSAMCore.commandline import run\n"
+        "def work():\n    assert 'torch' not in sys.modules\n    print(os.environ['OMP_WAIT_POLICY'])\n"
+        "sys.exit(run(work))"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} | {"PYTHONPATH": str(repo)}
+    environment |= {"OMP_WAIT_POLICY": chosen} if chosen else {}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == (chosen or "PASSIVE")
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_no_command_imports_torch_before_its_work_begins(repo: Path, name: str) -> None:
+    code = (
+        "import importlib, sys\n"
+        f"module = importlib.import_module('MaskSAMCore.{COMMANDS[name][0]}')\n"
+        "module.parser()\nassert 'torch' not in sys.modules"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(repo)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX pipes")

@@ -14,11 +14,12 @@ import pytest
 from MaskSAMCore import evaluate
 from MaskSAMCore.data.simulate import Click
 from MaskSAMCore.evaluation import interactive, simulated_users
+from MaskSAMCore.evaluation.drawn_prompts import drawn_lasso, drawn_scribble
+from MaskSAMCore.evaluation.methods import ModelMethod, PropagatedSam
 from MaskSAMCore.evaluation.simulated_users import (
     MAX_CLICKS,
     SLICES,
     VOLUMES,
-    ModelMethod,
     Study,
     Trial,
     click_through,
@@ -68,7 +69,8 @@ SPILLED = TARGET | block(slice(5, 14), slice(21, 30))
 
 def test_a_user_begins_in_the_middle_and_corrects_the_largest_error():
     script = Script([HALF, SPILLED, TARGET])
-    found = click_through(TARGET, script, (1, 1))
+    found, idle = click_through(TARGET, script, (1, 1))
+    assert idle == 0
     first, second, third = script.seen[-1]
     assert first.positive
     assert first.position == (9, 14)
@@ -92,12 +94,21 @@ def test_distances_are_measured_in_mm():
 
 
 def test_a_user_stops_when_content_or_tired():
-    assert len(click_through(TARGET, Script([HALF]), (1, 1))) == MAX_CLICKS
+    dice, idle = click_through(TARGET, Script([HALF]), (1, 1))
+    assert len(dice) == MAX_CLICKS
+    assert idle == (MAX_CLICKS - 1) / MAX_CLICKS
     nearly = TARGET.copy()
     nearly[5, 10] = False
-    assert len(click_through(TARGET, Script([nearly]), (1, 1))) == 5
-    assert len(click_through(TARGET, Script([HALF] * 7 + [nearly]), (1, 1))) == 8
-    assert click_through(TARGET, Script([TARGET]), (1, 1)) == (1.0,)
+    assert len(click_through(TARGET, Script([nearly]), (1, 1)).dice) == 10
+    assert len(click_through(TARGET, Script([HALF] * 12 + [nearly]), (1, 1)).dice) == 13
+    assert click_through(TARGET, Script([TARGET]), (1, 1)) == ((1.0,), 0.0)
+
+
+def test_a_click_that_changes_its_own_voxel_alone_is_idle():
+    dot = HALF.copy()
+    dot[9, 18] = True
+    course = click_through(TARGET, Script([HALF, dot, TARGET]), (1, 1))
+    assert course.idle == pytest.approx(1 / 3)
 
 
 def trial(clicks, boxes=(), **changes) -> Trial:
@@ -110,7 +121,9 @@ def test_figures_of_one_trial():
     assert tuple(found) == simulated_users.COLUMNS
     assert [found[c] for c in ("dice_1", "dice_3", "dice_5")] == [0.5, 0.84, 0.91]
     assert [found["box_50"], found["box_75"]] == [0.3, 0.6]
-    assert [found["noc_85"], found["noc_90"], found["reached_90"]] == [2, 5, 1]
+    assert [found["noc_80"], found["noc_85"], found["noc_90"], found["reached_90"]] == [2, 2, 5, 1]
+    assert found["dice_10"] == 0.91
+    assert np.isnan(found["scribble"])
     content = trial([0.2, 1.0]).figures()
     assert (content["dice_3"], content["dice_5"], content["noc_90"]) == (1.0, 1.0, 2)
     never = trial([0.2] * MAX_CLICKS).figures()
@@ -219,6 +232,14 @@ class FakeSam:
     def __init__(self) -> None:
         self.asked: list[dict] = []
 
+    @property
+    def features(self):
+        return self.image
+
+    @features.setter
+    def features(self, image):
+        self.image = image
+
     def set_image(self, image):
         self.image = image
         self.asked.append({"image": image})
@@ -290,12 +311,101 @@ def test_without_an_unchanged_sam_only_the_model_is_judged():
     assert len(found) == 9 + 1
 
 
+class BallSession(FakeSession):
+    """A session without labels: it answers drawings too."""
+
+    def prompt(self, structure, prompts, *, cancel=None):
+        kind = prompts[0].kind
+        if kind in ("scribble", "lasso"):
+            middle = tuple(np.mean(prompts[0].points, axis=0))
+            prompts = [replace(prompts[0], kind="point", position=middle)]
+            self.asked.append([kind])
+        return super().prompt(structure, prompts, cancel=cancel)
+
+
+def test_a_model_without_labels_is_tested_in_whole_volumes_with_drawings_too():
+    volume, reference = ball_case()
+    session, sam = BallSession(volume.grid.shape), FakeSam()
+    study = Study(name="any", labels=TABLE, sam=sam, sam_name="sam", slices=3)
+    ours, theirs = study.open_set_trials("case", volume, reference, session)
+    assert (ours.protocol, ours.method, theirs.method) == (VOLUMES, "any", "sam")
+    assert 0 < ours.scribble < 1
+    assert 0 < ours.lasso < 1
+    assert np.isnan(theirs.scribble)
+    assert [asked for asked in session.asked if isinstance(asked[0], str)] == [["scribble"], ["lasso"]]
+    # Every slice is encoded once, however many clicks there are.
+    images = [asked for asked in sam.asked if "image" in asked]
+    assert 0 < len(images) <= volume.grid.shape[0]
+
+
+def test_plain_sam_goes_from_slice_to_slice_until_the_structure_ends():
+    volume, reference = ball_case()
+    ball = reference.array > 0
+    method = PropagatedSam("sam", FakeSam(), volume, 0)
+    first = method.clicks([Click(position=(6, 9, 17), positive=True)])
+    # The fake takes the upper half for a click, and what is bright in the box elsewhere.
+    assert first[6, :9].any()
+    assert not first[6, 9:].any()
+    assert first[4:9].any(axis=(1, 2)).all()
+    assert not (first & ~ball).any()
+    method.reset()
+    assert not method.found.any()
+
+
+def test_a_click_outside_of_a_slice_without_a_mask_stops_plain_sam_there():
+    volume, _ = ball_case()
+    method = PropagatedSam("sam", FakeSam(), volume, 0)
+    alone = method.clicks([Click(position=(6, 9, 17), positive=True)])
+    assert alone[8].any()
+    method.reset()
+    found = method.clicks([Click(position=(6, 9, 17), positive=True), Click(position=(8, 1, 1), positive=False)])
+    assert not found[8:].any()
+    assert found[7].any()
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_scribble_and_a_lasso_are_drawn_in_the_largest_slice(axis):
+    ball = np.moveaxis(np.asarray(ball_case()[1].array > 0), 0, axis)
+    line, outline = drawn_scribble(ball, axis), drawn_lasso(ball, axis)
+    for prompt in (line, outline):
+        assert {round(point[2 - axis]) for point in prompt.points} == {6}
+    inside = [ball[tuple(round(v) for v in reversed(point))] for point in line.points]
+    assert all(inside)
+    length = np.ptp(np.array(line.points), axis=0).max()
+    assert length == pytest.approx(0.7 * 12, abs=2)
+    assert np.ptp(np.array(outline.points), axis=0).max() == pytest.approx(1.15 * 13, abs=1)
+
+
+def test_a_single_voxel_can_be_drawn_around():
+    dot = block(slice(4, 5), slice(7, 8), slice(9, 10), shape=(8, 12, 16))
+    assert drawn_scribble(dot, 0).points == ((9.0, 7.0, 4.0),)
+    assert len(drawn_lasso(dot, 0).points) >= 3
+
+
 FOUND = [
     trial([0.5, 0.6, 0.9, 0.9, 0.95], [0.7, 0.8], points=(0.4, 0.5)),
     trial([0.7, 0.8, 0.9, 0.9, 0.91], [0.9, 0.9], points=(0.6, 0.9), case="b"),
     trial([0.1] * MAX_CLICKS, [0.2, 0.3], points=(0.1, 0.1), method="zero-shot MobileSAM"),
     trial([0.9, 0.9, 0.9, 0.9, 0.9], protocol=VOLUMES, place=None, label=2, name="cube"),
 ]
+
+
+def test_means_over_volumes_weigh_each_volume_alike():
+    found = [
+        trial([0.2], protocol=VOLUMES, case="a", name="ball"),
+        trial([0.4], protocol=VOLUMES, case="a", name="cube", label=2),
+        trial([0.9], protocol=VOLUMES, case="b", name="ball"),
+    ]
+    lines = interactive.volume_means(found)
+    assert [(line.name, line.targets, line.cases) for line in lines] == [
+        ("a", 2, 1),
+        ("b", 1, 1),
+        (interactive.OVER_VOLUMES, 3, 2),
+    ]
+    assert [line.mean["dice_1"] for line in lines] == pytest.approx([0.3, 0.9, 0.6])
+    assert interactive.card_figures(found)[VOLUMES]["mean over volumes, m"]["dice_1"] == pytest.approx(0.6)
+    assert "mean over volumes" in "\n".join(interactive.report(found))
+    assert interactive.volume_means(found[2:]) == []
 
 
 def test_means_of_every_structure_and_of_all():
@@ -309,7 +419,7 @@ def test_means_of_every_structure_and_of_all():
     assert ball.mean["reached_85"] == 1
     assert ball.mean["points_1"] == pytest.approx(0.5)
     assert ball.mean["points_3"] == pytest.approx(0.7)
-    assert lines[SLICES, "all", "m"].mean == ball.mean
+    assert lines[SLICES, "all", "m"].mean == pytest.approx(ball.mean, nan_ok=True)
     assert (SLICES, "cube", "m") not in lines
     assert (VOLUMES, "cube", "m") in lines
     kept = interactive.card_figures(FOUND)
@@ -337,13 +447,13 @@ def test_a_readme_shows_both_kinds_of_figures(straight_run):
     assert "`evaluate B`" in text
     assert "Single slices:" in text
     assert "Whole volumes:" in text
-    heads = "Dice, 1 click | 3 clicks | 5 clicks | 1 random point | 3 random points | box 0.5 | box 0.75 | NoC@0.85"
-    assert f"| | {heads} | reached |" in text
+    heads = "Dice, 1 click | 3 clicks | 5 clicks | 10 clicks | 1 random point | 3 random points | box 0.5 | box 0.75"
+    assert f"| | {heads} | NoC@0.80 | reached |" in text
     assert "Random points lie anywhere" in text
     assert "| ball, zero-shot MobileSAM | 0.1 |" in text
     assert "{" not in text
     for row in (line for line in text.splitlines() if line.startswith("| ball, m")):
-        assert row.count("|") == 15
+        assert row.count("|") == 18
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ class Threshold(ClickUNet):
     """Finds what is half as bright as the prompts' place: enough of an answer to test everything around it."""
 
     def answer(self, image, maps, told, *, flat):  # type: ignore[no-untyped-def]
-        former, ink, negative, region, _ = maps.unbind(1)
+        former, ink, negative, region, *_ = maps.unbind(1)
         marked = (ink + region).clamp(max=1)[:, None]
         found = 10 * former[:, None] - 5
         level = (image * marked).sum() / marked.sum().clamp_min(1e-6)

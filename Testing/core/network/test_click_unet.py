@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from MaskSAMCore.config import presets
-from MaskSAMCore.config.network_schema import PATCH_FACTS, PROMPT_MAPS
+from MaskSAMCore.config.network_schema import GROWN_MAPS, PATCH_FACTS, PROMPT_MAPS
 from MaskSAMCore.errors import InputError, ModelError
 from MaskSAMCore.network.build import build_model, check_network
 from MaskSAMCore.network.click_unet import ClickUNet, divisors
 from MaskSAMCore.preprocessing.zoom_windows import CUBES, facts, flat_levels
+
+CHANNELS = len(PROMPT_MAPS) + len(GROWN_MAPS)
 
 
 def network(widths: tuple[int, ...] = (16, 8, 8)) -> ClickUNet:
@@ -26,7 +28,7 @@ def network(widths: tuple[int, ...] = (16, 8, 8)) -> ClickUNet:
 def ask(model: ClickUNet, size: tuple[int, int, int], maps: torch.Tensor | None = None, flat: int = 1) -> torch.Tensor:
     torch.manual_seed(1)
     image = torch.randn(1, 1, *size)
-    maps = torch.zeros(1, len(PROMPT_MAPS), *size) if maps is None else maps
+    maps = torch.zeros(1, CHANNELS, *size) if maps is None else maps
     return model.answer(image, maps, torch.zeros(1, len(PATCH_FACTS)), flat=flat)
 
 
@@ -42,7 +44,7 @@ def test_a_patch_that_does_not_fit_is_refused() -> None:
 
 def test_a_prompt_reaches_the_other_end_of_the_patch() -> None:
     model, size = network(), (4, 32, 32)
-    maps = torch.zeros(1, len(PROMPT_MAPS), *size)
+    maps = torch.zeros(1, CHANNELS, *size)
     maps[0, PROMPT_MAPS.index("ink"), 0, 0, 0] = 1
     change = (ask(model, size, maps) - ask(model, size)).abs()[0, 0]
     assert change[-1, -1, -1] > 0
@@ -51,7 +53,7 @@ def test_a_prompt_reaches_the_other_end_of_the_patch() -> None:
 def test_what_is_told_changes_the_answer_once_it_is_learned() -> None:
     model, size = network(), (4, 16, 16)
     torch.nn.init.normal_(model.down[0].tell.weight)
-    image, maps = torch.randn(1, 1, *size), torch.zeros(1, len(PROMPT_MAPS), *size)
+    image, maps = torch.randn(1, 1, *size), torch.zeros(1, CHANNELS, *size)
     thin, thick = (
         model.answer(image, maps, torch.tensor([facts((d, 1.0, 1.0), 1.0, False)]), flat=1) for d in (1.0, 6.0)
     )

@@ -3,12 +3,20 @@
 import numpy as np
 from numpy.typing import NDArray
 from segment_anything.modeling import Sam
+from torch import Tensor, device
+
+class ResizeLongestSide:
+    def apply_coords(self, coords: NDArray[np.floating], original_size: tuple[int, int]) -> NDArray[np.floating]: ...
 
 class SamPredictor:
     model: Sam
     is_image_set: bool
     input_size: tuple[int, int]
+    features: Tensor
     original_size: tuple[int, int]
+    transform: ResizeLongestSide
+    @property
+    def device(self) -> device: ...
     def __init__(self, sam_model: Sam) -> None: ...
     def set_image(self, image: NDArray[np.uint8], image_format: str = "RGB") -> None: ...
     def reset_image(self) -> None: ...
