@@ -13,8 +13,9 @@ from MaskSAMCore.progress import CancelToken, terminal_progress
 if TYPE_CHECKING:
     from MaskSAMCore.config.schema import Config
 
-MOST = 60
+WORKERS = 2
 ONLY_ANY = "only --preset any learns from a collection"
+NO_PLAN = "the scans of a collection are kept as they are, one after the other"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,10 +38,10 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting, such as data.view=coronal"
     )
-    result.add_argument("--workers", type=int, default=2, metavar="N", help="cases at a time (default: 2)")
+    result.add_argument("--workers", type=int, metavar="N", help=f"cases at a time (default: {WORKERS})")
     result.add_argument("--overwrite", action="store_true", help="make every case again")
     result.add_argument(
-        "--most", type=int, metavar="N", help=f"with --preset any: scans taken of each data set (default: {MOST})"
+        "--most", type=int, metavar="N", help="with --preset any: scans taken of each data set (default: 60)"
     )
     result.add_argument(
         "--pseudo-labels",
@@ -65,22 +66,24 @@ def _work(options: argparse.Namespace) -> int:
 
     config = override(presets.get(options.preset), options.set)
     if config.model.backbone.arch == "click_unet":
+        _refuse(options, bool(options.set), "--set", NO_PLAN)
+        _refuse(options, options.workers is not None, "--workers", NO_PLAN)
         return _collection(options)
-    _refuse(options, len(options.sources) > 1, "several data sets")
-    _refuse(options, options.most is not None, "--most")
-    _refuse(options, options.pseudo_labels, "--pseudo-labels")
+    _refuse(options, len(options.sources) > 1, "several data sets", ONLY_ANY)
+    _refuse(options, options.most is not None, "--most", ONLY_ANY)
+    _refuse(options, options.pseudo_labels, "--pseudo-labels", ONLY_ANY)
     return _dataset(options, config)
 
 
-def _refuse(options: argparse.Namespace, given: bool, what: str) -> None:
+def _refuse(options: argparse.Namespace, given: bool, what: str, why: str) -> None:
     from MaskSAMCore.errors import InputError
 
     if given:
-        raise InputError(f"{what} cannot be prepared for this preset", where=f"--preset {options.preset}", why=ONLY_ANY)
+        raise InputError(f"{what} does not go with this preset", where=f"--preset {options.preset}", why=why)
 
 
 def _collection(options: argparse.Namespace) -> int:
-    from MaskSAMCore.data.collection import build_collection
+    from MaskSAMCore.data.collection import MOST, build_collection
     from MaskSAMCore.data.pseudo_structures import add_pseudo_structures
     from MaskSAMCore.inference.zeroshot import ZeroShot
     from MaskSAMCore.zoo.base_weights import obtain_base
@@ -89,7 +92,7 @@ def _collection(options: argparse.Namespace) -> int:
         collection = build_collection(
             options.sources,
             options.output,
-            most=MOST if options.most is None else options.most,
+            most=options.most or MOST,
             overwrite=options.overwrite,
             progress=progress,
             cancel=cancel,
@@ -114,7 +117,7 @@ def _dataset(options: argparse.Namespace, config: Config) -> int:
             options.output,
             config,
             overwrite=options.overwrite,
-            workers=options.workers,
+            workers=options.workers or WORKERS,
             progress=progress,
             cancel=cancel,
         )

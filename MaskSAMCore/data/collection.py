@@ -23,6 +23,8 @@ from MaskSAMCore.volume import Triple, triple
 MANIFEST = "collection.json"
 PSEUDO = "pseudo"
 FORMAT = 1
+MOST = 60
+"""Volumes that are taken of a data set of one anatomy."""
 LIMIT = 4.0
 """Intensities are clipped to this, in units of the range between the percentiles."""
 LOW, HIGH = 0.5, 99.5
@@ -118,7 +120,7 @@ def build_collection(
     sources: Sequence[str | Path],
     target: str | Path,
     *,
-    most: int = 60,
+    most: int = MOST,
     overwrite: bool = False,
     progress: Progress = no_progress,
     cancel: CancelToken | None = None,

@@ -116,7 +116,7 @@ def trials(
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A row of the summary: means of one structure, or of all together, with one method."""
+    """A row of the summary: means of one structure, of one case or of all together, with one method."""
 
     protocol: str
     label: int | str
@@ -125,6 +125,12 @@ class Line:
     targets: int
     cases: int
     mean: dict[str, float]
+    case: str = "mean"
+
+    @property
+    def title(self) -> str:
+        """What the terminal calls the row."""
+        return self.name if self.case == "mean" else self.case
 
 
 def summaries(found: Sequence[Trial]) -> list[Line]:
@@ -167,7 +173,16 @@ def volume_means(found: Sequence[Trial]) -> list[Line]:
             mean = _mean([t.figures() for t in some])
             means.append(mean)
             lines.append(
-                Line(protocol=VOLUMES, label="", name=case, method=method, targets=len(some), cases=1, mean=mean)
+                Line(
+                    protocol=VOLUMES,
+                    case=case,
+                    label="",
+                    name="all",
+                    method=method,
+                    targets=len(some),
+                    cases=1,
+                    mean=mean,
+                )
             )
         count = sum(t.method == method for t in whole)
         over = _mean(means)
@@ -211,7 +226,7 @@ def table(found: Sequence[Trial]) -> str:
     for line in [*volume_means(found), *summaries(found)]:
         means = [_cell(value) for value in line.mean.values()]
         writer.writerow(
-            [line.protocol, "mean", line.label, line.name, "", line.method, *means, line.targets, line.cases]
+            [line.protocol, line.case, line.label, line.name, "", line.method, *means, line.targets, line.cases]
         )
     return text.getvalue()
 
@@ -221,7 +236,7 @@ def report(found: Sequence[Trial]) -> list[str]:
     lines: list[str] = []
     rows = [*volume_means(found), *summaries(found)]
     wide, method = (
-        max([len(text) for text in texts] + [9]) for texts in ([r.name for r in rows], [r.method for r in rows])
+        max([len(text) for text in texts] + [9]) for texts in ([r.title for r in rows], [r.method for r in rows])
     )
     for protocol in dict.fromkeys(row.protocol for row in rows):
         some = [row for row in rows if row.protocol == protocol]
@@ -231,7 +246,7 @@ def report(found: Sequence[Trial]) -> list[str]:
         lines += [f"{'structure':{wide}}  {'method':{method}} {head}  targets cases"]
         for row in some:
             cells = " ".join(f"{_shown(row, c):>{_width(c)}}" for c in columns)
-            lines += [f"{row.name:{wide}}  {row.method:{method}} {cells}  {row.targets:7d} {row.cases:5d}"]
+            lines += [f"{row.title:{wide}}  {row.method:{method}} {cells}  {row.targets:7d} {row.cases:5d}"]
         lines += [""]
     return [
         *lines,

@@ -38,6 +38,10 @@ class Method(Protocol):
         """The mask after these clicks, of which only the last is new."""
         ...
 
+
+class SliceMethod(Method, Protocol):
+    """A method that takes boxes in a slice as well."""
+
     def box(self, box: Box2D) -> np.ndarray:
         """The mask of this box alone, (x0, y0, x1, y1) in pixels of the slice."""
         ...
@@ -85,7 +89,7 @@ class ModelMethod:
         )
 
     def box(self, box: Box2D) -> np.ndarray:
-        """See `Method`."""
+        """See `SliceMethod`."""
         x0, y0, x1, y1 = box  # edges; the corners of a prompt are voxel centres
         corners = (self._ijk((y0, x0)), self._ijk((max(y1 - 1, y0), max(x1 - 1, x0))))
         return self._answer([Prompt(kind="box", corners=corners, scope="slice")])
@@ -132,7 +136,7 @@ class SamMethod:
         return answer.logits[0] > 0
 
     def box(self, box: Box2D) -> np.ndarray:
-        """See `Method`."""
+        """See `SliceMethod`."""
         return self.sam.predict(box=np.array(box)).logits[0] > 0
 
 
@@ -176,10 +180,6 @@ class PropagatedSam:
             for step in (-1, 1):
                 self._walk(index, step, given)
         return np.moveaxis(self.found, 0, self.axis)
-
-    def box(self, box: Box2D) -> np.ndarray:
-        """Not tested in whole volumes."""
-        raise NotImplementedError
 
     def _clicked(self, index: int, clicks: Sequence[Click], former: np.ndarray) -> np.ndarray:
         """The mask (H, W) of a clicked slice."""

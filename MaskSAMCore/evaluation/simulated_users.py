@@ -28,7 +28,7 @@ import numpy as np
 
 from MaskSAMCore.data.simulate import Click, box_with_overlap, error_click, random_clicks
 from MaskSAMCore.evaluation.drawn_prompts import drawn_lasso, drawn_scribble
-from MaskSAMCore.evaluation.methods import Method, ModelMethod, PropagatedSam, SamMethod
+from MaskSAMCore.evaluation.methods import Method, ModelMethod, PropagatedSam, SamMethod, SliceMethod
 from MaskSAMCore.evaluation.metrics import dice
 from MaskSAMCore.inference.zeroshot import colours, grey_values, picture
 from MaskSAMCore.preprocessing.masks import tight_box
@@ -273,7 +273,7 @@ class Study:
         channel = volume.as_channels()[0]
         window = grey_values(channel)
         for index in sorted({i for some in chosen.values() for i in some}):
-            methods: list[Method] = [ModelMethod(self.name, session, volume.grid, (axis, index), cancel)]
+            methods: list[SliceMethod] = [ModelMethod(self.name, session, volume.grid, (axis, index), cancel)]
             if self.sam is not None:
                 seen = volume.as_channels().take(index, axis=axis + 1) if self.colour else None
                 self.sam.set_image(picture(channel.take(index, axis=axis), *window) if seen is None else colours(seen))

@@ -261,23 +261,23 @@ class Autozoom:
         return self._obeyed(replace(known, shape=known.shape.pasted(mask, block), side=window.side), hints)
 
     def _obeyed(self, known: Known, hints: Sequence[Hint]) -> Known:
-        """The structure with every clicked voxel as it was clicked, and no voxel of another structure."""
+        """The structure with every clicked voxel as it was clicked, but no voxel of another structure."""
+        last = np.array(self.scan.shape) - 1
+        marked = [(np.rint(h.points).astype(int).clip(0, last), h.positive) for h in hints if h.points is not None]
+        if marked:
+            every = np.concatenate([places for places, _ in marked])
+            low, high = every.min(0), every.max(0) + 1
+            block = triple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+            mask = known.shape.cut(block)
+            for places, positive in marked:
+                mask[tuple((places - low).T)] = positive
+            known = replace(known, shape=known.shape.pasted(mask, block))
         for hint in hints:
             if hint.excluded and hint.region is not None and known.shape.block.size:
                 here = triple(slice(int(a), int(b)) for a, b in zip(known.shape.corner, known.shape.end, strict=True))
                 others = Shape3D(block=hint.region, corner=hint.corner).cut(here)
                 known = replace(known, shape=known.shape.pasted(known.shape.block & ~others, here))
-        last = np.array(self.scan.shape) - 1
-        marked = [(np.rint(h.points).astype(int).clip(0, last), h.positive) for h in hints if h.points is not None]
-        if not marked:
-            return known
-        every = np.concatenate([places for places, _ in marked])
-        low, high = every.min(0), every.max(0) + 1
-        block = triple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-        mask = known.shape.cut(block)
-        for places, positive in marked:
-            mask[tuple((places - low).T)] = positive
-        return replace(known, shape=known.shape.pasted(mask, block))
+        return known
 
 
 def best_size(answers: Sequence[Answer], usual: float) -> Answer | None:

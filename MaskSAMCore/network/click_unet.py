@@ -16,7 +16,7 @@ from MaskSAMCore.errors import ModelError
 from MaskSAMCore.network.convolution import Conv3d, zero_init
 from MaskSAMCore.network.segmenter import Segmenter
 
-HIDDEN = 32
+CONDITION = 32
 
 
 def divisors(flat: int, levels: int) -> tuple[int, int, int]:
@@ -25,29 +25,29 @@ def divisors(flat: int, levels: int) -> tuple[int, int, int]:
 
 
 class Block(nn.Module):
-    """Two convolutions with a skip; the numbers of the patch scale and shift what the first one found.
+    """Two convolutions with a skip; the numbers of the patch scale and shift the first one's features (FiLM).
 
     Args:
-        inner, outer: Channels in and out.
-        kernel: Of both convolutions, (d, h, w).
+        in_channels, out_channels: Of the block.
+        kernel_size: Of both convolutions, (d, h, w).
     """
 
-    def __init__(self, inner: int, outer: int, kernel: tuple[int, int, int]) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: tuple[int, int, int]) -> None:
         super().__init__()
-        padding = tuple(n // 2 for n in kernel)
-        self.first = Conv3d(inner, outer, kernel, padding=padding, bias=False)  # type: ignore[arg-type]
-        self.norm1 = nn.InstanceNorm3d(outer, affine=True)
-        self.tell = nn.Linear(HIDDEN, 2 * outer)
-        self.second = Conv3d(outer, outer, kernel, padding=padding, bias=False)  # type: ignore[arg-type]
-        self.norm2 = nn.InstanceNorm3d(outer, affine=True)
-        self.skip = nn.Identity() if inner == outer else Conv3d(inner, outer, 1, bias=False)
-        zero_init(self.tell)
+        padding = tuple(n // 2 for n in kernel_size)
+        self.conv1 = Conv3d(in_channels, out_channels, kernel_size, padding=padding, bias=False)  # type: ignore[arg-type]
+        self.norm1 = nn.InstanceNorm3d(out_channels, affine=True)
+        self.film = nn.Linear(CONDITION, 2 * out_channels)
+        self.conv2 = Conv3d(out_channels, out_channels, kernel_size, padding=padding, bias=False)  # type: ignore[arg-type]
+        self.norm2 = nn.InstanceNorm3d(out_channels, affine=True)
+        self.skip = nn.Identity() if in_channels == out_channels else Conv3d(in_channels, out_channels, 1, bias=False)
+        zero_init(self.film)
 
-    def forward(self, x: Tensor, told: Tensor) -> Tensor:
-        """Map x (B, inner, D, H, W), told (B, HIDDEN), to (B, outer, D, H, W)."""
-        scale, shift = self.tell(told)[:, :, None, None, None].chunk(2, dim=1)
-        y = F.leaky_relu(self.norm1(self.first(x)) * (1 + scale) + shift, 0.01)
-        return F.leaky_relu(self.norm2(self.second(y)) + self.skip(x), 0.01)
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Map x (B, in_channels, D, H, W), condition (B, CONDITION), to (B, out_channels, D, H, W)."""
+        scale, shift = self.film(condition)[:, :, None, None, None].chunk(2, dim=1)
+        y = F.leaky_relu(self.norm1(self.conv1(x)) * (1 + scale) + shift, 0.01)
+        return F.leaky_relu(self.norm2(self.conv2(y)) + self.skip(x), 0.01)
 
 
 class ClickUNet(Segmenter):
@@ -62,7 +62,7 @@ class ClickUNet(Segmenter):
         widths = cfg.source.widths[::-1]
         kernels = [(1, 3, 3)] + [(3, 3, 3)] * (len(widths) - 1)
         ends = (1 + len(PROMPT_MAPS) + len(GROWN_MAPS), *widths)
-        self.tell = nn.Sequential(nn.Linear(len(PATCH_FACTS), HIDDEN), nn.SiLU())
+        self.embed = nn.Sequential(nn.Linear(len(PATCH_FACTS), CONDITION), nn.SiLU())
         self.down = nn.ModuleList(Block(a, b, k) for a, b, k in zip(ends, ends[1:], kernels, strict=False))
         self.up = nn.ModuleList(
             Block(widths[n + 1] + widths[n], widths[n], kernels[n]) for n in reversed(range(len(widths) - 1))
@@ -79,13 +79,13 @@ class ClickUNet(Segmenter):
         """Switch gradient checkpointing on or off."""
         self.checkpointing = enabled
 
-    def answer(self, image: Tensor, maps: Tensor, told: Tensor, *, flat: int) -> Tensor:
+    def answer(self, image: Tensor, maps: Tensor, facts: Tensor, *, flat: int) -> Tensor:
         """Logits (B, 1, D, H, W) of the structure that the prompts mean.
 
         Args:
             image: (B, 1, D, H, W), normalised over the patch.
             maps: (B, 9, D, H, W), the channels `PROMPT_MAPS` and `GROWN_MAPS`, each from 0 to 1.
-            told: (B, 3), the numbers `PATCH_FACTS`.
+            facts: (B, 3), the numbers `PATCH_FACTS`.
             flat: Levels that are pooled within the slices alone; see `preprocessing.zoom_windows`.
 
         Raises:
@@ -95,24 +95,24 @@ class ClickUNet(Segmenter):
         if any(n % m for n, m in zip(image.shape[2:], needed, strict=True)):
             why = f"(D, H, W) must be multiples of {needed}"
             raise ModelError("the patch does not fit the network", where=f"input {tuple(image.shape)}", why=why)
-        hidden = self.tell(told)
+        condition = self.embed(facts)
         x, skips = torch.cat([image, maps], 1), list[Tensor]()
         for level, block in enumerate(self.down):
             if level:
                 x = F.max_pool3d(x, _step(level, flat))
-            x = self._run(block, x, hidden)
+            x = self._run(block, x, condition)
             skips.append(x)
         for level, block in zip(reversed(range(1, self.levels)), self.up, strict=True):
             x = F.interpolate(x, scale_factor=[float(n) for n in _step(level, flat)], mode="nearest")
-            x = self._run(block, torch.cat([x, skips[level - 1]], 1), hidden)
+            x = self._run(block, torch.cat([x, skips[level - 1]], 1), condition)
         logits: Tensor = self.out(x).float()
         return logits
 
-    def _run(self, block: nn.Module, x: Tensor, told: Tensor) -> Tensor:
+    def _run(self, block: nn.Module, x: Tensor, condition: Tensor) -> Tensor:
         if self.checkpointing and self.training:
-            result: Tensor = checkpoint(block, x, told, use_reentrant=False)
+            result: Tensor = checkpoint(block, x, condition, use_reentrant=False)
             return result
-        return block(x, told)
+        return block(x, condition)
 
 
 def _step(level: int, flat: int) -> tuple[int, int, int]:

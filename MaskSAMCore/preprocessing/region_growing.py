@@ -7,6 +7,8 @@ grows from the prompts needs to reach the voxel.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -62,9 +64,8 @@ def _inner(region: np.ndarray) -> np.ndarray:
     return np.asarray(depth >= INNER * depth.max())
 
 
-def _halved(x: np.ndarray, pool: object) -> np.ndarray:
-    halved: torch.Tensor = pool(torch.from_numpy(x)[None, None], (1, 2, 2))[0, 0]  # type: ignore[operator]
-    return halved.numpy()
+def _halved(x: np.ndarray, pool: Callable[..., torch.Tensor]) -> np.ndarray:
+    return pool(torch.from_numpy(x)[None, None], (1, 2, 2))[0, 0].numpy()
 
 
 def _doubled(x: np.ndarray, size: tuple[int, ...]) -> np.ndarray:

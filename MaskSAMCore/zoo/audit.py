@@ -39,7 +39,7 @@ PARTS: dict[str, str] = {
     "encoder.necks.": "3-D necks",
     "prompt_unet.": "prompt U-Net",
     "mla.": "aggregation decoder",
-    "tell.": "U-Net for clicks (ours)",
+    "embed.": "U-Net for clicks (ours)",
     "down.": "U-Net for clicks (ours)",
     "up.": "U-Net for clicks (ours)",
     "out.": "U-Net for clicks (ours)",

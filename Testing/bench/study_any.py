@@ -100,10 +100,6 @@ class GrowFromSeeds:
         grow.Update()
         return vtk_to_numpy(grow.GetOutput().GetPointData().GetScalars()).reshape(seeds.shape)
 
-    def box(self, box: object) -> np.ndarray:
-        """Not tested."""
-        raise NotImplementedError
-
 
 def main() -> None:
     """Measure what is missing, and write the tables."""

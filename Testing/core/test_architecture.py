@@ -20,7 +20,7 @@ FILES = {
     "terminology": "terminology",
     "device": "device",
     "commandline": "commandline",
-    "commands": "__main__ api outputs segment prepare train teach evaluate models demo",
+    "commands": "__main__ api interactive_session outputs segment prepare train teach evaluate models demo",
 }
 FOLDERS = (
     "config",

@@ -200,10 +200,20 @@ def test_what_only_a_collection_takes_is_refused_elsewhere(more: list[str], word
     assert word in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("more", [["--set", "data.view=coronal"], ["--workers", "2"]])
+def test_what_a_collection_does_not_use_is_refused(
+    more: list[str], sources: list[Path], tmp_path: Path, capsys
+) -> None:
+    assert prepare([str(sources[0]), "-o", str(tmp_path / "cache"), "--preset", "any", *more]) == 2
+    assert more[0] in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()
+
+
 @pytest.mark.slow
 def test_mobilesam_itself_finds_structures(collection: Collection, mobile_sam: Path) -> None:
     sam = ZeroShot("mobile", mobile_sam)
     found = list(sam_structures(collection.volumes["scan 0"], sam, np.random.default_rng(0)))
+    assert found
     assert all(each.mask.any() for each in found)
 
 

@@ -397,7 +397,7 @@ def test_means_over_volumes_weigh_each_volume_alike():
         trial([0.9], protocol=VOLUMES, case="b", name="ball"),
     ]
     lines = interactive.volume_means(found)
-    assert [(line.name, line.targets, line.cases) for line in lines] == [
+    assert [(line.title, line.targets, line.cases) for line in lines] == [
         ("a", 2, 1),
         ("b", 1, 1),
         (interactive.OVER_VOLUMES, 3, 2),
@@ -405,6 +405,8 @@ def test_means_over_volumes_weigh_each_volume_alike():
     assert [line.mean["dice_1"] for line in lines] == pytest.approx([0.3, 0.9, 0.6])
     assert interactive.card_figures(found)[VOLUMES]["mean over volumes, m"]["dice_1"] == pytest.approx(0.6)
     assert "mean over volumes" in "\n".join(interactive.report(found))
+    rows = [row for row in csv.DictReader(interactive.table(found).splitlines()) if row["structure"] == "all"]
+    assert [(row["case"], row["dice_1"]) for row in rows][:2] == [("a", "0.3"), ("b", "0.9")]
     assert interactive.volume_means(found[2:]) == []
 
 

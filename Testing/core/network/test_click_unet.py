@@ -52,7 +52,7 @@ def test_a_prompt_reaches_the_other_end_of_the_patch() -> None:
 
 def test_what_is_told_changes_the_answer_once_it_is_learned() -> None:
     model, size = network(), (4, 16, 16)
-    torch.nn.init.normal_(model.down[0].tell.weight)
+    torch.nn.init.normal_(model.down[0].film.weight)
     image, maps = torch.randn(1, 1, *size), torch.zeros(1, CHANNELS, *size)
     thin, thick = (
         model.answer(image, maps, torch.tensor([facts((d, 1.0, 1.0), 1.0, False)]), flat=1) for d in (1.0, 6.0)

@@ -77,9 +77,12 @@ def test_other_structures_are_left_alone(folder: Path) -> None:
         assert alone[place].any()
         before = apply(np.zeros(SHAPE, np.uint8), engine.prompt(opened, 2, [others, POINT]))
         after = apply(np.zeros(SHAPE, np.uint8), engine.prompt(opened, 3, [POINT, others]))
+        into = {**POINT, "position": (COLUMN + 2, ROW, SLICE)}
+        clicked = apply(np.zeros(SHAPE, np.uint8), engine.prompt(opened, 4, [POINT, others, into]))
         assert before.any()
         assert not before[place].any()
         assert not after[place].any()
+        assert not clicked[place].any(), "not even by a click"
         knows = engine.open(volume.array, volume.grid.affine, "hippocampus-mr", modality="MR")
         with pytest.raises(PromptError, match="cannot be shown other structures"):
             engine.prompt(knows, 1, [others, POINT])
