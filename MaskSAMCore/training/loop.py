@@ -132,8 +132,9 @@ class Trainer(Learner):
                     self.hooks.release(self.model, figures, self.step)
                 row |= figures
             if self.rank == 0:
-                self.save()
+                # The row first: a resumed run drops rows ahead of its checkpoint, but cannot make a missing one.
                 self.hooks.add_row({"epoch": epoch + 1, "step": self.step, **row})
+                self.save()
             if self.world > 1:
                 torch.distributed.barrier()
 

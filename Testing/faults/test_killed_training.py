@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import random
 import shutil
 import time
@@ -9,6 +10,7 @@ import time
 import pytest
 
 from MaskSAMCore import train
+from MaskSAMCore.training.loop import Trainer
 from Testing.runs import arguments, assert_equal, final, start, wait_for_checkpoint
 
 
@@ -24,6 +26,28 @@ def test_killed_and_resumed_ends_with_the_same_weights(phantom_data, straight_ru
     assert train.main(arguments(phantom_data, run, "--resume")) == 0
     assert_equal(final(straight_run), final(run))
     assert (run / "metrics.csv").read_text().count("\n") == 4
+
+
+class _Killed(BaseException):
+    """In place of SIGKILL, at a place that no timer finds."""
+
+
+@pytest.mark.slow
+def test_killed_right_after_a_checkpoint_keeps_its_row(phantom_data, straight_run, tmp_path, monkeypatch):
+    run, save = tmp_path / "run", Trainer.save
+
+    def save_and_die(trainer: Trainer) -> None:
+        save(trainer)
+        raise _Killed
+
+    monkeypatch.setattr(Trainer, "save", save_and_die)
+    with pytest.raises(_Killed):
+        train.main(arguments(phantom_data, run))
+    monkeypatch.undo()
+    assert train.main(arguments(phantom_data, run, "--resume")) == 0
+    with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2", "3"]
+    assert_equal(final(straight_run), final(run))
 
 
 @pytest.mark.slow
